@@ -1,0 +1,26 @@
+//! Shoal's benchmark suite, and the parts that its tests share with it: a
+//! cluster of real processes, a client, the oracle and the comparison of
+//! answers.
+//!
+//! Nothing here is linked into the `shoal` binary.
+
+pub mod answer;
+pub mod client;
+pub mod cluster;
+mod flight_peer;
+pub mod ingest;
+pub mod node;
+pub mod oracle;
+pub mod peers;
+pub mod point;
+pub mod process;
+pub mod report;
+pub mod scan;
+pub mod slt;
+pub mod tpch;
+pub mod tpch_data;
+
+pub use answer::{Answer, Difference};
+pub use client::{Client, ClientError, Outcome};
+pub use cluster::{Cluster, ClusterOptions, Program};
+pub use oracle::Oracle;

@@ -1,0 +1,72 @@
+//! `shoal-benches`: runs a benchmark against a real cluster of this build.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use shoal_benches::peers::PeerCommand;
+use shoal_benches::{ingest, peers, point, scan, tpch};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures Shoal side by side with its peers, on this machine, in one run.
+///
+/// The last line of each benchmark is `name key=value ...`, for scripts.
+#[derive(Debug, Parser)]
+#[command(name = "shoal-benches", version)]
+struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// All 22 queries of TPC-H, every answer checked
+    Tpch(tpch::TpchArgs),
+    /// COPY of lineitem with three replicas, against DataFusion writing one copy
+    Ingest(ingest::IngestArgs),
+    /// Lookups of single rows by shard key, at 1, 16 and 64 clients
+    Point(point::PointArgs),
+    /// A whole table streamed out through Flight
+    Scan(scan::ScanArgs),
+    /// A process that a benchmark starts
+    #[command(hide = true)]
+    Peer {
+        #[command(subcommand)]
+        peer: PeerCommand,
+    },
+}
+
+fn main() -> ExitCode {
+    // Nodes of a benchmark's cluster are this executable again.
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if args.get(1).is_some_and(|first| first == "shoal") {
+        return shoal::main_with_args(args.into_iter().skip(1));
+    }
+    let args = Args::parse_from(args);
+    match run(args.bench) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(bench: Bench) -> anyhow::Result<bool> {
+    if let Bench::Peer { peer } = bench {
+        return peers::serve(&peer).map(|()| true);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match bench {
+            Bench::Tpch(args) => tpch::run(&args).await,
+            Bench::Ingest(args) => ingest::run(&args).await,
+            Bench::Point(args) => point::run(&args).await,
+            Bench::Scan(args) => scan::run(&args).await,
+            Bench::Peer { .. } => Ok(true),
+        }
+    })
+}

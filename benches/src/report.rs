@@ -1,0 +1,170 @@
+//! What a benchmark shows: lines on the screen, JSON and a chart on disk, and
+//! the last line for scripts.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use plotters::prelude::*;
+use serde::Serialize;
+
+/// Shows a line on standard output.
+pub fn say(line: impl Display) {
+    // Whoever reads it may have had enough.
+    let _closed = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+/// A benchmark's last line: `name key=value ...`.
+#[derive(Debug)]
+pub struct Summary {
+    line: String,
+}
+
+impl Summary {
+    /// Begins with the benchmark's name.
+    pub fn new(name: &str) -> Self {
+        Self { line: name.to_owned() }
+    }
+
+    /// Adds a value as it is written.
+    pub fn with(mut self, key: &str, value: impl Display) -> Self {
+        self.line.push_str(&format!(" {key}={value}"));
+        self
+    }
+
+    /// Adds a number with two digits behind the point.
+    pub fn with_number(self, key: &str, value: f64) -> Self {
+        self.with(key, format!("{value:.2}"))
+    }
+
+    /// Shows it.
+    pub fn print(&self) {
+        say(&self.line);
+    }
+
+    /// The line.
+    pub fn as_str(&self) -> &str {
+        &self.line
+    }
+}
+
+/// Writes a report as JSON.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_json(path: &Path, report: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(report)?;
+    std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
+}
+
+/// The middle value; the mean of the two in the middle of an even number.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[odd / 2],
+        even => (sorted[even / 2 - 1] + sorted[even / 2]) / 2.0,
+    }
+}
+
+/// The value below which `share` (0 to 1) of the values lie.
+pub fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    let index = ((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1).min(last);
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}
+
+/// One series of a bar chart.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// In the legend.
+    pub name: String,
+    /// One value for each label.
+    pub values: Vec<f64>,
+}
+
+const COLOURS: [RGBColor; 5] = [
+    RGBColor(0, 107, 164),
+    RGBColor(255, 128, 14),
+    RGBColor(171, 171, 171),
+    RGBColor(89, 89, 89),
+    RGBColor(95, 158, 209),
+];
+
+/// Draws grouped bars as SVG.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_bars(path: &Path, title: &str, unit: &str, labels: &[String], series: &[Series]) -> Result<()> {
+    let values = series.iter().flat_map(|one| &one.values).copied().filter(|value| value.is_finite());
+    let top = values.fold(0.0, f64::max).max(f64::MIN_POSITIVE) * 1.05;
+    let area = SVGBackend::new(path, (1200, 480)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(title, ("sans-serif", 20))
+        .margin(12)
+        .x_label_area_size(32)
+        .y_label_area_size(64)
+        .build_cartesian_2d(0.0..labels.len() as f64, 0.0..top)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(labels.len() * 2)
+        .x_label_formatter(&|x| {
+            // A label stands at the middle of its group.
+            let is_middle = (x.fract() - 0.5).abs() < 1e-6;
+            if is_middle { labels.get(*x as usize).cloned().unwrap_or_default() } else { String::new() }
+        })
+        .y_desc(unit)
+        .draw()?;
+    let width = 0.8 / series.len().max(1) as f64;
+    for (index, one) in series.iter().enumerate() {
+        let colour = COLOURS[index % COLOURS.len()];
+        let bars = one.values.iter().enumerate().filter(|(_, value)| value.is_finite()).map(|(group, value)| {
+            let left = group as f64 + 0.1 + index as f64 * width;
+            Rectangle::new([(left, 0.0), (left + width, *value)], colour.filled())
+        });
+        chart
+            .draw_series(bars)?
+            .label(one.name.clone())
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
+    }
+    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    area.present().with_context(|| format!("write {}", path.display()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_percentiles() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(percentile(&hundred, 0.5), 50.0);
+        assert_eq!(percentile(&hundred, 0.99), 99.0);
+        assert_eq!(percentile(&[7.0], 0.99), 7.0);
+    }
+
+    #[test]
+    fn the_last_line_is_made_of_keys_and_values() {
+        let summary = Summary::new("tpch").with("right", "22/22").with_number("ratio_datafusion", 1.456);
+        assert_eq!(summary.as_str(), "tpch right=22/22 ratio_datafusion=1.46");
+    }
+
+    #[test]
+    fn a_chart_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chart.svg");
+        let labels: Vec<String> = (1..=22).map(|query| format!("q{query}")).collect();
+        let series = [Series { name: "shoal".into(), values: vec![f64::NAN; 22] }];
+        write_bars(&path, "TPC-H", "ms", &labels, &series).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("</svg>"));
+    }
+}

@@ -1,0 +1,123 @@
+//! `shoal-benches scan`: a whole table streamed out through Flight, against
+//! single-process DataFusion behind the same Flight encoding.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use futures::TryStreamExt;
+use serde::Serialize;
+use shoal_data::sample::TpchTable;
+
+use crate::client::Client;
+use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::peers::FlightPeer;
+use crate::process::{peak_bytes, reset_peak};
+use crate::report::{Summary, median, say, write_json};
+use crate::tpch::plain_files;
+use crate::tpch_data::{TpchData, data_root};
+
+const SCAN: &str = "SELECT * FROM lineitem";
+
+/// What to run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ScanArgs {
+    /// TPC-H scale factor
+    #[arg(long, default_value_t = 1.0)]
+    pub scale: f64,
+    /// Workers of the cluster
+    #[arg(long, default_value_t = 4)]
+    pub workers: usize,
+    /// Threads of each worker
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Shards of the table
+    #[arg(long, default_value_t = 8)]
+    pub shards: u32,
+    /// Scans of each side, one after the other, after one of each to warm up
+    #[arg(long, default_value_t = 3)]
+    pub runs: usize,
+    /// Write everything measured here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    rows: usize,
+    shoal_rows_per_s: Vec<f64>,
+    datafusion_rows_per_s: Vec<f64>,
+    coordinator_peak_mb: f64,
+    peer_peak_mb: f64,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When a scan fails or gives another number of rows.
+pub async fn run(args: &ScanArgs) -> Result<bool> {
+    let data = TpchData::ensure(&data_root(), args.scale)?;
+    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    options.threads = args.threads;
+    options.import_roots = vec![data.dir().to_owned()];
+    options.parent_dir = Some(data_root());
+    let cluster = Arc::new(Cluster::start(&options)?);
+    let mut client = cluster.connect().await?;
+    client.update(&TpchTable::Lineitem.create_statement(args.shards, None)).await?;
+    let loaded = client.update(&data.copy_statement(TpchTable::Lineitem)).await?;
+
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let peer = FlightPeer::start(cores, &plain_files(&data))?;
+    // A coordinator that has just loaded holds memory from that: only what
+    // streaming takes is to be seen.
+    cluster.restart("coordinator")?;
+    cluster.wait_until_joined(args.workers)?;
+    let coordinator = cluster.pid("coordinator")?;
+    reset_peak(coordinator)?;
+    let mut report = Report {
+        rows: usize::try_from(loaded)?,
+        shoal_rows_per_s: Vec::new(),
+        datafusion_rows_per_s: Vec::new(),
+        coordinator_peak_mb: 0.0,
+        peer_peak_mb: 0.0,
+    };
+    for run in 0..=args.runs {
+        let shoal = rows_per_second(&cluster.url(), report.rows).await.context("shoal")?;
+        let datafusion = rows_per_second(peer.url(), report.rows).await.context("datafusion")?;
+        say(format!("run {run}: shoal {shoal:.0} rows/s, datafusion {datafusion:.0} rows/s"));
+        if run > 0 {
+            report.shoal_rows_per_s.push(shoal);
+            report.datafusion_rows_per_s.push(datafusion);
+        }
+    }
+    report.coordinator_peak_mb = peak_bytes(coordinator) as f64 / 1e6;
+    report.peer_peak_mb = peak_bytes(peer.pid()) as f64 / 1e6;
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    let shoal = median(&report.shoal_rows_per_s);
+    Summary::new("scan")
+        .with("scale", args.scale)
+        .with("workers", args.workers)
+        .with("rows", report.rows)
+        .with("rows_per_s", format!("{shoal:.0}"))
+        .with_number("ratio_rows_per_s", shoal / median(&report.datafusion_rows_per_s))
+        .with("coordinator_peak_mb", format!("{:.0}", report.coordinator_peak_mb))
+        .with("datafusion_peak_mb", format!("{:.0}", report.peer_peak_mb))
+        .print();
+    Ok(true)
+}
+
+async fn rows_per_second(url: &str, expected: usize) -> Result<f64> {
+    let mut client = Client::connect(url).await?;
+    let started = Instant::now();
+    let mut stream = client.stream(SCAN).await?;
+    let mut rows = 0;
+    while let Some(batch) = stream.try_next().await? {
+        rows += batch.num_rows();
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    ensure!(rows == expected, "{rows} rows instead of {expected}");
+    Ok(rows as f64 / seconds)
+}

@@ -1,0 +1,218 @@
+//! Everything that can change the catalog. Commands are kept on disk as JSON
+//! for ever: fields are only added, and with a default.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use serde::{Deserialize, Serialize};
+use shoal_data::table::schema_serde;
+use shoal_data::{Segment, Table};
+use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
+
+/// One change, applied as a whole or not at all.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Makes a schema.
+    CreateSchema {
+        /// Its name.
+        name: String,
+        /// Whether an existing one is left as it is.
+        if_not_exists: bool,
+    },
+    /// Removes a schema.
+    DropSchema {
+        /// Its name.
+        name: String,
+        /// Whether a missing one is no error.
+        if_exists: bool,
+        /// Whether what it holds goes with it; otherwise it must be empty.
+        cascade: bool,
+    },
+    /// Takes a table id that no other table ever had.
+    ReserveTable,
+    /// Makes a table, with the segments that it starts with.
+    CreateTable {
+        /// The table; its id was reserved.
+        table: Table,
+        /// Whether an existing one is left as it is.
+        if_not_exists: bool,
+        /// The write that filled it, for `CREATE TABLE AS`.
+        #[serde(default)]
+        write: Option<WriteRecord>,
+    },
+    /// Makes a table, in the place of the one of that name if there is one.
+    ReplaceTable {
+        /// The table; its id was reserved.
+        table: Table,
+        /// The write that filled it.
+        #[serde(default)]
+        write: Option<WriteRecord>,
+    },
+    /// Removes a table and its segments.
+    DropTable {
+        /// The schema.
+        schema_name: String,
+        /// The table.
+        name: String,
+        /// Whether a missing one is no error.
+        if_exists: bool,
+    },
+    /// Makes a view.
+    CreateView {
+        /// The view.
+        view: View,
+        /// Whether it takes the place of a view of that name.
+        or_replace: bool,
+    },
+    /// Removes a view.
+    DropView {
+        /// The schema.
+        schema_name: String,
+        /// The view.
+        name: String,
+        /// Whether a missing one is no error.
+        if_exists: bool,
+    },
+    /// Makes an external table.
+    CreateExternal {
+        /// The external table.
+        table: ExternalTable,
+        /// Whether an existing one is left as it is.
+        if_not_exists: bool,
+        /// Whether it takes the place of an external table of that name.
+        or_replace: bool,
+    },
+    /// Removes an external table; its files stay.
+    DropExternal {
+        /// The schema.
+        schema_name: String,
+        /// The external table.
+        name: String,
+        /// Whether a missing one is no error.
+        if_exists: bool,
+    },
+    /// Adds the segments of one write, all shards at once.
+    CommitWrite {
+        /// The write.
+        write: WriteRecord,
+        /// Where to.
+        table: TableId,
+        /// Its segments, with the workers on which they are durable.
+        segments: Vec<Segment>,
+        /// Whether they take the place of all that the table has.
+        replace: bool,
+    },
+    /// Remembers a worker that joined.
+    RegisterWorker {
+        /// The worker.
+        worker: WorkerRecord,
+    },
+    /// Records one more durable copy of a segment.
+    AddReplica {
+        /// The table.
+        table: TableId,
+        /// The segment.
+        segment: SegmentId,
+        /// The worker that now holds it.
+        worker: WorkerId,
+    },
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It changed the catalog.
+    Done,
+    /// There was nothing to change (`IF EXISTS`, `IF NOT EXISTS`, a copy that
+    /// is known already).
+    Unchanged,
+    /// The id that was reserved.
+    Table(TableId),
+    /// This write is committed already; nothing was changed.
+    AlreadyWritten {
+        /// Rows that it wrote.
+        rows: u64,
+    },
+}
+
+/// A write that is committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteRecord {
+    /// Chosen by whoever writes.
+    pub id: WriteId,
+    /// Rows that it wrote.
+    pub rows: u64,
+}
+
+/// A worker that joined once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    /// Stable over restarts.
+    pub id: WorkerId,
+    /// URL at which it was reached last.
+    pub address: String,
+    /// May be empty.
+    pub zone: String,
+}
+
+/// A named query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Name of the schema that holds it.
+    pub schema_name: String,
+    /// Its own name.
+    pub name: String,
+    /// The query.
+    pub sql: String,
+    /// Names given to its columns, where the statement gives them.
+    #[serde(default)]
+    pub columns: Option<Vec<String>>,
+}
+
+/// Files that are read in place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalTable {
+    /// Name of the schema that holds it.
+    pub schema_name: String,
+    /// Its own name.
+    pub name: String,
+    /// Its columns.
+    #[serde(with = "schema_serde")]
+    pub columns: SchemaRef,
+    /// `PARQUET`, `CSV` or `JSON`.
+    pub format: String,
+    /// A path or pattern below the import roots, or an object store URL.
+    pub location: String,
+    /// Options of the format, as written.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+}
+
+/// `schema` and `name`, the key of everything that has a name.
+pub(super) type Key = (String, String);
+
+/// What has a place in the one namespace of tables, views and external tables.
+pub(super) trait Named {
+    /// Its key.
+    fn key(&self) -> Key;
+}
+
+impl Named for Arc<Table> {
+    fn key(&self) -> Key {
+        (self.schema_name.clone(), self.name.clone())
+    }
+}
+
+impl Named for Arc<View> {
+    fn key(&self) -> Key {
+        (self.schema_name.clone(), self.name.clone())
+    }
+}
+
+impl Named for Arc<ExternalTable> {
+    fn key(&self) -> Key {
+        (self.schema_name.clone(), self.name.clone())
+    }
+}

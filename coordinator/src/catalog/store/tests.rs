@@ -1,0 +1,142 @@
+//! Claims about the store.
+
+use std::fs;
+
+use futures::future::join_all;
+use shoal_proto::TableId;
+
+use super::*;
+use crate::catalog::state::tests::{commit, create, segment, table};
+
+async fn with_table(catalog: &Catalog) -> TableId {
+    let Ok(Outcome::Table(id)) = catalog.apply(Command::ReserveTable).await else {
+        panic!("no table id");
+    };
+    catalog.apply(create(table(id, &format!("t{id}")))).await.unwrap();
+    id
+}
+
+fn json(catalog: &Catalog) -> String {
+    serde_json::to_string(catalog.snapshot().as_ref()).unwrap()
+}
+
+#[tokio::test]
+async fn a_closed_catalog_opens_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let cluster = catalog.snapshot().cluster.clone();
+    let id = with_table(&catalog).await;
+    catalog.apply(commit("x", &segment(id, 0, "w1"))).await.unwrap();
+    let before = json(&catalog);
+    drop(catalog);
+    let catalog = Catalog::open(dir.path()).unwrap();
+    assert_eq!(json(&catalog), before);
+    assert_eq!(catalog.snapshot().cluster, cluster);
+    let again = catalog.apply(commit("x", &segment(id, 0, "w1"))).await.unwrap();
+    assert_eq!(again, Outcome::AlreadyWritten { rows: 10 });
+}
+
+/// What a kill -9 leaves: the file as it is at some moment, without a close.
+#[tokio::test]
+async fn every_acknowledged_command_is_there_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let crashed = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let id = with_table(&catalog).await;
+    for number in 0..20 {
+        catalog.apply(commit(&number.to_string(), &segment(id, 0, "w1"))).await.unwrap();
+        let before = json(&catalog);
+        fs::copy(dir.path().join(FILE), crashed.path().join(FILE)).unwrap();
+        let recovered = Catalog::open(crashed.path()).unwrap();
+        assert_eq!(json(&recovered), before, "after command {number}");
+    }
+}
+
+#[tokio::test]
+async fn commands_from_many_sides_are_all_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let id = with_table(&catalog).await;
+    // Enough to fold the log into a snapshot more than once.
+    let count = 2 * SNAPSHOT_EVERY + 10;
+    let writes = (0..count).map(|number| {
+        let catalog = catalog.clone();
+        async move { catalog.apply(commit(&number.to_string(), &segment(id, 0, "w1"))).await.unwrap() }
+    });
+    assert!(join_all(writes).await.iter().all(|outcome| *outcome == Outcome::Done));
+    let before = json(&catalog);
+    assert_eq!(catalog.snapshot().table_by_id(id).unwrap().segments.len() as u64, count);
+    drop(catalog);
+    let catalog = Catalog::open(dir.path()).unwrap();
+    assert_eq!(json(&catalog), before);
+}
+
+#[tokio::test]
+async fn a_refused_command_leaves_its_neighbours_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let id = with_table(&catalog).await;
+    let good = segment(id, 0, "w1");
+    let bad = segment(TableId(99), 0, "w1");
+    let (a, b, c) = tokio::join!(
+        catalog.apply(commit("a", &good)),
+        catalog.apply(commit("b", &bad)),
+        catalog.apply(Command::ReserveTable),
+    );
+    assert_eq!(a.unwrap(), Outcome::Done);
+    assert!(matches!(b, Err(Error::NotFound(_))));
+    assert!(matches!(c, Ok(Outcome::Table(_))));
+}
+
+#[tokio::test]
+async fn a_newer_catalog_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Catalog::open(dir.path()).unwrap());
+    let database = open_database(&dir.path().join(FILE)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(META).unwrap().insert("format", FORMAT + 1).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = Catalog::open(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)));
+    let message = error.to_string();
+    assert!(message.contains("format 2") && message.contains("reads up to format 1"), "{message}");
+}
+
+#[tokio::test]
+async fn a_catalog_is_open_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let _open = Catalog::open(dir.path()).unwrap();
+    let message = Catalog::open(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("open in another process"), "{message}");
+}
+
+#[tokio::test]
+async fn garbage_is_not_taken_for_a_catalog() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(FILE), vec![7; 8192]).unwrap();
+    assert!(Catalog::open(dir.path()).is_err());
+}
+
+#[tokio::test]
+async fn what_is_dropped_is_told_once_after_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let id = with_table(&catalog).await;
+    let held = segment(id, 0, "w1");
+    catalog.apply(commit("x", &held)).await.unwrap();
+    assert!(catalog.take_dropped().is_empty());
+    let gone = catalog.snapshot();
+    let table = gone.table_by_id(id).unwrap();
+    let drop = Command::DropTable {
+        schema_name: table.schema_name.clone(),
+        name: table.name.clone(),
+        if_exists: false,
+    };
+    catalog.apply(drop).await.unwrap();
+    let dropped = catalog.take_dropped();
+    assert_eq!(dropped.len(), 1);
+    assert_eq!(dropped[0].segment.id, held.id);
+    assert_eq!(dropped[0].version, catalog.snapshot().version);
+    assert!(catalog.take_dropped().is_empty());
+}

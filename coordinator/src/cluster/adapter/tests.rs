@@ -1,0 +1,236 @@
+//! Claims about the cluster as a whole, over a real catalog.
+
+use shoal_proto::TableId;
+use shoal_proto::cluster::HeldSegment;
+
+use super::*;
+use crate::catalog::Outcome;
+use crate::catalog::state::tests::{commit, create, segment, table};
+
+struct Fixture {
+    cluster: Cluster,
+    _dir: tempfile::TempDir,
+}
+
+impl std::ops::Deref for Fixture {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+fn cluster() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    Fixture { cluster: Cluster::new(Catalog::open(dir.path()).unwrap()), _dir: dir }
+}
+
+fn request(worker: &str, held: &[SegmentName]) -> JoinRequest {
+    JoinRequest {
+        worker: worker.to_owned(),
+        address: format!("http://{worker}"),
+        threads: 1,
+        incarnation: "one".to_owned(),
+        held: held.iter().map(|name| HeldSegment { name: name.to_string(), bytes: 100 }).collect(),
+        ..JoinRequest::default()
+    }
+}
+
+fn beat(cluster: &Cluster, worker: &str, stream: StreamNumber) -> Orders {
+    let beat = Beat { worker: worker.to_owned(), incarnation: "one".to_owned(), ..Beat::default() };
+    cluster.beat(stream, beat)
+}
+
+/// Joins and beats; what the worker was told to discard.
+async fn join(cluster: &Cluster, worker: &str, held: &[SegmentName]) -> Vec<String> {
+    let reply = cluster.join(request(worker, held)).await.unwrap();
+    let orders = beat(cluster, worker, cluster.open_stream());
+    assert!(!orders.rejoin);
+    reply.discard
+}
+
+/// A table on `w1` (shard 0) and `w2` (shard 1).
+async fn with_table(cluster: &Cluster) -> TableId {
+    let Ok(Outcome::Table(id)) = cluster.catalog.apply(Command::ReserveTable).await else {
+        panic!("no table id");
+    };
+    cluster.catalog.apply(create(table(id, "t"))).await.unwrap();
+    id
+}
+
+fn live(cluster: &Cluster) -> Vec<String> {
+    cluster.live().workers.iter().map(|worker| worker.id.to_string()).collect()
+}
+
+#[tokio::test]
+async fn a_worker_is_live_from_its_first_beat_to_its_last_word() {
+    let cluster = cluster();
+    cluster.join(request("w1", &[])).await.unwrap();
+    assert!(live(&cluster).is_empty());
+    let stream = cluster.open_stream();
+    beat(&cluster, "w1", stream);
+    assert_eq!(live(&cluster), ["w1"]);
+    cluster.suspect(&"w1".into(), "test");
+    assert!(live(&cluster).is_empty());
+    beat(&cluster, "w1", stream);
+    assert_eq!(live(&cluster), ["w1"]);
+    cluster.disconnected(&"w1".into(), stream);
+    assert!(live(&cluster).is_empty());
+    assert!(beat(&cluster, "w1", stream).rejoin);
+    assert_eq!(cluster.catalog.snapshot().workers().count(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_of_another_cluster_is_refused() {
+    let cluster = cluster();
+    let stranger = JoinRequest { cluster: "other".to_owned(), ..request("w1", &[]) };
+    let error = cluster.join(stranger).await.unwrap_err().to_string();
+    assert!(error.contains("belongs to cluster other"), "{error}");
+    assert_eq!(cluster.catalog.snapshot().workers().count(), 0);
+}
+
+#[tokio::test]
+async fn two_workers_of_one_name_are_not_mixed_up() {
+    let cluster = cluster();
+    join(&cluster, "w1", &[]).await;
+    let other = JoinRequest {
+        incarnation: "two".to_owned(),
+        address: "http://elsewhere".to_owned(),
+        ..request("w1", &[])
+    };
+    let error = cluster.join(other.clone()).await.unwrap_err().to_string();
+    assert!(error.contains("alive at http://w1"), "{error}");
+    // The same process place, restarted, takes over at once.
+    let restarted = JoinRequest { address: "http://w1".to_owned(), ..other };
+    cluster.join(restarted).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_under_way_is_not_swept_up() {
+    let cluster = cluster();
+    let id = with_table(&cluster).await;
+    let staged = segment(id, 0, "w1");
+    let write = WriteId::random();
+    cluster.protect(&write, [staged.name()]);
+    assert!(join(&cluster, "w1", &[staged.name()]).await.is_empty());
+    // Given up: what it staged goes.
+    cluster.unprotect(&write);
+    cluster.discard(vec![(staged.name(), vec!["w1".into()])]);
+    let orders = beat(&cluster, "w1", cluster.open_stream());
+    assert_eq!(orders.discard, [staged.name().to_string()]);
+    assert_eq!(join(&cluster, "w1", &[staged.name()]).await, [staged.name().to_string()]);
+}
+
+#[tokio::test]
+async fn a_committed_segment_is_never_removed_by_mistake() {
+    let cluster = cluster();
+    let id = with_table(&cluster).await;
+    join(&cluster, "w1", &[]).await;
+    let held = segment(id, 0, "w1");
+    cluster.discard(vec![(held.name(), vec!["w1".into()])]);
+    cluster.catalog.apply(commit("x", &held)).await.unwrap();
+    assert!(beat(&cluster, "w1", cluster.open_stream()).discard.is_empty());
+}
+
+#[tokio::test]
+async fn a_dropped_table_stays_readable_until_its_readers_are_done() {
+    let cluster = cluster();
+    let id = with_table(&cluster).await;
+    join(&cluster, "w1", &[]).await;
+    let held = segment(id, 0, "w1");
+    let name = held.name();
+    cluster.catalog.apply(commit("x", &held)).await.unwrap();
+    let reader = cluster.pin();
+    let drop_table =
+        Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false };
+    cluster.catalog.apply(drop_table).await.unwrap();
+    cluster.collect();
+    assert!(beat(&cluster, "w1", cluster.open_stream()).discard.is_empty());
+    assert_eq!(cluster.locate(&name).await.unwrap().replicas[0].worker, "w1".into());
+    assert!(join(&cluster, "w1", &[name]).await.is_empty(), "a joining worker was told to drop it");
+    drop(reader);
+    cluster.collect();
+    assert_eq!(beat(&cluster, "w1", cluster.open_stream()).discard, [name.to_string()]);
+    assert_eq!(cluster.locate(&name).await.unwrap_err().code, ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn a_copy_counts_once_it_is_in_the_catalog() {
+    let cluster = cluster();
+    let id = with_table(&cluster).await;
+    join(&cluster, "w1", &[]).await;
+    join(&cluster, "w2", &[]).await;
+    // Only `w2` has it, and `w1` should.
+    let held = segment(id, 0, "w2");
+    let name = held.name();
+    cluster.catalog.apply(commit("x", &held)).await.unwrap();
+    cluster.order_copies(Instant::now());
+    cluster.order_copies(Instant::now());
+    let stream = cluster.open_stream();
+    let orders = beat(&cluster, "w1", stream);
+    assert_eq!(orders.fetch.len(), 1, "{orders:?}");
+    assert_eq!((orders.fetch[0].name.clone(), orders.fetch[0].crc32c), (name.to_string(), 7));
+    assert_eq!(orders.fetch[0].from[0].worker, "w2");
+    let done = Beat {
+        worker: "w1".to_owned(),
+        incarnation: "one".to_owned(),
+        fetched: vec![name.to_string()],
+        ..Beat::default()
+    };
+    cluster.beat(stream, done);
+    assert_eq!(cluster.locate(&name).await.unwrap().replicas.len(), 1);
+    cluster.record_fetched().await;
+    assert_eq!(cluster.locate(&name).await.unwrap().replicas.len(), 2);
+    cluster.order_copies(Instant::now());
+    assert!(beat(&cluster, "w1", stream).fetch.is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_without_its_files_is_not_read_from() {
+    let cluster = cluster();
+    let id = with_table(&cluster).await;
+    let mut held = segment(id, 0, "w1");
+    held.replicas.push("w2".into());
+    let name = held.name();
+    cluster.catalog.apply(commit("x", &held)).await.unwrap();
+    join(&cluster, "w1", &[]).await;
+    join(&cluster, "w2", &[name]).await;
+    assert!(!cluster.live().get(&"w1".into()).unwrap().holds.contains(&name));
+    let located = cluster.locate(&name).await.unwrap();
+    assert_eq!(located.replicas.len(), 1);
+    assert_eq!(located.replicas[0].worker, "w2".into());
+}
+
+#[tokio::test]
+async fn progress_is_the_sum_over_workers() {
+    let cluster = cluster();
+    let query = QueryId::random();
+    for (worker, rows) in [("w1", 3), ("w2", 4)] {
+        join(&cluster, worker, &[]).await;
+        let report = shoal_proto::cluster::QueryProgress {
+            query: query.to_string(),
+            rows,
+            bytes: 10 * rows,
+            segments: 1,
+        };
+        let beat = Beat {
+            worker: worker.to_owned(),
+            incarnation: "one".to_owned(),
+            progress: vec![report],
+            ..Beat::default()
+        };
+        cluster.beat(cluster.open_stream(), beat);
+    }
+    assert_eq!(cluster.progress(query), Progress { rows: 7, bytes: 70, segments: 2, workers: 2 });
+    assert_eq!(cluster.progress(QueryId::random()), Progress::default());
+}
+
+#[tokio::test]
+async fn without_workers_a_table_has_no_place() {
+    let cluster = cluster();
+    let layout = table(TableId(1), "t").layout;
+    let error = cluster.place(&layout).unwrap_err();
+    assert!(error.to_string().contains("no worker is live"), "{error}");
+    join(&cluster, "w1", &[]).await;
+    assert_eq!(cluster.place(&layout).unwrap().shards.len(), 2);
+}

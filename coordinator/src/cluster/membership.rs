@@ -1,0 +1,390 @@
+//! Who is alive, by what was heard from whom and when.
+//!
+//! Pure: every decision is given `now`. A worker counts from the first beat on
+//! a healthy stream until its stream breaks, or it is silent for
+//! [`SILENCE_MAX`], or somebody suspects it; then it must join anew, or, when
+//! only suspected, beat again.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shoal_data::SegmentName;
+use shoal_proto::WorkerId;
+
+/// How often a worker beats.
+pub const BEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Silence after which a worker is lost.
+pub const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// A gap between two checks that says that this process itself stood still.
+const STALL_MIN: Duration = Duration::from_secs(1);
+
+/// The live workers at one moment; never changes.
+#[derive(Clone, Debug, Default)]
+pub struct LiveWorkers {
+    /// Sorted by id.
+    pub workers: Vec<LiveWorker>,
+}
+
+impl LiveWorkers {
+    /// The worker, if it is alive.
+    pub fn get(&self, id: &WorkerId) -> Option<&LiveWorker> {
+        let index = self.workers.binary_search_by(|worker| worker.id.cmp(id)).ok()?;
+        self.workers.get(index)
+    }
+}
+
+/// One worker that is alive.
+#[derive(Clone, Debug)]
+pub struct LiveWorker {
+    /// Stable over restarts.
+    pub id: WorkerId,
+    /// URL at which it is reached.
+    pub address: String,
+    /// May be empty.
+    pub zone: String,
+    /// Threads on which it runs tasks.
+    pub threads: u32,
+    /// Limit of its query memory.
+    pub memory_bytes: u64,
+    /// Query memory in use.
+    pub memory_used_bytes: u64,
+    /// Tasks that it runs.
+    pub tasks_running: u32,
+    /// Free space on its disk.
+    pub disk_free_bytes: u64,
+    /// Bytes of its segments.
+    pub disk_used_bytes: u64,
+    /// Since when it is known, without a break.
+    pub joined_at: Instant,
+    /// The segments that it really has.
+    pub holds: Arc<Holds>,
+}
+
+/// What a worker holds, given that the catalog names it as a replica: all of
+/// that but what it said, when it joined, that it does not have.
+///
+/// Kept as what is missing: nearly always nothing, and a committed write needs
+/// no message to be counted.
+#[derive(Clone, Debug, Default)]
+pub struct Holds {
+    lacks: HashSet<SegmentName>,
+}
+
+impl Holds {
+    /// Everything but these.
+    pub fn all_but(lacks: HashSet<SegmentName>) -> Self {
+        Self { lacks }
+    }
+
+    /// Whether the worker has the segment, if the catalog counts it among the
+    /// segment's replicas.
+    pub fn contains(&self, name: &SegmentName) -> bool {
+        !self.lacks.contains(name)
+    }
+}
+
+/// What a worker says of itself when it joins.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    /// Stable over restarts.
+    pub id: WorkerId,
+    /// New at each process start.
+    pub incarnation: String,
+    /// URL at which it is reached.
+    pub address: String,
+    /// May be empty.
+    pub zone: String,
+    /// Threads on which it runs tasks.
+    pub threads: u32,
+    /// Limit of its query memory.
+    pub memory_bytes: u64,
+    /// What it lacks of what the catalog says it holds.
+    pub lacks: HashSet<SegmentName>,
+}
+
+/// What a beat says.
+#[derive(Clone, Debug, Default)]
+pub struct Vitals {
+    /// Query memory in use.
+    pub memory_used_bytes: u64,
+    /// Tasks that it runs.
+    pub tasks_running: u32,
+    /// Free space on its disk.
+    pub disk_free_bytes: u64,
+    /// Bytes of its segments.
+    pub disk_used_bytes: u64,
+    /// It is stopping: no new work.
+    pub leaving: bool,
+}
+
+/// What becomes of a beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The worker is alive, as before.
+    Same,
+    /// The worker is alive again, or is leaving: who is live has changed.
+    Changed,
+    /// Nobody joined like that: the worker must join anew.
+    Unknown,
+}
+
+/// Number of one heartbeat stream; a worker's newer stream has a higher one.
+pub type StreamNumber = u64;
+
+#[derive(Debug)]
+struct Member {
+    worker: LiveWorker,
+    incarnation: String,
+    heard_at: Instant,
+    /// The stream on which it beats; none before its first beat.
+    stream: Option<StreamNumber>,
+    trust: Trust,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// It beats.
+    Live,
+    /// It joined and has not beaten yet, or an RPC to it failed.
+    Waiting,
+    /// It is stopping.
+    Leaving,
+}
+
+/// All members, live or about to be.
+#[derive(Debug, Default)]
+pub struct Membership {
+    members: BTreeMap<WorkerId, Member>,
+    checked_at: Option<Instant>,
+}
+
+impl Membership {
+    /// Takes a worker in, in place of what was known of it. It is live from
+    /// its first beat on.
+    pub fn join(&mut self, now: Instant, joining: Joining) {
+        let worker = LiveWorker {
+            id: joining.id.clone(),
+            address: joining.address,
+            zone: joining.zone,
+            threads: joining.threads,
+            memory_bytes: joining.memory_bytes,
+            memory_used_bytes: 0,
+            tasks_running: 0,
+            disk_free_bytes: 0,
+            disk_used_bytes: 0,
+            joined_at: now,
+            holds: Arc::new(Holds::all_but(joining.lacks)),
+        };
+        let incarnation = joining.incarnation;
+        let member = Member { worker, incarnation, heard_at: now, stream: None, trust: Trust::Waiting };
+        self.members.insert(joining.id, member);
+    }
+
+    /// The address of another live process that has this worker's name.
+    pub fn rival(&self, id: &WorkerId, incarnation: &str, address: &str) -> Option<String> {
+        let member = self.members.get(id)?;
+        let is_other = member.incarnation != incarnation && member.worker.address != address;
+        (is_other && member.trust != Trust::Waiting).then(|| member.worker.address.clone())
+    }
+
+    /// Takes a beat that came on `stream`.
+    pub fn beat(
+        &mut self,
+        now: Instant,
+        id: &WorkerId,
+        incarnation: &str,
+        stream: StreamNumber,
+        vitals: &Vitals,
+    ) -> Heard {
+        let Some(member) = self.members.get_mut(id) else {
+            return Heard::Unknown;
+        };
+        // An old process, or an old stream, says nothing about the new one.
+        if member.incarnation != incarnation || member.stream.is_some_and(|newest| newest > stream) {
+            return Heard::Unknown;
+        }
+        member.stream = Some(stream);
+        member.heard_at = now;
+        let worker = &mut member.worker;
+        worker.memory_used_bytes = vitals.memory_used_bytes;
+        worker.tasks_running = vitals.tasks_running;
+        worker.disk_free_bytes = vitals.disk_free_bytes;
+        worker.disk_used_bytes = vitals.disk_used_bytes;
+        let trust = if vitals.leaving { Trust::Leaving } else { Trust::Live };
+        let changed = member.trust != trust;
+        member.trust = trust;
+        if changed { Heard::Changed } else { Heard::Same }
+    }
+
+    /// The stream broke: the worker is lost at once, unless it has a newer
+    /// stream. Whether it was lost by this.
+    pub fn disconnected(&mut self, id: &WorkerId, stream: StreamNumber) -> bool {
+        let current = self.members.get(id).is_some_and(|member| member.stream == Some(stream));
+        if current {
+            self.members.remove(id);
+        }
+        current
+    }
+
+    /// Those that were silent for too long; each is named once. When this
+    /// process itself stood still, nobody is blamed for that time.
+    pub fn expire(&mut self, now: Instant) -> Vec<WorkerId> {
+        let gap = self.checked_at.map_or(Duration::ZERO, |before| now.saturating_duration_since(before));
+        self.checked_at = Some(now);
+        if gap >= STALL_MIN {
+            for member in self.members.values_mut() {
+                member.heard_at += gap.min(now.saturating_duration_since(member.heard_at));
+            }
+        }
+        let silent = |member: &Member| now.saturating_duration_since(member.heard_at) >= SILENCE_MAX;
+        let expired: Vec<_> =
+            self.members.iter().filter(|(_, member)| silent(member)).map(|(id, _)| id.clone()).collect();
+        for id in &expired {
+            self.members.remove(id);
+        }
+        expired
+    }
+
+    /// An RPC to the worker failed: it is not live until it beats again.
+    /// Whether it was live.
+    pub fn suspect(&mut self, id: &WorkerId) -> bool {
+        let live = self.members.get_mut(id).filter(|member| member.trust == Trust::Live);
+        live.map(|member| member.trust = Trust::Waiting).is_some()
+    }
+
+    /// The worker has the segment now.
+    pub fn gained(&mut self, id: &WorkerId, name: &SegmentName) {
+        if let Some(member) = self.members.get_mut(id)
+            && !member.worker.holds.contains(name)
+        {
+            Arc::make_mut(&mut member.worker.holds).lacks.remove(name);
+        }
+    }
+
+    /// Whether the worker is a member, live or not.
+    pub fn is_member(&self, id: &WorkerId) -> bool {
+        self.members.contains_key(id)
+    }
+
+    /// Those that can be given work, sorted by id.
+    pub fn live(&self) -> LiveWorkers {
+        let live = self.members.values().filter(|member| member.trust == Trust::Live);
+        LiveWorkers { workers: live.map(|member| member.worker.clone()).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = BEAT_INTERVAL;
+
+    fn joining(id: &str, incarnation: &str) -> Joining {
+        Joining {
+            id: id.into(),
+            incarnation: incarnation.to_owned(),
+            address: format!("http://{id}"),
+            zone: String::new(),
+            threads: 1,
+            memory_bytes: 1,
+            lacks: HashSet::new(),
+        }
+    }
+
+    fn live(membership: &Membership) -> Vec<String> {
+        membership.live().workers.iter().map(|worker| worker.id.to_string()).collect()
+    }
+
+    /// A membership with `w1` live on stream 1.
+    fn one_live(now: Instant) -> Membership {
+        let mut membership = Membership::default();
+        membership.join(now, joining("w1", "a"));
+        assert!(live(&membership).is_empty(), "a worker is live before it beats");
+        let heard = membership.beat(now, &"w1".into(), "a", 1, &Vitals::default());
+        assert_eq!(heard, Heard::Changed);
+        assert_eq!(live(&membership), ["w1"]);
+        membership
+    }
+
+    #[test]
+    fn expired_worker_leaves_once() {
+        let start = Instant::now();
+        let mut membership = one_live(start);
+        let mut left = Vec::new();
+        for tick in 1..20 {
+            left.extend(membership.expire(start + tick * INTERVAL / 2));
+        }
+        assert_eq!(left, [WorkerId::from("w1")]);
+        assert!(live(&membership).is_empty());
+        // Its stream is still open, and it beats again: it must join anew.
+        let late = start + 20 * INTERVAL;
+        assert_eq!(membership.beat(late, &"w1".into(), "a", 1, &Vitals::default()), Heard::Unknown);
+    }
+
+    #[test]
+    fn a_beating_worker_stays() {
+        let start = Instant::now();
+        let mut membership = one_live(start);
+        for tick in 1..100 {
+            let now = start + tick * INTERVAL;
+            assert_eq!(membership.beat(now, &"w1".into(), "a", 1, &Vitals::default()), Heard::Same);
+            assert!(membership.expire(now).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_broken_stream_is_a_lost_worker_at_once() {
+        let mut membership = one_live(Instant::now());
+        assert!(membership.disconnected(&"w1".into(), 1));
+        assert!(live(&membership).is_empty());
+        assert!(!membership.disconnected(&"w1".into(), 1));
+    }
+
+    #[test]
+    fn an_old_stream_does_not_lose_a_new_one() {
+        let now = Instant::now();
+        let mut membership = one_live(now);
+        membership.join(now, joining("w1", "b"));
+        membership.beat(now, &"w1".into(), "b", 2, &Vitals::default());
+        assert!(!membership.disconnected(&"w1".into(), 1));
+        assert_eq!(live(&membership), ["w1"]);
+        assert_eq!(membership.beat(now, &"w1".into(), "a", 1, &Vitals::default()), Heard::Unknown);
+        assert_eq!(membership.beat(now, &"w1".into(), "b", 1, &Vitals::default()), Heard::Unknown);
+    }
+
+    #[test]
+    fn a_suspect_is_live_again_when_it_beats() {
+        let now = Instant::now();
+        let mut membership = one_live(now);
+        assert!(membership.suspect(&"w1".into()));
+        assert!(!membership.suspect(&"w1".into()));
+        assert!(live(&membership).is_empty());
+        assert_eq!(membership.beat(now, &"w1".into(), "a", 1, &Vitals::default()), Heard::Changed);
+        assert_eq!(live(&membership), ["w1"]);
+    }
+
+    #[test]
+    fn a_leaving_worker_gets_no_work_and_is_not_lost() {
+        let start = Instant::now();
+        let mut membership = one_live(start);
+        let leaving = Vitals { leaving: true, ..Vitals::default() };
+        assert_eq!(membership.beat(start, &"w1".into(), "a", 1, &leaving), Heard::Changed);
+        assert!(live(&membership).is_empty());
+        assert!(membership.is_member(&"w1".into()));
+    }
+
+    #[test]
+    fn nobody_is_blamed_for_a_pause_of_our_own() {
+        let start = Instant::now();
+        let mut membership = one_live(start);
+        assert!(membership.expire(start + INTERVAL).is_empty());
+        let woken = start + Duration::from_secs(60);
+        assert!(membership.expire(woken).is_empty());
+        let mut left = Vec::new();
+        for tick in 1..8 {
+            left.extend(membership.expire(woken + tick * INTERVAL));
+        }
+        assert_eq!(left, [WorkerId::from("w1")]);
+    }
+}

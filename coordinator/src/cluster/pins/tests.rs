@@ -1,0 +1,57 @@
+//! Claims about pins.
+
+use shoal_proto::TableId;
+
+use super::*;
+use crate::catalog::state::tests::segment;
+
+fn state(version: u64) -> Arc<State> {
+    let mut state = State::new("c");
+    state.version = version;
+    Arc::new(state)
+}
+
+fn dropped(version: u64) -> Dropped {
+    Dropped { version, segment: Arc::new(segment(TableId(1), 0, "w1")) }
+}
+
+#[test]
+fn a_segment_stays_until_the_last_reader_is_done() {
+    let pins = Pins::default();
+    let first = pins.pin_newest(|| state(4));
+    let second = pins.pin(4);
+    let gone = dropped(5);
+    let name = gone.segment.name();
+    assert!(pins.collect(|| vec![gone]).is_empty());
+    assert!(pins.retired(&name).is_some());
+    drop(first);
+    assert!(pins.collect(Vec::new).is_empty());
+    drop(second);
+    let free = pins.collect(Vec::new);
+    assert_eq!(free.len(), 1);
+    assert_eq!(free[0].name(), name);
+    assert!(pins.collect(Vec::new).is_empty(), "a segment was collected twice");
+    assert!(pins.retired(&name).is_none());
+}
+
+#[test]
+fn readers_of_newer_versions_hold_nothing_back() {
+    let pins = Pins::default();
+    let newer = pins.pin_newest(|| state(5));
+    assert_eq!(newer.version, 5);
+    assert_eq!(pins.collect(|| vec![dropped(5)]).len(), 1);
+    let (_, guard) = newer.into_parts();
+    assert!(pins.collect(|| vec![dropped(6)]).is_empty());
+    drop(guard);
+    assert_eq!(pins.collect(Vec::new).len(), 1);
+}
+
+#[test]
+fn an_old_reader_holds_back_all_that_came_after() {
+    let pins = Pins::default();
+    let old = pins.pin(1);
+    let _new = pins.pin(9);
+    assert!(pins.collect(|| vec![dropped(2), dropped(5), dropped(9)]).is_empty());
+    drop(old);
+    assert_eq!(pins.collect(Vec::new).len(), 3);
+}

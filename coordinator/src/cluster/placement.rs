@@ -1,0 +1,118 @@
+//! Which workers should hold which shard of a new table.
+//!
+//! Pure and deterministic: the same workers and tables give the same answer.
+
+use std::collections::BTreeMap;
+
+use shoal_data::{ReplicaCount, Table, TableLayout};
+use shoal_proto::WorkerId;
+
+/// Where the shards of a table live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The workers of each shard.
+    pub shards: Vec<Vec<WorkerId>>,
+    /// What its owner should know: that there are fewer copies than asked for.
+    pub notice: Option<String>,
+}
+
+/// A worker that can hold shards.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate {
+    /// The worker.
+    pub id: WorkerId,
+    /// Its zone; workers without one share the empty zone.
+    pub zone: String,
+}
+
+/// Places a new table: with the newest table of as many shards and replicas,
+/// where that is whole on these workers, so that equal-numbered shards meet;
+/// otherwise spread over zones first, then evenly over workers. None without
+/// workers.
+pub fn place<'a>(
+    layout: &TableLayout,
+    workers: &[Candidate],
+    tables: impl Iterator<Item = &'a Table>,
+) -> Option<Placement> {
+    let mut workers = workers.to_vec();
+    workers.sort();
+    workers.dedup_by(|a, b| a.id == b.id);
+    if workers.is_empty() {
+        return None;
+    }
+    let wanted = match layout.replicas {
+        ReplicaCount::All => workers.len(),
+        ReplicaCount::Count(count) => count as usize,
+    };
+    let copies = wanted.min(workers.len());
+    let notice = (copies < wanted).then(|| {
+        format!(
+            "replicas = {wanted}, but there {} live: each shard gets {copies} for now",
+            if copies == 1 { "is 1 worker".to_owned() } else { format!("are {copies} workers") }
+        )
+    });
+    let shards = match layout.replicas {
+        ReplicaCount::All => {
+            let all: Vec<_> = workers.into_iter().map(|worker| worker.id).collect();
+            vec![all; layout.shards as usize]
+        }
+        ReplicaCount::Count(_) => group_of(layout, &workers, copies, tables)
+            .unwrap_or_else(|| spread(layout.shards as usize, copies, &workers)),
+    };
+    Some(Placement { shards, notice })
+}
+
+/// The placement of the newest table of the same group, if it is as good as a
+/// new one would be.
+fn group_of<'a>(
+    layout: &TableLayout,
+    workers: &[Candidate],
+    copies: usize,
+    tables: impl Iterator<Item = &'a Table>,
+) -> Option<Vec<Vec<WorkerId>>> {
+    let is_whole = |shard: &Vec<WorkerId>| {
+        shard.len() >= copies && shard.iter().all(|id| workers.iter().any(|worker| worker.id == *id))
+    };
+    tables
+        .filter(|table| table.layout.shards == layout.shards && table.layout.replicas == layout.replicas)
+        .filter(|table| table.placement.len() == layout.shards as usize && table.placement.iter().all(is_whole))
+        .max_by_key(|table| table.id)
+        .map(|table| table.placement.clone())
+}
+
+/// Copies of each shard on distinct workers: as many zones as there can be,
+/// then the least loaded. Within a zone no worker holds more than one shard
+/// more than another; over zones of one size neither.
+fn spread(shards: usize, copies: usize, workers: &[Candidate]) -> Vec<Vec<WorkerId>> {
+    let mut zones: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (index, worker) in workers.iter().enumerate() {
+        zones.entry(&worker.zone).or_default().push(index);
+    }
+    let mut load = vec![0_usize; workers.len()];
+    let mut placement = Vec::with_capacity(shards);
+    for _ in 0..shards {
+        let mut chosen: Vec<usize> = Vec::with_capacity(copies);
+        while chosen.len() < copies {
+            let next = zones
+                .values()
+                .filter_map(|zone| {
+                    let used = zone.iter().filter(|worker| chosen.contains(worker)).count();
+                    let free = zone.iter().copied().filter(|worker| !chosen.contains(worker));
+                    let worker = free.min_by_key(|worker| load[*worker])?;
+                    let total: usize = zone.iter().map(|worker| load[*worker]).sum();
+                    Some(((used, load[worker], total), worker))
+                })
+                .min();
+            let Some((_, worker)) = next else {
+                break;
+            };
+            load[worker] += 1;
+            chosen.push(worker);
+        }
+        placement.push(chosen.into_iter().map(|worker| workers[worker].id.clone()).collect());
+    }
+    placement
+}
+
+#[cfg(test)]
+mod tests;

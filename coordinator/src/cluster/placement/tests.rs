@@ -1,0 +1,132 @@
+//! Claims about placement, for any workers and zones.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::datatypes::Schema;
+use proptest::prelude::*;
+use shoal_data::KeyHash;
+use shoal_proto::TableId;
+
+use super::*;
+
+fn layout(shards: u32, replicas: ReplicaCount) -> TableLayout {
+    TableLayout { shards, replicas, shard_key: vec![], sort_key: vec![], hash: KeyHash::DataFusion55 }
+}
+
+fn workers(zones: &[usize]) -> Vec<Candidate> {
+    let mut workers = Vec::new();
+    for (zone, count) in zones.iter().enumerate() {
+        for index in 0..*count {
+            workers.push(Candidate { id: WorkerId::new(format!("w{zone}-{index}")), zone: format!("z{zone}") });
+        }
+    }
+    workers
+}
+
+fn table(id: u64, layout: TableLayout, placement: Vec<Vec<WorkerId>>) -> Table {
+    Table {
+        id: TableId(id),
+        schema_name: "public".to_owned(),
+        name: format!("t{id}"),
+        columns: Arc::new(Schema::empty()),
+        layout,
+        placement,
+        segments: vec![],
+    }
+}
+
+fn range(loads: impl Iterator<Item = usize> + Clone) -> usize {
+    loads.clone().max().unwrap_or(0) - loads.min().unwrap_or(0)
+}
+
+proptest! {
+    #[test]
+    fn shards_are_whole_spread_and_balanced(
+        shards in 1_u32..40,
+        replicas in 1_u32..6,
+        zones in prop::collection::vec(1_usize..5, 1..5),
+    ) {
+        let workers = workers(&zones);
+        let layout = layout(shards, ReplicaCount::Count(replicas));
+        let placement = place(&layout, &workers, std::iter::empty()).unwrap();
+        let copies = (replicas as usize).min(workers.len());
+        let zone_of: BTreeMap<_, _> = workers.iter().map(|w| (w.id.clone(), w.zone.clone())).collect();
+        let mut load: BTreeMap<_, usize> = workers.iter().map(|w| (w.id.clone(), 0)).collect();
+        prop_assert_eq!(placement.shards.len(), shards as usize);
+        for shard in &placement.shards {
+            let distinct: BTreeSet<_> = shard.iter().collect();
+            prop_assert_eq!(distinct.len(), copies);
+            prop_assert_eq!(shard.len(), copies);
+            let spread: BTreeSet<_> = shard.iter().map(|id| &zone_of[id]).collect();
+            prop_assert_eq!(spread.len(), copies.min(zones.len()));
+            for id in shard {
+                *load.get_mut(id).unwrap() += 1;
+            }
+        }
+        for zone in zone_of.values() {
+            let within = load.iter().filter(|(id, _)| &zone_of[*id] == zone).map(|(_, load)| *load);
+            prop_assert!(range(within) <= 1, "unbalanced in {}: {:?}", zone, load);
+        }
+        let even = zones.iter().all(|zone| *zone == zones[0]);
+        if even {
+            prop_assert!(range(load.values().copied()) <= 1, "unbalanced: {:?}", load);
+        }
+        prop_assert_eq!(placement.notice.is_some(), replicas as usize > workers.len());
+    }
+
+    #[test]
+    fn the_order_of_workers_does_not_matter(
+        shards in 1_u32..20,
+        replicas in 1_u32..4,
+        workers in Just(workers(&[3, 2, 4])).prop_shuffle(),
+    ) {
+        let layout = layout(shards, ReplicaCount::Count(replicas));
+        let sorted = super::tests::workers(&[3, 2, 4]);
+        prop_assert_eq!(
+            place(&layout, &workers, std::iter::empty()),
+            place(&layout, &sorted, std::iter::empty())
+        );
+    }
+}
+
+#[test]
+fn tables_sharded_alike_live_together() {
+    let layout = layout(8, ReplicaCount::Count(2));
+    let four = workers(&[4]);
+    let first = place(&layout, &four[..3], std::iter::empty()).unwrap();
+    let tables = [table(1, layout.clone(), first.shards.clone())];
+    let second = place(&layout, &four, tables.iter()).unwrap();
+    assert_eq!(second.shards, first.shards, "a worker that came later does not split the group");
+    let dead = place(&layout, &four[1..], tables.iter()).unwrap();
+    assert!(dead.shards.iter().flatten().all(|id| *id != four[0].id), "a dead worker was chosen");
+    let other = place(&super::tests::layout(4, ReplicaCount::Count(2)), &four, tables.iter()).unwrap();
+    assert_eq!(other.shards.len(), 4);
+}
+
+#[test]
+fn a_group_with_too_few_copies_is_not_joined() {
+    let layout = layout(4, ReplicaCount::Count(3));
+    let three = workers(&[3]);
+    let poor = place(&layout, &three[..1], std::iter::empty()).unwrap();
+    assert_eq!(
+        poor.notice.as_deref(),
+        Some("replicas = 3, but there is 1 worker live: each shard gets 1 for now")
+    );
+    let tables = [table(1, layout.clone(), poor.shards)];
+    let rich = place(&layout, &three, tables.iter()).unwrap();
+    assert!(rich.notice.is_none());
+    assert!(rich.shards.iter().all(|shard| shard.len() == 3));
+}
+
+#[test]
+fn a_reference_table_is_on_every_worker() {
+    let placement = place(&layout(1, ReplicaCount::All), &workers(&[2, 3]), std::iter::empty()).unwrap();
+    assert_eq!(placement.shards[0].len(), 5);
+    assert!(placement.notice.is_none());
+}
+
+#[test]
+fn without_workers_there_is_no_placement() {
+    assert_eq!(place(&layout(1, ReplicaCount::Count(1)), &[], std::iter::empty()), None);
+}

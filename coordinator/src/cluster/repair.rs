@@ -1,0 +1,133 @@
+//! What must be copied to or removed from workers, so that each holds what it
+//! should.
+//!
+//! Pure: from the catalog and who is alive to orders. A segment is removed
+//! only where no table has it, no write stages it and no query may read it.
+
+use std::collections::{HashMap, HashSet};
+
+use shoal_data::{ReplicaCount, Segment, SegmentName, Table};
+use shoal_proto::WorkerId;
+use shoal_proto::cluster::{FetchRequest, Location};
+
+use super::membership::{LiveWorker, LiveWorkers};
+use crate::catalog::State;
+
+/// What follows from the report of a worker that joins.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// It holds them and nobody needs them.
+    pub discard: Vec<SegmentName>,
+    /// The catalog counts on it for them, and it does not have them.
+    pub lacks: HashSet<SegmentName>,
+    /// It holds them as it should, and the catalog does not know yet.
+    pub adopt: Vec<SegmentName>,
+}
+
+/// Compares what a worker holds (with lengths) with what it should hold.
+/// `is_spared` says of segments outside the catalog whether they must stay.
+pub fn reconcile(
+    state: &State,
+    worker: &WorkerId,
+    held: &HashMap<SegmentName, u64>,
+    is_spared: impl Fn(&SegmentName) -> bool,
+) -> Reconciled {
+    let mut result = Reconciled::default();
+    let mut known = HashSet::new();
+    for table in state.tables() {
+        for segment in &table.segments {
+            let name = segment.name();
+            known.insert(name);
+            let is_whole = held.get(&name) == Some(&segment.bytes);
+            if segment.replicas.contains(worker) {
+                if !is_whole {
+                    result.lacks.insert(name);
+                }
+            } else if is_whole && should_hold(table, segment, worker) {
+                result.adopt.push(name);
+            } else if held.contains_key(&name) {
+                result.discard.push(name);
+            }
+        }
+    }
+    result.discard.extend(held.keys().filter(|name| !known.contains(name) && !is_spared(name)));
+    result.discard.sort_unstable();
+    result
+}
+
+/// Copies that are missing on live workers and can be made from live workers,
+/// at most `per_worker_max` for each; `is_under_way` leaves out those that a
+/// worker makes already.
+pub fn missing(
+    state: &State,
+    live: &LiveWorkers,
+    per_worker_max: usize,
+    is_under_way: impl Fn(&WorkerId, &SegmentName) -> bool,
+) -> Vec<(WorkerId, FetchRequest)> {
+    let mut orders = Vec::new();
+    let mut given: HashMap<&WorkerId, usize> = HashMap::new();
+    for table in state.tables() {
+        for segment in &table.segments {
+            let name = segment.name();
+            let lacking = live.workers.iter().filter(|worker| {
+                should_hold(table, segment, &worker.id) && !has(segment, worker)
+            });
+            for worker in lacking {
+                let count = given.entry(&worker.id).or_default();
+                if *count >= per_worker_max || is_under_way(&worker.id, &name) {
+                    continue;
+                }
+                let from = sources(segment, live, orders.len());
+                if !from.is_empty() {
+                    *count += 1;
+                    let request = FetchRequest {
+                        name: name.to_string(),
+                        bytes: segment.bytes,
+                        crc32c: segment.crc32c,
+                        from,
+                    };
+                    orders.push((worker.id.clone(), request));
+                }
+            }
+        }
+    }
+    orders
+}
+
+/// The live workers from which a segment can be read.
+pub fn readable<'a>(segment: &'a Segment, live: &'a LiveWorkers) -> impl Iterator<Item = &'a LiveWorker> {
+    live.workers.iter().filter(move |worker| has(segment, worker))
+}
+
+/// Whether the segment can be read from the worker: the catalog counts it as
+/// a replica, and it has the file.
+pub fn has(segment: &Segment, worker: &LiveWorker) -> bool {
+    segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
+}
+
+fn should_hold(table: &Table, segment: &Segment, worker: &WorkerId) -> bool {
+    match table.layout.replicas {
+        ReplicaCount::All => true,
+        ReplicaCount::Count(_) => {
+            table.placement.get(segment.shard as usize).is_some_and(|shard| shard.contains(worker))
+        }
+    }
+}
+
+/// Readable replicas, starting with another one for each `turn`.
+fn sources(segment: &Segment, live: &LiveWorkers, turn: usize) -> Vec<Location> {
+    let mut from: Vec<_> = live
+        .workers
+        .iter()
+        .filter(|worker| has(segment, worker))
+        .map(|worker| Location { worker: worker.id.to_string(), address: worker.address.clone() })
+        .collect();
+    if !from.is_empty() {
+        let by = turn % from.len();
+        from.rotate_left(by);
+    }
+    from
+}
+
+#[cfg(test)]
+mod tests;

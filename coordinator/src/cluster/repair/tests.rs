@@ -1,0 +1,127 @@
+//! Claims about repair.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use shoal_proto::TableId;
+
+use super::*;
+use crate::catalog::state::tests::{commit, create, segment, table};
+use crate::catalog::Command;
+use crate::cluster::Holds;
+
+/// Two tables of two shards: `w1` and `w2` should hold shard 0 of the first,
+/// `w2` and `w3` its shard 1; everybody the second.
+fn catalog(segments: &[Segment]) -> State {
+    let mut state = State::new("c");
+    for id in [1, 2] {
+        state.apply(Command::ReserveTable).unwrap();
+        let mut table = table(TableId(id), &format!("t{id}"));
+        table.placement = vec![vec!["w1".into(), "w2".into()], vec!["w2".into(), "w3".into()]];
+        table.layout.replicas = if id == 1 { ReplicaCount::Count(2) } else { ReplicaCount::All };
+        state.apply(create(table)).unwrap();
+    }
+    for (number, segment) in segments.iter().enumerate() {
+        state.apply(commit(&number.to_string(), segment)).unwrap();
+    }
+    state
+}
+
+fn live(workers: &[(&str, &[SegmentName])]) -> LiveWorkers {
+    let workers = workers.iter().map(|(id, lacks)| LiveWorker {
+        id: (*id).into(),
+        address: format!("http://{id}"),
+        zone: String::new(),
+        threads: 1,
+        memory_bytes: 0,
+        memory_used_bytes: 0,
+        tasks_running: 0,
+        disk_free_bytes: 0,
+        disk_used_bytes: 0,
+        joined_at: Instant::now(),
+        holds: Arc::new(Holds::all_but(lacks.iter().copied().collect())),
+    });
+    LiveWorkers { workers: workers.collect() }
+}
+
+fn ordered(state: &State, live: &LiveWorkers) -> Vec<(String, String, Vec<String>)> {
+    let orders = missing(state, live, 100, |_, _| false);
+    let from = |request: &FetchRequest| request.from.iter().map(|from| from.worker.clone()).collect();
+    let mut orders: Vec<_> =
+        orders.iter().map(|(worker, request)| (worker.to_string(), request.name.clone(), from(request))).collect();
+    orders.sort();
+    orders
+}
+
+#[test]
+fn a_copy_that_is_missing_is_fetched_from_who_has_it() {
+    let held = segment(TableId(1), 0, "w1");
+    let state = catalog(std::slice::from_ref(&held));
+    let name = held.name();
+    let wanted = [("w2".to_owned(), name.to_string(), vec!["w1".to_owned()])];
+    assert_eq!(ordered(&state, &live(&[("w1", &[]), ("w2", &[]), ("w3", &[])])), wanted);
+    // Nobody alive has it, or the one that should have it is away.
+    assert!(ordered(&state, &live(&[("w2", &[]), ("w3", &[])])).is_empty());
+    assert!(ordered(&state, &live(&[("w1", &[]), ("w3", &[])])).is_empty());
+    // The catalog counts on a worker that lost the file.
+    assert!(ordered(&state, &live(&[("w1", &[name]), ("w2", &[])])).is_empty());
+}
+
+#[test]
+fn a_lost_file_is_fetched_again() {
+    let mut held = segment(TableId(1), 0, "w1");
+    held.replicas.push("w2".into());
+    let state = catalog(std::slice::from_ref(&held));
+    let name = held.name();
+    assert!(ordered(&state, &live(&[("w1", &[]), ("w2", &[])])).is_empty());
+    let wanted = [("w1".to_owned(), name.to_string(), vec!["w2".to_owned()])];
+    assert_eq!(ordered(&state, &live(&[("w1", &[name]), ("w2", &[])])), wanted);
+}
+
+#[test]
+fn a_reference_table_reaches_workers_that_come_later() {
+    let mut held = segment(TableId(2), 0, "w1");
+    held.replicas.push("w2".into());
+    let state = catalog(std::slice::from_ref(&held));
+    let orders = ordered(&state, &live(&[("w1", &[]), ("w2", &[]), ("w7", &[])]));
+    assert_eq!(orders.len(), 1);
+    assert_eq!(orders[0].0, "w7");
+}
+
+#[test]
+fn copies_are_ordered_a_few_at_a_time_and_not_twice() {
+    let segments: Vec<_> = (0..10).map(|_| segment(TableId(1), 0, "w1")).collect();
+    let state = catalog(&segments);
+    let live = live(&[("w1", &[]), ("w2", &[])]);
+    assert_eq!(missing(&state, &live, 3, |_, _| false).len(), 3);
+    assert!(missing(&state, &live, 3, |_, _| true).is_empty());
+    let first = segments[0].name();
+    let rest = missing(&state, &live, 100, |_, name| *name == first);
+    assert_eq!(rest.len(), 9);
+}
+
+#[test]
+fn a_joining_worker_keeps_what_it_should_hold() {
+    let [mine, unknown_to_catalog, foreign] =
+        [(0, "w1"), (0, "w2"), (1, "w2")].map(|(shard, worker)| segment(TableId(1), shard, worker));
+    let cut = segment(TableId(1), 0, "w1");
+    let gone = segment(TableId(1), 0, "w1");
+    let dropped = segment(TableId(8), 0, "w1");
+    let staged = segment(TableId(1), 1, "w1");
+    let state = catalog(&[mine.clone(), unknown_to_catalog.clone(), foreign.clone(), cut.clone(), gone.clone()]);
+    let held = HashMap::from([
+        (mine.name(), 100),
+        (unknown_to_catalog.name(), 100),
+        (foreign.name(), 100),
+        (cut.name(), 50),
+        (dropped.name(), 100),
+        (staged.name(), 100),
+    ]);
+    let spared = staged.name();
+    let result = reconcile(&state, &"w1".into(), &held, |name| *name == spared);
+    assert_eq!(result.lacks, HashSet::from([cut.name(), gone.name()]));
+    assert_eq!(result.adopt, [unknown_to_catalog.name()]);
+    let mut discard = [foreign.name(), dropped.name()];
+    discard.sort();
+    assert_eq!(result.discard, discard);
+}

@@ -1,0 +1,54 @@
+//! What a coordinator must be told. Plain values: flags, environment and files
+//! are the shell's business.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All settings of a coordinator.
+#[derive(Clone, Debug)]
+pub struct CoordinatorConfig {
+    /// Where the catalog and the spool are; made where it is missing.
+    pub data_dir: PathBuf,
+    /// The URL at which workers and clients reach this node; empty: as it
+    /// listens.
+    pub advertise: String,
+    /// Directories whose files statements may read and write.
+    pub import_roots: Vec<PathBuf>,
+    /// Object store prefixes that external tables may use, like
+    /// `s3://bucket/path`.
+    pub object_stores: Vec<String>,
+    /// Queries that run at once.
+    pub queries_max: usize,
+    /// Queries that may wait for their turn; more are refused.
+    pub queue_max: usize,
+    /// How long a query may wait for its turn.
+    pub queue_timeout: Duration,
+    /// Memory for queries and writes in this process.
+    pub memory_limit_bytes: u64,
+    /// Memory of one query on each node.
+    pub query_memory_bytes: u64,
+    /// Memory that the rows of one write may take before they become segments.
+    pub write_buffer_bytes: usize,
+    /// How long running queries may take to finish when the node stops.
+    pub grace: Duration,
+}
+
+impl CoordinatorConfig {
+    /// The defaults, for a data directory.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            data_dir: data_dir.into(),
+            advertise: String::new(),
+            import_roots: Vec::new(),
+            object_stores: Vec::new(),
+            queries_max: (2 * cores).max(4),
+            queue_max: 1_000,
+            queue_timeout: Duration::from_secs(60),
+            memory_limit_bytes: 2 << 30,
+            query_memory_bytes: 1 << 30,
+            write_buffer_bytes: 384 << 20,
+            grace: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Statements that change the catalog, and those that change the session.
+
+use std::sync::Arc;
+
+use datafusion::common::TableReference;
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement};
+use datafusion::sql::parser::Statement as DfStatement;
+use datafusion::sql::sqlparser::ast::{self, ObjectName};
+use shoal_data::Table;
+use shoal_proto::{TableId, WriteId};
+
+use super::{Engine, Parameters, Prepared, Scope};
+use crate::catalog::{Command, Outcome, View};
+use crate::session::Settings;
+use crate::sql::{SYSTEM_SCHEMA, Statement, TableOptions, complete_layout, fold_identifier, plain_columns};
+use crate::{Error, Session};
+
+/// The longest name.
+const NAME_BYTES_MAX: usize = 128;
+
+impl Engine {
+    /// Runs a statement that changes something; the rows that it changed.
+    ///
+    /// # Errors
+    /// Then nothing was changed.
+    pub async fn update(
+        &self,
+        session: &Arc<Session>,
+        prepared: &Prepared,
+        parameters: Parameters,
+        write_id: Option<WriteId>,
+    ) -> Result<u64, Error> {
+        session.touch();
+        match &prepared.statement {
+            Statement::Query(_) | Statement::Explain { .. } => {
+                Err(Error::Invalid("this statement gives rows: run it as a query".into()))
+            }
+            Statement::Insert(insert) => self.insert(session, prepared, insert, parameters, write_id).await,
+            Statement::CreateTable(create) if create.query.is_some() => {
+                self.create_table_as(session, prepared, create, parameters, write_id).await
+            }
+            Statement::CreateTable(create) => self.create_table(session, create).await,
+            Statement::CreateExternal(create) => self.create_external(session, create).await,
+            Statement::CreateView(create) => self.create_view(session, create).await,
+            Statement::CreateSchema { name, if_not_exists } => {
+                let name = plain_name(name)?;
+                check_name("schema", &name)?;
+                self.apply(Command::CreateSchema { name, if_not_exists: *if_not_exists }).await
+            }
+            Statement::Drop { kind, names, if_exists, cascade } => {
+                for name in names {
+                    self.drop_one(session, *kind, name, *if_exists, *cascade).await?;
+                }
+                Ok(0)
+            }
+            Statement::Copy(copy) => self.copy(session, prepared, copy, parameters, write_id).await,
+            Statement::Set(set) => self.set(session, set).await,
+            Statement::Kill(query) => match self.cancel(*query) {
+                true => Ok(0),
+                false => Err(Error::NotFound(format!(
+                    "no query {query} runs: SELECT id, state, sql FROM system.queries shows those that do"
+                ))),
+            },
+        }
+    }
+
+    /// Applies a command that changes no rows.
+    pub(super) async fn apply(&self, command: Command) -> Result<u64, Error> {
+        match self.cluster.catalog().apply(command).await? {
+            Outcome::AlreadyWritten { rows } => Ok(rows),
+            Outcome::Done | Outcome::Unchanged | Outcome::Table(_) => Ok(0),
+        }
+    }
+
+    async fn create_table(&self, session: &Session, create: &ast::CreateTable) -> Result<u64, Error> {
+        let scope = self.scope(session);
+        let plan = self.plan_create(&scope, create).await?;
+        let columns = plain_columns(plan.schema().as_arrow());
+        let Some(table) = self.new_table(session, &scope, create, columns).await? else { return Ok(0) };
+        self.apply(Command::CreateTable { table, if_not_exists: create.if_not_exists, write: None }).await
+    }
+
+    /// The table that a statement makes, with an id of its own and no rows
+    /// yet; none where it is there already and that is as wished.
+    pub(super) async fn new_table(
+        &self,
+        session: &Session,
+        scope: &Scope,
+        create: &ast::CreateTable,
+        columns: arrow::datatypes::SchemaRef,
+    ) -> Result<Option<Table>, Error> {
+        let (schema_name, name) = full_name(&create.name, &scope.settings)?;
+        check_name("table", &name)?;
+        self.check_schema(scope, &schema_name)?;
+        if create.if_not_exists && scope.snapshot.table(&schema_name, &name).is_some() {
+            session.notice(format!("table {schema_name}.{name} exists already, skipped"));
+            return Ok(None);
+        }
+        let options = TableOptions::read(create)?;
+        self.make_table(session, schema_name, name, columns, options).await.map(Some)
+    }
+
+    pub(super) async fn make_table(
+        &self,
+        session: &Session,
+        schema_name: String,
+        name: String,
+        columns: arrow::datatypes::SchemaRef,
+        options: TableOptions,
+    ) -> Result<Table, Error> {
+        if columns.fields().is_empty() {
+            return Err(Error::Invalid(format!("table {schema_name}.{name} needs at least one column")));
+        }
+        let workers = self.cluster.live().workers.len();
+        let layout = complete_layout(options, &columns, workers)?;
+        let placement = self.cluster.place(&layout)?;
+        if let Some(notice) = placement.notice {
+            session.notice(notice);
+        }
+        let id = self.reserve_table().await?;
+        Ok(Table { id, schema_name, name, columns, layout, placement: placement.shards, segments: Vec::new() })
+    }
+
+    async fn reserve_table(&self) -> Result<TableId, Error> {
+        match self.cluster.catalog().apply(Command::ReserveTable).await? {
+            Outcome::Table(id) => Ok(id),
+            other => Err(Error::Internal(format!("a table id was asked for and {other:?} came"))),
+        }
+    }
+
+    /// Plans CREATE TABLE [AS], without the options that are ours: the schema
+    /// of the plan is that of the table.
+    pub(super) async fn plan_create(&self, scope: &Scope, create: &ast::CreateTable) -> Result<LogicalPlan, Error> {
+        let unsupported = [
+            (create.temporary, "TEMPORARY"),
+            (create.or_replace, "OR REPLACE"),
+            (create.like.is_some(), "LIKE"),
+            (create.partition_by.is_some(), "PARTITION BY"),
+            (create.external, "EXTERNAL"),
+        ];
+        if let Some((_, what)) = unsupported.into_iter().find(|(is_used, _)| *is_used) {
+            return Err(Error::Unsupported(format!(
+                "CREATE TABLE with {what} is not supported: columns, AS SELECT and WITH (shards, replicas, shard_key, sort_key) are"
+            )));
+        }
+        for column in &create.columns {
+            if let Some(option) = column.options.iter().find_map(|option| match &option.option {
+                ast::ColumnOption::Null | ast::ColumnOption::NotNull | ast::ColumnOption::PrimaryKey(_) => None,
+                other => Some(other),
+            }) {
+                return Err(Error::Unsupported(format!(
+                    "column `{}` with {option} is not supported: NULL, NOT NULL and PRIMARY KEY are",
+                    column.name
+                )));
+            }
+        }
+        let mut plain = create.clone();
+        plain.table_options = ast::CreateTableOptions::None;
+        plain.constraints.clear();
+        for column in &mut plain.columns {
+            column.options.retain(|option| !matches!(option.option, ast::ColumnOption::PrimaryKey(_)));
+        }
+        let statement = DfStatement::Statement(Box::new(ast::Statement::CreateTable(plain)));
+        match self.plan(scope, &statement).await? {
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => {
+                let schema = create.input.schema();
+                for (index, field) in schema.fields().iter().enumerate() {
+                    if schema.fields()[..index].iter().any(|earlier| earlier.name() == field.name()) {
+                        return Err(Error::Invalid(format!(
+                            "column `{}` is there twice: give each its own name, with AS where it comes from a query",
+                            field.name()
+                        )));
+                    }
+                }
+                Ok(Arc::unwrap_or_clone(create.input))
+            }
+            other => Err(Error::Internal(format!("CREATE TABLE became {}", other.display()))),
+        }
+    }
+
+    async fn create_view(&self, session: &Session, create: &ast::CreateView) -> Result<u64, Error> {
+        if create.materialized || create.temporary {
+            return Err(Error::Unsupported("materialized and temporary views are not supported: plain views are".into()));
+        }
+        let scope = self.scope(session);
+        let (schema_name, name) = full_name(&create.name, &scope.settings)?;
+        check_name("view", &name)?;
+        self.check_schema(&scope, &schema_name)?;
+        // Planned once now, so that a view that cannot work is not made.
+        let plan = self.plan_query(&scope, &create.query).await?;
+        let columns: Vec<String> =
+            create.columns.iter().map(|column| fold_identifier(column.name.clone())).collect();
+        if !columns.is_empty() && columns.len() != plan.schema().fields().len() {
+            return Err(Error::Invalid(format!(
+                "view {name} names {} columns and its query gives {}",
+                columns.len(),
+                plan.schema().fields().len()
+            )));
+        }
+        if create.if_not_exists && scope.snapshot.view(&schema_name, &name).is_some() {
+            session.notice(format!("view {schema_name}.{name} exists already, skipped"));
+            return Ok(0);
+        }
+        let columns = (!columns.is_empty()).then_some(columns);
+        let view = View { schema_name, name, sql: create.query.to_string(), columns };
+        self.apply(Command::CreateView { view, or_replace: create.or_replace }).await
+    }
+
+    async fn drop_one(
+        &self,
+        session: &Session,
+        kind: ast::ObjectType,
+        name: &ObjectName,
+        if_exists: bool,
+        cascade: bool,
+    ) -> Result<u64, Error> {
+        let settings = session.settings();
+        if kind == ast::ObjectType::Schema {
+            return self.apply(Command::DropSchema { name: plain_name(name)?, if_exists, cascade }).await;
+        }
+        let (schema_name, name) = full_name(name, &settings)?;
+        let snapshot = self.catalog();
+        let found = match kind {
+            ast::ObjectType::View => snapshot.view(&schema_name, &name).is_some(),
+            _ => snapshot.table(&schema_name, &name).is_some() || snapshot.external(&schema_name, &name).is_some(),
+        };
+        if !found && if_exists {
+            session.notice(format!("{} {schema_name}.{name} does not exist, skipped", kind.to_string().to_lowercase()));
+            return Ok(0);
+        }
+        if !found {
+            return Err(self.unknown_table(&snapshot, &schema_name, &name));
+        }
+        self.apply(match kind {
+            ast::ObjectType::View => Command::DropView { schema_name, name, if_exists },
+            _ if snapshot.external(&schema_name, &name).is_some() => {
+                Command::DropExternal { schema_name, name, if_exists }
+            }
+            _ => Command::DropTable { schema_name, name, if_exists },
+        })
+        .await
+    }
+
+    async fn set(&self, session: &Session, statement: &DfStatement) -> Result<u64, Error> {
+        let scope = self.scope(session);
+        match self.plan(&scope, statement).await? {
+            LogicalPlan::Statement(PlanStatement::SetVariable(set)) => {
+                session.set(&set.variable, Some(&set.value))?;
+            }
+            LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) => session.set(&reset.variable, None)?,
+            other => return Err(Error::Unsupported(format!("`{}` is not supported", other.display()))),
+        }
+        Ok(0)
+    }
+
+    pub(super) fn check_schema(&self, scope: &Scope, schema_name: &str) -> Result<(), Error> {
+        if schema_name == SYSTEM_SCHEMA || schema_name == "information_schema" {
+            return Err(Error::Invalid(format!("schema {schema_name} is Shoal's own: choose another one")));
+        }
+        if scope.snapshot.has_schema(schema_name) {
+            return Ok(());
+        }
+        let known: Vec<_> = scope.snapshot.schemas().collect();
+        Err(Error::NotFound(format!(
+            "schema {schema_name} does not exist (there are: {}): make it with CREATE SCHEMA {schema_name}",
+            known.join(", ")
+        )))
+    }
+
+    /// The plan of a bare query.
+    pub(super) async fn plan_query(&self, scope: &Scope, query: &ast::Query) -> Result<LogicalPlan, Error> {
+        let statement = ast::Statement::Query(Box::new(query.clone()));
+        self.plan(scope, &DfStatement::Statement(Box::new(statement))).await
+    }
+}
+
+fn plain_name(name: &ObjectName) -> Result<String, Error> {
+    let [part] = name.0.as_slice() else {
+        return Err(Error::Invalid(format!("`{name}` has too many parts: a schema has one name")));
+    };
+    let ident = part.as_ident().ok_or_else(|| Error::Invalid(format!("`{name}` is not a name")))?;
+    Ok(fold_identifier(ident.clone()))
+}
+
+/// Schema and name; the session's schema where none is given.
+pub(super) fn full_name(name: &ObjectName, settings: &Settings) -> Result<(String, String), Error> {
+    let parts: Option<Vec<String>> =
+        name.0.iter().map(|part| part.as_ident().map(|ident| fold_identifier(ident.clone()))).collect();
+    let catalog = &settings.options.catalog;
+    match parts.as_deref() {
+        Some([name]) => Ok((catalog.default_schema.clone(), name.clone())),
+        Some([schema_name, name]) => Ok((schema_name.clone(), name.clone())),
+        Some([database, schema_name, name]) if *database == catalog.default_catalog => {
+            Ok((schema_name.clone(), name.clone()))
+        }
+        _ => Err(Error::Invalid(format!(
+            "`{name}` is not a table's name: write name, schema.name or {}.schema.name",
+            catalog.default_catalog
+        ))),
+    }
+}
+
+/// Schema and name of a reference that DataFusion made.
+pub(super) fn resolved(reference: &TableReference, settings: &Settings) -> (String, String) {
+    let schema_name = reference.schema().unwrap_or(&settings.options.catalog.default_schema);
+    (schema_name.to_owned(), reference.table().to_owned())
+}
+
+pub(super) fn check_name(kind: &str, name: &str) -> Result<(), Error> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        return Err(Error::Invalid(format!(
+            "`{}` cannot name a {kind}: names have 1 to {NAME_BYTES_MAX} bytes and no control characters",
+            name.escape_default()
+        )));
+    }
+    Ok(())
+}

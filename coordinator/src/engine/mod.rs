@@ -1,0 +1,285 @@
+//! What the front doors call: sessions, statements, writes and queries, with
+//! nothing of any protocol in it.
+
+mod copy;
+mod ddl;
+mod prepared;
+mod runtime;
+mod select;
+mod write;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::CatalogProviderList;
+use datafusion::common::ScalarValue;
+use datafusion::execution::SendableRecordBatchStream;
+use parking_lot::Mutex;
+use serde::Serialize;
+use shoal_data::ImportRoots;
+use shoal_proto::exchange::QueryOptions;
+use shoal_proto::{Channels, Failure, QueryId, WriteId};
+use uuid::Uuid;
+
+use crate::catalog::State;
+use crate::cluster::{Cluster, PinGuard};
+use crate::query::{Admission, Attempts, Planning, Registry, StateTemplate};
+use crate::session::Settings;
+use crate::sql::{ShoalConfig, SnapshotCatalogs, SystemTables, with_hint};
+use crate::write::WriteContext;
+use crate::{CoordinatorConfig, Error, Session};
+
+pub use prepared::Prepared;
+use runtime::coordinator_runtime;
+
+/// A session that nobody used for so long is forgotten.
+const SESSION_IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often a stopping coordinator looks whether something still runs.
+const DRAIN_CHECK: Duration = Duration::from_millis(20);
+/// Sessions that one coordinator remembers.
+const SESSIONS_MAX: usize = 10_000;
+
+/// One coordinator's engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    cluster: Arc<Cluster>,
+    template: Arc<StateTemplate>,
+    attempts: Attempts,
+    admission: Admission,
+    registry: Registry,
+    system: SystemTables,
+    writes: WriteContext,
+    imports: ImportRoots,
+    query_memory_bytes: u64,
+    sessions: Arc<Mutex<HashMap<String, Arc<Session>>>>,
+}
+
+/// A query that runs: its rows come as the stream is polled. Dropping the
+/// stream cancels the query everywhere.
+pub struct QueryOutput {
+    /// For `KILL QUERY`, progress and `system.queries`.
+    pub query: QueryId,
+    /// Columns of each batch.
+    pub schema: SchemaRef,
+    /// The rows.
+    pub stream: SendableRecordBatchStream,
+}
+
+/// What a bulk ingest does with its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IngestMode {
+    /// The table must not exist; it is created from the rows' columns.
+    Create,
+    /// The table must exist.
+    Append,
+    /// The table is created where it does not exist.
+    CreateAppend,
+    /// The table's rows and columns are replaced, in one commit.
+    Replace,
+}
+
+/// A bulk ingest.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    /// None: the session's current schema.
+    pub schema_name: Option<String>,
+    /// The table.
+    pub table: String,
+    /// What to do with it.
+    pub mode: IngestMode,
+    /// The client's id for this write, if it has one.
+    pub write_id: Option<WriteId>,
+}
+
+/// Where a query is, for progress lines.
+#[derive(Clone, Debug, Serialize)]
+pub struct QueryProgress {
+    /// `queued`, `running`, `finished`, `failed` or `cancelled`.
+    pub state: String,
+    /// Place in the queue, from 1, while queued.
+    pub queue_position: Option<usize>,
+    /// Segments opened so far.
+    pub segments_done: u64,
+    /// Segments that the plan reads.
+    pub segments_total: u64,
+    /// Rows read from segments so far, over all workers.
+    pub rows: u64,
+    /// Bytes read from segments so far, over all workers.
+    pub bytes: u64,
+    /// Workers that run something of it.
+    pub workers_busy: usize,
+    /// Since it was submitted.
+    pub elapsed_ms: u64,
+}
+
+/// One statement's hold on the world: a pinned snapshot and the settings.
+struct Scope {
+    snapshot: Arc<State>,
+    pin: PinGuard,
+    settings: Settings,
+    planning: Planning,
+}
+
+impl Engine {
+    /// An engine over a cluster; `spill_dir` takes what does not fit in
+    /// memory.
+    ///
+    /// # Errors
+    /// Where the spill directory cannot be used.
+    pub fn new(
+        config: &CoordinatorConfig,
+        cluster: Arc<Cluster>,
+        channels: Channels,
+        imports: ImportRoots,
+        spill_dir: PathBuf,
+    ) -> Result<Self, Error> {
+        let runtime = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
+        let registry = Registry::default();
+        let admission = Admission::new(config.queries_max, config.queue_max, config.queue_timeout);
+        Ok(Self {
+            template: Arc::new(StateTemplate::new(runtime, channels.clone())),
+            attempts: Attempts::new(Arc::clone(&cluster), ""),
+            system: SystemTables::new(Arc::clone(&cluster), registry.clone(), admission.clone()),
+            writes: WriteContext::new(Arc::clone(&cluster), channels, config.write_buffer_bytes),
+            query_memory_bytes: config.query_memory_bytes,
+            sessions: Arc::default(),
+            cluster,
+            admission,
+            registry,
+            imports,
+        })
+    }
+
+    /// A new session for `user`; find it again with [`Engine::session`].
+    pub fn open_session(&self, user: &str) -> Arc<Session> {
+        let id = Uuid::new_v4().simple().to_string();
+        let session = Arc::new(Session::new(id.clone(), user, Arc::new(self.template.options())));
+        let mut sessions = self.sessions.lock();
+        if sessions.len() >= SESSIONS_MAX {
+            let idle = |session: &Arc<Session>| session.used_at().elapsed() > SESSION_IDLE_MAX;
+            sessions.retain(|_, session| !idle(session));
+            if sessions.len() >= SESSIONS_MAX
+                && let Some(oldest) = sessions.iter().min_by_key(|(_, session)| session.used_at()).map(|(id, _)| id.clone())
+            {
+                sessions.remove(&oldest);
+            }
+        }
+        sessions.insert(id, Arc::clone(&session));
+        session
+    }
+
+    /// The session with this id, unless it was closed or expired.
+    pub fn session(&self, id: &str) -> Option<Arc<Session>> {
+        let session = self.sessions.lock().get(id).cloned()?;
+        session.touch();
+        Some(session)
+    }
+
+    /// Ends a session and what it prepared.
+    pub fn close_session(&self, id: &str) {
+        self.sessions.lock().remove(id);
+    }
+
+    /// Stops a query; whether it was there to be stopped.
+    pub fn cancel(&self, query: QueryId) -> bool {
+        self.registry.cancel(query)
+    }
+
+    /// Waits until nothing runs; new queries are refused from now on.
+    pub async fn drain(&self) {
+        self.admission.close();
+        while self.registry.live_count() > 0 {
+            tokio::time::sleep(DRAIN_CHECK).await;
+        }
+    }
+
+    /// Where a running or recent query is.
+    pub fn progress(&self, query: QueryId) -> Option<QueryProgress> {
+        let record = self.registry.find(query)?;
+        let read = self.cluster.progress(query);
+        let total = record.segments_total.load(std::sync::atomic::Ordering::Relaxed);
+        Some(QueryProgress {
+            state: record.state().name().to_owned(),
+            queue_position: record.ticket().map(|ticket| self.admission.place(ticket)),
+            segments_done: read.segments.min(total),
+            segments_total: total,
+            rows: read.rows,
+            bytes: read.bytes,
+            workers_busy: read.workers,
+            elapsed_ms: u64::try_from(record.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// The catalog as it is now.
+    pub fn catalog(&self) -> Arc<State> {
+        self.cluster.catalog().snapshot()
+    }
+
+    /// Columns of a table, view, external or system table.
+    ///
+    /// # Errors
+    /// `NotFound`, with a hint.
+    pub async fn columns_of(&self, session: &Arc<Session>, schema: &str, table: &str) -> Result<SchemaRef, Error> {
+        let scope = self.scope(session);
+        let catalogs = scope.planning.state().catalog_list();
+        let found = match catalogs.catalog("shoal").and_then(|catalog| catalog.schema(schema)) {
+            Some(provider) => provider.table(table).await?,
+            None => None,
+        };
+        found.map(|provider| provider.schema()).ok_or_else(|| self.unknown_table(&scope.snapshot, schema, table))
+    }
+
+    fn unknown_table(&self, snapshot: &State, schema: &str, table: &str) -> Error {
+        let failure = Failure::new(
+            shoal_proto::ErrorCode::NotFound,
+            format!("table '{schema}.{table}' not found"),
+        );
+        with_hint(failure, table_names(snapshot)).into()
+    }
+
+    /// Pins the newest snapshot and takes the session's settings.
+    fn scope(&self, session: &Session) -> Scope {
+        let settings = session.settings();
+        let (snapshot, pin) = self.cluster.pin().into_parts();
+        let names = SnapshotCatalogs::new(
+            Arc::clone(&snapshot),
+            self.system.clone(),
+            Arc::clone(&self.template),
+            Arc::clone(&settings.options),
+        );
+        let names: Arc<dyn CatalogProviderList> = Arc::new(names);
+        let planning = self.template.planning(&settings.options, names);
+        Scope { snapshot, pin, settings, planning }
+    }
+
+    fn query_options(&self, query: QueryId, settings: &Settings) -> Result<QueryOptions, Error> {
+        let shoal = ShoalConfig::of(&settings.options);
+        let memory = shoal.query_memory_bytes().map_err(Error::Invalid)?;
+        Ok(QueryOptions {
+            query,
+            attempt: 1,
+            memory_limit_bytes: memory.unwrap_or(self.query_memory_bytes),
+            settings: settings.changed.clone(),
+        })
+    }
+
+    /// An error of planning, with a hint where a name is misspelt.
+    fn hinted(&self, snapshot: &State, error: impl Into<Failure>) -> Error {
+        with_hint(error.into(), table_names(snapshot)).into()
+    }
+}
+
+fn table_names(snapshot: &State) -> Vec<String> {
+    let tables = snapshot.tables().map(|table| table.full_name());
+    let views = snapshot.views().map(|view| format!("{}.{}", view.schema_name, view.name));
+    let externals = snapshot.externals().map(|table| format!("{}.{}", table.schema_name, table.name));
+    let system = SystemTables::names().map(|name| format!("system.{name}"));
+    tables.chain(views).chain(externals).chain(system).collect()
+}
+
+/// Parameters in the order of their numbers.
+type Parameters = Vec<ScalarValue>;
+

@@ -1,0 +1,195 @@
+//! Statements that were parsed and planned once, to be run any number of
+//! times.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::ParamValues;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::sql::parser::Statement as DfStatement;
+use parking_lot::Mutex;
+use shoal_proto::Failure;
+
+use super::{Engine, Parameters, Scope};
+use crate::sql::{CopyDirection, CopySource, Statement, parse};
+use crate::{Error, Session};
+
+/// A statement that was parsed and planned once.
+pub struct Prepared {
+    sql: String,
+    pub(super) statement: Statement,
+    columns: SchemaRef,
+    parameters: Schema,
+    planned: Mutex<Option<Planned>>,
+}
+
+/// A plan and the world that it was made for.
+#[derive(Clone)]
+struct Planned {
+    catalog_version: u64,
+    settings_version: u64,
+    session: String,
+    plan: LogicalPlan,
+}
+
+impl Prepared {
+    /// The text as the client sent it.
+    pub fn sql(&self) -> &str {
+        &self.sql
+    }
+
+    /// Columns of the result; empty for statements that change something
+    /// (DDL, DML, SET, KILL), which is how clients tell them apart.
+    pub fn columns(&self) -> &SchemaRef {
+        &self.columns
+    }
+
+    /// Whether it is run with [`Engine::query`]; otherwise with
+    /// [`Engine::update`].
+    pub fn returns_rows(&self) -> bool {
+        matches!(self.statement, Statement::Query(_) | Statement::Explain { .. })
+    }
+
+    /// One field for each parameter, in order, named `$1`, `$2`, ...; a type
+    /// that cannot be inferred is `Null`.
+    pub fn parameters(&self) -> &Schema {
+        &self.parameters
+    }
+}
+
+/// The columns of EXPLAIN.
+pub(super) fn explain_columns() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("plan_type", DataType::Utf8, false),
+        Field::new("plan", DataType::Utf8, false),
+    ]))
+}
+
+impl Engine {
+    /// Parses, checks and plans a statement without running it.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotFound` and the like, with a hint where a name is
+    /// misspelt.
+    pub async fn prepare(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
+        session.touch();
+        let statement = parse(sql)?;
+        let scope = self.scope(session);
+        let nothing = || Arc::new(Schema::empty());
+        let (columns, plan) = match &statement {
+            Statement::Query(query) => {
+                let plan = self.plan(&scope, query).await?;
+                (Arc::clone(plan.schema().inner()), Some(plan))
+            }
+            Statement::Explain { query, .. } => (explain_columns(), Some(self.plan(&scope, query).await?)),
+            Statement::Insert(insert) => (nothing(), Some(self.plan(&scope, insert).await?)),
+            Statement::CreateTable(create) if create.query.is_some() => {
+                (nothing(), Some(self.plan_create(&scope, create).await?))
+            }
+            Statement::Copy(copy) if copy.direction == CopyDirection::To => match &copy.source {
+                CopySource::Query(query) => (nothing(), Some(self.plan_query(&scope, query).await?)),
+                CopySource::Table(..) => (nothing(), None),
+            },
+            _ => (nothing(), None),
+        };
+        let parameters = match &plan {
+            Some(plan) => parameter_fields(plan)?,
+            None => Schema::empty(),
+        };
+        let planned = plan.map(|plan| Planned {
+            catalog_version: scope.snapshot.version,
+            settings_version: scope.settings.version,
+            session: session.id().to_owned(),
+            plan,
+        });
+        Ok(Arc::new(Prepared { sql: sql.to_owned(), statement, columns, parameters, planned: Mutex::new(planned) }))
+    }
+
+    /// The plan of a statement in this scope: the kept one where nothing
+    /// changed since, with the parameters put in.
+    pub(super) async fn plan_of(
+        &self,
+        session: &Session,
+        scope: &Scope,
+        prepared: &Prepared,
+        statement: &DfStatement,
+        parameters: Parameters,
+    ) -> Result<LogicalPlan, Error> {
+        // System tables are filled when they are planned.
+        let kept = prepared.planned.lock().clone().filter(|kept| {
+            kept.catalog_version == scope.snapshot.version
+                && kept.settings_version == scope.settings.version
+                && kept.session == session.id()
+                && !super::select::reads_system_tables(&kept.plan)
+        });
+        let plan = match kept {
+            Some(kept) => kept.plan,
+            None => {
+                let plan = self.plan(scope, statement).await?;
+                *prepared.planned.lock() = Some(Planned {
+                    catalog_version: scope.snapshot.version,
+                    settings_version: scope.settings.version,
+                    session: session.id().to_owned(),
+                    plan: plan.clone(),
+                });
+                plan
+            }
+        };
+        self.bind(prepared, plan, parameters)
+    }
+
+    /// Puts parameters into a plan.
+    pub(super) fn bind(&self, prepared: &Prepared, plan: LogicalPlan, parameters: Parameters) -> Result<LogicalPlan, Error> {
+        let wanted = prepared.parameters.fields().len();
+        if parameters.len() != wanted {
+            return Err(Error::Invalid(format!(
+                "the statement has {wanted} parameters and {} were given",
+                parameters.len()
+            )));
+        }
+        if wanted == 0 {
+            return Ok(plan);
+        }
+        let values = parameters.into_iter().zip(prepared.parameters.fields()).map(|(value, field)| {
+            // A text for a number and the like: as the statement needs it.
+            if field.data_type().is_null() || value.data_type() == *field.data_type() {
+                return Ok(value);
+            }
+            value.cast_to(field.data_type()).map_err(|error| {
+                Error::Invalid(format!(
+                    "parameter {} is {value} and the statement needs {}: {}",
+                    field.name(),
+                    field.data_type(),
+                    error.strip_backtrace()
+                ))
+            })
+        });
+        let values = values.collect::<Result<Vec<_>, _>>()?;
+        Ok(plan.with_param_values(ParamValues::from(values))?)
+    }
+
+    /// The logical plan of a statement.
+    pub(super) async fn plan(&self, scope: &Scope, statement: &DfStatement) -> Result<LogicalPlan, Error> {
+        let planned = scope.planning.state().statement_to_plan(statement.clone()).await;
+        planned.map_err(|error| self.hinted(&scope.snapshot, Failure::from_datafusion(&error)))
+    }
+}
+
+fn parameter_fields(plan: &LogicalPlan) -> Result<Schema, Error> {
+    let types = plan.get_parameter_types()?;
+    let mut numbered = Vec::with_capacity(types.len());
+    for (name, data_type) in types {
+        let number: usize = name.trim_start_matches('$').parse().map_err(|_| {
+            Error::Invalid(format!("parameter `{name}` has no number: write $1, $2 and so on, or ?"))
+        })?;
+        numbered.push((number, name, data_type.unwrap_or(DataType::Null)));
+    }
+    numbered.sort_by_key(|(number, ..)| *number);
+    if let Some((expected, found)) =
+        numbered.iter().enumerate().map(|(index, (number, ..))| (index + 1, *number)).find(|(a, b)| a != b)
+    {
+        return Err(Error::Invalid(format!("there is a parameter ${found} but no ${expected}")));
+    }
+    let fields = numbered.into_iter().map(|(_, name, data_type)| Field::new(name, data_type, true));
+    Ok(Schema::new(fields.collect::<Vec<_>>()))
+}

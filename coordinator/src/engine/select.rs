@@ -1,0 +1,142 @@
+//! Statements that give rows.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, StringArray};
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::StreamExt;
+use shoal_proto::{Failure, QueryId};
+
+use super::prepared::explain_columns;
+use super::{Engine, Parameters, Prepared, QueryOutput, Scope};
+use crate::query::{Pinned, QueryStream, Running, explain, explain_analyze};
+use crate::sql::{SYSTEM_SCHEMA, Statement};
+use crate::{Error, Session};
+
+impl Engine {
+    /// Runs a statement that returns rows, under the id `query`.
+    ///
+    /// # Errors
+    /// Before the first row; later ones come through the stream.
+    pub async fn query(
+        &self,
+        session: &Arc<Session>,
+        prepared: &Prepared,
+        parameters: Parameters,
+        query: QueryId,
+    ) -> Result<QueryOutput, Error> {
+        session.touch();
+        let running = self.registry.begin(query, session.user(), prepared.sql());
+        let scope = self.scope(session);
+        match &prepared.statement {
+            Statement::Query(statement) => {
+                let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
+                let stream = self.select(running, scope, plan, false).await?;
+                Ok(QueryOutput { query, schema: datafusion::execution::RecordBatchStream::schema(&stream), stream: Box::pin(stream) })
+            }
+            Statement::Explain { analyze, verbose, query: statement } => {
+                let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
+                let rows = self.explain(running, scope, plan, *analyze, *verbose).await?;
+                let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(
+                    explain_columns(),
+                    futures::stream::iter([Ok(rows)]),
+                ));
+                Ok(QueryOutput { query, schema: explain_columns(), stream })
+            }
+            _ => Err(Error::Invalid("this statement gives no rows: run it as an update".into())),
+        }
+    }
+
+    /// Runs a logical plan: waits for its turn, then tries.
+    pub(super) async fn select(
+        &self,
+        running: Running,
+        scope: Scope,
+        plan: LogicalPlan,
+        collect_metrics: bool,
+    ) -> Result<QueryStream, Error> {
+        let options = self.query_options(running.record().query, &scope.settings)?;
+        let cancelled = running.cancelled();
+        let admitted = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => Err(Error::Cancelled("the query was cancelled while it waited".into())),
+            permit = self.admission.admit(|ticket| running.queued(ticket)) => permit,
+        };
+        let permit = match admitted {
+            Ok(permit) => permit,
+            Err(error) => {
+                running.failed(&error.to_string());
+                return Err(error);
+            }
+        };
+        running.admitted();
+        let optimised = scope.planning.state().optimize(&plan);
+        let plan = match optimised {
+            Ok(plan) => plan,
+            Err(error) => {
+                let error = self.hinted(&scope.snapshot, Failure::from_datafusion(&error));
+                running.failed(&error.to_string());
+                return Err(error);
+            }
+        };
+        let Scope { pin, planning, .. } = scope;
+        let pinned = Pinned { running, permit: Some(permit), pin, planning, plan, options, collect_metrics };
+        self.attempts.run(pinned).await
+    }
+
+    async fn explain(
+        &self,
+        running: Running,
+        scope: Scope,
+        plan: LogicalPlan,
+        analyze: bool,
+        verbose: bool,
+    ) -> Result<RecordBatch, Error> {
+        if analyze {
+            let mut stream = self.select(running, scope, plan, true).await?;
+            while let Some(batch) = stream.next().await {
+                batch?;
+            }
+            let text = explain_analyze(stream.plan(), stream.view(), verbose).await?;
+            let attempts = stream.running().record().attempts.load(std::sync::atomic::Ordering::Relaxed);
+            let text = format!("{text}attempts: {attempts}\n");
+            return explain_rows(vec![("Plan with Metrics", text)]);
+        }
+        let optimised = scope.planning.state().optimize(&plan)?;
+        let view = self.attempts.view(&optimised, &BTreeSet::new())?;
+        let options = self.query_options(running.record().query, &scope.settings)?;
+        let physical = scope.planning.physical(&optimised, &view, &options, false).await?;
+        let mut rows = Vec::new();
+        if verbose {
+            rows.push(("initial_logical_plan", plan.display_indent().to_string()));
+        }
+        rows.push(("logical_plan", optimised.display_indent().to_string()));
+        rows.push(("physical_plan", explain(&physical.plan, &view)));
+        running.finished();
+        explain_rows(rows)
+    }
+}
+
+fn explain_rows(rows: Vec<(&str, String)>) -> Result<RecordBatch, Error> {
+    let kinds: StringArray = rows.iter().map(|(kind, _)| Some(*kind)).collect();
+    let texts: StringArray = rows.iter().map(|(_, text)| Some(text.as_str())).collect();
+    RecordBatch::try_new(explain_columns(), vec![Arc::new(kinds), Arc::new(texts)])
+        .map_err(|error| Error::Internal(error.to_string()))
+}
+
+/// Whether a plan holds rows of system tables or of the information schema,
+/// which were true only when it was made.
+pub(super) fn reads_system_tables(plan: &LogicalPlan) -> bool {
+    let mut reads = false;
+    let walked = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            reads |= scan.table_name.schema().is_some_and(|schema| [SYSTEM_SCHEMA, "information_schema"].contains(&schema));
+        }
+        Ok(if reads { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    reads || walked.is_err()
+}

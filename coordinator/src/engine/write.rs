@@ -1,0 +1,193 @@
+//! Statements that write rows: staged on every replica, then committed by one
+//! command. A write id that is committed already does nothing again.
+
+use std::sync::Arc;
+
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::{LogicalPlan, WriteOp};
+use datafusion::sql::parser::Statement as DfStatement;
+use datafusion::sql::sqlparser::ast;
+use shoal_data::Table;
+use shoal_proto::{QueryId, WriteId};
+
+use super::ddl::{check_name, full_name, resolved};
+use super::{Engine, Ingest, IngestMode, Parameters, Prepared};
+use crate::catalog::{Command, Outcome, WriteRecord};
+use crate::sql::{TableOptions, plain_columns};
+use crate::write::WriteProgress;
+use crate::{Error, Session};
+
+/// How a write ends.
+pub(super) enum Commit {
+    /// Rows are added to a table that is there.
+    Append,
+    /// A table appears together with its rows.
+    Create {
+        /// Whether one that appeared meanwhile is left as it is.
+        if_not_exists: bool,
+    },
+    /// A table takes the place of the one of its name.
+    Replace,
+}
+
+impl Engine {
+    pub(super) async fn insert(
+        &self,
+        session: &Arc<Session>,
+        prepared: &Prepared,
+        insert: &DfStatement,
+        parameters: Parameters,
+        write_id: Option<WriteId>,
+    ) -> Result<u64, Error> {
+        let write_id = self.write_id(session, write_id);
+        if let Some(rows) = self.catalog().written(&write_id) {
+            return Ok(rows);
+        }
+        let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
+        let scope = self.scope(session);
+        let plan = self.plan_of(session, &scope, prepared, insert, parameters).await?;
+        let LogicalPlan::Dml(dml) = plan else {
+            return Err(Error::Internal(format!("INSERT became {}", plan.display())));
+        };
+        if !matches!(dml.op, WriteOp::Insert(_)) {
+            return Err(Error::Unsupported(format!("{} is not supported: INSERT INTO is", dml.op.name())));
+        }
+        let (schema_name, name) = resolved(&dml.table_name, &scope.settings);
+        let table = self.table_to_write(&scope.snapshot, &schema_name, &name)?;
+        let rows = self.select(running, scope, Arc::unwrap_or_clone(dml.input), false).await?;
+        self.write(&table, &write_id, Box::pin(rows), Commit::Append).await
+    }
+
+    pub(super) async fn create_table_as(
+        &self,
+        session: &Arc<Session>,
+        prepared: &Prepared,
+        create: &ast::CreateTable,
+        parameters: Parameters,
+        write_id: Option<WriteId>,
+    ) -> Result<u64, Error> {
+        let write_id = self.write_id(session, write_id);
+        if let Some(rows) = self.catalog().written(&write_id) {
+            return Ok(rows);
+        }
+        let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
+        let scope = self.scope(session);
+        let plan = self.plan_create(&scope, create).await?;
+        let plan = self.bind(prepared, plan, parameters)?;
+        let columns = plain_columns(plan.schema().as_arrow());
+        let (schema_name, name) = full_name(&create.name, &scope.settings)?;
+        if !create.if_not_exists && scope.snapshot.table(&schema_name, &name).is_some() {
+            return Err(Error::AlreadyExists(format!("table {schema_name}.{name} exists already")));
+        }
+        let Some(table) = self.new_table(session, &scope, create, columns).await? else { return Ok(0) };
+        let rows = self.select(running, scope, plan, false).await?;
+        let commit = Commit::Create { if_not_exists: create.if_not_exists };
+        self.write(&table, &write_id, Box::pin(rows), commit).await
+    }
+
+    /// Writes the rows of a stream into a table; how many were written.
+    ///
+    /// # Errors
+    /// Then nothing was written.
+    pub async fn ingest(
+        &self,
+        session: &Arc<Session>,
+        ingest: Ingest,
+        input: SendableRecordBatchStream,
+    ) -> Result<u64, Error> {
+        session.touch();
+        let write_id = self.write_id(session, ingest.write_id);
+        if let Some(rows) = self.catalog().written(&write_id) {
+            return Ok(rows);
+        }
+        let scope = self.scope(session);
+        let schema_name =
+            ingest.schema_name.unwrap_or_else(|| scope.settings.options.catalog.default_schema.clone());
+        let name = ingest.table;
+        check_name("table", &name)?;
+        self.check_schema(&scope, &schema_name)?;
+        let known = scope.snapshot.table(&schema_name, &name);
+        let commit = match (ingest.mode, known) {
+            (IngestMode::Append, None) => return Err(self.unknown_table(&scope.snapshot, &schema_name, &name)),
+            (IngestMode::Create, Some(_)) => {
+                return Err(Error::AlreadyExists(format!(
+                    "table {schema_name}.{name} exists already: ingest with mode append, replace or create_append"
+                )));
+            }
+            (IngestMode::Append | IngestMode::CreateAppend, Some(_)) => Commit::Append,
+            (IngestMode::Create | IngestMode::CreateAppend, None) => Commit::Create { if_not_exists: false },
+            (IngestMode::Replace, _) => Commit::Replace,
+        };
+        let table = match (&commit, known) {
+            (Commit::Append, Some(table)) => Arc::clone(table),
+            _ => {
+                let columns = plain_columns(&input.schema());
+                let table = self.make_table(session, schema_name, name, columns, TableOptions::default()).await?;
+                Arc::new(table)
+            }
+        };
+        self.write(&table, &write_id, input, commit).await
+    }
+
+    /// The table that rows are to be added to.
+    pub(super) fn table_to_write(
+        &self,
+        snapshot: &crate::catalog::State,
+        schema_name: &str,
+        name: &str,
+    ) -> Result<Arc<Table>, Error> {
+        if let Some(table) = snapshot.table(schema_name, name) {
+            return Ok(Arc::clone(table));
+        }
+        if snapshot.view(schema_name, name).is_some() || snapshot.external(schema_name, name).is_some() {
+            return Err(Error::Invalid(format!(
+                "{schema_name}.{name} is a view or an external table: rows can be written into tables only"
+            )));
+        }
+        Err(self.unknown_table(snapshot, schema_name, name))
+    }
+
+    /// The client's id for this write, or a new one.
+    pub(super) fn write_id(&self, session: &Session, given: Option<WriteId>) -> WriteId {
+        let set = session.take_write_id();
+        given.or(set).unwrap_or_else(WriteId::random)
+    }
+
+    /// Stages the rows and commits them.
+    pub(super) async fn write(
+        &self,
+        table: &Table,
+        write_id: &WriteId,
+        rows: SendableRecordBatchStream,
+        commit: Commit,
+    ) -> Result<u64, Error> {
+        let progress = Arc::new(WriteProgress::default());
+        let staged = crate::write::write(&self.writes, table, write_id, rows, progress).await?;
+        let rows = staged.rows;
+        let write = WriteRecord { id: write_id.clone(), rows };
+        let segments = staged.segments.clone();
+        let with_rows = || {
+            let mut table = table.clone();
+            table.segments = segments.iter().cloned().map(Arc::new).collect();
+            table
+        };
+        let command = match commit {
+            Commit::Append => {
+                Command::CommitWrite { write, table: table.id, segments: segments.clone(), replace: false }
+            }
+            Commit::Create { if_not_exists } => {
+                Command::CreateTable { table: with_rows(), if_not_exists, write: Some(write) }
+            }
+            Commit::Replace => Command::ReplaceTable { table: with_rows(), write: Some(write) },
+        };
+        match self.cluster.catalog().apply(command).await? {
+            Outcome::Done => {
+                staged.committed();
+                Ok(rows)
+            }
+            // Somebody else's segments are in: ours are discarded.
+            Outcome::AlreadyWritten { rows } => Ok(rows),
+            Outcome::Unchanged | Outcome::Table(_) => Ok(0),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Files of the server and of object stores: which may be touched, what is in
+//! them, and COPY's two directions.
+//!
+//! Nothing outside the import roots is opened, listed or told apart from what
+//! does not exist. Nothing here knows of shards.
+
+mod csv;
+mod external;
+mod format;
+mod infer;
+mod json;
+mod location;
+mod parquet;
+mod read;
+mod source;
+mod write;
+
+pub use external::{ExternalFiles, external_table};
+pub use format::{Compression, CsvOptions, FileFormat, FileKind};
+pub use infer::infer_columns;
+pub use location::{Location, expand, resolve};
+pub use read::read_files;
+pub use shoal_data::ImportRoots;
+pub use write::write_file;
+
+#[cfg(test)]
+mod tests;

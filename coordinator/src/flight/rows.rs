@@ -1,0 +1,293 @@
+//! Rows as clients get them: types that every client can read, the columns
+//! that were announced, and messages of a bounded size where rows allow it.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StructArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::ipc::writer::IpcWriteOptions;
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::error::FlightError;
+use arrow_flight::{FlightData, IpcMessage, SchemaAsIpc};
+use bytes::Bytes;
+use datafusion::common::DataFusionError;
+use futures::{Stream, StreamExt, stream};
+use shoal_proto::Failure;
+use tonic::Status;
+
+use super::status::{internal, panicked, status};
+
+/// What `DoGet` answers with.
+pub type FlightStream = Pin<Box<dyn Stream<Item = Result<FlightData, Status>> + Send>>;
+
+/// Bytes of rows in one message, unless a single row has more. Many clients
+/// refuse messages over 4 MiB.
+const MESSAGE_BYTES: usize = 2 * 1024 * 1024;
+
+/// The columns of a query's result as they are announced and sent. Views and
+/// dictionaries become plain columns, as JDBC reads neither; every column
+/// may hold nulls, as a planner's guess must not fail a right answer.
+pub fn result_schema(schema: &Schema) -> SchemaRef {
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .map(|field| plain_field(field).as_ref().clone().with_nullable(true))
+        .collect();
+    Arc::new(Schema::new(fields))
+}
+
+/// The columns of a table as they are announced: like [`result_schema`], but
+/// columns that hold no nulls say so.
+pub(super) fn table_schema(schema: &Schema) -> SchemaRef {
+    Arc::new(Schema::new(schema.fields().iter().map(plain_field).collect::<Vec<_>>()))
+}
+
+/// A schema in the form that Flight's messages hold it in.
+///
+/// # Errors
+/// `Internal`.
+pub(super) fn schema_bytes(schema: &Schema) -> Result<Bytes, Status> {
+    let options = IpcWriteOptions::default();
+    let message: IpcMessage = SchemaAsIpc::new(schema, &options).try_into().map_err(internal)?;
+    Ok(message.0)
+}
+
+/// Encodes batches under the columns `schema`. An empty stream still tells
+/// its schema. Dropping the result drops `batches`.
+pub fn encoded(
+    schema: SchemaRef,
+    batches: impl Stream<Item = Result<RecordBatch, DataFusionError>> + Send + 'static,
+) -> FlightStream {
+    let announced = Arc::clone(&schema);
+    let pieces = batches
+        .flat_map(|batch| stream::iter(in_pieces(batch.map_err(|error| to_flight_error(&error)))))
+        .map(move |piece| conformed(&announced, &piece?).map_err(FlightError::from))
+        .flat_map(|piece| stream::iter(in_pieces(piece)));
+    let encoder =
+        FlightDataEncoderBuilder::new().with_schema(schema).with_max_flight_data_size(usize::MAX).build(pieces);
+    let guarded = AssertUnwindSafe(encoder).catch_unwind().map(|polled| match polled {
+        Ok(Ok(data)) => Ok(data),
+        Ok(Err(FlightError::Tonic(status))) => Err(*status),
+        Ok(Err(error)) => Err(internal(error)),
+        Err(panic) => Err(panicked(panic.as_ref())),
+    });
+    Box::pin(guarded)
+}
+
+/// Encodes one batch as it is.
+pub(super) fn encoded_batch(batch: RecordBatch) -> FlightStream {
+    encoded(batch.schema(), stream::once(async move { Ok(batch) }))
+}
+
+fn to_flight_error(error: &DataFusionError) -> FlightError {
+    FlightError::Tonic(Box::new(status(Failure::from_datafusion(error))))
+}
+
+fn plain_field(field: &FieldRef) -> FieldRef {
+    let plain = plain_type(field.data_type());
+    if plain == *field.data_type() {
+        return Arc::clone(field);
+    }
+    Arc::new(field.as_ref().clone().with_data_type(plain))
+}
+
+fn plain_type(data_type: &DataType) -> DataType {
+    match data_type {
+        DataType::Utf8View => DataType::Utf8,
+        DataType::BinaryView => DataType::Binary,
+        DataType::Dictionary(_, values) => plain_type(values),
+        DataType::RunEndEncoded(_, values) => plain_type(values.data_type()),
+        DataType::List(item) | DataType::ListView(item) => DataType::List(plain_field(item)),
+        DataType::LargeList(item) | DataType::LargeListView(item) => DataType::LargeList(plain_field(item)),
+        DataType::FixedSizeList(item, length) => DataType::FixedSizeList(plain_field(item), *length),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(plain_field).collect()),
+        DataType::Map(entries, sorted) => DataType::Map(plain_field(entries), *sorted),
+        other => other.clone(),
+    }
+}
+
+/// `batch` with the columns that were announced.
+fn conformed(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    if batch.num_columns() != schema.fields().len() {
+        return Err(ArrowError::SchemaError(format!(
+            "{} columns were announced and {} came",
+            schema.fields().len(),
+            batch.num_columns()
+        )));
+    }
+    let columns: Vec<ArrayRef> = schema
+        .fields()
+        .iter()
+        .zip(batch.columns())
+        .map(|(field, column)| {
+            if field.data_type() == column.data_type() {
+                Ok(Arc::clone(column))
+            } else {
+                cast(column, field.data_type())
+            }
+        })
+        .collect::<Result<_, _>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
+}
+
+/// Halves the batch until each piece fits one message or is a single row. No
+/// row is copied. Halving by measured size, and not by the average row,
+/// keeps one wide row from taking its neighbours along.
+fn in_pieces(batch: Result<RecordBatch, FlightError>) -> Vec<Result<RecordBatch, FlightError>> {
+    let mut pieces = Vec::new();
+    match batch {
+        Err(error) => pieces.push(Err(error)),
+        Ok(batch) => halve(batch, &mut pieces),
+    }
+    pieces
+}
+
+fn halve(batch: RecordBatch, pieces: &mut Vec<Result<RecordBatch, FlightError>>) {
+    let rows = batch.num_rows();
+    let bytes: usize = batch.columns().iter().map(|column| bytes_of(column.as_ref())).sum();
+    if rows <= 1 || bytes <= MESSAGE_BYTES {
+        pieces.push(Ok(batch));
+        return;
+    }
+    let half = rows / 2;
+    halve(batch.slice(0, half), pieces);
+    halve(batch.slice(half, rows - half), pieces);
+}
+
+/// About how many bytes the rows of a column take once encoded; exact for
+/// flat columns and views.
+fn bytes_of(column: &dyn Array) -> usize {
+    let rows = column.len();
+    match column.data_type() {
+        DataType::Utf8View => {
+            let lengths = column.as_string_view().lengths();
+            rows * size_of::<i32>() + lengths.map(|length| length as usize).sum::<usize>()
+        }
+        DataType::BinaryView => {
+            let lengths = column.as_binary_view().lengths();
+            rows * size_of::<i32>() + lengths.map(|length| length as usize).sum::<usize>()
+        }
+        DataType::List(_) => {
+            let list = column.as_list::<i32>();
+            let (first, last) = ends(list.value_offsets());
+            let items = list.values().slice(first as usize, (last - first) as usize);
+            rows * size_of::<i32>() + bytes_of(items.as_ref())
+        }
+        DataType::LargeList(_) => {
+            let list = column.as_list::<i64>();
+            let (first, last) = ends(list.value_offsets());
+            let items = list.values().slice(first as usize, (last - first) as usize);
+            rows * size_of::<i64>() + bytes_of(items.as_ref())
+        }
+        DataType::Struct(_) => struct_bytes(column.as_struct()),
+        _ => column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size()),
+    }
+}
+
+fn struct_bytes(column: &StructArray) -> usize {
+    column.columns().iter().map(|child| bytes_of(child.as_ref())).sum()
+}
+
+fn ends<T: Copy + Default>(offsets: &[T]) -> (T, T) {
+    (offsets.first().copied().unwrap_or_default(), offsets.last().copied().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{DictionaryArray, Int64Array, ListArray, StringArray, StringViewArray};
+    use arrow::datatypes::Int32Type;
+    use arrow_flight::decode::FlightRecordBatchStream;
+    use futures::TryStreamExt;
+
+    async fn sent(schema: SchemaRef, batches: Vec<Result<RecordBatch, DataFusionError>>) -> Vec<FlightData> {
+        encoded(schema, stream::iter(batches)).try_collect().await.unwrap()
+    }
+
+    async fn received(data: Vec<FlightData>) -> Vec<RecordBatch> {
+        FlightRecordBatchStream::new_from_flight_data(stream::iter(data.into_iter().map(Ok)))
+            .try_collect()
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn views_and_dictionaries_arrive_as_plain_text() {
+        let views: ArrayRef = Arc::new(StringViewArray::from(vec![Some("a longer text than twelve"), None]));
+        let dictionary: DictionaryArray<Int32Type> = vec!["x", "x"].into_iter().collect();
+        let batch =
+            RecordBatch::try_from_iter([("v", views), ("d", Arc::new(dictionary) as ArrayRef)]).unwrap();
+        let schema = result_schema(&batch.schema());
+        assert!(schema.fields().iter().all(|field| *field.data_type() == DataType::Utf8 && field.is_nullable()));
+
+        let batches = received(sent(Arc::clone(&schema), vec![Ok(batch)]).await).await;
+        assert_eq!(batches[0].schema(), schema);
+        assert_eq!(
+            batches[0].column(0).as_string::<i32>(),
+            &StringArray::from(vec![Some("a longer text than twelve"), None])
+        );
+    }
+
+    #[tokio::test]
+    async fn one_wide_row_travels_alone_and_the_others_together() {
+        let mut texts = vec!["small".to_owned(); 1000];
+        texts[500] = "w".repeat(20 * 1024 * 1024);
+        let column: ArrayRef = Arc::new(StringViewArray::from_iter_values(&texts));
+        let batch = RecordBatch::try_from_iter([("t", column)]).unwrap();
+        let data = sent(result_schema(&batch.schema()), vec![Ok(batch)]).await;
+        let wide = data.iter().filter(|message| message.data_body.len() > MESSAGE_BYTES).count();
+        assert_eq!(wide, 1);
+        assert!(data.len() < 20, "{} messages", data.len());
+        let rows: usize = received(data).await.iter().map(RecordBatch::num_rows).sum();
+        assert_eq!(rows, 1000);
+    }
+
+    #[tokio::test]
+    async fn a_slice_of_a_large_batch_is_one_message() {
+        let column: ArrayRef = Arc::new(Int64Array::from_iter_values(0..4_000_000));
+        let batch = RecordBatch::try_from_iter([("n", column)]).unwrap().slice(3_000_000, 8192);
+        let data = sent(result_schema(&batch.schema()), vec![Ok(batch)]).await;
+        assert_eq!(data.len(), 2, "the schema and one batch");
+    }
+
+    #[tokio::test]
+    async fn no_rows_still_tell_their_columns() {
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, true)]));
+        let data = sent(Arc::clone(&schema), vec![]).await;
+        assert_eq!(Schema::try_from(&data[0]).unwrap(), *schema);
+    }
+
+    #[tokio::test]
+    async fn an_error_after_rows_reaches_the_client() {
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+        let batch = RecordBatch::try_from_iter([("n", column)]).unwrap();
+        let failure = Failure::new(shoal_proto::ErrorCode::Exhausted, "too much").at("w1");
+        let schema = result_schema(&batch.schema());
+        let results: Vec<_> =
+            encoded(schema, stream::iter([Ok(batch), Err(failure.into())])).collect::<Vec<_>>().await;
+        let error = results.last().unwrap().as_ref().unwrap_err();
+        assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(error.message(), "worker w1: too much");
+    }
+
+    #[tokio::test]
+    async fn a_panic_below_reaches_the_client() {
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, true)]));
+        let batches = stream::iter([1]).map(|_| -> Result<RecordBatch, DataFusionError> { panic!("boom") });
+        let results: Vec<_> = encoded(schema, batches).collect().await;
+        assert!(results.last().unwrap().as_ref().unwrap_err().message().contains("boom"));
+    }
+
+    #[test]
+    fn only_the_items_of_a_sliced_list_are_counted() {
+        let list = ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>(
+            (0..1000).map(|row| Some(vec![Some(row); 100])),
+        );
+        assert!(bytes_of(&list.slice(10, 1)) < 2000);
+    }
+}

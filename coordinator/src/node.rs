@@ -1,0 +1,77 @@
+//! A coordinator as a process: its parts, put together, served on one port,
+//! and stopped in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use shoal_data::{DataDir, ImportRoots};
+use shoal_proto::Channels;
+use shoal_proto::server::{Incoming, builder};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::catalog::Catalog;
+use crate::cluster::{Cluster, ClusterService, ImportService};
+use crate::flight::{FlightDoor, connections};
+use crate::{CoordinatorConfig, Engine, Error};
+
+/// How long connections may take to close once nothing runs any more.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// Runs a coordinator on `listener` until `stop`; then accepts nothing new,
+/// lets running queries finish within the grace period, and returns.
+///
+/// # Errors
+/// `Invalid` where the data directory is in use or was written by a newer
+/// version; `Io` and `Store` where it cannot be used.
+pub async fn run(config: CoordinatorConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
+    let address = listener.local_addr().map_err(|error| Error::io("cannot tell the address listened on", error))?;
+    let data_dir = DataDir::lock(&config.data_dir)?;
+    let spool = data_dir.emptied("spool")?;
+    let catalog = Catalog::open(data_dir.path())?;
+    let cluster_id = catalog.snapshot().cluster.clone();
+    let cluster = Arc::new(Cluster::new(catalog));
+    let channels = Channels::new(tokio::runtime::Handle::current());
+    let import_roots = ImportRoots::new(&config.import_roots);
+
+    // Ends what outlives the last query: heartbeats and loops.
+    let end = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let watched = Arc::clone(&cluster);
+    let ended = end.clone();
+    tasks.spawn(async move { watched.run(ended).await });
+
+    let engine = Engine::new(&config, Arc::clone(&cluster), channels, import_roots.clone(), spool)?;
+
+    let server = builder()
+        .add_service(ClusterService::new(Arc::clone(&cluster), end.clone()).into_server())
+        .add_service(ImportService::new(import_roots).into_server());
+    let server = server.add_service(FlightDoor::server(engine.clone()));
+    let incoming = Incoming::new(listener).take_until(stop.clone().cancelled_owned()).chain(stream::pending());
+    let served = server.serve_with_incoming_shutdown(connections(incoming), end.clone().cancelled_owned());
+    let served = tasks.spawn(served);
+
+    data_dir.write_address(&address.to_string())?;
+    tracing::info!(%address, cluster = %cluster_id, data_dir = %config.data_dir.display(), "coordinator is ready");
+    stop.cancelled().await;
+
+    tracing::info!(grace = ?config.grace, "coordinator stops: waiting for running queries");
+    let drained = async {
+        engine.drain().await;
+    };
+    if tokio::time::timeout(config.grace, drained).await.is_err() {
+        tracing::warn!("queries still run at the end of the grace period and are given up");
+    }
+    end.cancel();
+    tasks.close();
+    match tokio::time::timeout(CLOSE_MAX, served).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => return Err(Error::Unavailable(format!("the server on {address} failed: {error}"))),
+        Ok(Err(panic)) => return Err(Error::Internal(format!("the server panicked: {panic}"))),
+        Err(_) => tracing::debug!("connections are cut"),
+    }
+    tracing::info!("coordinator is stopped");
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! The attempts at a query. As long as no row was handed out, a lost worker
+//! costs another attempt: without it, through a fresh view, with a fresh plan.
+
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::common::Result as DfResult;
+use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::ExecutionPlan;
+use futures::stream::BoxStream;
+use futures::{FutureExt, Stream, StreamExt};
+use shoal_proto::exchange::{QueryOptions, panic_failure};
+use shoal_proto::{ErrorCode, Failure, WorkerId};
+
+use super::admission::Permit;
+use super::registry::Running;
+use super::scan_tasks::shard_scan;
+use super::session_state::{PhysicalPlan, Planning, tables_of};
+use super::view::View;
+use crate::Error;
+use crate::cluster::{Cluster, PinGuard};
+
+/// Attempts at one query before its error is the answer.
+const ATTEMPTS_MAX: u32 = 4;
+
+/// Runs queries against the cluster.
+#[derive(Clone)]
+pub struct Attempts {
+    cluster: Arc<Cluster>,
+    zone: String,
+    turn: Arc<AtomicUsize>,
+}
+
+/// What stays the same over the attempts at a query.
+pub struct Pinned {
+    /// Its live record; gone with the stream.
+    pub running: Running,
+    /// Its place among the running ones.
+    pub permit: Option<Permit>,
+    /// Keeps the segments of its snapshot.
+    pub pin: PinGuard,
+    /// Session and snapshot.
+    pub planning: Planning,
+    /// The optimised logical plan.
+    pub plan: LogicalPlan,
+    /// Id, memory limit and settings; the attempt number is set here.
+    pub options: QueryOptions,
+    /// Whether operators' metrics are brought back.
+    pub collect_metrics: bool,
+}
+
+impl Attempts {
+    /// Over this cluster; workers of `zone` are preferred.
+    pub fn new(cluster: Arc<Cluster>, zone: &str) -> Self {
+        Self { cluster, zone: zone.to_owned(), turn: Arc::default() }
+    }
+
+    /// The view for an attempt at `plan`.
+    ///
+    /// # Errors
+    /// `Unavailable` where no worker is left.
+    pub fn view(&self, plan: &LogicalPlan, avoid: &BTreeSet<WorkerId>) -> Result<Arc<View>, Error> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let view = View::new(&self.cluster.live(), &tables_of(plan)?, avoid, &self.zone, turn)?;
+        Ok(Arc::new(view))
+    }
+
+    /// Tries until the first rows are there, or the end, or an error that no
+    /// further attempt can cure.
+    ///
+    /// # Errors
+    /// The last attempt's; `Cancelled` where somebody stopped the query.
+    pub async fn run(&self, mut pinned: Pinned) -> Result<QueryStream, Error> {
+        let cancelled = pinned.running.cancelled();
+        let outcome = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => Err(stopped()),
+            outcome = self.try_all(&mut pinned) => outcome,
+        };
+        match outcome {
+            Ok(begun) => {
+                Ok(QueryStream::new(begun, pinned, Arc::clone(&self.cluster)))
+            }
+            Err(error) => {
+                pinned.running.failed(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_all(&self, pinned: &mut Pinned) -> Result<Begun, Error> {
+        let mut avoid = BTreeSet::new();
+        loop {
+            let attempt = pinned.running.attempt();
+            pinned.options.attempt = attempt;
+            let failure = match self.try_once(pinned, &avoid).await {
+                Ok(begun) => return Ok(begun),
+                Err(error) => Failure::from(error),
+            };
+            let worker = failure.worker.as_deref().map(WorkerId::from);
+            let can_retry = failure.code.is_retryable() && attempt < ATTEMPTS_MAX && worker.is_some();
+            tracing::warn!(
+                query_id = %pinned.options.query, attempt, worker = failure.worker, can_retry,
+                "attempt failed: {}", failure.message
+            );
+            if let (Some(worker), ErrorCode::Unavailable) = (&worker, failure.code) {
+                self.cluster.suspect(worker, &failure.message);
+            }
+            if !can_retry {
+                return Err(failure.into());
+            }
+            avoid.extend(worker);
+        }
+    }
+
+    async fn try_once(&self, pinned: &Pinned, avoid: &BTreeSet<WorkerId>) -> Result<Begun, Error> {
+        let view = self.view(&pinned.plan, avoid)?;
+        let physical = {
+            let planned = pinned.planning.physical(&pinned.plan, &view, &pinned.options, pinned.collect_metrics);
+            AssertUnwindSafe(planned).catch_unwind().await.map_err(|panic| panic_failure(panic.as_ref()))??
+        };
+        let PhysicalPlan { plan, context } = physical;
+        let segments = segments_in(&plan)?;
+        pinned.running.record().segments_total.store(segments, Ordering::Relaxed);
+        let mut stream = datafusion::physical_plan::execute_stream(Arc::clone(&plan), context)?;
+        let first = AssertUnwindSafe(stream.next())
+            .catch_unwind()
+            .await
+            .map_err(|panic| panic_failure(panic.as_ref()))?
+            .transpose()?;
+        Ok(Begun { plan, view, first, rest: stream })
+    }
+}
+
+/// An attempt whose first rows are there.
+struct Begun {
+    plan: Arc<dyn ExecutionPlan>,
+    view: Arc<View>,
+    first: Option<RecordBatch>,
+    rest: SendableRecordBatchStream,
+}
+
+fn stopped() -> Error {
+    Error::Cancelled("the query was cancelled".into())
+}
+
+/// Segments that a plan reads.
+fn segments_in(plan: &Arc<dyn ExecutionPlan>) -> Result<u64, Error> {
+    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+    use datafusion_distributed::{DistributedLeafExec, NetworkBoundaryExt, Stage};
+    let mut segments = 0_u64;
+    let mut open = vec![Arc::clone(plan)];
+    while let Some(root) = open.pop() {
+        root.apply(|node| {
+            if let Some(boundary) = node.as_network_boundary() {
+                if let Stage::Local(stage) = boundary.input_stage() {
+                    open.push(Arc::clone(&stage.plan));
+                }
+                return Ok(TreeNodeRecursion::Jump);
+            }
+            let scanned = node.downcast_ref::<DistributedLeafExec>().map_or(node, DistributedLeafExec::original);
+            if let Some(scan) = shard_scan(scanned) {
+                segments += scan.file_groups.iter().map(|group| group.files().len() as u64).sum::<u64>();
+                return Ok(TreeNodeRecursion::Jump);
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+    }
+    Ok(segments)
+}
+
+/// The rows of a query, with all that must live as long as they come. To drop
+/// it cancels the query on every node.
+pub struct QueryStream {
+    schema: SchemaRef,
+    plan: Arc<dyn ExecutionPlan>,
+    view: Arc<View>,
+    rows: BoxStream<'static, DfResult<RecordBatch>>,
+    pinned: Pinned,
+    cluster: Arc<Cluster>,
+    is_over: bool,
+}
+
+impl QueryStream {
+    fn new(
+        Begun { plan, view, first, rest }: Begun,
+        pinned: Pinned,
+        cluster: Arc<Cluster>,
+    ) -> Self {
+        let cancelled = pinned.running.cancelled();
+        let is_complete = first.is_none();
+        let rest = if is_complete { futures::stream::empty().boxed() } else { rest };
+        let caught = AssertUnwindSafe(rest).catch_unwind().map(|item| match item {
+            Ok(item) => item,
+            Err(panic) => Err(panic_failure(panic.as_ref()).into()),
+        });
+        // The wait is inside the stream, so that a stop is noticed also while
+        // no row comes.
+        let rows = futures::stream::iter(first.map(Ok))
+            .chain(caught)
+            .take_until(cancelled.clone().cancelled_owned())
+            .chain(futures::stream::once(async move {
+                if cancelled.is_cancelled() { Some(Err(stopped().into())) } else { None }
+            }).filter_map(std::future::ready))
+            .boxed();
+        Self { schema: plan.schema(), plan, view, rows, pinned, cluster, is_over: false }
+    }
+
+    /// The plan that runs, for EXPLAIN ANALYZE once the rows have ended.
+    pub fn plan(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.plan
+    }
+
+    /// The view that it runs in.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The query's record.
+    pub fn running(&self) -> &Running {
+        &self.pinned.running
+    }
+}
+
+impl Stream for QueryStream {
+    type Item = DfResult<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let polled = self.rows.poll_next_unpin(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(batch))) => {
+                self.pinned.running.count(batch.num_rows(), batch.get_array_memory_size());
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let failure = Failure::from_datafusion(error);
+                self.pinned.running.failed(&failure.to_string());
+                if let (Some(worker), ErrorCode::Unavailable) = (&failure.worker, failure.code) {
+                    self.cluster.suspect(&WorkerId::from(worker.as_str()), &failure.message);
+                }
+                // Nothing after an error is polled: what still runs is freed now.
+                self.is_over = true;
+                self.rows = futures::stream::empty().boxed();
+                self.pinned.permit = None;
+            }
+            Poll::Ready(None) => {
+                self.is_over = true;
+                self.pinned.running.finished();
+                self.pinned.permit = None;
+            }
+            Poll::Pending => {}
+        }
+        polled
+    }
+}
+
+impl RecordBatchStream for QueryStream {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+}

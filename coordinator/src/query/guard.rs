@@ -1,0 +1,122 @@
+//! The last look at a plan before it runs: classes of plans that are known to
+//! give wrong answers without an error are refused here.
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{Result, internal_err};
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::limit::GlobalLimitExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion_distributed::{DistributedExec, DistributedLeafExec, NetworkBoundaryExt, Stage};
+
+use super::scan_tasks::{segment_of, shard_scan};
+
+/// Checks a whole plan.
+///
+/// # Errors
+/// `Internal`, naming the operator and the stage.
+pub fn check(plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
+    if !plan.is::<DistributedExec>() {
+        return Ok(());
+    }
+    for child in plan.children() {
+        check_stage(child, 1, 0)?;
+    }
+    Ok(())
+}
+
+/// Checks one stage, then the stages that feed it.
+fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Result<()> {
+    let mut inputs = Vec::new();
+    root.apply(|node| {
+        if let Some(boundary) = node.as_network_boundary() {
+            if let Stage::Local(stage) = boundary.input_stage() {
+                inputs.push((Arc::clone(&stage.plan), stage.tasks, stage.num));
+            }
+            return Ok(TreeNodeRecursion::Jump);
+        }
+        if tasks > 1 && takes_one_partition_for_all(node) {
+            return internal_err!(
+                "{} in stage {number} of {tasks} tasks takes the rows of one task for all rows",
+                node.name()
+            );
+        }
+        if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
+            check_leaf(leaf, tasks, number)?;
+            return Ok(TreeNodeRecursion::Jump);
+        }
+        if tasks > 1 && shard_scan(node).is_some() {
+            return internal_err!("a scan in stage {number} of {tasks} tasks was not dealt to them: each would read all");
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    for (plan, tasks, number) in inputs {
+        check_stage(&plan, tasks, number)?;
+    }
+    Ok(())
+}
+
+/// Operators for which a single partition is all there is. In a stage of many
+/// tasks each task has only its part.
+fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
+    if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+        return match aggregate.mode() {
+            AggregateMode::Single | AggregateMode::Final => true,
+            // Grouped by nothing, it has one group over all rows.
+            AggregateMode::FinalPartitioned | AggregateMode::SinglePartitioned => {
+                aggregate.group_expr().is_empty() || !is_hashed(node)
+            }
+            AggregateMode::Partial | AggregateMode::PartialReduce => false,
+        };
+    }
+    if node.is::<GlobalLimitExec>() {
+        return true;
+    }
+    if let Some(sort) = node.downcast_ref::<SortExec>() {
+        return !sort.preserve_partitioning() && sort.fetch().is_none();
+    }
+    if node.is::<WindowAggExec>() || node.is::<BoundedWindowAggExec>() {
+        return !is_hashed(node);
+    }
+    false
+}
+
+/// Whether the rows of the operator's input come out of a hash exchange (or a
+/// declared hash layout), so that no key is in two partitions.
+fn is_hashed(node: &Arc<dyn ExecutionPlan>) -> bool {
+    node.children().iter().all(|child| {
+        matches!(child.output_partitioning(), datafusion::physical_expr::Partitioning::Hash(..))
+    })
+}
+
+/// A leaf must read every segment of its scan in exactly one task.
+fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize) -> Result<()> {
+    let Some(original) = shard_scan(leaf.original()) else { return Ok(()) };
+    if leaf.variants().len() != tasks {
+        return internal_err!("a scan of stage {number} was dealt to {} tasks of {tasks}", leaf.variants().len());
+    }
+    let names = |scan: &datafusion::datasource::physical_plan::FileScanConfig| {
+        scan.file_groups.iter().flat_map(|group| group.files()).map(segment_of).collect::<Result<Vec<_>>>()
+    };
+    let mut planned = names(original)?;
+    let mut dealt = Vec::with_capacity(planned.len());
+    for variant in leaf.variants() {
+        let Some(scan) = shard_scan(variant) else {
+            return internal_err!("a task of stage {number} reads something else than its scan");
+        };
+        dealt.extend(names(scan)?);
+    }
+    planned.sort_unstable();
+    dealt.sort_unstable();
+    if planned != dealt {
+        return internal_err!(
+            "stage {number} would read {} segments where its scan has {}: each must be read once",
+            dealt.len(),
+            planned.len()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! The life of a query: admitted, seen through one frozen view for each
+//! attempt, planned, run, tried again, accounted for.
+//!
+//! No SQL text is read here and nothing of any protocol.
+
+mod admission;
+mod attempt;
+mod explain;
+mod guard;
+mod pruning;
+mod registry;
+mod scan_tasks;
+mod session_state;
+mod shard_table;
+mod view;
+mod whole_plan;
+
+pub use admission::{Admission, Permit};
+pub use attempt::{Attempts, Pinned, QueryStream};
+pub use explain::{explain, explain_analyze};
+pub use registry::{QueryRecord, QueryState, Registry, Running};
+pub use session_state::{Planning, StateTemplate};
+pub use shard_table::ShardTable;
+pub use view::{View, ViewWorker};

@@ -1,0 +1,275 @@
+//! The queries that run and those that ended lately: what `system.queries`,
+//! progress lines and `KILL QUERY` see.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use shoal_proto::QueryId;
+use tokio_util::sync::CancellationToken;
+
+/// Ended queries that are remembered.
+const RECENT_MAX: usize = 1000;
+/// Bytes of SQL that are remembered of each.
+const SQL_BYTES_MAX: usize = 4096;
+
+/// Where a query is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryState {
+    /// Waits for its turn.
+    Queued,
+    /// Is planned or runs.
+    Running,
+    /// Gave all its rows.
+    Finished,
+    /// Ended with an error.
+    Failed,
+    /// Was stopped.
+    Cancelled,
+}
+
+impl QueryState {
+    /// As `system.queries` shows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What is known of one query.
+#[derive(Debug)]
+pub struct QueryRecord {
+    /// Its id.
+    pub query: QueryId,
+    /// Who asked.
+    pub user: String,
+    /// What was asked, cut where it is very long.
+    pub sql: String,
+    /// When.
+    pub submitted_at: SystemTime,
+    submitted: Instant,
+    /// Rows given to the client so far.
+    pub rows: AtomicU64,
+    /// Bytes of them.
+    pub bytes: AtomicU64,
+    /// Attempts begun.
+    pub attempts: AtomicU32,
+    /// Segments that the plan reads.
+    pub segments_total: AtomicU64,
+    changing: Mutex<Changing>,
+    cancel: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Changing {
+    state: QueryState,
+    ticket: Option<u64>,
+    error: Option<String>,
+    elapsed: Option<Duration>,
+}
+
+impl QueryRecord {
+    /// Where it is.
+    pub fn state(&self) -> QueryState {
+        self.changing.lock().state
+    }
+
+    /// The error that ended it.
+    pub fn error(&self) -> Option<String> {
+        self.changing.lock().error.clone()
+    }
+
+    /// The ticket of its place in the queue, while it waits.
+    pub fn ticket(&self) -> Option<u64> {
+        self.changing.lock().ticket
+    }
+
+    /// From submission until now, or until it ended.
+    pub fn elapsed(&self) -> Duration {
+        self.changing.lock().elapsed.unwrap_or_else(|| self.submitted.elapsed())
+    }
+
+    fn is_over(&self) -> bool {
+        !matches!(self.state(), QueryState::Queued | QueryState::Running)
+    }
+}
+
+/// All queries of this coordinator. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    inner: Arc<Mutex<Queries>>,
+}
+
+#[derive(Debug, Default)]
+struct Queries {
+    live: BTreeMap<QueryId, Arc<QueryRecord>>,
+    recent: VecDeque<Arc<QueryRecord>>,
+}
+
+impl Registry {
+    /// Enters a query. It leaves the live ones when the guard is dropped: as
+    /// cancelled, unless its end was told before.
+    pub fn begin(&self, query: QueryId, user: &str, sql: &str) -> Running {
+        let mut end = sql.len().min(SQL_BYTES_MAX);
+        while !sql.is_char_boundary(end) {
+            end -= 1;
+        }
+        let record = Arc::new(QueryRecord {
+            query,
+            user: user.to_owned(),
+            sql: sql[..end].to_owned(),
+            submitted_at: SystemTime::now(),
+            submitted: Instant::now(),
+            rows: AtomicU64::default(),
+            bytes: AtomicU64::default(),
+            attempts: AtomicU32::default(),
+            segments_total: AtomicU64::default(),
+            changing: Mutex::new(Changing { state: QueryState::Running, ticket: None, error: None, elapsed: None }),
+            cancel: CancellationToken::new(),
+        });
+        self.inner.lock().live.insert(query, Arc::clone(&record));
+        Running { record, registry: self.clone() }
+    }
+
+    /// A query that runs or ended lately.
+    pub fn find(&self, query: QueryId) -> Option<Arc<QueryRecord>> {
+        let queries = self.inner.lock();
+        let recent = || queries.recent.iter().rev().find(|record| record.query == query);
+        queries.live.get(&query).or_else(recent).cloned()
+    }
+
+    /// Every query that is known, the oldest first.
+    pub fn all(&self) -> Vec<Arc<QueryRecord>> {
+        let queries = self.inner.lock();
+        queries.recent.iter().chain(queries.live.values()).cloned().collect()
+    }
+
+    /// Queries that wait or run.
+    pub fn live_count(&self) -> usize {
+        self.inner.lock().live.len()
+    }
+
+    /// Asks a query to stop; whether there was one to ask.
+    pub fn cancel(&self, query: QueryId) -> bool {
+        let live = self.inner.lock().live.get(&query).cloned();
+        live.is_some_and(|record| {
+            record.cancel.cancel();
+            true
+        })
+    }
+}
+
+/// A live query's own hold on its record.
+#[derive(Debug)]
+pub struct Running {
+    record: Arc<QueryRecord>,
+    registry: Registry,
+}
+
+impl Running {
+    /// The record.
+    pub fn record(&self) -> &Arc<QueryRecord> {
+        &self.record
+    }
+
+    /// Fires when somebody asks the query to stop.
+    pub fn cancelled(&self) -> CancellationToken {
+        self.record.cancel.clone()
+    }
+
+    /// It waits, with this ticket.
+    pub fn queued(&self, ticket: u64) {
+        let mut changing = self.record.changing.lock();
+        changing.state = QueryState::Queued;
+        changing.ticket = Some(ticket);
+    }
+
+    /// Its turn came.
+    pub fn admitted(&self) {
+        let mut changing = self.record.changing.lock();
+        changing.state = QueryState::Running;
+        changing.ticket = None;
+    }
+
+    /// Another attempt begins; its number, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.record.attempts.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Rows were handed to the client.
+    pub fn count(&self, rows: usize, bytes: usize) {
+        self.record.rows.fetch_add(rows as u64, Ordering::Relaxed);
+        self.record.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// It gave all its rows.
+    pub fn finished(&self) {
+        self.end(QueryState::Finished, None);
+    }
+
+    /// It ended with an error.
+    pub fn failed(&self, error: &str) {
+        let state = if self.record.cancel.is_cancelled() { QueryState::Cancelled } else { QueryState::Failed };
+        self.end(state, Some(error.to_owned()));
+    }
+
+    fn end(&self, state: QueryState, error: Option<String>) {
+        let mut changing = self.record.changing.lock();
+        if changing.elapsed.is_none() {
+            *changing =
+                Changing { state, ticket: None, error, elapsed: Some(self.record.submitted.elapsed()) };
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.record.is_over() {
+            self.end(QueryState::Cancelled, None);
+        }
+        let mut queries = self.registry.inner.lock();
+        queries.live.remove(&self.record.query);
+        if queries.recent.len() == RECENT_MAX {
+            queries.recent.pop_front();
+        }
+        queries.recent.push_back(Arc::clone(&self.record));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_leaves_as_it_ended() {
+        let registry = Registry::default();
+        let (done, dropped) = (QueryId::random(), QueryId::random());
+        let running = registry.begin(done, "ada", "SELECT 1");
+        running.finished();
+        drop(running);
+        drop(registry.begin(dropped, "ada", "SELECT 2"));
+        let state = |query| registry.find(query).unwrap().state();
+        assert_eq!((state(done), state(dropped)), (QueryState::Finished, QueryState::Cancelled));
+        assert_eq!(registry.live_count(), 0);
+        assert!(!registry.cancel(done));
+    }
+
+    #[test]
+    fn a_stop_reaches_the_query() {
+        let registry = Registry::default();
+        let query = QueryId::random();
+        let running = registry.begin(query, "ada", &"é".repeat(SQL_BYTES_MAX));
+        assert!(registry.cancel(query));
+        assert!(running.cancelled().is_cancelled());
+        running.failed("stopped");
+        assert_eq!(registry.find(query).unwrap().state(), QueryState::Cancelled);
+        assert!(running.record().sql.len() <= SQL_BYTES_MAX);
+    }
+}

@@ -1,0 +1,181 @@
+//! From a session's settings and a pinned snapshot to a DataFusion session,
+//! and from there to plans.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use datafusion::catalog::CatalogProviderList;
+use datafusion::common::Result;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::config::ConfigOptions;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::{ExecutionPlanProperties, displayable};
+use datafusion::prelude::SessionConfig;
+use datafusion_distributed::{DistributedExec, DistributedExt, SessionStateBuilderExt};
+use shoal_data::Table;
+use shoal_proto::exchange::{ExchangeResolver, QueryOptions};
+use shoal_proto::{Channels, QueryPool};
+
+use super::guard;
+use super::scan_tasks::add_handlers;
+use super::shard_table::as_shard_table;
+use super::view::{View, ViewResolver};
+use super::whole_plan::{WholePlanExec, reads_segments_or_files};
+use crate::sql::ShoalConfig;
+
+/// What every session starts from, made once: functions, rules, resources.
+#[derive(Clone)]
+pub struct StateTemplate {
+    state: SessionState,
+    channels: Channels,
+}
+
+impl StateTemplate {
+    /// A template over this coordinator's resources.
+    pub fn new(runtime: Arc<RuntimeEnv>, channels: Channels) -> Self {
+        let config = SessionConfig::new()
+            .with_information_schema(true)
+            .with_default_catalog_and_schema("shoal", "public")
+            .with_create_default_catalog_and_schema(false)
+            .with_option_extension(ShoalConfig::default())
+            .with_target_partitions(2);
+        let config = add_handlers(config);
+        let mut builder = SessionStateBuilder::new()
+            .with_default_features()
+            .with_config(config)
+            .with_runtime_env(runtime)
+            .with_distributed_planner();
+        shoal_data::functions::register(&mut builder);
+        Self { state: builder.build(), channels }
+    }
+
+    /// The settings that a new session starts with.
+    pub fn options(&self) -> ConfigOptions {
+        self.state.config_options().as_ref().clone()
+    }
+
+    /// A session state for planning names and types: settings and catalog,
+    /// no workers yet.
+    pub fn planning(&self, options: &ConfigOptions, catalogs: Arc<dyn CatalogProviderList>) -> Planning {
+        let mut config = self.state.config().clone();
+        *config.options_mut() = options.clone();
+        let state = SessionStateBuilder::new_from_existing(self.state.clone())
+            .with_config(config)
+            .with_catalog_list(catalogs)
+            .build();
+        Planning { state, channels: self.channels.clone() }
+    }
+}
+
+/// One statement's session: names resolve in one snapshot.
+#[derive(Clone)]
+pub struct Planning {
+    state: SessionState,
+    channels: Channels,
+}
+
+impl Planning {
+    /// The DataFusion session, for parsing and logical planning.
+    pub fn state(&self) -> &SessionState {
+        &self.state
+    }
+
+    /// Replaces the DataFusion session; for catalogs that need one to be made.
+    pub fn with_state(&self, state: SessionState) -> Self {
+        Self { state, channels: self.channels.clone() }
+    }
+
+    /// The physical plan of an optimised logical plan, for one attempt.
+    ///
+    /// # Errors
+    /// Those of planning; `Internal` where a guard refuses the plan even
+    /// undistributed.
+    pub async fn physical(&self, plan: &LogicalPlan, view: &Arc<View>, query: &QueryOptions, collect_metrics: bool) -> Result<PhysicalPlan> {
+        let first = self.physical_with(plan, view, query, collect_metrics, 0).await?;
+        let refusal = match guard::check(&first.plan) {
+            Ok(()) => return Ok(first),
+            Err(refusal) => refusal,
+        };
+        // What cannot be right in many tasks is right in one.
+        tracing::warn!(query_id = %query.query, %refusal, "plan refused by the guard, planned again with one task per stage");
+        let single = self.physical_with(plan, view, query, collect_metrics, 1).await?;
+        guard::check(&single.plan)?;
+        Ok(single)
+    }
+
+    async fn physical_with(
+        &self,
+        logical: &LogicalPlan,
+        view: &Arc<View>,
+        query: &QueryOptions,
+        collect_metrics: bool,
+        tasks_max: usize,
+    ) -> Result<PhysicalPlan> {
+        let mut config = self
+            .state
+            .config()
+            .clone()
+            .with_extension(Arc::clone(view))
+            .with_distributed_worker_resolver(ViewResolver(Arc::clone(view)))
+            .with_distributed_channel_resolver(ExchangeResolver::new(self.channels.clone()))
+            .with_distributed_passthrough_headers(query.to_headers()?)?
+            .with_distributed_metrics_collection(collect_metrics)?
+            .with_distributed_max_tasks_per_stage(tasks_max)?
+            .with_distributed_dynamic_task_count(false)?;
+        config.options_mut().execution.collect_statistics = true;
+        let node = self.state.runtime_env();
+        let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
+        let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..node.as_ref().clone() };
+        let state = SessionStateBuilder::new_from_existing(self.state.clone())
+            .with_config(config)
+            .with_runtime_env(Arc::new(runtime))
+            .build();
+        let plan = state.query_planner().create_physical_plan(logical, &state).await?;
+        let context = state.task_ctx();
+        let plan = if plan.is::<DistributedExec>() || !reads_segments_or_files(&plan)? {
+            plan
+        } else {
+            // Small enough for one worker, or impossible to cut: sent whole.
+            let single: Arc<dyn ExecutionPlan> = match plan.output_partitioning().partition_count() {
+                1 => plan,
+                _ => Arc::new(CoalescePartitionsExec::new(plan)),
+            };
+            let url = view.workers()[view.task_workers(1)[0]].url.clone();
+            Arc::new(WholePlanExec::new(single, url, query.clone(), self.channels.clone(), collect_metrics))
+        };
+        tracing::debug!(query_id = %query.query, "physical plan:\n{}", displayable(plan.as_ref()).indent(false));
+        Ok(PhysicalPlan { plan, context })
+    }
+}
+
+/// A plan and the context that it runs in.
+pub struct PhysicalPlan {
+    /// Run once: another attempt needs another plan.
+    pub plan: Arc<dyn ExecutionPlan>,
+    /// Carries the view, the channels and the memory limit.
+    pub context: Arc<datafusion::execution::TaskContext>,
+}
+
+/// The tables of shards that a logical plan reads, each once.
+///
+/// # Errors
+/// None in practice; those of walking a plan.
+pub fn tables_of(plan: &LogicalPlan) -> Result<Vec<Arc<Table>>> {
+    let mut seen = BTreeSet::new();
+    let mut tables = Vec::new();
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node
+            && let Ok(provider) = datafusion::datasource::source_as_provider(&scan.source)
+            && let Some(shard_table) = as_shard_table(&provider)
+            && seen.insert(shard_table.table().id)
+        {
+            tables.push(Arc::clone(shard_table.table()));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(tables)
+}

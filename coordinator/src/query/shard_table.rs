@@ -1,0 +1,164 @@
+//! A table of shards as DataFusion sees it: files named by segment, with the
+//! catalog's statistics, so that planning needs no round trip to a worker.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use arrow::compute::SortOptions;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::{Result, Statistics, plan_datafusion_err};
+use datafusion::config::TableParquetOptions;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+use datafusion::physical_plan::ExecutionPlan;
+use object_store::ObjectMeta;
+use object_store::path::Path;
+use shoal_data::shard_store::SHARD_STORE_URL;
+use shoal_data::{Segment, Table};
+
+use super::pruning::{segment_statistics, segments_for, shards_for};
+
+/// A table in one snapshot.
+#[derive(Debug)]
+pub struct ShardTable {
+    table: Arc<Table>,
+    schema: SchemaRef,
+}
+
+impl ShardTable {
+    /// The table as this snapshot has it.
+    pub fn new(table: Arc<Table>) -> Self {
+        let schema = view_columns(&table.columns);
+        Self { table, schema }
+    }
+
+    /// The catalog's entry.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    /// The segments that a scan with these filters must read.
+    fn segments(&self, filters: &[Expr], session: &dyn Session) -> Result<Vec<Arc<Segment>>> {
+        let shards = shards_for(&self.table, filters);
+        let in_shards = |segment: &&Arc<Segment>| shards.as_ref().is_none_or(|shards| shards.contains(&segment.shard));
+        let segments = self.table.segments.iter().filter(in_shards).cloned().collect();
+        segments_for(segments, &self.schema, filters, session)
+    }
+
+    /// The order of the rows in each segment, where it has one.
+    fn ordering(&self) -> Option<LexOrdering> {
+        let keys = self.table.layout.sort_key.iter().map(|name| {
+            let column = Column::new_with_schema(name, &self.schema).ok()?;
+            // As the segment writer sorts.
+            let options = SortOptions { descending: false, nulls_first: false };
+            Some(PhysicalSortExpr::new(Arc::new(column), options))
+        });
+        LexOrdering::new(keys.collect::<Option<Vec<_>>>()?)
+    }
+}
+
+/// Text and binary columns as views, which DataFusion computes on fastest; the
+/// front doors turn them back.
+pub fn view_columns(schema: &Schema) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| {
+        let data_type = match field.data_type() {
+            DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
+            DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
+            other => other.clone(),
+        };
+        Field::new(field.name(), data_type, field.is_nullable()).with_metadata(field.metadata().clone())
+    });
+    Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))
+}
+
+#[async_trait]
+impl TableProvider for ShardTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        session: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let segments = self.segments(filters, session)?;
+        let ordering = self.ordering();
+        let mut known_of: Vec<Arc<Statistics>> = Vec::with_capacity(segments.len());
+        let partitions = session.config().target_partitions().max(1);
+        let mut groups = vec![FileGroup::default(); partitions];
+        let mut sizes = vec![0_u64; partitions];
+        for segment in &segments {
+            let known = Arc::new(segment_statistics(segment, &self.schema));
+            known_of.push(Arc::clone(&known));
+            let file = PartitionedFile::new_from_meta(ObjectMeta {
+                location: Path::from(segment.name().to_string()),
+                // Segments do not change: what is cached of one stays true.
+                last_modified: chrono::DateTime::UNIX_EPOCH,
+                size: segment.bytes,
+                e_tag: None,
+                version: None,
+            })
+            .with_statistics(known);
+            let file = match &ordering {
+                Some(ordering) => file.with_ordering(Some(ordering.clone())),
+                None => file,
+            };
+            let lightest = (0..partitions).min_by_key(|&index| sizes[index]).unwrap_or_default();
+            sizes[lightest] += segment.bytes;
+            groups[lightest].push(file);
+        }
+        let statistics = match known_of.as_slice() {
+            [] => empty_statistics(&self.schema),
+            known_of => Statistics::try_merge_iter(known_of.iter().map(AsRef::as_ref), &self.schema)?,
+        };
+        let mut options = TableParquetOptions::new();
+        options.global = session.config_options().execution.parquet.clone();
+        let source = ParquetSource::new(Arc::clone(&self.schema)).with_table_parquet_options(options);
+        let url = ObjectStoreUrl::parse(SHARD_STORE_URL)?;
+        let scan = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_file_groups(groups)
+            .with_statistics(statistics)
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(scan))
+    }
+}
+
+fn empty_statistics(schema: &SchemaRef) -> Statistics {
+    let mut statistics = Statistics::new_unknown(schema);
+    statistics.num_rows = datafusion::common::stats::Precision::Exact(0);
+    statistics
+}
+
+/// The shard table behind a provider.
+pub fn as_shard_table(provider: &Arc<dyn TableProvider>) -> Option<&ShardTable> {
+    let provider: &dyn Any = provider.as_ref();
+    provider.downcast_ref()
+}
+
+/// The table behind a name that must be one.
+///
+/// # Errors
+/// Where it is something else, such as a view.
+pub fn expect_shard_table<'a>(provider: &'a Arc<dyn TableProvider>, name: &str) -> Result<&'a ShardTable> {
+    as_shard_table(provider).ok_or_else(|| plan_datafusion_err!("`{name}` is not a table of this cluster"))
+}

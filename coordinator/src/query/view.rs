@@ -1,0 +1,181 @@
+//! The cluster as one attempt sees it: frozen. The planner asks several times
+//! per query who the workers are and where shards live; every answer comes
+//! from here, so that they agree.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use datafusion::common::{DataFusionError, Result};
+use datafusion_distributed::WorkerResolver;
+use parking_lot::Mutex;
+use shoal_data::{Segment, Table};
+use shoal_proto::exchange::worker_url;
+use shoal_proto::{ErrorCode, Failure, TableId, WorkerId};
+use url::Url;
+
+use crate::cluster::{Holds, LiveWorkers};
+
+/// A worker that may take tasks of this attempt.
+#[derive(Clone, Debug)]
+pub struct ViewWorker {
+    /// Its id.
+    pub id: WorkerId,
+    /// How plans name it.
+    pub url: Url,
+    /// Where it stands.
+    pub zone: String,
+    /// What runs on it already.
+    pub tasks_running: u32,
+    holds: Arc<crate::cluster::Holds>,
+}
+
+/// One attempt's immutable picture of workers and shards.
+#[derive(Debug)]
+pub struct View {
+    /// Workers that may take tasks, the preferred ones first.
+    workers: Vec<ViewWorker>,
+    /// For the shards of the tables in the query: which of `workers` can read
+    /// all of the shard from their own disk.
+    readable: HashMap<(TableId, u32), BTreeSet<usize>>,
+    /// Workers chosen for a stage of so many tasks; the same for every stage
+    /// of that size, so that stages meet where the rows are.
+    chosen: Mutex<BTreeMap<usize, Arc<Vec<usize>>>>,
+}
+
+impl View {
+    /// The view of an attempt over `tables`. `turn` spreads small queries
+    /// over the workers; `avoid` are workers that failed an earlier attempt;
+    /// `zone` is preferred where it has workers.
+    ///
+    /// # Errors
+    /// `Unavailable` where no worker is left, naming those that were tried.
+    pub fn new(
+        live: &LiveWorkers,
+        tables: &[Arc<Table>],
+        avoid: &BTreeSet<WorkerId>,
+        zone: &str,
+        turn: usize,
+    ) -> Result<Self, Failure> {
+        let mut workers = Vec::with_capacity(live.workers.len());
+        for worker in live.workers.iter().filter(|worker| !avoid.contains(&worker.id)) {
+            let url = worker_url(&worker.address, &worker.id).map_err(|error| Failure::from_datafusion(&error))?;
+            workers.push(ViewWorker {
+                id: worker.id.clone(),
+                url,
+                zone: worker.zone.clone(),
+                tasks_running: worker.tasks_running,
+                holds: Arc::clone(&worker.holds),
+            });
+        }
+        if workers.is_empty() {
+            let tried: Vec<_> = avoid.iter().map(WorkerId::as_str).collect();
+            let tried = if tried.is_empty() { String::new() } else { format!(" (tried {})", tried.join(", ")) };
+            return Err(Failure::new(
+                ErrorCode::Unavailable,
+                format!("no live worker{tried}: start one with `shoal worker --coordinator URL ...`"),
+            ));
+        }
+        let turn = turn % workers.len();
+        workers.rotate_left(turn);
+        workers.sort_by_key(|worker| worker.zone != zone);
+
+        let mut readable = HashMap::new();
+        for table in tables {
+            for shard in 0..table.layout.shards {
+                let segments: Vec<&Arc<Segment>> = table.shard_segments(shard).collect();
+                let holders = (0..workers.len()).filter(|&index| {
+                    segments.iter().all(|segment| {
+                        segment.replicas.contains(&workers[index].id) && workers[index].holds.contains(&segment.name())
+                    })
+                });
+                readable.insert((table.id, shard), holders.collect());
+            }
+        }
+        Ok(Self { workers, readable, chosen: Mutex::default() })
+    }
+
+    /// Workers that may take tasks.
+    pub fn workers(&self) -> &[ViewWorker] {
+        &self.workers
+    }
+
+    /// The workers for the tasks of a stage, in the order of the tasks. Each
+    /// set covers as many shards of the query's tables as it can.
+    pub fn task_workers(&self, tasks: usize) -> Arc<Vec<usize>> {
+        let mut chosen = self.chosen.lock();
+        let choice = chosen.entry(tasks).or_insert_with(|| Arc::new(self.choose(tasks)));
+        Arc::clone(choice)
+    }
+
+    fn choose(&self, tasks: usize) -> Vec<usize> {
+        let mut choice: Vec<usize> = Vec::with_capacity(tasks);
+        let mut open: Vec<&BTreeSet<usize>> =
+            self.readable.values().filter(|holders| !holders.is_empty()).collect();
+        while choice.len() < tasks.min(self.workers.len()) {
+            let best = (0..self.workers.len())
+                .filter(|index| !choice.contains(index))
+                .max_by_key(|index| {
+                    let covers = open.iter().filter(|holders| holders.contains(index)).count();
+                    // Idle before busy; then the earlier one, which the turn
+                    // put there.
+                    (covers, std::cmp::Reverse(self.workers[*index].tasks_running), std::cmp::Reverse(*index))
+                });
+            let Some(best) = best else { break };
+            open.retain(|holders| !holders.contains(&best));
+            choice.push(best);
+        }
+        // More tasks than workers: they share, in turn.
+        (0..tasks).map(|task| choice[task % choice.len()]).collect()
+    }
+
+    /// Deals shards to the tasks of a stage: each to a task whose worker can
+    /// read it from its own disk, the least loaded first, then to any. Gives
+    /// the task of each shard, in the order of `shards`. The same for the
+    /// same arguments; depends on a shard's number and readers alone, so that
+    /// tables of one placement group are dealt alike.
+    pub fn deal(&self, shards: &[ShardLoad], tasks: usize) -> Vec<usize> {
+        let workers = self.task_workers(tasks);
+        let mut loads = vec![0_u64; tasks];
+        let mut counts = vec![0_usize; tasks];
+        shards
+            .iter()
+            .map(|shard| {
+                let holders = self.readable.get(&(shard.table, shard.shard));
+                let local = |task: &usize| holders.is_some_and(|holders| holders.contains(&workers[*task]));
+                let task = (0..tasks)
+                    .filter(local)
+                    .min_by_key(|&task| (loads[task], counts[task], task))
+                    .or_else(|| (0..tasks).min_by_key(|&task| (loads[task], counts[task], task)))
+                    .unwrap_or_default();
+                loads[task] += shard.bytes;
+                counts[task] += 1;
+                task
+            })
+            .collect()
+    }
+}
+
+/// A shard to be dealt.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardLoad {
+    /// The table.
+    pub table: TableId,
+    /// Its shard.
+    pub shard: u32,
+    /// Bytes to be read of it.
+    pub bytes: u64,
+}
+
+/// The view as datafusion-distributed asks for it.
+#[derive(Clone, Debug)]
+pub struct ViewResolver(pub Arc<View>);
+
+impl WorkerResolver for ViewResolver {
+    fn get_urls(&self) -> Result<Vec<Url>, DataFusionError> {
+        // Never empty: a view without workers cannot be made.
+        Ok(self.0.workers.iter().map(|worker| worker.url.clone()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! Tests of the view.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::datatypes::{DataType, Field, Schema};
+use shoal_data::{KeyHash, ReplicaCount, Segment, Table, TableLayout};
+use shoal_proto::{SegmentId, TableId, WorkerId};
+
+use super::*;
+use crate::cluster::{Holds, LiveWorker};
+
+fn segment(table: TableId, shard: u32, replicas: &[&str]) -> Segment {
+    Segment {
+        id: SegmentId::random(),
+        table,
+        shard,
+        rows: 1,
+        bytes: 10,
+        crc32c: 0,
+        columns: Vec::new(),
+        replicas: replicas.iter().copied().map(WorkerId::from).collect(),
+    }
+}
+
+fn table(id: u64, holders: &[&[&str]]) -> Arc<Table> {
+    let id = TableId(id);
+    Arc::new(Table {
+        id,
+        schema_name: "public".into(),
+        name: format!("t{id}"),
+        columns: Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, true)])),
+        layout: TableLayout {
+            shards: u32::try_from(holders.len()).unwrap(),
+            replicas: ReplicaCount::Count(2),
+            shard_key: vec!["k".into()],
+            sort_key: Vec::new(),
+            hash: KeyHash::CURRENT,
+        },
+        placement: holders.iter().map(|held| held.iter().copied().map(WorkerId::from).collect()).collect(),
+        segments: holders
+            .iter()
+            .enumerate()
+            .map(|(shard, held)| Arc::new(segment(id, u32::try_from(shard).unwrap(), held)))
+            .collect(),
+    })
+}
+
+fn live(names: &[&str], tables: &[Arc<Table>]) -> LiveWorkers {
+    let workers = names.iter().map(|name| {
+        let id = WorkerId::from(*name);
+        LiveWorker {
+            id,
+            address: "http://127.0.0.1:1".into(),
+            zone: String::new(),
+            threads: 1,
+            memory_bytes: 0,
+            memory_used_bytes: 0,
+            tasks_running: 0,
+            disk_free_bytes: 0,
+            disk_used_bytes: 0,
+            joined_at: Instant::now(),
+            holds: Arc::default(),
+        }
+    });
+    LiveWorkers { workers: workers.collect() }
+}
+
+fn loads(table: &Table) -> Vec<ShardLoad> {
+    (0..table.layout.shards).map(|shard| ShardLoad { table: table.id, shard, bytes: 10 }).collect()
+}
+
+#[test]
+fn shards_go_to_workers_that_hold_them() {
+    let held = table(1, &[&["a", "b"], &["b", "c"], &["c", "d"], &["d", "a"]]);
+    let tables = [Arc::clone(&held)];
+    let live = live(&["a", "b", "c", "d"], &tables);
+    for turn in 0..4 {
+        for tasks in 1..=4 {
+            let view = View::new(&live, &tables, &BTreeSet::new(), "", turn).unwrap();
+            let workers = view.task_workers(tasks);
+            let dealt = view.deal(&loads(&held), tasks);
+            assert_eq!(dealt, view.deal(&loads(&held), tasks), "the same question, another answer");
+            if tasks < 2 {
+                continue;
+            }
+            for (shard, task) in dealt.into_iter().enumerate() {
+                let worker = &view.workers()[workers[task]].id;
+                assert!(held.placement[shard].contains(worker), "shard {shard} went to {worker}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_suspect_gets_nothing_and_the_last_one_is_named() {
+    let held = table(1, &[&["a", "b"]]);
+    let tables = [Arc::clone(&held)];
+    let live = live(&["a", "b"], &tables);
+    let view = View::new(&live, &tables, &BTreeSet::from(["a".into()]), "", 0).unwrap();
+    assert_eq!(view.workers().len(), 1);
+    assert_eq!(view.deal(&loads(&held), 3), vec![0]);
+    let error = View::new(&live, &tables, &BTreeSet::from(["a".into(), "b".into()]), "", 0).unwrap_err();
+    assert!(error.message.contains("tried a, b"), "{}", error.message);
+}

@@ -1,0 +1,192 @@
+//! One client's session: who it is, its settings, its notices.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use datafusion::config::ConfigOptions;
+use parking_lot::Mutex;
+use shoal_proto::WriteId;
+
+use crate::Error;
+use crate::sql::ShoalConfig;
+
+/// Notices that are kept for a client that does not fetch them.
+const NOTICES_MAX: usize = 100;
+/// Settings that the engine's correctness rests on.
+const FIXED_PREFIXES: [&str; 6] = [
+    "distributed.",
+    "datafusion.catalog.create_default",
+    "datafusion.catalog.information_schema",
+    "datafusion.execution.target_partitions",
+    "datafusion.optimizer.preserve_file_partitions",
+    "datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery",
+];
+
+/// A session. Statements of one session see each other's settings.
+pub struct Session {
+    id: String,
+    user: String,
+    settings: Mutex<Settings>,
+    notices: Mutex<VecDeque<String>>,
+    used_at: Mutex<Instant>,
+}
+
+/// A session's settings at one moment.
+#[derive(Clone)]
+pub struct Settings {
+    /// All of them, for planning.
+    pub options: Arc<ConfigOptions>,
+    /// Those of `datafusion.*` that the session changed, for the workers.
+    pub changed: Vec<(String, String)>,
+    /// Counts the changes, so that a cached plan knows when it is old.
+    pub version: u64,
+    defaults: Arc<ConfigOptions>,
+}
+
+impl Session {
+    /// A session with the given settings to begin with.
+    pub(crate) fn new(id: String, user: &str, defaults: Arc<ConfigOptions>) -> Self {
+        let settings =
+            Settings { options: Arc::clone(&defaults), changed: Vec::new(), version: 0, defaults };
+        Self {
+            id,
+            user: user.to_owned(),
+            settings: Mutex::new(settings),
+            notices: Mutex::default(),
+            used_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Its secret id: the bearer token of its client.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Who it belongs to.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Its settings now.
+    pub fn settings(&self) -> Settings {
+        self.settings.lock().clone()
+    }
+
+    /// Changes one setting, or sets it back with `None`.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the setting and the value; nothing is changed then.
+    pub fn set(&self, name: &str, value: Option<&str>) -> Result<(), Error> {
+        let name = name.to_lowercase();
+        let name = match name.as_str() {
+            "timezone" | "time.zone" | "time zone" => "datafusion.execution.time_zone".to_owned(),
+            _ => name,
+        };
+        if let Some(fixed) = FIXED_PREFIXES.iter().find(|prefix| name.starts_with(*prefix)) {
+            return Err(Error::Invalid(format!("`{name}` cannot be changed: Shoal's plans rest on `{fixed}*` as it is")));
+        }
+        let mut settings = self.settings.lock();
+        let mut options = settings.options.as_ref().clone();
+        let value = match value {
+            Some(value) => value.to_owned(),
+            None => {
+                let entries = settings.defaults.entries();
+                let default = entries.into_iter().find(|entry| entry.key == name);
+                default.and_then(|entry| entry.value).unwrap_or_default()
+            }
+        };
+        options.set(&name, &value).map_err(|error| {
+            Error::Invalid(format!("cannot set `{name}` to `{value}`: {}", error.strip_backtrace()))
+        })?;
+        let shoal = ShoalConfig::of(&options);
+        shoal.query_memory_bytes().map_err(|error| Error::Invalid(format!("cannot set `{name}`: {error}")))?;
+        if name.starts_with("datafusion.") {
+            settings.changed.retain(|(changed, _)| *changed != name);
+            settings.changed.push((name, value));
+        }
+        settings.options = Arc::new(options);
+        settings.version += 1;
+        Ok(())
+    }
+
+    /// The id that the client set for its next write; taken once.
+    pub fn take_write_id(&self) -> Option<WriteId> {
+        let id = ShoalConfig::of(&self.settings.lock().options).write_id;
+        if id.is_empty() {
+            return None;
+        }
+        let cleared = self.set("shoal.write_id", Some(""));
+        debug_assert!(cleared.is_ok(), "an empty write id can be set");
+        Some(WriteId::new(id))
+    }
+
+    /// Tells the client something that is no error.
+    pub fn notice(&self, notice: String) {
+        let mut notices = self.notices.lock();
+        if notices.len() == NOTICES_MAX {
+            notices.pop_front();
+        }
+        notices.push_back(notice);
+    }
+
+    /// Notices since the last call, oldest first.
+    pub fn take_notices(&self) -> Vec<String> {
+        self.notices.lock().drain(..).collect()
+    }
+
+    /// The client was heard of.
+    pub(crate) fn touch(&self) {
+        *self.used_at.lock() = Instant::now();
+    }
+
+    /// When the client was heard of last.
+    pub(crate) fn used_at(&self) -> Instant {
+        *self.used_at.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Session {
+        let mut options = ConfigOptions::new();
+        options.extensions.insert(ShoalConfig::default());
+        Session::new("id".into(), "ada", Arc::new(options))
+    }
+
+    #[test]
+    fn settings_change_and_go_back() {
+        let session = session();
+        session.set("datafusion.execution.batch_size", Some("100")).unwrap();
+        session.set("TIMEZONE", Some("+02:00")).unwrap();
+        assert_eq!(session.settings().options.execution.batch_size, 100);
+        assert_eq!(session.settings().changed.len(), 2);
+        session.set("datafusion.execution.batch_size", None).unwrap();
+        assert_eq!(session.settings().options.execution.batch_size, 8192);
+    }
+
+    #[test]
+    fn wrong_settings_change_nothing() {
+        let session = session();
+        for (name, value) in [
+            ("datafusion.execution.batch_size", "many"),
+            ("datafusion.execution.target_partitions", "1"),
+            ("shoal.query_memory", "lots"),
+            ("shoal.colour", "red"),
+        ] {
+            let message = session.set(name, Some(value)).unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+        assert_eq!(session.settings().version, 0);
+    }
+
+    #[test]
+    fn a_write_id_is_used_once() {
+        let session = session();
+        session.set("shoal.write_id", Some("w-1")).unwrap();
+        assert_eq!(session.take_write_id(), Some(WriteId::new("w-1")));
+        assert_eq!(session.take_write_id(), None);
+    }
+}

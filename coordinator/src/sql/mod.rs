@@ -1,0 +1,18 @@
+//! Statements of ours on top of DataFusion's: what they say, and the names
+//! that they resolve. Nothing is executed here.
+
+mod catalog_list;
+mod config;
+mod hints;
+mod layout;
+mod parse;
+mod system_tables;
+
+pub use catalog_list::SnapshotCatalogs;
+pub use config::{ShoalConfig, parse_bytes};
+pub use hints::with_hint;
+pub use layout::{TableOptions, complete_layout, plain_columns};
+pub use parse::{Copy, CopyDirection, CopySource, Statement, parse};
+pub use system_tables::{SYSTEM_SCHEMA, SystemTables};
+
+pub(crate) use parse::fold_identifier;

@@ -1,0 +1,106 @@
+//! Tests of the parser.
+
+use super::*;
+
+fn refuse(sql: &str) -> String {
+    parse(sql).map(|statement| format!("taken as {statement:?}")).unwrap_err().to_string()
+}
+
+#[test]
+fn statements_are_told_apart() {
+    let kind = |sql: &str| match parse(sql).unwrap() {
+        Statement::Query(_) => "query",
+        Statement::Explain { analyze: true, .. } => "explain analyze",
+        Statement::Explain { .. } => "explain",
+        Statement::Insert(_) => "insert",
+        Statement::CreateTable(_) => "table",
+        Statement::CreateExternal(_) => "external",
+        Statement::CreateView(_) => "view",
+        Statement::CreateSchema { .. } => "schema",
+        Statement::Drop { .. } => "drop",
+        Statement::Copy(_) => "copy",
+        Statement::Set(_) => "set",
+        Statement::Kill(_) => "kill",
+    };
+    for (sql, expected) in [
+        ("SELECT 1;", "query"),
+        ("values (1), (2)", "query"),
+        ("WITH a AS (SELECT 1) SELECT * FROM a", "query"),
+        ("SHOW TABLES", "query"),
+        ("SHOW datafusion.execution.batch_size", "query"),
+        ("DESCRIBE t", "query"),
+        ("EXPLAIN SELECT 1", "explain"),
+        ("EXPLAIN ANALYZE SELECT 1", "explain analyze"),
+        ("INSERT INTO t VALUES (1)", "insert"),
+        ("CREATE TABLE t (a INT) WITH (shards = 4, replicas = 'all', shard_key = 'a')", "table"),
+        ("CREATE TABLE t AS SELECT 1 AS a", "table"),
+        ("CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION 'x.parquet'", "external"),
+        ("CREATE OR REPLACE VIEW v AS SELECT 1", "view"),
+        ("CREATE SCHEMA IF NOT EXISTS s", "schema"),
+        ("DROP TABLE IF EXISTS a, b", "drop"),
+        ("COPY t FROM '/x/*.csv' (FORMAT csv, HEADER, DELIMITER ';', NULL '')", "copy"),
+        ("COPY (SELECT 1) TO 'out.parquet'", "copy"),
+        ("COPY t TO 'out.csv' STORED AS CSV OPTIONS ('format.delimiter' ';')", "copy"),
+        ("SET datafusion.execution.batch_size = 100", "set"),
+        ("KILL QUERY '01234567-89ab-cdef-0123-456789abcdef'", "kill"),
+    ] {
+        assert_eq!(kind(sql), expected, "{sql}");
+    }
+}
+
+#[test]
+fn copy_options_are_read() {
+    let Statement::Copy(copy) =
+        parse("COPY s.t (a, \"B\") FROM 'x' WITH (FORMAT csv, HEADER, delimiter '|', null 'NA')").unwrap()
+    else {
+        panic!("not a COPY");
+    };
+    let options: Vec<_> = copy.options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(options, ["delimiter=|", "format=csv", "header=true", "null=NA"]);
+    assert!(matches!(copy.source, CopySource::Table(_, columns) if columns == ["a", "B"]));
+}
+
+#[test]
+fn question_marks_are_numbered() {
+    let Statement::Query(query) = parse("SELECT ? + a FROM t WHERE b = ? AND c = '?'").unwrap() else {
+        panic!("not a query");
+    };
+    assert_eq!(query.to_string(), "SELECT $1 + a FROM t WHERE b = $2 AND c = '?'");
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    for (sql, part) in [
+        ("", "no statement"),
+        (" ;; ", "no statement"),
+        ("SELECT 1; SELECT 2", "one statement at a time"),
+        ("SELEC 1", "SELEC"),
+        ("KILL QUERY 'x'", "not a query id"),
+        ("COPY t SIDEWAYS 'x'", "FROM or TO"),
+        ("COPY t FROM 'x' (FORMAT csv, FORMAT json)", "twice"),
+        ("DELETE FROM t", "CREATE TABLE AS"),
+        ("BEGIN", "atomic"),
+        ("DROP INDEX i", "tables, views and schemas"),
+        ("GRANT SELECT ON t TO ada", "not supported"),
+    ] {
+        let message = refuse(sql);
+        assert!(message.contains(part), "{sql}: {message}");
+    }
+}
+
+#[test]
+fn what_would_need_a_deep_stack_is_refused() {
+    let nested = format!("SELECT {}1{}", "(".repeat(5000), ")".repeat(5000));
+    assert!(refuse(&nested).contains("nest"));
+    let terms = format!("SELECT {}1", "1+".repeat(20_000));
+    assert!(refuse(&terms).contains("terms"));
+    let or = format!("SELECT 1 WHERE {} true", "a OR ".repeat(20_000));
+    assert!(refuse(&or).contains("terms"));
+    let union = format!("{} SELECT 1", "SELECT 1 UNION ALL ".repeat(20_000));
+    assert!(refuse(&union).contains("terms"));
+    let not = format!("SELECT {} true", "NOT ".repeat(20_000));
+    assert!(refuse(&not).contains("terms"));
+    assert!(refuse(&format!("SELECT '{}'", "x".repeat(10_000_000))).contains("bytes"));
+    let list: Vec<_> = (0..50_000).map(|n| n.to_string()).collect();
+    assert!(parse(&format!("SELECT 1 WHERE 1 IN ({})", list.join(","))).is_ok());
+}

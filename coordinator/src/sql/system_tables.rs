@@ -1,0 +1,233 @@
+//! The `system` schema: what the cluster is and does, usable in any query.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::UNIX_EPOCH;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
+    TimestampMicrosecondArray, UInt32Array, UInt64Array,
+};
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
+use shoal_data::ReplicaCount;
+
+use crate::Error;
+use crate::catalog::State;
+use crate::cluster::Cluster;
+use crate::query::{Admission, Registry};
+
+/// The schema that holds them.
+pub const SYSTEM_SCHEMA: &str = "system";
+
+/// Makes the system tables. Cheap to clone.
+#[derive(Clone)]
+pub struct SystemTables {
+    cluster: Arc<Cluster>,
+    registry: Registry,
+    admission: Admission,
+}
+
+type Columns = Vec<(&'static str, ArrayRef)>;
+
+impl SystemTables {
+    /// Tables over what this coordinator knows.
+    pub fn new(cluster: Arc<Cluster>, registry: Registry, admission: Admission) -> Self {
+        Self { cluster, registry, admission }
+    }
+
+    /// The names of the tables.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ["workers", "tables", "shards", "segments", "queries"].into_iter()
+    }
+
+    /// One table, filled now; none where there is none of that name.
+    ///
+    /// # Errors
+    /// None in practice; those of making a batch.
+    pub fn table(&self, name: &str, snapshot: &State) -> Result<Option<Arc<dyn TableProvider>>, Error> {
+        let columns = match name {
+            "workers" => self.workers(snapshot),
+            "tables" => tables(snapshot),
+            "shards" => self.shards(snapshot),
+            "segments" => segments(snapshot),
+            "queries" => self.queries(),
+            _ => return Ok(None),
+        };
+        let batch = RecordBatch::try_from_iter_with_nullable(
+            columns.into_iter().map(|(name, array)| (name, array, true)),
+        )
+        .map_err(|error| Error::Internal(format!("system.{name}: {error}")))?;
+        let table = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
+        Ok(Some(Arc::new(table)))
+    }
+
+    fn workers(&self, snapshot: &State) -> Columns {
+        let live = self.cluster.live();
+        let known: Vec<_> = snapshot.workers().collect();
+        let alive = |index: usize| live.workers.iter().find(|worker| worker.id == known[index].id);
+        let all = 0..known.len();
+        let number = |get: fn(&crate::cluster::LiveWorker) -> u64| -> ArrayRef {
+            Arc::new(all.clone().map(|index| alive(index).map(get)).collect::<UInt64Array>())
+        };
+        let held = |worker: &crate::cluster::LiveWorker| {
+            let segments = snapshot.tables().flat_map(|table| &table.segments);
+            segments.filter(|segment| crate::cluster::repair::has(segment, worker)).count() as u64
+        };
+        vec![
+            ("worker", text(known.iter().map(|worker| worker.id.as_str()))),
+            ("state", text(all.clone().map(|index| if alive(index).is_some() { "live" } else { "lost" }))),
+            ("address", text(known.iter().map(|worker| worker.address.as_str()))),
+            ("zone", text(known.iter().map(|worker| worker.zone.as_str()))),
+            (
+                "threads",
+                Arc::new(all.clone().map(|index| alive(index).map(|worker| worker.threads)).collect::<UInt32Array>()),
+            ),
+            ("memory_bytes", number(|worker| worker.memory_bytes)),
+            ("memory_used_bytes", number(|worker| worker.memory_used_bytes)),
+            ("tasks_running", number(|worker| u64::from(worker.tasks_running))),
+            ("segments", Arc::new(all.clone().map(|index| alive(index).map(held)).collect::<UInt64Array>())),
+            ("disk_used_bytes", number(|worker| worker.disk_used_bytes)),
+            ("disk_free_bytes", number(|worker| worker.disk_free_bytes)),
+        ]
+    }
+
+    fn shards(&self, snapshot: &State) -> Columns {
+        let live = self.cluster.live();
+        let mut rows = Vec::new();
+        for table in snapshot.tables() {
+            for shard in 0..table.layout.shards {
+                let segments: Vec<_> = table.shard_segments(shard).collect();
+                let placed = table.placement.get(shard as usize).cloned().unwrap_or_default();
+                let complete = live.workers.iter().filter(|worker| {
+                    placed.contains(&worker.id)
+                        && segments.iter().all(|segment| {
+                            segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
+                        })
+                });
+                rows.push((
+                    table,
+                    shard,
+                    segments.len() as u64,
+                    segments.iter().map(|segment| segment.rows).sum::<u64>(),
+                    segments.iter().map(|segment| segment.bytes).sum::<u64>(),
+                    complete.count() as u64,
+                    placed,
+                ));
+            }
+        }
+        vec![
+            ("schema", text(rows.iter().map(|row| row.0.schema_name.as_str()))),
+            ("table", text(rows.iter().map(|row| row.0.name.as_str()))),
+            ("shard", Arc::new(rows.iter().map(|row| Some(row.1)).collect::<UInt32Array>())),
+            ("segments", unsigned(rows.iter().map(|row| row.2))),
+            ("rows", unsigned(rows.iter().map(|row| row.3))),
+            ("bytes", unsigned(rows.iter().map(|row| row.4))),
+            ("replicas_live", unsigned(rows.iter().map(|row| row.5))),
+            ("workers", lists(rows.iter().map(|row| row.6.iter().map(|id| id.as_str().to_owned()).collect()))),
+        ]
+    }
+
+    fn queries(&self) -> Columns {
+        let records = self.registry.all();
+        let count = |get: fn(&crate::query::QueryRecord) -> u64| unsigned(records.iter().map(|record| get(record)));
+        let submitted = records.iter().map(|record| {
+            let since = record.submitted_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            i64::try_from(since.as_micros()).ok()
+        });
+        vec![
+            ("id", text(records.iter().map(|record| record.query.to_string()))),
+            ("state", text(records.iter().map(|record| record.state().name()))),
+            ("user", text(records.iter().map(|record| record.user.as_str()))),
+            ("sql", text(records.iter().map(|record| record.sql.as_str()))),
+            ("submitted_at", Arc::new(submitted.collect::<TimestampMicrosecondArray>().with_timezone("UTC"))),
+            (
+                "elapsed_ms",
+                Arc::new(
+                    records.iter().map(|record| Some(record.elapsed().as_secs_f64() * 1e3)).collect::<Float64Array>(),
+                ),
+            ),
+            (
+                "queue_position",
+                Arc::new(
+                    records
+                        .iter()
+                        .map(|record| record.ticket().map(|ticket| self.admission.place(ticket) as u64))
+                        .collect::<UInt64Array>(),
+                ),
+            ),
+            ("rows", count(|record| record.rows.load(Ordering::Relaxed))),
+            ("bytes", count(|record| record.bytes.load(Ordering::Relaxed))),
+            ("segments", count(|record| record.segments_total.load(Ordering::Relaxed))),
+            ("attempts", count(|record| record.attempts.load(Ordering::Relaxed).into())),
+            ("error", Arc::new(records.iter().map(|record| record.error()).collect::<StringArray>())),
+        ]
+    }
+}
+
+fn tables(snapshot: &State) -> Columns {
+    let tables: Vec<_> = snapshot.tables().collect();
+    let key = |get: fn(&shoal_data::TableLayout) -> &[String]| {
+        text(tables.iter().map(|table| get(&table.layout).join(", ")))
+    };
+    vec![
+        ("schema", text(tables.iter().map(|table| table.schema_name.as_str()))),
+        ("table", text(tables.iter().map(|table| table.name.as_str()))),
+        ("shards", Arc::new(tables.iter().map(|table| Some(table.layout.shards)).collect::<UInt32Array>())),
+        (
+            "replicas",
+            text(tables.iter().map(|table| match table.layout.replicas {
+                ReplicaCount::All => "all".to_owned(),
+                ReplicaCount::Count(count) => count.to_string(),
+            })),
+        ),
+        ("shard_key", key(|layout| &layout.shard_key)),
+        ("sort_key", key(|layout| &layout.sort_key)),
+        ("segments", unsigned(tables.iter().map(|table| table.segments.len() as u64))),
+        ("rows", unsigned(tables.iter().map(|table| table.rows()))),
+        ("bytes", unsigned(tables.iter().map(|table| table.bytes()))),
+        (
+            "hash_is_current",
+            Arc::new(
+                tables.iter().map(|table| Some(table.layout.hash == shoal_data::KeyHash::CURRENT)).collect::<BooleanArray>(),
+            ),
+        ),
+    ]
+}
+
+fn segments(snapshot: &State) -> Columns {
+    let rows: Vec<_> =
+        snapshot.tables().flat_map(|table| table.segments.iter().map(move |segment| (table, segment))).collect();
+    vec![
+        ("schema", text(rows.iter().map(|(table, _)| table.schema_name.as_str()))),
+        ("table", text(rows.iter().map(|(table, _)| table.name.as_str()))),
+        ("shard", Arc::new(rows.iter().map(|(_, segment)| Some(segment.shard)).collect::<UInt32Array>())),
+        ("segment", text(rows.iter().map(|(_, segment)| segment.id.to_string()))),
+        ("rows", unsigned(rows.iter().map(|(_, segment)| segment.rows))),
+        ("bytes", unsigned(rows.iter().map(|(_, segment)| segment.bytes))),
+        ("crc32c", Arc::new(rows.iter().map(|(_, segment)| Some(segment.crc32c)).collect::<UInt32Array>())),
+        (
+            "replicas",
+            lists(rows.iter().map(|(_, segment)| segment.replicas.iter().map(|id| id.as_str().to_owned()).collect())),
+        ),
+    ]
+}
+
+fn text<T: AsRef<str>>(values: impl Iterator<Item = T>) -> ArrayRef {
+    Arc::new(values.map(Some).collect::<StringArray>())
+}
+
+fn unsigned(values: impl Iterator<Item = u64>) -> ArrayRef {
+    Arc::new(values.map(Some).collect::<UInt64Array>())
+}
+
+fn lists(values: impl Iterator<Item = Vec<String>>) -> ArrayRef {
+    let mut builder = ListBuilder::new(StringBuilder::new());
+    for value in values {
+        for item in value {
+            builder.values().append_value(item);
+        }
+        builder.append(true);
+    }
+    Arc::new(builder.finish())
+}

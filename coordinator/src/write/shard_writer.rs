@@ -1,0 +1,148 @@
+//! Deals rows to shards and holds them until there are enough for a segment.
+//! Pure: it neither encodes nor sends.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
+use arrow::compute::{BatchCoalescer, take, take_record_batch};
+use arrow::datatypes::DataType;
+use arrow::error::ArrowError;
+use shoal_data::{DataError, KeyHash, Table};
+
+/// Smaller batches are gathered before they are dealt.
+const BATCH_ROWS_MIN: usize = 2048;
+/// Rows of a gathered batch.
+const BATCH_ROWS: usize = 8192;
+/// Bytes of a column that may be kept alive beyond its own.
+const SHARED_BYTES_MAX: usize = 4096;
+
+/// The rows of one shard that wait to be encoded.
+#[derive(Debug)]
+pub(super) struct ShardRows {
+    pub(super) shard: u32,
+    pub(super) batches: Vec<RecordBatch>,
+    pub(super) rows: u64,
+    pub(super) bytes: usize,
+}
+
+/// Deals the rows of one write. Every batch has the table's columns.
+#[derive(Debug)]
+pub(super) struct ShardWriter {
+    hash: KeyHash,
+    key: Vec<usize>,
+    shards: Vec<ShardRows>,
+    /// Rows of each shard that are committed or were dealt by this write.
+    rows_of_shard: Vec<u64>,
+    gathering: BatchCoalescer,
+    shard_of_row: Vec<u32>,
+    rows_for_shard: Vec<Vec<u32>>,
+}
+
+impl ShardWriter {
+    pub(super) fn new(table: &Table) -> Result<Self, DataError> {
+        table.layout.check(&table.columns)?;
+        let key = table.layout.shard_key.iter().map(|name| table.columns.index_of(name));
+        let count = table.layout.shards;
+        let mut rows_of_shard = vec![0; count as usize];
+        for segment in &table.segments {
+            if let Some(rows) = rows_of_shard.get_mut(segment.shard as usize) {
+                *rows += segment.rows;
+            }
+        }
+        Ok(Self {
+            hash: table.layout.hash,
+            key: key.collect::<Result<_, _>>()?,
+            shards: (0..count).map(ShardRows::empty).collect(),
+            rows_of_shard,
+            gathering: BatchCoalescer::new(table.columns.clone(), BATCH_ROWS)
+                .with_biggest_coalesce_batch_size(Some(BATCH_ROWS_MIN)),
+            shard_of_row: Vec::new(),
+            rows_for_shard: vec![Vec::new(); count as usize],
+        })
+    }
+
+    /// Memory of the rows that wait.
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.bytes).sum::<usize>() + self.gathering.size()
+    }
+
+    /// Takes rows.
+    pub(super) fn push(&mut self, batch: RecordBatch) -> Result<(), DataError> {
+        self.gathering.push_batch(batch)?;
+        self.deal_gathered()
+    }
+
+    /// No more rows will come.
+    pub(super) fn finish(&mut self) -> Result<(), DataError> {
+        self.gathering.finish_buffered_batch()?;
+        self.deal_gathered()
+    }
+
+    /// The rows of the shard that has most, or none if no rows wait.
+    pub(super) fn take_largest(&mut self) -> Option<ShardRows> {
+        let largest = self.shards.iter_mut().max_by_key(|shard| shard.bytes)?;
+        (largest.rows > 0).then(|| std::mem::replace(largest, ShardRows::empty(largest.shard)))
+    }
+
+    fn deal_gathered(&mut self) -> Result<(), DataError> {
+        while let Some(batch) = self.gathering.next_completed_batch() {
+            self.deal(&batch)?;
+        }
+        Ok(())
+    }
+
+    fn deal(&mut self, batch: &RecordBatch) -> Result<(), DataError> {
+        if self.shards.len() == 1 || self.key.is_empty() {
+            // Whole batches, each to the shard that has fewest rows.
+            let fewest = (0..).zip(&self.rows_of_shard).min_by_key(|(_, rows)| **rows);
+            let fewest: usize = fewest.map_or(0, |(shard, _)| shard);
+            self.keep(fewest, compact(batch)?);
+            return Ok(());
+        }
+        let keys: Vec<ArrayRef> = self.key.iter().map(|index| batch.column(*index).clone()).collect();
+        self.hash.shards_of(&keys, self.shards.len() as u32, &mut self.shard_of_row)?;
+        self.rows_for_shard.iter_mut().for_each(Vec::clear);
+        for (row, shard) in (0_u32..).zip(&self.shard_of_row) {
+            self.rows_for_shard[*shard as usize].push(row);
+        }
+        for shard in 0..self.shards.len() {
+            let rows = std::mem::take(&mut self.rows_for_shard[shard]);
+            if !rows.is_empty() {
+                let taken = take_record_batch(batch, &UInt32Array::from(rows))?;
+                self.keep(shard, compact(&taken)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, shard: usize, batch: RecordBatch) {
+        self.rows_of_shard[shard] += batch.num_rows() as u64;
+        let waiting = &mut self.shards[shard];
+        waiting.rows += batch.num_rows() as u64;
+        waiting.bytes += batch.get_array_memory_size();
+        waiting.batches.push(batch);
+    }
+}
+
+impl ShardRows {
+    fn empty(shard: u32) -> Self {
+        Self { shard, batches: Vec::new(), rows: 0, bytes: 0 }
+    }
+}
+
+/// The same rows without what they share with other batches: views and slices
+/// would keep all of their input alive, and be counted with it.
+fn compact(batch: &RecordBatch) -> Result<RecordBatch, DataError> {
+    let columns = batch.columns().iter().map(|column| match column.data_type() {
+        DataType::Utf8View => Ok(Arc::new(column.as_string_view().gc()) as ArrayRef),
+        DataType::BinaryView => Ok(Arc::new(column.as_binary_view().gc()) as ArrayRef),
+        _ => {
+            let own_bytes = column.to_data().get_slice_memory_size()?;
+            if column.get_buffer_memory_size() <= own_bytes.saturating_mul(2) + SHARED_BYTES_MAX {
+                return Ok(column.clone());
+            }
+            take(column, &UInt32Array::from_iter_values(0..column.len() as u32), None)
+        }
+    });
+    Ok(RecordBatch::try_new(batch.schema(), columns.collect::<Result<_, ArrowError>>()?)?)
+}

@@ -1,0 +1,145 @@
+//! Makes one encoded segment durable on the workers of its shard.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use futures::stream;
+use shoal_data::{EncodedSegment, Segment};
+use shoal_proto::cluster::segments_client::SegmentsClient;
+use shoal_proto::cluster::{StageHeader, StageRequest, stage_request};
+use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
+
+use super::WriteContext;
+use crate::Error;
+
+/// Bytes of a segment that one message carries.
+const PIECE_BYTES: usize = 256 * 1024;
+/// What any segment may take to be durable, however small.
+const STAGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Slower than this a worker is taken for stuck.
+const STAGE_BYTES_PER_SECOND_MIN: u64 = 1024 * 1024;
+/// A connection may turn out to be stale; then it is made anew once.
+const TRIES: usize = 2;
+
+/// Sends the segment to all of `workers` at once and waits for each that
+/// answers. The result names those on which it is durable.
+///
+/// # Errors
+/// Where they are no majority: the worst of the workers' own errors, with all
+/// of them in its message.
+pub(super) async fn stage(
+    context: &WriteContext,
+    table: &str,
+    write_id: &WriteId,
+    encoded: EncodedSegment,
+    workers: &[WorkerId],
+) -> Result<Segment, Error> {
+    let EncodedSegment { mut segment, bytes } = encoded;
+    let sends = workers.iter().map(|worker| send(context, write_id, &segment, &bytes, worker));
+    let outcomes = join_all(sends).await;
+    let mut failures = Vec::new();
+    for (worker, outcome) in workers.iter().zip(outcomes) {
+        match outcome {
+            Ok(()) => segment.replicas.push(worker.clone()),
+            Err(failure) => {
+                tracing::warn!(%worker, segment = %segment.name(), %failure, "segment not staged");
+                failures.push((worker, failure));
+            }
+        }
+    }
+    let majority = workers.len() / 2 + 1;
+    if segment.replicas.len() >= majority {
+        return Ok(segment);
+    }
+    let reasons: Vec<String> =
+        failures.iter().map(|(worker, failure)| format!("{worker}: {}", failure.message)).collect();
+    let message = format!(
+        "shard {} of `{table}` was written to {} of its {} workers, {majority} are needed; nothing was changed ({})",
+        segment.shard,
+        segment.replicas.len(),
+        workers.len(),
+        reasons.join("; ")
+    );
+    // A full disk is for the caller to know; all else may pass.
+    let code = if failures.iter().any(|(_, failure)| failure.code == ErrorCode::Exhausted) {
+        ErrorCode::Exhausted
+    } else {
+        ErrorCode::Unavailable
+    };
+    Err(Failure::new(code, message).into())
+}
+
+async fn send(
+    context: &WriteContext,
+    write_id: &WriteId,
+    segment: &Segment,
+    bytes: &Bytes,
+    worker: &WorkerId,
+) -> Result<(), Failure> {
+    let unavailable = |message: &str| Failure::new(ErrorCode::Unavailable, message).at(worker.as_str());
+    let mut tries = TRIES;
+    loop {
+        let Some(address) = context.holders().address(worker) else {
+            return Err(unavailable("is not live"));
+        };
+        tries -= 1;
+        match send_once(context, write_id, segment, bytes, &address).await {
+            Ok(()) => return Ok(()),
+            Err(failure) if failure.code == ErrorCode::Unavailable && tries > 0 => {
+                tracing::debug!(%worker, %failure, "segment sent again");
+            }
+            Err(failure) => {
+                if matches!(failure.code, ErrorCode::Unavailable | ErrorCode::Timeout) {
+                    context.holders().suspect(worker, &failure.message);
+                }
+                return Err(failure.at(worker.as_str()));
+            }
+        }
+    }
+}
+
+async fn send_once(
+    context: &WriteContext,
+    write_id: &WriteId,
+    segment: &Segment,
+    bytes: &Bytes,
+    address: &str,
+) -> Result<(), Failure> {
+    let header = StageHeader {
+        name: segment.name().to_string(),
+        bytes: segment.bytes,
+        crc32c: segment.crc32c,
+        write_id: write_id.as_str().to_owned(),
+    };
+    let requests = std::iter::once(stage_request::Part::Header(header))
+        .chain(pieces(bytes).map(stage_request::Part::Data))
+        .map(|part| StageRequest { part: Some(part) });
+    let mut client = SegmentsClient::new(context.channels().get(address)?);
+    let limit = STAGE_TIMEOUT + Duration::from_secs(segment.bytes / STAGE_BYTES_PER_SECOND_MIN);
+    let reply = tokio::time::timeout(limit, client.stage(stream::iter(requests.collect::<Vec<_>>()))).await;
+    let reply = match reply {
+        Err(_elapsed) => {
+            let message = format!("did not store {} bytes within {} s", segment.bytes, limit.as_secs());
+            return Err(Failure::new(ErrorCode::Timeout, message));
+        }
+        Ok(reply) => reply.map_err(|status| Failure::from_status(&status))?.into_inner(),
+    };
+    if (reply.bytes, reply.crc32c) != (segment.bytes, segment.crc32c) {
+        let message = format!(
+            "stored {} bytes with checksum {:08x} of {} bytes with checksum {:08x}",
+            reply.bytes, reply.crc32c, segment.bytes, segment.crc32c
+        );
+        return Err(Failure::new(ErrorCode::Corrupt, message));
+    }
+    Ok(())
+}
+
+/// The bytes cut for sending, without a copy.
+fn pieces(bytes: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
+    let bytes = bytes.clone();
+    (0..bytes.len()).step_by(PIECE_BYTES).map(move |start| {
+        let end = bytes.len().min(start + PIECE_BYTES);
+        bytes.slice(start..end)
+    })
+}

@@ -1,0 +1,333 @@
+//! Writes against workers that keep segments in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arrow::array::{Array, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use bytes::Bytes;
+use datafusion::common::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::StreamExt;
+use parking_lot::Mutex;
+use shoal_data::{KeyHash, ReplicaCount, SegmentName, Table, TableLayout};
+use shoal_proto::cluster::segments_server::{Segments, SegmentsServer};
+use shoal_proto::cluster::{
+    DeleteReply, DeleteRequest, FetchRequest, StageReply, StageRequest, stage_request::Part,
+};
+use shoal_proto::server::{self, Incoming};
+use shoal_proto::{Channels, ErrorCode, TableId, WorkerId, WriteId};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{SegmentHolders, WriteContext, WriteProgress, write};
+
+/// A worker's segments, and how it fails.
+#[derive(Clone, Default)]
+struct Store {
+    segments: Arc<Mutex<BTreeMap<String, Bytes>>>,
+    is_full: Arc<AtomicBool>,
+}
+
+#[tonic::async_trait]
+impl Segments for Store {
+    async fn stage(&self, request: Request<Streaming<StageRequest>>) -> Result<Response<StageReply>, Status> {
+        if self.is_full.load(Ordering::Relaxed) {
+            return Err(Status::resource_exhausted("no space left on device"));
+        }
+        let mut stream = request.into_inner();
+        let mut name = String::new();
+        let mut bytes = Vec::new();
+        while let Some(message) = stream.message().await? {
+            match message.part {
+                Some(Part::Header(header)) => name = header.name,
+                Some(Part::Data(data)) => bytes.extend_from_slice(&data),
+                None => return Err(Status::invalid_argument("empty message")),
+            }
+        }
+        let reply = StageReply { bytes: bytes.len() as u64, crc32c: shoal_data::checksum::crc32c(&bytes) };
+        self.segments.lock().insert(name, bytes.into());
+        Ok(Response::new(reply))
+    }
+
+    async fn delete(&self, _: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
+        Err(Status::unimplemented("delete"))
+    }
+
+    async fn fetch(&self, _: Request<FetchRequest>) -> Result<Response<StageReply>, Status> {
+        Err(Status::unimplemented("fetch"))
+    }
+}
+
+#[derive(Default)]
+struct FakeCluster {
+    addresses: Mutex<BTreeMap<WorkerId, String>>,
+    suspected: Mutex<BTreeSet<WorkerId>>,
+    protected: Mutex<BTreeMap<String, HashSet<SegmentName>>>,
+    discarded: Mutex<Vec<(SegmentName, Vec<WorkerId>)>>,
+}
+
+impl SegmentHolders for FakeCluster {
+    fn address(&self, worker: &WorkerId) -> Option<String> {
+        self.addresses.lock().get(worker).cloned()
+    }
+
+    fn suspect(&self, worker: &WorkerId, _why: &str) {
+        self.suspected.lock().insert(worker.clone());
+    }
+
+    fn protect(&self, write: &WriteId, names: &[SegmentName]) {
+        self.protected.lock().entry(write.to_string()).or_default().extend(names);
+    }
+
+    fn unprotect(&self, write: &WriteId) {
+        self.protected.lock().remove(write.as_str());
+    }
+
+    fn discard(&self, names: Vec<(SegmentName, Vec<WorkerId>)>) {
+        self.discarded.lock().extend(names);
+    }
+}
+
+/// Three workers and a cluster that knows them.
+struct Fixture {
+    cluster: Arc<FakeCluster>,
+    stores: Vec<Store>,
+    context: WriteContext,
+}
+
+impl Fixture {
+    async fn new(buffer_bytes: usize) -> Self {
+        let cluster = Arc::new(FakeCluster::default());
+        let mut stores = Vec::new();
+        for worker in workers() {
+            let store = Store::default();
+            let (listener, address) = server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+            let service = SegmentsServer::new(store.clone());
+            tokio::spawn(server::builder().add_service(service).serve_with_incoming(Incoming::new(listener)));
+            cluster.addresses.lock().insert(worker, format!("http://{address}"));
+            stores.push(store);
+        }
+        let channels = Channels::new(tokio::runtime::Handle::current());
+        let context = WriteContext::new(cluster.clone(), channels, buffer_bytes);
+        Self { cluster, stores, context }
+    }
+
+    async fn write(&self, table: &Table, input: SendableRecordBatchStream) -> Result<super::Staged, crate::Error> {
+        write(&self.context, table, &WriteId::from("w"), input, Arc::new(WriteProgress::default())).await
+    }
+
+    /// Keys of all rows by shard, as one worker holds them.
+    fn keys(&self, worker: usize) -> BTreeMap<u32, Vec<i64>> {
+        let mut keys: BTreeMap<u32, Vec<i64>> = BTreeMap::new();
+        for (name, bytes) in self.stores[worker].segments.lock().iter() {
+            let shard = name.parse::<SegmentName>().unwrap().shard;
+            let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).unwrap().build().unwrap();
+            for batch in reader.map(Result::unwrap) {
+                keys.entry(shard).or_default().extend(batch.column(0).as_primitive::<Int64Type>().values());
+            }
+        }
+        keys
+    }
+
+    fn assert_nothing_is_left(&self) {
+        assert!(self.cluster.protected.lock().is_empty());
+        let discarded: HashSet<String> = self.cluster.discarded.lock().iter().map(|(name, _)| name.to_string()).collect();
+        for store in &self.stores {
+            for name in store.segments.lock().keys() {
+                assert!(discarded.contains(name), "{name} is left behind");
+            }
+        }
+    }
+}
+
+fn workers() -> Vec<WorkerId> {
+    ["w1", "w2", "w3"].map(WorkerId::from).to_vec()
+}
+
+fn columns() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("k", DataType::Int64, false),
+        Field::new("text", DataType::Utf8, true),
+    ]))
+}
+
+fn table(shards: u32, shard_key: &[&str]) -> Table {
+    Table {
+        id: TableId(1),
+        schema_name: "public".into(),
+        name: "t".into(),
+        columns: columns(),
+        layout: TableLayout {
+            shards,
+            replicas: ReplicaCount::Count(3),
+            shard_key: shard_key.iter().map(|name| (*name).to_owned()).collect(),
+            sort_key: vec!["k".into()],
+            hash: KeyHash::CURRENT,
+        },
+        placement: vec![workers(); shards as usize],
+        segments: vec![],
+    }
+}
+
+fn batch(keys: std::ops::Range<i64>) -> RecordBatch {
+    let texts: StringArray = keys.clone().map(|key| Some(format!("row {key} with some text"))).collect();
+    RecordBatch::try_new(columns(), vec![Arc::new(keys.collect::<Int64Array>()), Arc::new(texts)]).unwrap()
+}
+
+fn stream(batches: Vec<Result<RecordBatch, DataFusionError>>) -> SendableRecordBatchStream {
+    Box::pin(RecordBatchStreamAdapter::new(columns(), futures::stream::iter(batches)))
+}
+
+fn rows(count: i64, batch_rows: i64) -> SendableRecordBatchStream {
+    let starts = (0..count).step_by(batch_rows as usize);
+    stream(starts.map(|start| Ok(batch(start..count.min(start + batch_rows)))).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_row_is_on_every_replica_of_its_shard_once() {
+    let fixture = Fixture::new(0).await;
+    let table = table(4, &["k"]);
+    // Four times what may be buffered, so that shards are flushed on the way.
+    let count = 1_200_000;
+    let progress = Arc::new(WriteProgress::default());
+    let staged =
+        write(&fixture.context, &table, &WriteId::from("w"), rows(count, 8192), progress.clone()).await.unwrap();
+    assert_eq!(staged.rows, count as u64);
+    assert_eq!((progress.rows_read(), progress.rows_staged()), (count as u64, count as u64));
+    assert!(staged.segments.len() > 4, "{} segments", staged.segments.len());
+    assert!(staged.segments.iter().all(|segment| segment.replicas == workers()));
+    for worker in 0..3 {
+        let by_shard = fixture.keys(worker);
+        let mut all: Vec<i64> = by_shard.values().flatten().copied().collect();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..count), "worker {worker}");
+        for (shard, keys) in by_shard {
+            let array: arrow::array::ArrayRef = Arc::new(Int64Array::from(keys));
+            let mut shards = Vec::new();
+            KeyHash::CURRENT.shards_of(&[array], 4, &mut shards).unwrap();
+            assert!(shards.into_iter().all(|found| found == shard));
+        }
+    }
+    staged.committed();
+    assert!(fixture.cluster.protected.lock().is_empty());
+    assert!(fixture.cluster.discarded.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_a_key_are_dealt_evenly() {
+    let fixture = Fixture::new(0).await;
+    let staged = fixture.write(&table(3, &[]), rows(300_000, 1000)).await.unwrap();
+    let mut of_shard = [0; 3];
+    for segment in &staged.segments {
+        of_shard[segment.shard as usize] += segment.rows;
+    }
+    assert!(of_shard.iter().max().unwrap() - of_shard.iter().min().unwrap() <= 8192, "{of_shard:?}");
+    assert_eq!(of_shard.iter().sum::<u64>(), 300_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staged_segments_are_protected_until_dropped_then_discarded() {
+    let fixture = Fixture::new(0).await;
+    let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();
+    assert_eq!(fixture.cluster.protected.lock()["w"].len(), staged.segments.len());
+    drop(staged);
+    assert_eq!(fixture.cluster.discarded.lock().len(), 2);
+    fixture.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_input_that_fails_leaves_nothing() {
+    let fixture = Fixture::new(0).await;
+    let mut batches: Vec<_> = (0..100).map(|index| Ok(batch(index * 8192..(index + 1) * 8192))).collect();
+    batches.push(Err(DataFusionError::Execution("broken line 7".into())));
+    let error = fixture.write(&table(2, &["k"]), stream(batches)).await.unwrap_err();
+    assert!(error.to_string().contains("broken line 7"), "{error}");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !fixture.cluster.protected.lock().is_empty() && std::time::Instant::now() < deadline {
+        tokio::task::yield_now().await;
+    }
+    fixture.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_gone_is_done_without() {
+    let fixture = Fixture::new(0).await;
+    fixture.cluster.addresses.lock().remove(&WorkerId::from("w2"));
+    let staged = fixture.write(&table(1, &["k"]), rows(10, 10)).await.unwrap();
+    let replicas: Vec<&str> = staged.segments[0].replicas.iter().map(WorkerId::as_str).collect();
+    assert_eq!(replicas, ["w1", "w3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_answer_is_suspected() {
+    let fixture = Fixture::new(0).await;
+    // Bound and closed again: nobody listens there.
+    let (listener, address) = server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    drop(listener);
+    fixture.cluster.addresses.lock().insert(WorkerId::from("w1"), format!("http://{address}"));
+    let staged = fixture.write(&table(1, &["k"]), rows(10, 10)).await.unwrap();
+    assert_eq!(staged.segments[0].replicas.len(), 2);
+    assert!(fixture.cluster.suspected.lock().contains(&WorkerId::from("w1")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_nothing_is_written_and_the_reasons_are_told() {
+    let fixture = Fixture::new(0).await;
+    for worker in ["w1", "w2"] {
+        fixture.cluster.addresses.lock().remove(&WorkerId::from(worker));
+    }
+    let error = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Unavailable);
+    assert!(error.to_string().contains("w1: is not live; w2: is not live"), "{error}");
+    assert!(error.to_string().contains("1 of its 3 workers"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_disks_are_told_as_such() {
+    let fixture = Fixture::new(0).await;
+    for store in &fixture.stores[1..] {
+        store.is_full.store(true, Ordering::Relaxed);
+    }
+    let error = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Exhausted);
+    assert!(error.to_string().contains("no space left"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_rows_make_no_segments() {
+    let fixture = Fixture::new(0).await;
+    let staged = fixture.write(&table(2, &["k"]), stream(vec![Ok(batch(0..0))])).await.unwrap();
+    assert_eq!((staged.segments.len(), staged.rows), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_write_leaves_nothing() {
+    let fixture = Fixture::new(0).await;
+    let endless = futures::stream::iter((0..).map(|index: i64| Ok(batch(index * 8192..(index + 1) * 8192))))
+        .then(|batch| async move {
+            tokio::task::yield_now().await;
+            batch
+        });
+    let input: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(columns(), endless));
+    let progress = Arc::new(WriteProgress::default());
+    let table = table(2, &["k"]);
+    let write_id = WriteId::from("w");
+    {
+        let writing = write(&fixture.context, &table, &write_id, input, progress.clone());
+        tokio::pin!(writing);
+        while progress.segments_staged() == 0 {
+            tokio::select! {
+                _ = &mut writing => unreachable!("the input does not end"),
+                () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+            }
+        }
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !fixture.cluster.protected.lock().is_empty() && std::time::Instant::now() < deadline {
+        tokio::task::yield_now().await;
+    }
+    fixture.assert_nothing_is_left();
+}

@@ -1,0 +1,219 @@
+//! Both ends of `Files.Read`: bytes of a file cut into messages, and those
+//! messages put together again. A stream that stops without its end mark, or
+//! whose bytes are not those that were sent, is an error on the reader's side.
+//!
+//! What a name stands for, and who may read it, is the caller's business.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, BoxStream, StreamExt};
+use shoal_proto::cluster::files_client::FilesClient;
+use shoal_proto::cluster::{ReadChunk, ReadEnd, ReadRequest, StatReply, StatRequest};
+use shoal_proto::{Channels, ErrorCode, Failure};
+use tonic::{Status, Streaming};
+
+/// Bytes in one message; far below what gRPC takes as one message.
+pub const CHUNK_BYTES: u64 = 1024 * 1024;
+/// How long a reader waits for the next message before it gives the sender up.
+pub const STALL_MAX: Duration = Duration::from_secs(5);
+
+/// Reads `range` of `file` in one go; for blocking threads.
+///
+/// # Errors
+/// `UnexpectedEof` where the file is shorter than the range.
+pub fn read_exact(file: &File, range: Range<u64>) -> io::Result<Bytes> {
+    let length = usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)?;
+    let mut buffer = BytesMut::zeroed(length);
+    file.read_exact_at(&mut buffer, range.start)?;
+    Ok(buffer.freeze())
+}
+
+/// The range that a request names, if the file is that long.
+pub fn checked_range(offset: u64, length: u64, bytes: u64) -> Option<Range<u64>> {
+    let end = offset.checked_add(length)?;
+    (end <= bytes).then_some(offset..end)
+}
+
+/// The messages that carry `range` of `file`, and the mark that ends them.
+/// `name` is for messages only.
+pub fn send(file: File, name: String, range: Range<u64>) -> BoxStream<'static, Result<ReadChunk, Status>> {
+    enum Next {
+        Bytes { at: u64, crc32c: u32 },
+        Nothing,
+    }
+    let file = Arc::new(file);
+    let first = Next::Bytes { at: range.start, crc32c: 0 };
+    stream::unfold(first, move |next| {
+        let (file, name, range) = (Arc::clone(&file), name.clone(), range.clone());
+        async move {
+            let Next::Bytes { at, crc32c } = next else {
+                return None;
+            };
+            if at >= range.end {
+                let end = ReadEnd { bytes: range.end.saturating_sub(range.start), crc32c };
+                return Some((Ok(ReadChunk { data: Bytes::new(), end: Some(end) }), Next::Nothing));
+            }
+            let end = range.end.min(at + CHUNK_BYTES);
+            let read = tokio::task::spawn_blocking(move || {
+                let data = read_exact(&file, at..end)?;
+                let crc32c = crc32c::crc32c_append(crc32c, &data);
+                Ok::<_, io::Error>((data, crc32c))
+            })
+            .await
+            .unwrap_or_else(|join| Err(io::Error::other(join)));
+            Some(match read {
+                Ok((data, crc32c)) => {
+                    (Ok(ReadChunk { data, end: None }), Next::Bytes { at: end, crc32c })
+                }
+                Err(error) => (Err(read_failure(&name, &error).to_status()), Next::Nothing),
+            })
+        }
+    })
+    .boxed()
+}
+
+/// The failure for bytes that could not be read from a local file: another
+/// replica may have them.
+pub fn read_failure(name: &str, error: &io::Error) -> Failure {
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => ErrorCode::NotFound,
+        _ => ErrorCode::Corrupt,
+    };
+    Failure::new(code, format!("cannot read `{name}`: {error}"))
+}
+
+/// The bytes `range` of `name` at `address`, message by message; the last item
+/// comes only after the end mark was seen and was right.
+///
+/// # Errors
+/// `Unavailable` where nobody answers, `Corrupt` where the bytes are not what
+/// was sent, and what the other side says.
+pub async fn receive(
+    channels: &Channels,
+    address: &str,
+    name: &str,
+    range: Range<u64>,
+) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+    let mut client = FilesClient::new(channels.get(address)?);
+    let length = range.end.saturating_sub(range.start);
+    let request = ReadRequest { name: name.to_owned(), offset: range.start, length };
+    let reply = within(address, client.read(request)).await?;
+    let reader = Reader {
+        stream: reply.into_inner(),
+        what: format!("`{name}` from {address}"),
+        address: address.to_owned(),
+        length,
+        bytes: 0,
+        crc32c: 0,
+    };
+    Ok(stream::try_unfold(Some(reader), |reader| async move {
+        let Some(mut reader) = reader else {
+            return Ok(None);
+        };
+        Ok(reader.next().await?.map(|data| (data, Some(reader))))
+    })
+    .boxed())
+}
+
+/// All bytes `range` of `name` at `address`.
+///
+/// # Errors
+/// As [`receive`].
+pub async fn receive_all(
+    channels: &Channels,
+    address: &str,
+    name: &str,
+    range: Range<u64>,
+) -> Result<Bytes, Failure> {
+    let length = range.end.saturating_sub(range.start);
+    let mut stream = receive(channels, address, name, range).await?;
+    let mut first: Option<Bytes> = None;
+    let mut rest = BytesMut::new();
+    while let Some(data) = stream.next().await {
+        let data = data?;
+        // Most reads are one message, which then needs no copy.
+        match &first {
+            None => first = Some(data),
+            Some(head) => {
+                if rest.is_empty() {
+                    rest.reserve(usize::try_from(length).unwrap_or(0));
+                    rest.extend_from_slice(head);
+                }
+                rest.extend_from_slice(&data);
+            }
+        }
+    }
+    Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
+}
+
+/// Length and time of change of `name` at `address`.
+///
+/// # Errors
+/// `Unavailable` where nobody answers, and what the other side says.
+pub async fn stat(channels: &Channels, address: &str, name: &str) -> Result<StatReply, Failure> {
+    let mut client = FilesClient::new(channels.get(address)?);
+    let request = StatRequest { name: name.to_owned() };
+    Ok(within(address, client.stat(request)).await?.into_inner())
+}
+
+async fn within<T>(address: &str, call: impl Future<Output = Result<T, Status>>) -> Result<T, Failure> {
+    match tokio::time::timeout(STALL_MAX, call).await {
+        Ok(reply) => reply.map_err(|status| Failure::from_status(&status)),
+        Err(_) => Err(Failure::new(
+            ErrorCode::Unavailable,
+            format!("{address} sent nothing for {} s", STALL_MAX.as_secs()),
+        )),
+    }
+}
+
+/// The receiving end of one stream.
+struct Reader {
+    stream: Streaming<ReadChunk>,
+    what: String,
+    address: String,
+    length: u64,
+    bytes: u64,
+    crc32c: u32,
+}
+
+impl Reader {
+    /// The next bytes; none after the end mark.
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            let Some(chunk) = within(&self.address, self.stream.message()).await? else {
+                return Err(self.broken("it stops without its end mark"));
+            };
+            self.bytes += chunk.data.len() as u64;
+            self.crc32c = crc32c::crc32c_append(self.crc32c, &chunk.data);
+            if self.bytes > self.length {
+                return Err(self.broken("there are more bytes than were asked for"));
+            }
+            if let Some(end) = chunk.end {
+                return match end {
+                    _ if !chunk.data.is_empty() => Err(self.broken("its end mark carries bytes")),
+                    _ if end.bytes != self.bytes || self.bytes != self.length => {
+                        Err(self.broken("bytes are missing"))
+                    }
+                    _ if end.crc32c != self.crc32c => Err(self.broken("its checksum does not match")),
+                    _ => Ok(None),
+                };
+            }
+            if !chunk.data.is_empty() {
+                return Ok(Some(chunk.data));
+            }
+        }
+    }
+
+    fn broken(&self, why: &str) -> Failure {
+        Failure::new(
+            ErrorCode::Corrupt,
+            format!("{} is not complete after {} of {} bytes: {why}", self.what, self.bytes, self.length),
+        )
+    }
+}

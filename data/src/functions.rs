@@ -1,0 +1,62 @@
+//! Functions that every node knows beyond DataFusion's own.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, Int64Array};
+use arrow::datatypes::{DataType, Int64Type};
+use datafusion::common::{Result, exec_err};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::logical_expr::{
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+
+/// Where this is set, the functions that break things on purpose exist:
+/// `shoal_panic(x, n)` gives `x` back and panics on a row where it is `n`.
+pub const FAULT_FUNCTIONS_VARIABLE: &str = "SHOAL_FAULT_FUNCTIONS";
+
+/// Adds the functions to a session. Coordinator and workers must add the same
+/// ones, or a plan of the one is not understood by the other.
+pub fn register(builder: &mut SessionStateBuilder) {
+    if std::env::var_os(FAULT_FUNCTIONS_VARIABLE).is_some() {
+        builder
+            .scalar_functions()
+            .get_or_insert_default()
+            .push(Arc::new(ScalarUDF::from(Panic { signature: Signature::exact(
+                vec![DataType::Int64, DataType::Int64],
+                Volatility::Volatile,
+            ) })));
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Panic {
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Panic {
+    fn name(&self) -> &str {
+        "shoal_panic"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Int64)
+    }
+
+    #[expect(clippy::panic, reason = "it is what this function is for")]
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let arrays = ColumnarValue::values_to_arrays(&arguments.args)?;
+        let [values, fatal] = arrays.as_slice() else {
+            return exec_err!("shoal_panic takes two arguments");
+        };
+        let (values, fatal) = (values.as_primitive::<Int64Type>(), fatal.as_primitive::<Int64Type>());
+        if values.iter().zip(fatal.iter()).any(|(value, fatal)| value.is_some() && value == fatal) {
+            panic!("shoal_panic met its row");
+        }
+        let same: Int64Array = values.clone();
+        Ok(ColumnarValue::Array(Arc::new(same) as ArrayRef))
+    }
+}

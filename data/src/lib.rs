@@ -1,0 +1,26 @@
+//! Shoal's contract at rest: what a table, a shard and a segment are, how a
+//! row finds its shard, how segments are written and checked, and sample data.
+//!
+//! Nothing here talks to a coordinator or decides where shards live.
+
+pub mod checksum;
+pub mod data_dir;
+pub mod error;
+pub mod file_stream;
+pub mod import_store;
+pub mod functions;
+pub mod key_hash;
+pub mod sample;
+pub mod segment;
+pub mod segment_writer;
+pub mod shard_store;
+pub mod table;
+
+pub use data_dir::DataDir;
+pub use error::DataError;
+pub use import_store::{ImportRoots, ImportStore};
+pub use key_hash::KeyHash;
+pub use segment::{ColumnStatistics, Segment, SegmentName, StatValue};
+pub use segment_writer::{EncodedSegment, SegmentWriter};
+pub use shard_store::{Locate, Located, Replica, ShardStore};
+pub use table::{ReplicaCount, Table, TableLayout};

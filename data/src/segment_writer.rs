@@ -1,0 +1,172 @@
+//! How rows become a segment: sorted by the table's sort key, encoded as
+//! Parquet, measured and checksummed. Where its bytes go is not known here.
+
+use std::collections::HashSet;
+
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::compute::interleave_record_batch;
+use arrow::datatypes::{DataType, SchemaRef};
+use bytes::Bytes;
+use datafusion::common::hash_utils::create_hashes;
+use datafusion::physical_plan::repartition::REPARTITION_RANDOM_STATE;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::metadata::SortingColumn;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+use parquet::schema::types::ColumnPath;
+use shoal_proto::{SegmentId, TableId};
+
+use crate::{DataError, Segment, SegmentName, Table, checksum};
+
+mod order;
+mod statistics;
+
+/// Rows of one row group.
+pub const ROW_GROUP_ROWS: usize = 128 * 1024;
+/// Rows of one data page at most: what a lookup by sort key decodes.
+pub const PAGE_ROWS: usize = 8 * 1024;
+/// Rows that are gathered and handed to the encoder at once.
+const GATHER_ROWS: usize = 16 * 1024;
+/// Rows looked at to decide whether a dictionary pays.
+const SAMPLE_ROWS: usize = 4096;
+/// A column whose sample has more distinct values than this share of its rows
+/// is written without a dictionary.
+const DICTIONARY_DISTINCT_MAX: f64 = 0.9;
+
+/// A segment that was encoded and is not stored anywhere yet.
+#[derive(Clone, Debug)]
+pub struct EncodedSegment {
+    /// What the catalog will record; it has no replicas yet.
+    pub segment: Segment,
+    /// The whole file.
+    pub bytes: Bytes,
+}
+
+/// Encodes the segments of one table. Holds no rows; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SegmentWriter {
+    table: TableId,
+    columns: SchemaRef,
+    sort_key: Vec<usize>,
+}
+
+impl SegmentWriter {
+    /// A writer for `table`.
+    ///
+    /// # Errors
+    /// `Layout` where the sort key names no column.
+    pub fn new(table: &Table) -> Result<Self, DataError> {
+        table.layout.check(&table.columns)?;
+        let sort_key = table.layout.sort_key.iter().map(|name| table.columns.index_of(name));
+        Ok(Self {
+            table: table.id,
+            columns: table.columns.clone(),
+            sort_key: sort_key.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The columns that batches must have, in this order.
+    pub fn columns(&self) -> &SchemaRef {
+        &self.columns
+    }
+
+    /// Makes one segment of `batches`, which have the table's columns and at
+    /// least one row. Rows are sorted ascending, nulls last; rows of equal key
+    /// keep their order. Takes about 0.4 µs per row and column of CPU, and as
+    /// memory the file and some 16k rows.
+    ///
+    /// # Errors
+    /// `Layout` for batches without rows, otherwise what the encoder says.
+    pub fn encode(&self, shard: u32, id: SegmentId, batches: &[RecordBatch]) -> Result<EncodedSegment, DataError> {
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        if rows == 0 {
+            return Err(DataError::Layout("a segment has at least one row".into()));
+        }
+        let order = order::sorted(batches, &self.sort_key)?;
+        let properties = self.properties(batches, &order)?;
+        let file = Vec::with_capacity(rows * 32);
+        let mut writer = ArrowWriter::try_new(file, self.columns.clone(), Some(properties))?;
+        let sources: Vec<&RecordBatch> = batches.iter().collect();
+        let mut statistics = statistics::Collector::new(&self.columns);
+        for indices in order.chunks(GATHER_ROWS) {
+            let gathered = match sources.as_slice() {
+                // Nothing to gather: a slice does.
+                [only] if self.sort_key.is_empty() => {
+                    only.slice(indices.first().map_or(0, |(_, row)| *row), indices.len())
+                }
+                sources => interleave_record_batch(sources, indices)?,
+            };
+            statistics.take(&gathered)?;
+            writer.write(&gathered)?;
+        }
+        writer.finish()?;
+        let columns = statistics.finish(writer.flushed_row_groups(), &self.columns)?;
+        let bytes = Bytes::from(writer.into_inner()?);
+        let segment = Segment {
+            id,
+            table: self.table,
+            shard,
+            rows: rows as u64,
+            bytes: bytes.len() as u64,
+            crc32c: checksum::crc32c(&bytes),
+            columns,
+            replicas: Vec::new(),
+        };
+        Ok(EncodedSegment { segment, bytes })
+    }
+
+    /// The name that a segment of this table will have.
+    pub fn name(&self, shard: u32, id: SegmentId) -> SegmentName {
+        SegmentName { table: self.table, shard, segment: id }
+    }
+
+    fn properties(&self, batches: &[RecordBatch], order: &[(usize, usize)]) -> Result<WriterProperties, DataError> {
+        let mut properties = segment_properties();
+        if !self.sort_key.is_empty() && self.columns.fields().iter().all(|field| !field.data_type().is_nested()) {
+            let sorted = self.sort_key.iter().map(|index| SortingColumn {
+                column_idx: *index as i32,
+                descending: false,
+                nulls_first: false,
+            });
+            properties = properties.set_sorting_columns(Some(sorted.collect()));
+        }
+        let step = order.len().div_ceil(SAMPLE_ROWS);
+        let sample: Vec<(usize, usize)> = order.iter().copied().step_by(step).collect();
+        let sources: Vec<&RecordBatch> = batches.iter().collect();
+        let sample = interleave_record_batch(&sources, &sample)?;
+        for (field, column) in self.columns.fields().iter().zip(sample.columns()) {
+            if field.data_type().is_nested() || has_dictionary_use(column)? {
+                continue;
+            }
+            let path = ColumnPath::new(vec![field.name().clone()]);
+            properties = properties.set_column_dictionary_enabled(path, false);
+        }
+        Ok(properties.build())
+    }
+}
+
+/// What every segment is written with, before its columns are looked at.
+pub fn segment_properties() -> WriterPropertiesBuilder {
+    WriterProperties::builder()
+        .set_created_by(concat!("shoal ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::LZ4_RAW)
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_bloom_filter_enabled(false)
+}
+
+/// Whether values of a column come back often enough for a dictionary.
+fn has_dictionary_use(sample: &ArrayRef) -> Result<bool, DataError> {
+    if matches!(sample.data_type(), DataType::Boolean) || sample.is_empty() {
+        return Ok(false);
+    }
+    let mut hashes = vec![0; sample.len()];
+    create_hashes([sample], REPARTITION_RANDOM_STATE.random_state(), &mut hashes)?;
+    let rows = hashes.len();
+    let distinct = hashes.into_iter().collect::<HashSet<u64>>().len();
+    Ok(distinct as f64 <= rows as f64 * DICTIONARY_DISTINCT_MAX)
+}
+
+#[cfg(test)]
+mod tests;

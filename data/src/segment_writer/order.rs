@@ -1,0 +1,82 @@
+//! In which order rows go into a segment.
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::concat;
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Date32Type, Date64Type, Decimal128Type, Int8Type, Int16Type, Int32Type,
+    Int64Type, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+    TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+};
+use arrow::row::{RowConverter, SortField};
+use arrow::compute::SortOptions;
+
+use crate::DataError;
+
+/// Every row as (batch, row in it), sorted by the key columns: ascending,
+/// nulls last, equal keys in the order in which they came.
+pub(super) fn sorted(batches: &[RecordBatch], key: &[usize]) -> Result<Vec<(usize, usize)>, DataError> {
+    let as_written: Vec<(usize, usize)> = batches
+        .iter()
+        .enumerate()
+        .flat_map(|(batch, rows)| (0..rows.num_rows()).map(move |row| (batch, row)))
+        .collect();
+    if key.is_empty() {
+        return Ok(as_written);
+    }
+    let key = key.iter().map(|index| {
+        let pieces: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(*index).as_ref()).collect();
+        concat(&pieces)
+    });
+    let key = key.collect::<Result<Vec<ArrayRef>, _>>()?;
+    let rows = match key.as_slice() {
+        [only] => match integers_sorted(only) {
+            Some(rows) => rows,
+            None => rows_sorted(&key)?,
+        },
+        _ => rows_sorted(&key)?,
+    };
+    Ok(rows.into_iter().map(|row| as_written[row as usize]).collect())
+}
+
+/// The order of a column of integers (also as dates, timestamps, decimals)
+/// without nulls; none for others.
+fn integers_sorted(key: &ArrayRef) -> Option<Vec<u32>> {
+    if key.null_count() > 0 {
+        return None;
+    }
+    Some(match key.data_type() {
+        DataType::Int8 => of::<Int8Type>(key),
+        DataType::Int16 => of::<Int16Type>(key),
+        DataType::Int32 => of::<Int32Type>(key),
+        DataType::Int64 => of::<Int64Type>(key),
+        DataType::UInt8 => of::<UInt8Type>(key),
+        DataType::UInt16 => of::<UInt16Type>(key),
+        DataType::UInt32 => of::<UInt32Type>(key),
+        DataType::UInt64 => of::<UInt64Type>(key),
+        DataType::Date32 => of::<Date32Type>(key),
+        DataType::Date64 => of::<Date64Type>(key),
+        DataType::Timestamp(TimeUnit::Second, _) => of::<TimestampSecondType>(key),
+        DataType::Timestamp(TimeUnit::Millisecond, _) => of::<TimestampMillisecondType>(key),
+        DataType::Timestamp(TimeUnit::Microsecond, _) => of::<TimestampMicrosecondType>(key),
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => of::<TimestampNanosecondType>(key),
+        DataType::Decimal128(_, _) => of::<Decimal128Type>(key),
+        _ => return None,
+    })
+}
+
+fn of<T: ArrowPrimitiveType<Native: Ord>>(key: &ArrayRef) -> Vec<u32> {
+    let values = key.as_primitive::<T>().values();
+    let mut pairs: Vec<(T::Native, u32)> = values.iter().copied().zip(0..).collect();
+    pairs.sort_unstable();
+    pairs.into_iter().map(|(_, row)| row).collect()
+}
+
+/// The order of any columns, through their comparable row format.
+fn rows_sorted(key: &[ArrayRef]) -> Result<Vec<u32>, DataError> {
+    let ascending = SortOptions { descending: false, nulls_first: false };
+    let fields = key.iter().map(|column| SortField::new_with_options(column.data_type().clone(), ascending));
+    let rows = RowConverter::new(fields.collect())?.convert_columns(key)?;
+    let mut pairs: Vec<_> = rows.iter().zip(0_u32..).collect();
+    pairs.sort_unstable();
+    Ok(pairs.into_iter().map(|(_, row)| row).collect())
+}

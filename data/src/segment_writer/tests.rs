@@ -1,0 +1,157 @@
+use std::sync::Arc;
+
+use arrow::array::*;
+use arrow::compute::concat_batches;
+use arrow::datatypes::{Field, Schema};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{KeyHash, ReplicaCount, StatValue, TableLayout};
+
+fn table(columns: SchemaRef, sort_key: &[&str]) -> Table {
+    Table {
+        id: TableId(7),
+        schema_name: "public".into(),
+        name: "t".into(),
+        columns,
+        layout: TableLayout {
+            shards: 2,
+            replicas: ReplicaCount::Count(1),
+            shard_key: vec![],
+            sort_key: sort_key.iter().map(|name| (*name).to_owned()).collect(),
+            hash: KeyHash::CURRENT,
+        },
+        placement: vec![],
+        segments: vec![],
+    }
+}
+
+fn encode(batches: &[RecordBatch], sort_key: &[&str]) -> EncodedSegment {
+    let table = table(batches[0].schema(), sort_key);
+    SegmentWriter::new(&table).unwrap().encode(1, SegmentId::random(), batches).unwrap()
+}
+
+fn decode(encoded: &EncodedSegment) -> RecordBatch {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(encoded.bytes.clone()).unwrap();
+    let schema = reader.schema().clone();
+    let batches: Vec<_> = reader.build().unwrap().map(Result::unwrap).collect();
+    concat_batches(&schema, &batches).unwrap()
+}
+
+#[test]
+fn rows_are_sorted_and_equal_keys_keep_their_order() {
+    let batch = |keys: Vec<Option<i64>>, values: Vec<&str>| {
+        record_batch!(("k", Int64, keys), ("v", Utf8View, values)).unwrap()
+    };
+    let batches = [batch(vec![Some(3), None, Some(1)], vec!["a", "b", "c"]), batch(vec![Some(1), Some(3)], vec!["d", "e"])];
+    let encoded = encode(&batches, &["k"]);
+    let rows = decode(&encoded);
+    assert_eq!(rows.column(0).as_ref(), &Int64Array::from(vec![Some(1), Some(1), Some(3), Some(3), None]));
+    assert_eq!(rows.column(1).as_ref(), &StringViewArray::from(vec!["c", "d", "a", "e", "b"]));
+    assert_eq!(encoded.segment.rows, 5);
+    assert_eq!(encoded.segment.crc32c, checksum::crc32c(&encoded.bytes));
+    assert_eq!(encoded.segment.bytes, encoded.bytes.len() as u64);
+    assert_eq!(
+        encoded.segment.columns[0],
+        ColumnStatistics { nulls: 1, min: Some(StatValue::Int(1)), max: Some(StatValue::Int(3)) }
+    );
+}
+
+#[test]
+fn without_sort_key_rows_stay_as_written() {
+    let batch = record_batch!(("k", Int64, [3, 1, 2]), ("v", Utf8, ["a", "b", "c"])).unwrap();
+    assert_eq!(decode(&encode(std::slice::from_ref(&batch), &[])), batch);
+}
+
+#[test]
+fn several_columns_sort_in_their_order() {
+    let batch = record_batch!(("a", Utf8, ["y", "x", "x"]), ("b", Float64, [1.0, 2.0, -2.0])).unwrap();
+    let rows = decode(&encode(&[batch], &["a", "b"]));
+    assert_eq!(rows, record_batch!(("a", Utf8, ["x", "x", "y"]), ("b", Float64, [-2.0, 2.0, 1.0])).unwrap());
+}
+
+#[test]
+fn bounds_are_exact_or_missing() {
+    let long = "x".repeat(300);
+    let batch = record_batch!(
+        ("float", Float64, [1.0, f64::NAN]),
+        ("number", Float64, [1.0, 2.0]),
+        ("long", Utf8, [long.as_str(), "y"]),
+        ("null", Int32, [None::<i32>, None])
+    )
+    .unwrap();
+    let columns = encode(&[batch], &[]).segment.columns;
+    assert_eq!(columns[0], ColumnStatistics::default());
+    assert_eq!((&columns[1].min, &columns[1].max), (&Some(StatValue::Float(1.0)), &Some(StatValue::Float(2.0))));
+    assert_eq!((&columns[2].min, &columns[2].max), (&None, &Some(StatValue::Text("y".into()))));
+    assert_eq!(columns[3], ColumnStatistics { nulls: 2, min: None, max: None });
+}
+
+#[test]
+fn many_row_groups_make_one_bound() {
+    let rows = (ROW_GROUP_ROWS * 2 + 5) as i64;
+    let batch = RecordBatch::try_new(
+        Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, false)])),
+        vec![Arc::new((0..rows).rev().collect::<Int64Array>())],
+    )
+    .unwrap();
+    let encoded = encode(&[batch], &["k"]);
+    let reader = ParquetRecordBatchReaderBuilder::try_new(encoded.bytes.clone()).unwrap();
+    assert_eq!(reader.metadata().num_row_groups(), 3);
+    assert_eq!(encoded.segment.columns[0].min, Some(StatValue::Int(0)));
+    assert_eq!(encoded.segment.columns[0].max, Some(StatValue::Int(rows - 1)));
+    assert_eq!(decode(&encoded).column(0).as_ref(), &(0..rows).collect::<Int64Array>());
+}
+
+#[test]
+fn dictionaries_are_kept_where_values_come_back() {
+    let keys: ArrayRef = Arc::new((0..50_000).collect::<Int64Array>());
+    let flags: ArrayRef = Arc::new((0..50_000).map(|i| Some(["a", "b"][i % 2])).collect::<StringViewArray>());
+    assert!(!has_dictionary_use(&keys).unwrap());
+    assert!(has_dictionary_use(&flags).unwrap());
+}
+
+#[test]
+fn a_segment_without_rows_is_refused() {
+    let batch = record_batch!(("k", Int64, [1])).unwrap().slice(0, 0);
+    let table = table(batch.schema(), &[]);
+    assert!(SegmentWriter::new(&table).unwrap().encode(0, SegmentId::random(), &[batch]).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_was_written_is_what_is_read(
+        rows in prop::collection::vec((any::<Option<i32>>(), ".{0,20}", any::<Option<i64>>()), 1..200),
+        cut in 0..200_usize,
+    ) {
+        let numbers: ArrayRef = Arc::new(rows.iter().map(|row| row.0).collect::<Int32Array>());
+        let texts: ArrayRef = Arc::new(rows.iter().map(|row| Some(row.1.as_str())).collect::<StringViewArray>());
+        let times: ArrayRef = Arc::new(rows.iter().map(|row| row.2).collect::<TimestampMicrosecondArray>());
+        let batch = RecordBatch::try_from_iter_with_nullable([
+            ("n", numbers, true), ("text", texts, true), ("time", times, true),
+        ]).unwrap();
+        let cut = cut.min(rows.len());
+        let batches = [batch.slice(0, cut), batch.slice(cut, rows.len() - cut)];
+        let encoded = encode(&batches, &["n", "text", "time"]);
+
+        let mut expected = rows;
+        expected.sort_by_key(|(n, text, time)| (n.is_none(), *n, text.clone(), time.is_none(), *time));
+        let read = decode(&encoded);
+        let numbers = read.column(0).as_primitive::<arrow::datatypes::Int32Type>();
+        let texts = read.column(1).as_string_view();
+        let times = read.column(2).as_primitive::<arrow::datatypes::TimestampMicrosecondType>();
+        for (index, (n, text, time)) in expected.iter().enumerate() {
+            prop_assert_eq!(numbers.is_valid(index).then(|| numbers.value(index)), *n);
+            prop_assert_eq!(texts.value(index), text);
+            prop_assert_eq!(times.is_valid(index).then(|| times.value(index)), *time);
+        }
+        let stats = &encoded.segment.columns[0];
+        let values = || expected.iter().filter_map(|row| row.0);
+        prop_assert_eq!(&stats.min, &values().min().map(|n| StatValue::Int(n.into())));
+        prop_assert_eq!(&stats.max, &values().max().map(|n| StatValue::Int(n.into())));
+        prop_assert_eq!(stats.nulls as usize, expected.iter().filter(|row| row.0.is_none()).count());
+    }
+}

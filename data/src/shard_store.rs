@@ -1,0 +1,334 @@
+//! Segments by name, wherever their bytes are: this node's own file first,
+//! else a peer that holds a replica, and the next peer where one fails.
+//!
+//! Nothing here writes, and nothing here decides where segments live.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
+use parking_lot::Mutex;
+use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
+
+use crate::SegmentName;
+use crate::file_stream;
+
+/// The scheme and host under which sessions register the store: segments are
+/// `shard://segments/<table>/<shard>/<segment>.parquet`.
+pub const SHARD_STORE_URL: &str = "shard://segments";
+
+/// How long an answer of [`Locate`] is used again.
+const LOCATED_FOR: Duration = Duration::from_secs(2);
+/// How long a peer that failed comes last.
+const AVOIDED_FOR: Duration = Duration::from_secs(5);
+/// Answers of [`Locate`] that are kept.
+const LOCATED_MAX: usize = 10_000;
+/// Ranges of one remote segment this near to each other are read as one.
+const COALESCE_BYTES: u64 = 256 * 1024;
+/// A remote read above this is cut, so that no single buffer grows large.
+const WHOLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Knows where a segment can be read right now.
+#[async_trait]
+pub trait Locate: fmt::Debug + Send + Sync {
+    /// The live workers that hold the segment, best first.
+    ///
+    /// # Errors
+    /// `NotFound` where the catalog has no such segment, `Unavailable` where
+    /// the coordinator cannot be asked.
+    async fn locate(&self, name: &SegmentName) -> Result<Located, Failure>;
+}
+
+/// Where a segment can be read, and what its bytes must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// Live workers that hold it, best first.
+    pub replicas: Vec<Replica>,
+    /// Length of the segment.
+    pub bytes: u64,
+    /// CRC-32C of the whole segment.
+    pub crc32c: u32,
+}
+
+/// One worker that holds a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The URL at which it is reached.
+    pub address: String,
+}
+
+/// Segments as an object store. Cheap to clone; reads only.
+#[derive(Clone)]
+pub struct ShardStore {
+    local: Option<PathBuf>,
+    locate: Arc<dyn Locate>,
+    channels: Channels,
+    located: Arc<Mutex<HashMap<SegmentName, (Instant, Arc<Located>)>>>,
+    avoided: Arc<Mutex<HashMap<WorkerId, Instant>>>,
+}
+
+impl ShardStore {
+    /// A store that looks below `local` first, if this node holds segments,
+    /// and then asks `locate` for peers.
+    pub fn new(local: Option<PathBuf>, locate: Arc<dyn Locate>, channels: Channels) -> Self {
+        Self { local, locate, channels, located: Arc::default(), avoided: Arc::default() }
+    }
+
+    /// Whether this node has a file for the segment.
+    pub fn is_local(&self, name: &SegmentName) -> bool {
+        self.local_path(name).is_some_and(|path| path.exists())
+    }
+
+    fn local_path(&self, name: &SegmentName) -> Option<PathBuf> {
+        self.local.as_ref().map(|local| local.join(name.to_string()))
+    }
+
+    /// All ranges from the local file in one hop to a blocking thread; none
+    /// where there is no local file or it cannot be read.
+    async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+        let path = self.local_path(name)?;
+        let ranges = ranges.to_vec();
+        let read = tokio::task::spawn_blocking(move || {
+            let file = File::open(path)?;
+            ranges.into_iter().map(|range| file_stream::read_exact(&file, range)).collect()
+        })
+        .await
+        .unwrap_or_else(|join| Err(io::Error::other(join)));
+        self.or_peers(name, read)
+    }
+
+    fn or_peers<T>(&self, name: &SegmentName, read: io::Result<T>) -> Option<T> {
+        match read {
+            Ok(read) => Some(read),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                tracing::warn!(segment = %name, %error, "local segment not readable, asking peers");
+                None
+            }
+        }
+    }
+
+    async fn located(&self, name: &SegmentName) -> Result<Arc<Located>, Failure> {
+        let now = Instant::now();
+        if let Some((since, located)) = self.located.lock().get(name)
+            && now.duration_since(*since) < LOCATED_FOR
+        {
+            return Ok(Arc::clone(located));
+        }
+        let located = Arc::new(self.locate.locate(name).await?);
+        let mut known = self.located.lock();
+        if known.len() >= LOCATED_MAX {
+            known.clear();
+        }
+        known.insert(*name, (now, Arc::clone(&located)));
+        Ok(located)
+    }
+
+    /// Replicas in the order in which they are tried.
+    fn in_order(&self, located: &Located) -> Vec<Replica> {
+        let now = Instant::now();
+        let mut avoided = self.avoided.lock();
+        avoided.retain(|_, since| now.duration_since(*since) < AVOIDED_FOR);
+        let (last, mut first): (Vec<_>, Vec<_>) =
+            located.replicas.iter().cloned().partition(|replica| avoided.contains_key(&replica.worker));
+        first.extend(last);
+        first
+    }
+
+    /// One range from the first peer that delivers it whole.
+    async fn read_peers(&self, name: &SegmentName, range: Range<u64>) -> Result<Bytes, Failure> {
+        let located = self.located(name).await?;
+        if range.end > located.bytes {
+            return Err(Failure::new(
+                ErrorCode::Internal,
+                format!("bytes {range:?} of segment {name} were asked for, which has {}", located.bytes),
+            ));
+        }
+        let text = name.to_string();
+        let mut tried = Vec::new();
+        for replica in self.in_order(&located) {
+            match file_stream::receive_all(&self.channels, &replica.address, &text, range.clone()).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(failure) => {
+                    tracing::warn!(segment = %name, worker = %replica.worker, error = %failure, "peer cannot deliver");
+                    self.avoided.lock().insert(replica.worker.clone(), Instant::now());
+                    tried.push(format!("{}: {}", replica.worker, failure.message));
+                }
+            }
+        }
+        self.located.lock().remove(name);
+        let tried = if tried.is_empty() { "no live worker holds it".to_owned() } else { tried.join("; ") };
+        Err(Failure::new(
+            ErrorCode::Unavailable,
+            format!("segment {name} of shard {} cannot be read from any replica ({tried})", name.shard),
+        ))
+    }
+
+    async fn bytes_of(&self, name: &SegmentName) -> Result<u64, Failure> {
+        if let Some(path) = self.local_path(name) {
+            let length = tokio::task::spawn_blocking(move || Ok(std::fs::metadata(path)?.len()))
+                .await
+                .unwrap_or_else(|join| Err(io::Error::other(join)));
+            if let Some(length) = self.or_peers(name, length) {
+                return Ok(length);
+            }
+        }
+        Ok(self.located(name).await?.bytes)
+    }
+
+    async fn read(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, Failure> {
+        if let Some(read) = self.read_local(name, ranges).await {
+            return Ok(read);
+        }
+        object_store::coalesce_ranges(ranges, |range| self.read_peers(name, range), COALESCE_BYTES).await
+    }
+}
+
+#[async_trait]
+impl ObjectStore for ShardStore {
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        let name = parse(location)?;
+        let size = self.bytes_of(&name).await.map_err(store_error)?;
+        let meta = meta(location, size);
+        let range = match &options.range {
+            Some(range) => range.as_range(size).map_err(|source| object_store::Error::Generic {
+                store: STORE,
+                source: Box::new(source),
+            })?,
+            None => 0..size,
+        };
+        let payload: BoxStream<'static, object_store::Result<Bytes>> = if options.head {
+            stream::empty().boxed()
+        } else if range.end - range.start <= WHOLE_BYTES_MAX {
+            let read = self.read(&name, std::slice::from_ref(&range)).await.map_err(store_error)?;
+            stream::iter(read.into_iter().map(Ok)).boxed()
+        } else {
+            pieces(self.clone(), name, range.clone())
+        };
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(payload),
+            meta,
+            range: if options.head { 0..0 } else { range },
+            attributes: object_store::Attributes::default(),
+        })
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> object_store::Result<Vec<Bytes>> {
+        if ranges.is_empty() {
+            return Ok(Vec::new());
+        }
+        let name = parse(location)?;
+        self.read(&name, ranges).await.map_err(store_error)
+    }
+
+    async fn put_opts(&self, _: &Path, _: PutPayload, _: PutOptions) -> object_store::Result<PutResult> {
+        Err(read_only("put"))
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _: &Path,
+        _: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        Err(read_only("put_multipart"))
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        locations.map(|_| Err(read_only("delete"))).boxed()
+    }
+
+    /// Segments are found in the catalog, never by listing.
+    fn list(&self, _: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        stream::once(async { Err(read_only("list")) }).boxed()
+    }
+
+    async fn list_with_delimiter(&self, _: Option<&Path>) -> object_store::Result<ListResult> {
+        Err(read_only("list"))
+    }
+
+    async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> object_store::Result<()> {
+        Err(read_only("copy"))
+    }
+}
+
+const STORE: &str = "shard";
+
+/// A large range as pieces, each read when it is asked for.
+fn pieces(
+    store: ShardStore,
+    name: SegmentName,
+    range: Range<u64>,
+) -> BoxStream<'static, object_store::Result<Bytes>> {
+    stream::try_unfold((store, range.start), move |(store, at)| {
+        let end = range.end.min(at + WHOLE_BYTES_MAX);
+        async move {
+            if at >= end {
+                return Ok(None);
+            }
+            let wanted = at..end;
+            let mut read = store.read(&name, std::slice::from_ref(&wanted)).await.map_err(store_error)?;
+            Ok(read.pop().map(|bytes| (bytes, (store, end))))
+        }
+    })
+    .boxed()
+}
+
+/// What the store says of a segment. Segments never change, so their time of
+/// change is a constant: caches keyed on it stay right.
+pub fn meta(location: &Path, bytes: u64) -> ObjectMeta {
+    ObjectMeta {
+        location: location.clone(),
+        last_modified: Default::default(),
+        size: bytes,
+        e_tag: None,
+        version: None,
+    }
+}
+
+fn parse(location: &Path) -> object_store::Result<SegmentName> {
+    location.as_ref().parse().map_err(|error: crate::DataError| store_error(Failure::from(error)))
+}
+
+/// The failure travels as the source, so that its code survives.
+fn store_error(failure: Failure) -> object_store::Error {
+    match failure.code {
+        ErrorCode::NotFound => object_store::Error::NotFound { path: String::new(), source: Box::new(failure) },
+        _ => object_store::Error::Generic { store: STORE, source: Box::new(failure) },
+    }
+}
+
+fn read_only(operation: &str) -> object_store::Error {
+    object_store::Error::NotSupported {
+        source: format!("{operation}: segments are read here, and written through the write path only").into(),
+    }
+}
+
+impl fmt::Debug for ShardStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShardStore").field("local", &self.local).field("locate", &self.locate).finish()
+    }
+}
+
+impl fmt::Display for ShardStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(SHARD_STORE_URL)
+    }
+}

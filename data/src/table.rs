@@ -1,0 +1,163 @@
+//! What a table is: its columns, how it is cut into shards, where the shards
+//! live and which segments they hold.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
+use shoal_proto::{TableId, WorkerId};
+
+use crate::{DataError, KeyHash, Segment};
+
+/// The most shards a table may have; each is a file group in every plan.
+pub const SHARDS_MAX: u32 = 1024;
+/// Shards of a table that does not say how many, before rounding up to a
+/// multiple of the workers.
+pub const SHARDS_DEFAULT: u32 = 8;
+/// Copies of each shard of a table that does not say how many.
+pub const REPLICAS_DEFAULT: u32 = 3;
+
+/// How many copies of each shard there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaCount {
+    /// So many, on as many workers.
+    Count(u32),
+    /// One on every worker: a reference table.
+    All,
+}
+
+/// What `CREATE TABLE ... WITH (...)` says, completed with defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableLayout {
+    /// Hash buckets, 1 to [`SHARDS_MAX`].
+    pub shards: u32,
+    /// Copies of each shard.
+    pub replicas: ReplicaCount,
+    /// Columns whose hash decides the shard; empty: rows are dealt evenly.
+    pub shard_key: Vec<String>,
+    /// Columns by which each segment is sorted; empty: as written.
+    pub sort_key: Vec<String>,
+    /// How a row's shard was computed when it was written.
+    pub hash: KeyHash,
+}
+
+impl TableLayout {
+    /// Checks the keys against the columns.
+    ///
+    /// # Errors
+    /// `Layout`, naming the option, the value and what would be right.
+    pub fn check(&self, schema: &Schema) -> Result<(), DataError> {
+        if self.shards == 0 || self.shards > SHARDS_MAX {
+            return Err(DataError::Layout(format!(
+                "shards = {} is out of range: a table has 1 to {SHARDS_MAX} shards",
+                self.shards
+            )));
+        }
+        for (option, key) in [("shard_key", &self.shard_key), ("sort_key", &self.sort_key)] {
+            for column in key {
+                let field = schema.field_with_name(column).map_err(|_| {
+                    let columns: Vec<_> =
+                        schema.fields().iter().map(|field| field.name().as_str()).collect();
+                    DataError::Layout(format!(
+                        "{option} names column `{column}`, which the table does not have (columns: {})",
+                        columns.join(", ")
+                    ))
+                })?;
+                if field.data_type().is_nested() {
+                    return Err(DataError::Layout(format!(
+                        "{option} column `{column}` is of type {}: keys cannot be nested; choose a plain column",
+                        field.data_type()
+                    )));
+                }
+                if option == "shard_key" && matches!(field.data_type(), DataType::Float16 | DataType::Float32 | DataType::Float64) {
+                    return Err(DataError::Layout(format!(
+                        "shard_key column `{column}` is of type {}: equal floats can differ in their bits; choose an integer, decimal, date or text column",
+                        field.data_type()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One table as one snapshot of the catalog has it. Cheap to clone.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Table {
+    /// Never reused.
+    pub id: TableId,
+    /// Name of the schema that holds it.
+    pub schema_name: String,
+    /// Its own name.
+    pub name: String,
+    /// Its columns.
+    #[serde(with = "schema_serde")]
+    pub columns: SchemaRef,
+    /// Shards, replicas and keys.
+    pub layout: TableLayout,
+    /// The workers that should hold each shard: `placement[shard]`.
+    pub placement: Vec<Vec<WorkerId>>,
+    /// Every committed segment, in order of commit.
+    pub segments: Vec<Arc<Segment>>,
+}
+
+impl Table {
+    /// `schema.name`, as people write it.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema_name, self.name)
+    }
+
+    /// Rows over all segments.
+    pub fn rows(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.rows).sum()
+    }
+
+    /// Bytes of one copy of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// The segments of one shard, in order of commit.
+    pub fn shard_segments(&self, shard: u32) -> impl Iterator<Item = &Arc<Segment>> {
+        self.segments
+            .iter()
+            .filter(move |segment| segment.shard == shard)
+    }
+
+    /// Every worker that should hold some of it.
+    pub fn workers(&self) -> BTreeSet<&WorkerId> {
+        self.placement.iter().flatten().collect()
+    }
+}
+
+/// Arrow schemas as base64 of their IPC message: the one form of a schema
+/// whose stability Arrow promises.
+pub mod schema_serde {
+    use super::{Arc, Schema, SchemaRef};
+    use arrow::ipc::convert::{IpcSchemaEncoder, try_schema_from_flatbuffer_bytes};
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Writes the schema.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(schema: &SchemaRef, serializer: S) -> Result<S::Ok, S::Error> {
+        let flatbuffer = IpcSchemaEncoder::new().schema_to_fb(schema);
+        serializer.serialize_str(&STANDARD.encode(flatbuffer.finished_data()))
+    }
+
+    /// Reads a schema.
+    ///
+    /// # Errors
+    /// Where the text is not what [`serialize`] wrote.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SchemaRef, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = STANDARD.decode(text).map_err(D::Error::custom)?;
+        let schema: Schema = try_schema_from_flatbuffer_bytes(&bytes).map_err(D::Error::custom)?;
+        Ok(Arc::new(schema))
+    }
+}

@@ -1,0 +1,258 @@
+//! What went wrong, by what the caller can do about it, and the one place
+//! where that becomes a gRPC status, an SQLSTATE or an exit code.
+
+use std::fmt;
+
+use datafusion::common::DataFusionError;
+use tonic::{Code, Status};
+
+/// What the caller does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum ErrorCode {
+    /// The statement or an option is wrong: change it.
+    Invalid = 1,
+    /// The named thing does not exist.
+    NotFound = 2,
+    /// The named thing exists already.
+    AlreadyExists = 3,
+    /// Shoal cannot do this.
+    Unsupported = 4,
+    /// A limit was reached (memory, disk, queue): ask for less, or raise it.
+    Exhausted = 5,
+    /// Somebody stopped it.
+    Cancelled = 6,
+    /// It took longer than it may.
+    Timeout = 7,
+    /// A node cannot be reached: another replica may answer.
+    Unavailable = 8,
+    /// Bytes are not what was written: another replica may have them.
+    Corrupt = 9,
+    /// A defect in Shoal or below it.
+    Internal = 10,
+    /// The credentials are wrong or missing.
+    Unauthenticated = 11,
+}
+
+impl ErrorCode {
+    /// Every code, for tables and tests.
+    pub const ALL: [Self; 11] = [
+        Self::Invalid,
+        Self::NotFound,
+        Self::AlreadyExists,
+        Self::Unsupported,
+        Self::Exhausted,
+        Self::Cancelled,
+        Self::Timeout,
+        Self::Unavailable,
+        Self::Corrupt,
+        Self::Internal,
+        Self::Unauthenticated,
+    ];
+
+    /// The code with this number; an unknown number is a defect of a peer.
+    pub fn from_number(number: u32) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|code| *code as u32 == number)
+            .unwrap_or(Self::Internal)
+    }
+
+    /// Whether another attempt, on other replicas, can cure it.
+    pub fn is_retryable(self) -> bool {
+        match self {
+            Self::Unavailable | Self::Corrupt => true,
+            Self::Invalid
+            | Self::NotFound
+            | Self::AlreadyExists
+            | Self::Unsupported
+            | Self::Exhausted
+            | Self::Cancelled
+            | Self::Timeout
+            | Self::Internal
+            | Self::Unauthenticated => false,
+        }
+    }
+
+    /// The gRPC status code.
+    pub fn grpc(self) -> Code {
+        match self {
+            Self::Invalid => Code::InvalidArgument,
+            Self::NotFound => Code::NotFound,
+            Self::AlreadyExists => Code::AlreadyExists,
+            Self::Unsupported => Code::Unimplemented,
+            Self::Exhausted => Code::ResourceExhausted,
+            Self::Cancelled => Code::Cancelled,
+            Self::Timeout => Code::DeadlineExceeded,
+            Self::Unavailable => Code::Unavailable,
+            Self::Corrupt => Code::DataLoss,
+            Self::Internal => Code::Internal,
+            Self::Unauthenticated => Code::Unauthenticated,
+        }
+    }
+
+    /// The code that a gRPC status stands for.
+    pub fn from_grpc(code: Code) -> Self {
+        match code {
+            Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => Self::Invalid,
+            Code::NotFound => Self::NotFound,
+            Code::AlreadyExists => Self::AlreadyExists,
+            Code::Unimplemented => Self::Unsupported,
+            Code::ResourceExhausted => Self::Exhausted,
+            Code::Cancelled => Self::Cancelled,
+            Code::DeadlineExceeded => Self::Timeout,
+            Code::Unavailable | Code::Aborted => Self::Unavailable,
+            Code::DataLoss => Self::Corrupt,
+            Code::Unauthenticated | Code::PermissionDenied => Self::Unauthenticated,
+            Code::Ok | Code::Unknown | Code::Internal => Self::Internal,
+        }
+    }
+
+    /// The SQLSTATE class and code that comes nearest.
+    pub fn sqlstate(self) -> &'static str {
+        match self {
+            Self::Invalid => "42000",
+            Self::NotFound => "42P01",
+            Self::AlreadyExists => "42P07",
+            Self::Unsupported => "0A000",
+            Self::Exhausted => "53000",
+            Self::Cancelled => "57014",
+            Self::Timeout => "57014",
+            Self::Unavailable => "08006",
+            Self::Corrupt => "XX001",
+            Self::Internal => "XX000",
+            Self::Unauthenticated => "28000",
+        }
+    }
+}
+
+/// An error that can cross the wire and keep what matters: its code and the
+/// worker where it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What the caller does next.
+    pub code: ErrorCode,
+    /// What happened, for a person.
+    pub message: String,
+    /// The worker that failed or could not be reached, where there is one.
+    pub worker: Option<String>,
+}
+
+impl Failure {
+    /// An error that no worker is to blame for.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            worker: None,
+        }
+    }
+
+    /// The same error, blamed on `worker` unless a worker is named already.
+    pub fn at(mut self, worker: &str) -> Self {
+        self.worker.get_or_insert_with(|| worker.to_owned());
+        self
+    }
+
+    /// Finds the failure in a DataFusion error, or makes one of it.
+    pub fn from_datafusion(error: &DataFusionError) -> Self {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(cause) = source {
+            if let Some(failure) = cause.downcast_ref::<Self>() {
+                return failure.clone();
+            }
+            if let Some(status) = cause.downcast_ref::<Status>() {
+                return Self::from_status(status);
+            }
+            source = cause.source();
+        }
+        // `DataFusionError::source` stops at some wrappers; its own root
+        // finder sees through them.
+        if let DataFusionError::External(inner) = error.find_root()
+            && let Some(failure) = inner.downcast_ref::<Self>()
+        {
+            return failure.clone();
+        }
+        let code = match error.find_root() {
+            DataFusionError::Plan(_)
+            | DataFusionError::SQL(..)
+            | DataFusionError::SchemaError(..)
+            | DataFusionError::Configuration(_)
+            | DataFusionError::ArrowError(..)
+            | DataFusionError::Execution(_)
+            | DataFusionError::Diagnostic(..) => ErrorCode::Invalid,
+            DataFusionError::NotImplemented(_) => ErrorCode::Unsupported,
+            DataFusionError::ResourcesExhausted(_) => ErrorCode::Exhausted,
+            DataFusionError::ObjectStore(inner) => match inner.as_ref() {
+                datafusion::object_store::Error::NotFound { .. } => ErrorCode::NotFound,
+                _ => ErrorCode::Internal,
+            },
+            _ => ErrorCode::Internal,
+        };
+        Self::new(code, error.strip_backtrace())
+    }
+
+    /// The failure that a gRPC status stands for.
+    pub fn from_status(status: &Status) -> Self {
+        let mut failure = Self::new(ErrorCode::from_grpc(status.code()), status.message());
+        failure.worker = status
+            .metadata()
+            .get(WORKER_HEADER)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        failure
+    }
+
+    /// The gRPC status for this failure; the worker travels as metadata.
+    pub fn to_status(&self) -> Status {
+        let mut status = Status::new(self.code.grpc(), self.message.clone());
+        if let Some(worker) = &self.worker
+            && let Ok(value) = worker.parse()
+        {
+            status.metadata_mut().insert(WORKER_HEADER, value);
+        }
+        status
+    }
+}
+
+const WORKER_HEADER: &str = "x-shoal-worker";
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.worker {
+            Some(worker) => write!(f, "worker {worker}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Failure> for DataFusionError {
+    fn from(failure: Failure) -> Self {
+        Self::External(Box::new(failure))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_survive_the_wire() {
+        for code in ErrorCode::ALL {
+            assert_eq!(ErrorCode::from_number(code as u32), code);
+            let failure = Failure::new(code, "m").at("w1");
+            assert_eq!(Failure::from_status(&failure.to_status()), failure);
+        }
+    }
+
+    #[test]
+    fn a_failure_is_found_below_contexts() {
+        let failure = Failure::new(ErrorCode::Unavailable, "gone").at("w2");
+        let error = DataFusionError::from(failure.clone())
+            .context("outer")
+            .context("outermost");
+        assert_eq!(Failure::from_datafusion(&error), failure);
+    }
+}

@@ -1,0 +1,291 @@
+//! The side that asks: our transport under datafusion-distributed's
+//! `WorkerChannel`. One stream per output partition, so that back-pressure is
+//! HTTP/2's own and a partition that nobody reads holds up no other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use datafusion_distributed::{
+    ChannelResolver, CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest,
+    GetWorkerInfoResponse, LoadInfo, MaybeEncoded, ProducerHead, SetPlanRequest, TaskKey, WorkerChannel,
+    WorkerToCoordinatorMsg,
+};
+use futures::stream::BoxStream;
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
+use http::HeaderMap;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Extensions, Request};
+use url::Url;
+
+use super::address::{address_of, worker_of};
+use super::frames::{decode_frames, transport_failure};
+use super::metrics::task_metrics_from_wire;
+use crate::Channels;
+use crate::channel::MESSAGE_BYTES_MAX;
+use crate::query::execution_client::ExecutionClient;
+use crate::query::{
+    BroadcastHead, NoHead, PartitionRequest, RepartitionHead, RunRequest, SetPlan, TaskMetrics, ToWorker,
+    partition_request, to_coordinator, to_worker,
+};
+
+/// How long metrics may take to arrive once a query is over. A worker that
+/// dies then must not turn a complete answer into an error, or a hang.
+const METRICS_WAIT: Duration = Duration::from_millis(500);
+
+/// Gives the engine a client for each worker that a plan names.
+#[derive(Clone, Debug)]
+pub struct ExchangeResolver {
+    channels: Channels,
+}
+
+impl ExchangeResolver {
+    /// Clients over these channels.
+    pub fn new(channels: Channels) -> Self {
+        Self { channels }
+    }
+}
+
+#[async_trait]
+impl ChannelResolver for ExchangeResolver {
+    async fn get_worker_client_for_url(&self, url: &Url) -> Result<Box<dyn WorkerChannel>> {
+        Ok(Box::new(ExchangeClient::new(&self.channels, url)?))
+    }
+}
+
+struct ExchangeClient {
+    client: ExecutionClient<Channel>,
+    worker: String,
+}
+
+impl ExchangeClient {
+    fn new(channels: &Channels, url: &Url) -> Result<Self> {
+        let channel = channels.get(&address_of(url)?)?;
+        Ok(Self { client: execution_client(channel), worker: worker_of(url).to_owned() })
+    }
+}
+
+fn execution_client(channel: Channel) -> ExecutionClient<Channel> {
+    ExecutionClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// Runs a whole plan on one worker. `plan` has one output partition and is
+/// encoded with the codec of `datafusion-distributed`.
+///
+/// # Errors
+/// Through the stream: a `Failure` that names the worker.
+pub fn run_plan(
+    channels: &Channels,
+    url: &Url,
+    headers: HeaderMap,
+    request: RunRequest,
+    on_metrics: impl FnOnce(TaskMetrics) + Send + 'static,
+) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+    let ExchangeClient { mut client, worker } = ExchangeClient::new(channels, url)?;
+    let frames = futures::stream::once(async move {
+        Ok::<_, tonic::Status>(client.run(with_headers(headers, request)).await?.into_inner())
+    })
+    .try_flatten();
+    Ok(decode_frames(frames, worker, on_metrics))
+}
+
+fn with_headers<T>(headers: HeaderMap, message: T) -> Request<T> {
+    Request::from_parts(MetadataMap::from_headers(headers), Extensions::default(), message)
+}
+
+#[async_trait]
+impl WorkerChannel for ExchangeClient {
+    async fn coordinator_channel(
+        &mut self,
+        headers: HeaderMap,
+        request: SetPlanRequest,
+        to_worker: BoxStream<'static, CoordinatorToWorkerMsg>,
+        _metrics: ExecutionPlanMetricsSet,
+        task_ctx: &Arc<TaskContext>,
+    ) -> Result<BoxStream<'static, Result<WorkerToCoordinatorMsg>>> {
+        if !request.work_unit_feed_declarations.is_empty() {
+            return Err(DataFusionError::NotImplemented("work unit feeds are not sent to workers".into()));
+        }
+        let set_plan = SetPlan {
+            key: Some(wire_key(request.task_key)),
+            task_count: request.task_count as u64,
+            plan: request.plan.encode(task_ctx)?.into(),
+            worker_url: request.target_worker_url.to_string(),
+            query_start_ns: request.query_start_time_ns as u64,
+        };
+        let first = ToWorker { message: Some(to_worker::Message::SetPlan(set_plan)) };
+        // Nothing follows the plan; that the stream stays open is what tells
+        // the worker that the task is still wanted.
+        let (over, is_over) = tokio::sync::oneshot::channel::<()>();
+        let requests = futures::stream::unfold(
+            (Some(first), to_worker, Some(over)),
+            |(mut first, mut to_worker, mut over)| async move {
+                if let Some(first) = first.take() {
+                    return Some((first, (None, to_worker, over)));
+                }
+                while to_worker.next().await.is_some() {}
+                drop(over.take());
+                None
+            },
+        )
+        .boxed();
+
+        let mut client = self.client.clone();
+        let worker = self.worker.clone();
+        let replies = client
+            .task(with_headers(headers, requests))
+            // Boxed: the compiler cannot see through this future's lifetimes.
+            .boxed()
+            .await
+            .map_err(|status| transport_failure(&status, &worker))?
+            .into_inner();
+        Ok(until_over(replies, is_over, worker).boxed())
+    }
+
+    async fn execute_task(
+        &mut self,
+        _headers: HeaderMap,
+        request: ExecuteTaskRequest,
+        _metrics: ExecutionPlanMetricsSet,
+        task_ctx: &Arc<TaskContext>,
+    ) -> Result<Vec<BoxStream<'static, Result<RecordBatch>>>> {
+        let head = wire_head(request.producer_head, task_ctx)?;
+        let streams = (request.target_partition_start..request.target_partition_end).map(|partition| {
+            let request = PartitionRequest {
+                key: Some(wire_key(request.task_key)),
+                partition: partition as u64,
+                head: Some(head.clone()),
+                discard: false,
+            };
+            self.partition(request)
+        });
+        Ok(streams.collect())
+    }
+
+    async fn get_worker_info(&mut self, _request: GetWorkerInfoRequest) -> Result<GetWorkerInfoResponse> {
+        Ok(GetWorkerInfoResponse { version: env!("CARGO_PKG_VERSION").to_owned() })
+    }
+}
+
+impl ExchangeClient {
+    /// The rows of one partition; asked for at the first poll.
+    fn partition(&self, request: PartitionRequest) -> BoxStream<'static, Result<RecordBatch>> {
+        let mut unread = Unread { client: Some(self.client.clone()), request: request.clone() };
+        let mut client = self.client.clone();
+        let frames = futures::stream::once(async move {
+            unread.is_read();
+            Ok::<_, tonic::Status>(client.partition(request).await?.into_inner())
+        })
+        .try_flatten();
+        decode_frames(frames, self.worker.clone(), |_| ())
+    }
+}
+
+/// A partition that is dropped before its first poll is asked for and
+/// discarded: its producer must not keep rows for it.
+struct Unread {
+    client: Option<ExecutionClient<Channel>>,
+    request: PartitionRequest,
+}
+
+impl Unread {
+    fn is_read(&mut self) {
+        self.client = None;
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let (Some(mut client), Ok(runtime)) = (self.client.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let request = PartitionRequest { discard: true, ..self.request.clone() };
+        runtime.spawn(async move {
+            // The worker frees it with the query in any case.
+            let _best_effort = client.partition(request).await;
+        });
+    }
+}
+
+/// The worker's messages, until the query is over and the worker has had its
+/// time to say the rest. Once it is over, nothing that goes wrong here can
+/// harm the answer.
+fn until_over(
+    replies: tonic::Streaming<crate::query::ToCoordinator>,
+    is_over: tokio::sync::oneshot::Receiver<()>,
+    worker: String,
+) -> impl Stream<Item = Result<WorkerToCoordinatorMsg>> {
+    struct State {
+        replies: tonic::Streaming<crate::query::ToCoordinator>,
+        is_over: Option<tokio::sync::oneshot::Receiver<()>>,
+        deadline: Option<tokio::time::Instant>,
+        worker: String,
+    }
+    let state = State { replies, is_over: Some(is_over), deadline: None, worker };
+    futures::stream::unfold(state, |mut state| async move {
+        loop {
+            let reply = match (state.is_over.as_mut(), state.deadline) {
+                (Some(is_over), _) => tokio::select! {
+                    reply = state.replies.next() => reply,
+                    _ = is_over => {
+                        state.is_over = None;
+                        state.deadline = Some(tokio::time::Instant::now() + METRICS_WAIT);
+                        continue;
+                    }
+                },
+                (None, Some(deadline)) => {
+                    tokio::time::timeout_at(deadline, state.replies.next()).await.unwrap_or_default()
+                }
+                (None, None) => None,
+            };
+            match reply {
+                Some(Ok(reply)) => match reply.message {
+                    Some(to_coordinator::Message::Metrics(metrics)) => {
+                        let metrics = task_metrics_from_wire(metrics);
+                        return Some((Ok(WorkerToCoordinatorMsg::TaskMetrics(metrics)), state));
+                    }
+                    Some(to_coordinator::Message::Accepted(_)) => {
+                        return Some((Ok(WorkerToCoordinatorMsg::LoadInfo(LoadInfo::default())), state));
+                    }
+                    None => {}
+                },
+                Some(Err(status)) if state.is_over.is_some() => {
+                    let failure = transport_failure(&status, &state.worker);
+                    return Some((Err(failure.into()), state));
+                }
+                Some(Err(_)) | None => return None,
+            }
+        }
+    })
+}
+
+fn wire_key(key: TaskKey) -> crate::query::TaskKey {
+    crate::query::TaskKey {
+        query: key.query_id.as_bytes().to_vec().into(),
+        stage: key.stage_id as u64,
+        task: key.task_number as u64,
+    }
+}
+
+fn wire_head(head: ProducerHead, ctx: &Arc<TaskContext>) -> Result<partition_request::Head> {
+    Ok(match head {
+        ProducerHead::None => partition_request::Head::None(NoHead {}),
+        ProducerHead::BroadcastExec { output_partitions } => {
+            partition_request::Head::Broadcast(BroadcastHead { output_partitions: output_partitions as u64 })
+        }
+        ProducerHead::RepartitionExec { partitioning } => {
+            let partitioning = match partitioning {
+                encoded @ MaybeEncoded::Encoded(_) => encoded,
+                decoded @ MaybeEncoded::Decoded(_) => MaybeEncoded::Encoded(decoded.encode(ctx)?),
+            };
+            partition_request::Head::Repartition(RepartitionHead { partitioning: partitioning.encode(ctx)?.into() })
+        }
+    })
+}

@@ -1,0 +1,258 @@
+//! Record batches to frames and back. Both ends count the rows; the reader
+//! accepts an end only with the completion mark and the same count.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::ipc::writer::IpcWriteOptions;
+use arrow_flight::FlightData;
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
+use arrow_flight::error::FlightError;
+use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::SendableRecordBatchStream;
+use futures::stream::BoxStream;
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::query::{Complete, Frame, Message, TaskMetrics, frame};
+use crate::{ErrorCode, Failure};
+
+/// Batches are cut so that a frame stays about this size; one row may be
+/// larger.
+const FRAME_BYTES: usize = 8 * 1024 * 1024;
+
+/// Opens a stream, polls it to its end and sends its rows as frames, then the
+/// completion mark with what `metrics` says. An error, or a panic anywhere in
+/// the operators, becomes a failure frame that names `worker`. Returns early
+/// when nobody listens any more.
+pub async fn drive_stream(
+    open: impl Future<Output = Result<SendableRecordBatchStream>>,
+    worker: &str,
+    frames: mpsc::Sender<std::result::Result<Frame, Status>>,
+    metrics: impl FnOnce() -> Option<TaskMetrics>,
+) {
+    let driven = AssertUnwindSafe(async { send_rows(open.await?, &frames).await }).catch_unwind().await;
+    let end = match driven {
+        Ok(Ok(Some(rows))) => frame::Part::Complete(Complete { rows, metrics: metrics() }),
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => failure_part(Failure::from_datafusion(&error).at(worker)),
+        Err(panic) => failure_part(panic_failure(panic.as_ref()).at(worker)),
+    };
+    // A reader that is gone needs no end.
+    let _gone = frames.send(Ok(Frame { part: Some(end) })).await;
+}
+
+/// Sends all rows; how many, or none when the reader went away.
+async fn send_rows(
+    stream: SendableRecordBatchStream,
+    frames: &mpsc::Sender<std::result::Result<Frame, Status>>,
+) -> Result<Option<u64>> {
+    let rows = Arc::new(AtomicU64::new(0));
+    let schema = stream.schema();
+    let counted = {
+        let rows = Arc::clone(&rows);
+        stream.map(move |batch| {
+            let batch = compact(batch.map_err(to_flight)?).map_err(to_flight)?;
+            rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+            Ok(batch)
+        })
+    };
+    let mut encoder = FlightDataEncoderBuilder::new()
+        .with_options(IpcWriteOptions::default())
+        .with_schema(schema)
+        .with_dictionary_handling(DictionaryHandling::Resend)
+        .with_max_flight_data_size(FRAME_BYTES)
+        .build(counted);
+    loop {
+        let data = tokio::select! {
+            biased;
+            () = frames.closed() => return Ok(None),
+            data = encoder.next() => data,
+        };
+        let Some(data) = data else { break };
+        let data = data.map_err(from_flight)?;
+        let message = Message { header: data.data_header, body: data.data_body };
+        let frame = Frame { part: Some(frame::Part::Message(message)) };
+        if frames.send(Ok(frame)).await.is_err() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(rows.load(Ordering::Relaxed)))
+}
+
+/// The failure that a caught panic is.
+pub fn panic_failure(panic: &(dyn Any + Send)) -> Failure {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message");
+    Failure::new(ErrorCode::Internal, format!("an operator panicked: {message}"))
+}
+
+fn failure_part(failure: Failure) -> frame::Part {
+    frame::Part::Failure(crate::query::Failure {
+        code: failure.code as u32,
+        message: failure.message,
+        worker: failure.worker.unwrap_or_default(),
+    })
+}
+
+/// Rows from frames. `worker` is whom to blame when the frames stop without
+/// an end. `on_metrics` gets what the completion mark carries.
+pub fn decode_frames(
+    frames: impl Stream<Item = std::result::Result<Frame, Status>> + Send + 'static,
+    worker: String,
+    on_metrics: impl FnOnce(TaskMetrics) + Send + 'static,
+) -> BoxStream<'static, Result<RecordBatch>> {
+    let end = Arc::new(parking_lot::Mutex::new(None::<Complete>));
+    let data = {
+        let (worker, end) = (worker.clone(), Arc::clone(&end));
+        frames.map(Some).chain(futures::stream::once(async { None })).filter_map(move |frame| {
+            let item = match frame {
+                Some(Ok(Frame { part: Some(part) })) => match part {
+                    frame::Part::Message(message) => Some(Ok(FlightData {
+                        data_header: message.header,
+                        data_body: message.body,
+                        ..Default::default()
+                    })),
+                    frame::Part::Complete(complete) => {
+                        *end.lock() = Some(complete);
+                        None
+                    }
+                    frame::Part::Failure(failure) => Some(Err(Failure {
+                        code: ErrorCode::from_number(failure.code),
+                        message: failure.message,
+                        worker: (!failure.worker.is_empty()).then_some(failure.worker),
+                    })),
+                },
+                Some(Ok(Frame { part: None })) => {
+                    Some(Err(Failure::new(ErrorCode::Corrupt, "a frame without content").at(&worker)))
+                }
+                Some(Err(status)) => Some(Err(transport_failure(&status, &worker))),
+                None if end.lock().is_none() => Some(Err(Failure::new(
+                    ErrorCode::Unavailable,
+                    "the stream of rows stopped without its completion mark",
+                )
+                .at(&worker))),
+                None => None,
+            };
+            std::future::ready(item.map(|item| item.map_err(|f| FlightError::ExternalError(Box::new(f)))))
+        })
+    };
+    let batches = FlightRecordBatchStream::new_from_flight_data(data).map_err(from_flight);
+    let mut rows = 0_u64;
+    let mut on_metrics = Some(on_metrics);
+    batches
+        .map(Some)
+        .chain(futures::stream::once(async { None }))
+        .filter_map(move |item| {
+            let item = match item {
+                Some(Ok(batch)) => {
+                    rows += batch.num_rows() as u64;
+                    Some(Ok(batch))
+                }
+                Some(Err(error)) => Some(Err(error)),
+                None => match end.lock().take() {
+                    Some(complete) if complete.rows == rows => {
+                        if let (Some(metrics), Some(hand_over)) = (complete.metrics, on_metrics.take()) {
+                            hand_over(metrics);
+                        }
+                        None
+                    }
+                    Some(complete) => Some(Err(Failure::new(
+                        ErrorCode::Corrupt,
+                        format!("{rows} rows arrived of a stream of {}", complete.rows),
+                    )
+                    .at(&worker)
+                    .into())),
+                    // The missing mark was reported above.
+                    None => None,
+                },
+            };
+            std::future::ready(item)
+        })
+        .boxed()
+}
+
+/// What a gRPC status of a call to `worker` means. A status that the worker's
+/// own code made says so; any other comes from the connection, and another
+/// replica may cure it.
+pub(super) fn transport_failure(status: &Status, worker: &str) -> Failure {
+    let failure = Failure::from_status(status);
+    if failure.worker.is_some() {
+        return failure;
+    }
+    let code = match failure.code {
+        code @ (ErrorCode::Invalid
+        | ErrorCode::Unsupported
+        | ErrorCode::Exhausted
+        | ErrorCode::Unauthenticated) => code,
+        _ => ErrorCode::Unavailable,
+    };
+    let mut message = format!("connection lost: {}", failure.message);
+    if let Some(cause) = std::error::Error::source(status) {
+        message = format!("{message} ({cause})");
+    }
+    Failure::new(code, message).at(worker)
+}
+
+fn to_flight(error: impl Into<DataFusionError>) -> FlightError {
+    FlightError::ExternalError(Box::new(error.into()))
+}
+
+/// Finds our own error again below what Flight wraps around it.
+fn from_flight(error: FlightError) -> DataFusionError {
+    match error {
+        FlightError::ExternalError(inner) => match inner.downcast::<DataFusionError>() {
+            Ok(error) => *error,
+            Err(inner) => DataFusionError::External(inner),
+        },
+        FlightError::Arrow(error) => DataFusionError::ArrowError(Box::new(error), None),
+        other => DataFusionError::External(Box::new(other)),
+    }
+}
+
+/// Views that hold much more than they show are copied, so that only what is
+/// shown crosses the wire: a filtered batch still holds the whole page's text.
+fn compact(batch: RecordBatch) -> Result<RecordBatch> {
+    let is_view = |array: &ArrayRef| matches!(array.data_type(), DataType::Utf8View | DataType::BinaryView);
+    if !batch.columns().iter().any(is_view) {
+        return Ok(batch);
+    }
+    let rows = batch.num_rows();
+    let schema: SchemaRef = batch.schema();
+    let columns = batch
+        .columns()
+        .iter()
+        .map(|array| -> ArrayRef {
+            if let Some(text) = array.as_string_view_opt()
+                && wasteful(text.data_buffers(), text.total_buffer_bytes_used())
+            {
+                Arc::new(text.gc())
+            } else if let Some(binary) = array.as_binary_view_opt()
+                && wasteful(binary.data_buffers(), binary.total_buffer_bytes_used())
+            {
+                Arc::new(binary.gc())
+            } else {
+                Arc::clone(array)
+            }
+        })
+        .collect();
+    Ok(RecordBatch::try_new_with_options(
+        schema,
+        columns,
+        &RecordBatchOptions::new().with_row_count(Some(rows)),
+    )?)
+}
+
+fn wasteful(buffers: &[arrow::buffer::Buffer], used_bytes: usize) -> bool {
+    let held_bytes: usize = buffers.iter().map(arrow::buffer::Buffer::len).sum();
+    held_bytes > used_bytes + used_bytes / 4
+}

@@ -1,0 +1,17 @@
+//! How rows travel between nodes: a stream of Arrow IPC messages that ends
+//! with a completion mark and its row count, or with a typed failure. A
+//! stream that just stops is an error, always.
+//!
+//! What runs, and where, is not decided here.
+
+mod address;
+mod client;
+mod frames;
+mod metrics;
+mod options;
+
+pub use address::{address_of, worker_of, worker_url};
+pub use client::{ExchangeResolver, run_plan};
+pub use frames::{decode_frames, drive_stream, panic_failure};
+pub use metrics::{metrics_from_wire, metrics_to_wire, task_metrics_from_wire, task_metrics_to_wire};
+pub use options::QueryOptions;

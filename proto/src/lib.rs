@@ -1,0 +1,29 @@
+//! Shoal's contract on the wire: the protobuf services, the ids and error
+//! codes that travel with them, and the one place that builds a client
+//! channel or a server.
+//!
+//! Nothing here decides anything about tables, placement or queries.
+
+pub mod channel;
+pub mod error_code;
+pub mod exchange;
+pub mod id;
+pub mod query_pool;
+pub mod server;
+
+pub use channel::Channels;
+pub use error_code::{ErrorCode, Failure};
+pub use query_pool::QueryPool;
+pub use id::{QueryId, SegmentId, TableId, WorkerId, WriteId};
+
+/// Generated from `cluster.proto`: membership, locations and bytes.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+pub mod cluster {
+    tonic::include_proto!("shoal.cluster.v1");
+}
+
+/// Generated from `query.proto`: plans and rows.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+pub mod query {
+    tonic::include_proto!("shoal.query.v1");
+}

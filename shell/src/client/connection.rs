@@ -1,0 +1,183 @@
+//! One connection and one session: the handshake, the token, and the small
+//! calls beside statements.
+
+use std::time::Duration;
+
+use arrow::record_batch::RecordBatch;
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::{Action, HandshakeRequest};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use shoal_proto::channel::{self, MESSAGE_BYTES_MAX};
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use super::error::root_cause;
+use super::{Address, ClientError, Progress};
+
+/// How long the handshake and the small calls may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a new connection is tried for after the old one broke.
+const RECONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// A session with a coordinator. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    address: Address,
+    user: String,
+    pub(super) flight: FlightServiceClient<Channel>,
+    authorization: Option<AsciiMetadataValue>,
+}
+
+impl Client {
+    /// Connects and opens a session for `user`, unless the address names
+    /// another.
+    ///
+    /// # Errors
+    /// `Unreachable` where nobody answers; `SessionEnded` where the
+    /// credentials are refused.
+    pub async fn connect(address: &Address, user: &str) -> Result<Self, ClientError> {
+        let endpoint = channel::endpoint(&address.url()).map_err(|failure| ClientError::Usage(failure.message))?;
+        let channel = endpoint.connect().await.map_err(|error| ClientError::Unreachable {
+            address: address.to_string(),
+            cause: root_cause(&error),
+        })?;
+        let flight = FlightServiceClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let user = address.user().unwrap_or(user).to_owned();
+        let mut client = Self { address: address.clone(), user, flight, authorization: None };
+        client.open_session().await?;
+        Ok(client)
+    }
+
+    /// Where it is connected to.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Whose session it is.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Opens a new connection and a new session in place of the old ones;
+    /// tries for some seconds, for a coordinator that is being restarted.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn reconnect(&mut self) -> Result<(), ClientError> {
+        let give_up = tokio::time::Instant::now() + RECONNECT_WITHIN;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match Self::connect(&self.address, &self.user).await {
+                Ok(client) => {
+                    *self = client;
+                    return Ok(());
+                }
+                Err(error @ (ClientError::Unreachable { .. } | ClientError::Lost { .. })) => {
+                    if tokio::time::Instant::now() + pause >= give_up {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn open_session(&mut self) -> Result<(), ClientError> {
+        let credentials = BASE64_STANDARD.encode(format!("{}:{}", self.user, self.address.password()));
+        let basic = format!("Basic {credentials}")
+            .parse()
+            .map_err(|_| ClientError::Usage("the user's name cannot be sent".to_owned()))?;
+        let hello = HandshakeRequest { protocol_version: 0, payload: Bytes::new() };
+        let mut request = Request::new(futures::stream::iter([hello]));
+        request.metadata_mut().insert("authorization", basic);
+        request.set_timeout(CALL_TIMEOUT);
+        let answer = self.flight.handshake(request).await?;
+        let token = answer
+            .metadata()
+            .get("authorization")
+            .filter(|value| value.to_str().is_ok_and(|text| text.starts_with("Bearer ")))
+            .cloned()
+            .ok_or_else(|| ClientError::protocol("the handshake gave no bearer token"))?;
+        self.authorization = Some(token);
+        Ok(())
+    }
+
+    /// A request of this session.
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.authorization {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        request
+    }
+
+    /// The first result of an action; none where it has no result.
+    pub(super) async fn action(&self, name: &str, body: Bytes) -> Result<Option<Bytes>, ClientError> {
+        let action = Action { r#type: name.to_owned(), body };
+        let mut results = self.flight.clone().do_action(self.request(action)).await?.into_inner();
+        Ok(results.message().await?.map(|result| result.body))
+    }
+
+    /// As [`Client::action`], for calls that are quick or worthless.
+    async fn quick_action(&self, name: &str, body: String) -> Result<Option<Bytes>, ClientError> {
+        tokio::time::timeout(CALL_TIMEOUT, self.action(name, body.into()))
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer to {name}")).into()))
+    }
+
+    /// Where a query is; none where the coordinator does not know it.
+    ///
+    /// # Errors
+    /// When the call fails; the query is not affected.
+    pub async fn progress(&self, query_id: &str) -> Result<Option<Progress>, ClientError> {
+        let Some(body) = self.quick_action("shoal.progress", query_id.to_owned()).await? else {
+            return Ok(None);
+        };
+        Ok(serde_json::from_slice(&body).ok())
+    }
+
+    /// What the coordinator wants said about the statements so far.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub async fn notices(&self) -> Result<Vec<String>, ClientError> {
+        let body = self.quick_action("shoal.notices", String::new()).await?;
+        Ok(body.and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default())
+    }
+
+    /// Stops a query everywhere.
+    ///
+    /// # Errors
+    /// When the call fails; dropping the query's stream stops it too.
+    pub async fn cancel(&self, query_id: &str) -> Result<(), ClientError> {
+        self.quick_action("shoal.cancel", query_id.to_owned()).await.map(drop)
+    }
+
+    /// Runs a query whose result is small and returns all of it.
+    ///
+    /// # Errors
+    /// As the statement's.
+    pub async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, ClientError> {
+        let mut rows = self.prepare(sql).await?.query().await?;
+        let mut batches = Vec::new();
+        while let Some(batch) = rows.next().await? {
+            batches.push(batch);
+        }
+        Ok(batches)
+    }
+
+    /// Runs a statement that changes something; how many rows it changed.
+    ///
+    /// # Errors
+    /// As the statement's.
+    pub async fn update(&self, sql: &str) -> Result<i64, ClientError> {
+        self.prepare(sql).await?.update(None).await
+    }
+}

@@ -1,0 +1,165 @@
+//! The demo's cluster: one coordinator and its workers, each a process of its
+//! own, in one folder.
+//!
+//! Nothing of it outlives the demo: each node holds the reading end of a pipe
+//! from this process and ends when that closes, however this process ended.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use parking_lot::Mutex;
+
+use super::process::NodeProcess;
+use crate::config::{cores, share_of_memory};
+
+/// The share of the machine's memory that all workers may use together.
+const MEMORY_PERCENT: u64 = 50;
+
+/// A node as it is right now.
+pub(super) struct NodeState {
+    pub(super) name: String,
+    /// None: it does not run.
+    pub(super) pid: Option<u32>,
+    pub(super) address: Option<SocketAddr>,
+    pub(super) log: PathBuf,
+}
+
+/// The running cluster; dropping it ends it.
+pub(super) struct DemoCluster {
+    dir: PathBuf,
+    /// Whether the folder stays when the demo ends.
+    kept: bool,
+    coordinator: SocketAddr,
+    /// The coordinator first.
+    nodes: Mutex<Vec<NodeProcess>>,
+}
+
+impl DemoCluster {
+    /// Starts all nodes and waits until they listen. The folder goes when the
+    /// cluster ends, unless it is kept.
+    ///
+    /// # Errors
+    /// With the end of its log, where a node does not come up.
+    pub(super) fn start(keep: Option<&Path>, workers: u32, threads: Option<u32>) -> Result<Self> {
+        let dir = match keep {
+            Some(folder) => {
+                fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+                folder.canonicalize().with_context(|| format!("cannot open {}", folder.display()))?
+            }
+            None => tempfile::Builder::new()
+                .prefix("shoal-demo-")
+                .tempdir()
+                .context("cannot make a temporary folder")?
+                .keep(),
+        };
+        let kept = keep.is_some();
+        // From here on the nodes remove the folder, or we do.
+        let end = if kept { Vec::new() } else { vec!["--remove-with-stdin".to_owned(), dir.display().to_string()] };
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut cluster = Self { dir, kept, coordinator: unknown, nodes: Mutex::default() };
+        let arguments = [vec!["coordinator".to_owned()], end.clone()].concat();
+        let address = {
+            let mut nodes = cluster.nodes.lock();
+            nodes.push(NodeProcess::new("coordinator", &cluster.dir, arguments));
+            let coordinator = find(&mut nodes, "coordinator")?;
+            coordinator.start()?;
+            coordinator.wait_until_listening()?
+        };
+        cluster.coordinator = address;
+        let threads = threads.unwrap_or_else(|| (u32::try_from(cores()).unwrap_or(1) / workers).max(1));
+        let memory = share_of_memory(MEMORY_PERCENT / u64::from(workers).min(MEMORY_PERCENT)).0.to_string();
+        for number in 1..=workers {
+            let name = format!("worker-{number}");
+            let arguments = [
+                "worker".to_owned(),
+                format!("--name={name}"),
+                format!("--coordinator=http://{address}"),
+                format!("--threads={threads}"),
+                format!("--memory-limit={memory}"),
+            ];
+            let arguments = [arguments.to_vec(), end.clone()].concat();
+            let mut worker = NodeProcess::new(&name, &cluster.dir, arguments);
+            worker.start()?;
+            cluster.nodes.lock().push(worker);
+        }
+        for worker in cluster.nodes.lock().iter_mut().skip(1) {
+            worker.wait_until_listening()?;
+        }
+        Ok(cluster)
+    }
+
+    /// Where clients connect.
+    pub(super) fn coordinator(&self) -> SocketAddr {
+        self.coordinator
+    }
+
+    /// Its folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// All nodes as they are right now, the coordinator first.
+    pub(super) fn nodes(&self) -> Vec<NodeState> {
+        let state = |node: &mut NodeProcess| NodeState {
+            name: node.name().to_owned(),
+            pid: node.pid(),
+            address: node.address(),
+            log: node.log().to_owned(),
+        };
+        self.nodes.lock().iter_mut().map(state).collect()
+    }
+
+    /// Ends one node as `kill -9` does; its process.
+    ///
+    /// # Errors
+    /// Where there is no such node, or it does not run.
+    pub(super) fn kill(&self, name: &str) -> Result<u32> {
+        let mut nodes = self.nodes.lock();
+        let node = find(&mut nodes, name)?;
+        node.kill().ok_or_else(|| anyhow!("{name} is not running; `\\start {name}` brings it back"))
+    }
+
+    /// Starts one node again; its process.
+    ///
+    /// # Errors
+    /// Where there is no such node, it runs already, or does not come up.
+    pub(super) fn restart(&self, name: &str) -> Result<u32> {
+        let mut nodes = self.nodes.lock();
+        let node = find(&mut nodes, name)?;
+        node.start()?;
+        node.wait_until_listening()?;
+        node.pid().ok_or_else(|| anyhow!("{name} ended at once; see {}", node.log().display()))
+    }
+
+    /// Ends everything, and removes the folder unless it is kept.
+    pub(super) fn stop(&self) {
+        let mut nodes = self.nodes.lock();
+        for node in nodes.iter_mut() {
+            node.close_input();
+        }
+        for node in nodes.iter_mut() {
+            node.stop();
+        }
+        nodes.clear();
+        if !self.kept {
+            // A node may have removed it already.
+            let _gone = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+fn find<'a>(nodes: &'a mut [NodeProcess], name: &str) -> Result<&'a mut NodeProcess> {
+    let names: Vec<_> = nodes.iter().map(|node| node.name().to_owned()).collect();
+    nodes
+        .iter_mut()
+        .find(|node| node.name() == name)
+        .ok_or_else(|| anyhow!("there is no node `{name}` (nodes: {})", names.join(", ")))
+}
+
+impl Drop for DemoCluster {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

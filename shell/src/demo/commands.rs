@@ -1,0 +1,85 @@
+//! What the demo's shell can do more than any other: end workers and bring
+//! them back.
+
+use std::io::{IsTerminal, stdin};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use super::DemoArgs;
+use super::cluster::DemoCluster;
+use super::welcome;
+use crate::client::Client;
+use crate::repl::{self, BackslashHook, Input, Options};
+
+/// Opens the prompt; without a terminal, runs what comes from standard input.
+pub(super) async fn prompt(client: Client, cluster: &Arc<DemoCluster>, args: &DemoArgs) -> ExitCode {
+    let hook = Arc::new(DemoCommands(Arc::clone(cluster)));
+    let options = Options { format: args.format, ..Options::from_terminal() };
+    if stdin().is_terminal() {
+        repl::run(client, options, hook).await
+    } else {
+        repl::run_script(client, options, hook, vec![Input::Stdin]).await
+    }
+}
+
+/// Runs what `-c` says.
+pub(super) async fn execute(client: Client, cluster: &Arc<DemoCluster>, args: &DemoArgs) -> ExitCode {
+    let hook = Arc::new(DemoCommands(Arc::clone(cluster)));
+    let options = Options { format: args.format, ..Options::from_terminal() };
+    let inputs = args.commands.iter().cloned().map(Input::Text).collect();
+    repl::run_script(client, options, hook, inputs).await
+}
+
+struct DemoCommands(Arc<DemoCluster>);
+
+impl BackslashHook for DemoCommands {
+    fn help(&self) -> Vec<(String, String)> {
+        [
+            ("\\workers", "lists the nodes of the demo, with their processes"),
+            ("\\kill WORKER", "ends a worker at once, as kill -9 does"),
+            ("\\start WORKER", "starts it again, with what it has on disk"),
+        ]
+        .map(|(usage, meaning)| (usage.to_owned(), meaning.to_owned()))
+        .to_vec()
+    }
+
+    fn run<'a>(&'a self, command: &'a str, argument: &'a str) -> BoxFuture<'a, Option<Result<String, String>>> {
+        let act: fn(&DemoCluster, &str) -> anyhow::Result<String> = match command {
+            "workers" => |cluster, _| Ok(welcome::nodes(&cluster.nodes())),
+            "kill" => kill,
+            "start" => start,
+            _ => return Box::pin(std::future::ready(None)),
+        };
+        let (cluster, argument) = (Arc::clone(&self.0), argument.trim_end_matches(';').trim().to_owned());
+        Box::pin(async move {
+            // Processes are waited for.
+            let done = tokio::task::spawn_blocking(move || act(&cluster, &argument)).await;
+            Some(match done {
+                Ok(outcome) => outcome.map_err(|error| format!("{error:#}")),
+                Err(error) => Err(error.to_string()),
+            })
+        })
+    }
+}
+
+fn kill(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
+    if name.is_empty() {
+        anyhow::bail!("\\kill takes the name of a worker, like \\kill worker-2");
+    }
+    let pid = cluster.kill(name)?;
+    Ok(if name == "coordinator" {
+        format!("killed {name} (process {pid}); nothing answers until \\start {name}")
+    } else {
+        format!("killed {name} (process {pid}); \\start {name} brings it back")
+    })
+}
+
+fn start(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
+    if name.is_empty() {
+        anyhow::bail!("\\start takes the name of a worker, like \\start worker-2");
+    }
+    let pid = cluster.restart(name)?;
+    Ok(format!("started {name} (process {pid})"))
+}

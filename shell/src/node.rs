@@ -1,0 +1,220 @@
+//! Runs one node in this process: settings, log, runtimes, signals.
+//!
+//! What a node does is not here but in `shoal-coordinator` and
+//! `shoal-worker`.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::ArgMatches;
+use shoal_coordinator::CoordinatorConfig;
+use shoal_worker::WorkerConfig;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::EXIT_USAGE;
+use crate::config::{
+    ConfigError, CoordinatorSettings, Layers, NodeSettings, WorkerSettings, cores, start_logging,
+};
+
+/// Threads of a worker that talk to the network and never compute.
+const IO_THREADS: usize = 2;
+/// Threads of the smallest coordinator.
+const COORDINATOR_THREADS_MIN: usize = 2;
+/// Stack of each thread: planning is recursive, and statements can be deep.
+const STACK_BYTES: usize = 8 << 20;
+/// How long after the grace period a node that does not end is ended.
+const OVERTIME: Duration = Duration::from_secs(3);
+/// How long threads that still run may hold up the end of the process.
+const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// `shoal coordinator`.
+pub fn coordinator(matches: &ArgMatches) -> ExitCode {
+    run_node("coordinator", matches, CoordinatorSettings::read, |settings| &settings.node, serve_coordinator)
+}
+
+/// `shoal worker`.
+pub fn worker(matches: &ArgMatches) -> ExitCode {
+    run_node("worker", matches, WorkerSettings::read, |settings| &settings.node, serve_worker)
+}
+
+fn run_node<S>(
+    command: &'static str,
+    matches: &ArgMatches,
+    read: impl FnOnce(&mut Layers) -> Result<S, ConfigError>,
+    common: impl Fn(&S) -> &NodeSettings,
+    serve: impl FnOnce(S) -> Result<()>,
+) -> ExitCode {
+    let decided = decide(command, matches, read, &common);
+    let (settings, warnings) = match decided {
+        Ok(Some(decided)) => decided,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    start_logging(&common(&settings).log);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    if common(&settings).is_exposed() {
+        tracing::warn!(
+            listen = %common(&settings).listen,
+            "INSECURE: this node is open to the network, without TLS and without passwords; \
+             whoever reaches it can read and change everything"
+        );
+    }
+    if matches.get_flag("stop_with_stdin") {
+        stop_with_stdin(matches.get_one::<PathBuf>("remove_with_stdin").cloned());
+    }
+    match serve(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{command} ends: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Looks the settings up; none where they were only to be printed.
+fn decide<S>(
+    command: &'static str,
+    matches: &ArgMatches,
+    read: impl FnOnce(&mut Layers) -> Result<S, ConfigError>,
+    common: impl Fn(&S) -> &NodeSettings,
+) -> Result<Option<(S, Vec<String>)>, ConfigError> {
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
+    let mut layers = Layers::new(command, matches, environment)?;
+    let settings = read(&mut layers)?;
+    if matches.get_flag("print_config") {
+        // Whoever reads it may have had enough, such as `head`.
+        let _closed = std::io::stdout().write_all(layers.document()?.as_bytes());
+        return Ok(None);
+    }
+    let warnings = layers.finish()?;
+    common(&settings).check()?;
+    Ok(Some((settings, warnings)))
+}
+
+fn serve_coordinator(settings: CoordinatorSettings) -> Result<()> {
+    let runtime = runtime("coordinator", cores().max(COORDINATOR_THREADS_MIN))?;
+    let ended = runtime.block_on(async {
+        let listener = listen(&settings.node).await?;
+        let stop = stop_on_signals(settings.node.grace)?;
+        let config = CoordinatorConfig {
+            data_dir: settings.node.data_dir,
+            advertise: settings.node.advertise.unwrap_or_default(),
+            import_roots: settings.import_roots,
+            object_stores: settings.object_stores,
+            queries_max: settings.max_queries,
+            queue_max: settings.queue_limit,
+            queue_timeout: settings.queue_timeout,
+            memory_limit_bytes: settings.memory_limit.0,
+            query_memory_bytes: settings.query_memory_limit.0,
+            write_buffer_bytes: usize::try_from(settings.write_buffer.0).unwrap_or(usize::MAX),
+            grace: settings.node.grace,
+        };
+        shoal_coordinator::node::run(config, listener, stop).await.map_err(anyhow::Error::from)
+    });
+    runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
+    ended
+}
+
+fn serve_worker(settings: WorkerSettings) -> Result<()> {
+    let io = runtime("io", IO_THREADS)?;
+    let compute = runtime("compute", settings.threads)?;
+    let ended = io.block_on(async {
+        let listener = listen(&settings.node).await?;
+        let stop = stop_on_signals(settings.node.grace)?;
+        let config = WorkerConfig {
+            data_dir: settings.node.data_dir,
+            advertise: settings.node.advertise.unwrap_or_default(),
+            coordinators: settings.coordinators,
+            name: settings.name,
+            zone: settings.zone,
+            memory_limit_bytes: settings.memory_limit.0,
+            threads: settings.threads,
+            grace: settings.node.grace,
+        };
+        shoal_worker::node::run(config, listener, compute.handle().clone(), stop).await.map_err(anyhow::Error::from)
+    });
+    compute.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
+    io.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
+    ended
+}
+
+fn runtime(name: &str, threads: usize) -> Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .thread_stack_size(STACK_BYTES)
+        .enable_all()
+        .build()
+        .context("cannot start threads")
+}
+
+async fn listen(node: &NodeSettings) -> Result<TcpListener> {
+    let (listener, _address) = shoal_proto::server::bind(node.listen).await?;
+    Ok(listener)
+}
+
+/// A token that the first SIGTERM or SIGINT cancels. The second ends the
+/// process, as does a node that takes much longer than its grace period.
+fn stop_on_signals(grace: Duration) -> Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let stop = CancellationToken::new();
+    let cancelled = stop.clone();
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, ?grace, "stopping; a second signal stops at once");
+        cancelled.cancel();
+        let status = tokio::select! {
+            _ = terminate.recv() => 128 + SignalKind::terminate().as_raw_value(),
+            _ = interrupt.recv() => 128 + SignalKind::interrupt().as_raw_value(),
+            () = tokio::time::sleep(grace + OVERTIME) => 1,
+        };
+        tracing::warn!("stopping at once");
+        std::process::exit(status);
+    });
+    Ok(stop)
+}
+
+/// Ends the process when standard input ends: then whoever started it is
+/// gone, in whatever way.
+fn stop_with_stdin(remove: Option<PathBuf>) {
+    let watch = move || {
+        let mut input = std::io::stdin().lock();
+        let mut buffer = [0; 256];
+        while input.read(&mut buffer).is_ok_and(|read| read > 0) {}
+        if let Some(folder) = remove {
+            remove_folder(&folder);
+        }
+        std::process::exit(0);
+    };
+    let started = std::thread::Builder::new().name("stdin".to_owned()).spawn(watch);
+    if let Err(error) = started {
+        tracing::warn!(%error, "cannot watch standard input");
+    }
+}
+
+/// Removes a folder in which other nodes, about to end like this one, may
+/// still be writing.
+fn remove_folder(folder: &Path) {
+    for _attempt in 0..20 {
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Ok(()) | Err(_) => std::thread::sleep(Duration::from_millis(25)),
+        }
+    }
+}

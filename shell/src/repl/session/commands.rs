@@ -1,0 +1,208 @@
+//! Running backslash commands.
+
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::Local;
+
+use super::super::command::{Command, Described, parse, unknown};
+use super::super::describe::{self, Pattern};
+use super::super::help::help_text;
+use super::super::output::Output;
+use super::super::script::{Input, run_input};
+use super::super::split::Sql;
+use super::statements::Showing;
+use super::{Flow, INCLUDE_DEPTH_MAX, Said, Session};
+use crate::client::ClientError;
+use crate::client::text_rows;
+use crate::render::{Expanded, Format};
+
+impl Session {
+    /// Runs a command, given without its backslash. `statement` is what `\g`
+    /// and `\watch` run.
+    pub(super) async fn command(&mut self, text: &str, statement: Option<&Sql>) -> Result<Flow, Said> {
+        match parse(text)? {
+            Command::Quit => return Ok(Flow::Quit),
+            Command::Help => {
+                let text = help_text(&self.hook.help(), self.options.screen.stdout_paint);
+                self.print(&text)?;
+            }
+            Command::Describe(what, pattern) => self.describe(what, pattern.as_deref()).await?,
+            Command::Timing(on) => {
+                self.options.timing = on.unwrap_or(!self.options.timing);
+                self.confirm(&format!("Timing is {}.", if self.options.timing { "on" } else { "off" }));
+            }
+            Command::Expanded(expanded) => {
+                self.options.expanded = expanded.unwrap_or(match self.options.expanded {
+                    Expanded::Off => Expanded::On,
+                    Expanded::On | Expanded::Auto => Expanded::Off,
+                });
+                let state = match self.options.expanded {
+                    Expanded::Off => "off",
+                    Expanded::On => "on",
+                    Expanded::Auto => "used when a row is wider than the screen",
+                };
+                self.confirm(&format!("Expanded display is {state}."));
+            }
+            Command::Format(format) => {
+                self.options.format = format.unwrap_or(self.options.format);
+                self.confirm(&format!("Results are written as {}.", name_of(self.options.format)));
+            }
+            Command::Rows(rows) => {
+                self.options.rows_shown = rows.unwrap_or(self.options.rows_shown);
+                let shown = match self.options.rows_shown {
+                    Some(rows) => format!("at most {rows} rows of a result"),
+                    None => "all rows".to_owned(),
+                };
+                self.confirm(&format!("The screen shows {shown}."));
+            }
+            Command::Output(None) => self.output = Output::Screen,
+            Command::Output(Some(file)) => self.output = Output::file(&file)?,
+            Command::Go { expanded, file } => {
+                let sql = self.current(statement)?;
+                self.show(&sql, &Showing { expanded, file, silent: false }).await?;
+            }
+            Command::Watch(pause) => {
+                let sql = self.current(statement)?;
+                self.watch(&sql, pause).await?;
+            }
+            Command::Include(file) => return self.include(&file).await,
+            Command::Copy(copy) => self.copy(&copy).await?,
+            Command::Connection => self.connection().await?,
+            Command::Other { name, argument } => {
+                self.interrupts.forget();
+                let hook = std::sync::Arc::clone(&self.hook);
+                let run = async { Ok(hook.run(&name, &argument).await) };
+                match self.interrupts.guard(run).await? {
+                    Some(Ok(text)) if text.is_empty() || text.ends_with('\n') => self.print(&text)?,
+                    Some(Ok(text)) => self.print(&format!("{text}\n"))?,
+                    Some(Err(why)) => return Err(ClientError::Usage(why).into()),
+                    None => return Err(unknown(&name).into()),
+                }
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Says that a setting was changed.
+    fn confirm(&self, text: &str) {
+        if !self.options.quiet && self.interactive {
+            self.print_aside(&format!("{text}\n"));
+        }
+    }
+
+    /// The statement that a command is about: what precedes it, or the last.
+    fn current(&mut self, statement: Option<&Sql>) -> Result<String, ClientError> {
+        if let Some(sql) = statement {
+            self.last = Some(sql.text.clone());
+        }
+        self.last.clone().ok_or_else(|| ClientError::Usage("there is no statement to run again".to_owned()))
+    }
+
+    async fn watch(&mut self, sql: &str, pause: Duration) -> Result<(), ClientError> {
+        loop {
+            let title = format!("{} (every {pause:?})\n", Local::now().format("%a %d %b %Y %H:%M:%S"));
+            let title = self.options.screen.stdout_paint.head(&title);
+            self.print(&title)?;
+            let outcome = match self.show(sql, &Showing::default()).await {
+                Ok(()) => {
+                    let wait = async {
+                        tokio::time::sleep(pause).await;
+                        Ok(())
+                    };
+                    self.interrupts.guard(wait).await
+                }
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(()) => {}
+                // Ctrl-C is how it is meant to end.
+                Err(ClientError::Cancelled) if self.interactive => {
+                    self.print_aside("\n");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn include(&mut self, file: &Path) -> Result<Flow, Said> {
+        if self.include_depth >= INCLUDE_DEPTH_MAX {
+            return Err(Said::NotYet(ClientError::Usage(format!(
+                "cannot include {}: scripts include each other {INCLUDE_DEPTH_MAX} deep",
+                file.display()
+            ))));
+        }
+        self.include_depth += 1;
+        let outcome = Box::pin(run_input(self, Input::File(file.to_owned()))).await;
+        self.include_depth -= 1;
+        let flow = outcome?;
+        // At the prompt, an error that was passed over was said; that is all.
+        if self.interactive {
+            drop(self.take_passed_over());
+        }
+        Ok(flow)
+    }
+
+    async fn describe(&mut self, what: Described, text: Option<&str>) -> Result<(), ClientError> {
+        let pattern = text.map(Pattern::parse).transpose()?;
+        let silent = Showing { silent: true, ..Showing::default() };
+        if let (Described::Any, Some(pattern)) = (what, &pattern)
+            && pattern.is_name()
+        {
+            return self.describe_one(pattern, text.unwrap_or_default()).await;
+        }
+        self.show(&describe::list(what, pattern.as_ref()), &silent).await
+    }
+
+    async fn describe_one(&mut self, pattern: &Pattern, text: &str) -> Result<(), ClientError> {
+        let silent = Showing { silent: true, ..Showing::default() };
+        let client = self.client.clone();
+        let found = self.interrupts.guard(client.collect(&describe::find(pattern))).await?;
+        let found = text_rows(&found);
+        if found.is_empty() {
+            return Err(ClientError::Usage(format!("there is no table or view {text}; \\d lists them")));
+        }
+        for row in found {
+            let [Some(schema), Some(name), Some(kind)] = row.as_slice() else {
+                continue;
+            };
+            let kind = if kind == "BASE TABLE" { "Table".to_owned() } else { capitalised(kind) };
+            let title = self.options.screen.stdout_paint.head(&format!("{kind} {schema}.{name}"));
+            self.print(&format!("{title}\n"))?;
+            self.show(&describe::columns(schema, name), &silent).await?;
+            if kind == "Table" {
+                let layout = self.interrupts.guard(client.collect(&describe::layout(schema, name))).await?;
+                if let Some(text) = text_rows(&layout).first().and_then(|row| describe::layout_text(row)) {
+                    self.print(&text)?;
+                }
+            }
+            if kind == "View" {
+                let texts = self.interrupts.guard(client.collect(&describe::view_text(schema, name))).await?;
+                if let Some(Some(definition)) = text_rows(&texts).into_iter().flatten().next() {
+                    self.print(&format!("{definition}\n"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn connection(&mut self) -> Result<(), ClientError> {
+        let client = self.client.clone();
+        let workers = client.collect("SELECT count(*) FROM system.workers");
+        let workers = self.interrupts.guard(workers).await;
+        let workers = workers.ok().and_then(|batches| text_rows(&batches).into_iter().flatten().flatten().next());
+        let workers = workers.map(|count| format!("; the cluster has {count} workers")).unwrap_or_default();
+        self.print(&format!("Connected to {} as {}{workers}.\n", client.address(), client.user()))
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut characters = text.chars();
+    let first = characters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    first + &characters.as_str().to_lowercase()
+}
+
+fn name_of(format: Format) -> String {
+    clap::ValueEnum::to_possible_value(&format).map(|value| value.get_name().to_owned()).unwrap_or_default()
+}

@@ -1,0 +1,306 @@
+//! Running a statement and showing what comes of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shoal_proto::WriteId;
+
+use super::super::lex::{TokenKind, tokens};
+use super::super::output::Output;
+use super::super::progress::Monitor;
+use super::Session;
+use crate::client::{ClientError, Rows};
+use crate::render::{Expanded, Layout, quantity};
+
+/// How a statement's result is shown, this once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Showing {
+    /// Turned on its side.
+    pub(super) expanded: bool,
+    /// Into this file.
+    pub(super) file: Option<PathBuf>,
+    /// Without a word about rows and time.
+    pub(super) silent: bool,
+}
+
+/// How far an attempt has come, which decides whether it may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was run.
+    Planning,
+    /// A query runs; nothing was shown.
+    Querying,
+    /// A change runs.
+    Changing,
+    /// Rows were shown.
+    Showing,
+}
+
+impl Session {
+    /// Runs a statement as it was typed.
+    pub(super) async fn statement(&mut self, sql: &str) -> Result<(), ClientError> {
+        self.last = Some(sql.to_owned());
+        self.show(sql, &Showing::default()).await
+    }
+
+    /// Runs a statement. If the connection breaks and it does no harm, it is
+    /// run again over a new one.
+    pub(super) async fn show(&mut self, sql: &str, showing: &Showing) -> Result<(), ClientError> {
+        let write_id = WriteId::random();
+        let mut stage = Stage::Planning;
+        let error = match self.attempt(sql, showing, &write_id, &mut stage).await {
+            Err(error @ (ClientError::Lost { .. } | ClientError::SessionEnded(_))) => error,
+            outcome => return outcome,
+        };
+        let refused = matches!(error, ClientError::SessionEnded(_));
+        let harmless = match stage {
+            Stage::Planning | Stage::Querying => true,
+            // The write's id makes the second time do nothing.
+            Stage::Changing => refused || matches!(tag(sql).as_str(), "INSERT" | "COPY"),
+            Stage::Showing => false,
+        };
+        self.reconnect(refused).await?;
+        if harmless {
+            return self.attempt(sql, showing, &write_id, &mut stage).await;
+        }
+        if stage == Stage::Changing {
+            let ClientError::Lost { cause } = error else {
+                return Err(error);
+            };
+            return Err(ClientError::Lost {
+                cause: format!("{cause}; the statement may have been carried out or not: look before you repeat it"),
+            });
+        }
+        Err(error)
+    }
+
+    /// Connects again and says so.
+    async fn reconnect(&mut self, refused: bool) -> Result<(), ClientError> {
+        let place = self.options.screen.progress_place();
+        let mut monitor = Monitor::start(place, "connecting");
+        let mut client = self.client.clone();
+        monitor.watch(&mut self.interrupts, client.reconnect()).await?;
+        drop(monitor);
+        self.client = client;
+        let why = if refused { "the coordinator did not know the session any more" } else { "the connection was lost" };
+        self.print_notice(&format!("{why}: connected again; what SET had changed is as it was at first"));
+        Ok(())
+    }
+
+    async fn attempt(
+        &mut self,
+        sql: &str,
+        showing: &Showing,
+        write_id: &WriteId,
+        stage: &mut Stage,
+    ) -> Result<(), ClientError> {
+        *stage = Stage::Planning;
+        self.interrupts.forget();
+        let mut monitor = Monitor::start(self.options.screen.progress_place(), "planning");
+        let statement = monitor.watch(&mut self.interrupts, self.client.prepare(sql)).await?;
+        monitor.say("running".to_owned());
+        if !statement.returns_rows() {
+            *stage = Stage::Changing;
+            let rows = monitor.watch(&mut self.interrupts, statement.update(Some(write_id))).await?;
+            let elapsed = monitor.elapsed();
+            drop(monitor);
+            return self.after_change(sql, rows, elapsed, showing).await;
+        }
+        *stage = Stage::Querying;
+        let mut rows = monitor.watch(&mut self.interrupts, statement.query()).await?;
+        if let Some(query_id) = rows.query_id() {
+            monitor.follow(&self.client, query_id);
+        }
+        let outcome = self.show_rows(&mut rows, &mut monitor, showing, stage).await;
+        let wanted_more = matches!(&outcome, Ok(shown) if !shown.cut) ;
+        let query_id = rows.query_id().map(str::to_owned);
+        let bytes = rows.bytes();
+        drop(rows);
+        let elapsed = monitor.elapsed();
+        drop(monitor);
+        if !wanted_more && let Some(query_id) = query_id {
+            // Its stream is closed: it ends by itself should this not arrive.
+            drop(tokio::time::timeout(Duration::from_secs(2), self.client.cancel(&query_id)).await);
+        }
+        let shown = outcome?;
+        if !showing.silent {
+            self.say_rows(&shown, bytes, elapsed);
+        }
+        Ok(())
+    }
+
+    async fn show_rows(
+        &mut self,
+        rows: &mut Rows,
+        monitor: &mut Monitor,
+        showing: &Showing,
+        stage: &mut Stage,
+    ) -> Result<Shown, ClientError> {
+        let mut once = match &showing.file {
+            Some(file) => Some(Output::file(file)?),
+            None => None,
+        };
+        let output = once.as_mut().unwrap_or(&mut self.output);
+        let on_screen = output.is_screen();
+        let layout = if on_screen { self.options.screen_layout() } else { self.options.file_layout() };
+        let layout = Layout {
+            expanded: if showing.expanded { Expanded::On } else { layout.expanded },
+            footer: layout.footer && !showing.silent,
+            null: if showing.silent { String::new() } else { layout.null },
+            ..layout
+        };
+        let limit = if on_screen && self.options.screen.stdout_is_terminal { self.options.rows_shown } else { None };
+        let mut renderer = layout.renderer(rows.schema());
+        let mut shown = Shown::default();
+        while let Some(batch) = monitor.watch(&mut self.interrupts, rows.next()).await? {
+            let room = limit.map_or(batch.num_rows(), |limit| limit.saturating_sub(shown.rows));
+            let taken = batch.slice(0, room.min(batch.num_rows()));
+            if taken.num_rows() > 0 {
+                if on_screen {
+                    *stage = Stage::Showing;
+                    monitor.wipe();
+                }
+                output.write(|out| renderer.rows(&taken, out))?;
+                shown.rows += taken.num_rows();
+            }
+            if taken.num_rows() < batch.num_rows() {
+                shown.cut = true;
+                break;
+            }
+        }
+        *stage = Stage::Showing;
+        monitor.wipe();
+        output.write(|out| renderer.finish(out))?;
+        shown.remark = renderer.remark();
+        Ok(shown)
+    }
+
+    fn say_rows(&self, shown: &Shown, bytes: u64, elapsed: Duration) {
+        let screen = &self.options.screen;
+        let elapsed = quantity::duration(elapsed);
+        if !self.options.says_summaries() {
+            if self.options.timing && !self.options.quiet {
+                self.print_aside(&format!("Time: {elapsed}\n"));
+            }
+            return;
+        }
+        let rows = quantity::rows(shown.rows as u64);
+        let mut parts = vec![if shown.cut { format!("the first {rows}") } else { rows }];
+        if self.options.timing {
+            parts.push(quantity::bytes(bytes));
+            parts.push(elapsed);
+        }
+        let mut text = screen.stderr_paint.dim(&format!("({})", parts.join(", ")));
+        text.push('\n');
+        if let Some(remark) = &shown.remark {
+            text.push_str(&screen.stderr_paint.notice(&format!("{remark}\n")));
+        }
+        if shown.cut {
+            let how = if self.interactive {
+                "There are more rows: \\rows all shows them on the screen, \\o FILE sends them to a file."
+            } else {
+                "There are more rows: --rows all shows them on the screen, > FILE sends them to a file."
+            };
+            text.push_str(&screen.stderr_paint.notice(&format!("{how}\n")));
+        }
+        if self.interactive {
+            text.push('\n');
+        }
+        self.print_aside(&text);
+    }
+
+    async fn after_change(
+        &mut self,
+        sql: &str,
+        rows: i64,
+        elapsed: Duration,
+        showing: &Showing,
+    ) -> Result<(), ClientError> {
+        let notices = self.interrupts.guard(self.client.notices()).await.unwrap_or_default();
+        for notice in notices {
+            self.print_notice(&notice);
+        }
+        let tag = tag(sql);
+        if !self.options.quiet && !showing.silent {
+            self.say_change(&tag, rows, elapsed);
+        }
+        if ["CREATE", "DROP", "ALTER", "USE", "SET"].iter().any(|verb| tag.starts_with(verb)) {
+            self.refresh_names();
+        }
+        Ok(())
+    }
+
+    /// Says what a change did, as `INSERT, 3 rows (12 ms)`.
+    pub(super) fn say_change(&self, tag: &str, rows: i64, elapsed: Duration) {
+        let mut text = tag.to_owned();
+        let counts = matches!(tag, "INSERT" | "COPY" | "UPDATE" | "DELETE");
+        if let Ok(rows) = u64::try_from(rows)
+            && (counts || rows > 0)
+        {
+            text.push_str(&format!(", {}", quantity::rows(rows)));
+        }
+        if self.options.timing {
+            let elapsed = format!(" ({})", quantity::duration(elapsed));
+            text.push_str(&self.options.screen.stderr_paint.dim(&elapsed));
+        }
+        text.push('\n');
+        if self.interactive {
+            text.push('\n');
+        }
+        self.print_aside(&text);
+    }
+}
+
+/// What was shown of a result.
+#[derive(Debug, Default)]
+struct Shown {
+    rows: usize,
+    /// There were more.
+    cut: bool,
+    remark: Option<String>,
+}
+
+/// What a statement does, in its own words: `CREATE TABLE`, `INSERT`, `SET`.
+pub(super) fn tag(sql: &str) -> String {
+    let words: Vec<String> = tokens(sql)
+        .filter(|token| token.kind == TokenKind::Word)
+        .take(6)
+        .map(|token| sql[token.start..token.end].to_ascii_uppercase())
+        .collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let of = |verb: &str, rest: &[&str]| {
+        let object = rest.iter().find(|word| !matches!(**word, "OR" | "REPLACE" | "UNBOUNDED"));
+        match object {
+            Some(&"EXTERNAL") => format!("{verb} EXTERNAL TABLE"),
+            Some(object) => format!("{verb} {object}"),
+            None => verb.to_owned(),
+        }
+    };
+    match words.as_slice() {
+        [verb @ ("CREATE" | "DROP" | "ALTER"), rest @ ..] => of(verb, rest),
+        ["KILL", ..] => "KILL QUERY".to_owned(),
+        [verb, ..] => (*verb).to_owned(),
+        [] => "OK".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_is_named_by_its_first_words() {
+        for (sql, expected) in [
+            ("create table t as select 1", "CREATE TABLE"),
+            ("CREATE OR REPLACE VIEW v AS SELECT 1", "CREATE VIEW"),
+            ("create external table t stored as csv location 'x'", "CREATE EXTERNAL TABLE"),
+            ("drop table if exists t", "DROP TABLE"),
+            ("/* note */ insert into t values (1)", "INSERT"),
+            ("set a.b = 1", "SET"),
+            ("kill query 'x'", "KILL QUERY"),
+            ("", "OK"),
+        ] {
+            assert_eq!(tag(sql), expected);
+        }
+    }
+}

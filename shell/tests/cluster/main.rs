@@ -1,0 +1,19 @@
+//! Tests on clusters of real processes: the `shoal` binary, started on free
+//! loopback ports. One binary, so that tests share clusters where they can.
+
+#[cfg(test)]
+mod bad_files;
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod flight;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod python;
+#[cfg(test)]
+mod restart;
+#[cfg(test)]
+mod slt;

@@ -1,0 +1,171 @@
+//! The demo as a person meets it: the right answer, and nothing left behind,
+//! however it ends.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long the nodes may take to be gone after the demo is.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The smallest demo that survives a worker.
+const SMALL: [&str; 7] = ["demo", "--scale", "0.01", "--workers", "2", "--replicas", "2"];
+
+fn demo(folder: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    command.args(SMALL).args(flags).env("TMPDIR", folder).stdin(Stdio::null());
+    command
+}
+
+fn run(folder: &Path, flags: &[&str]) -> Output {
+    let output = demo(folder, flags).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Processes whose command line names the folder.
+fn processes_in(folder: &Path) -> Vec<String> {
+    let folder = folder.display().to_string();
+    let lines = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&line).replace('\0', " "))
+    });
+    lines.filter(|line| line.contains(&folder)).collect()
+}
+
+/// Waits until no process and no file is left.
+fn assert_gone(folder: &Path) {
+    let deadline = Instant::now() + GONE_TIMEOUT;
+    loop {
+        let processes = processes_in(folder);
+        let files: Vec<_> = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).collect();
+        if processes.is_empty() && files.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left behind: {processes:?} {files:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A demo at its prompt, its input still open.
+fn at_prompt(folder: &Path) -> Child {
+    let mut child = demo(folder, &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("Connect ")), "no welcome");
+    // What comes after is not read, and must not block the demo.
+    std::thread::spawn(move || lines.count());
+    assert!(processes_in(folder).len() >= 3);
+    child
+}
+
+#[test]
+fn one_command_gives_the_right_answer_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(
+        folder.path(),
+        &["-c", "SELECT count(*) AS n FROM orders", "-c", "SELECT sum(l_quantity) AS q FROM lineitem", "--format", "csv"],
+    );
+    assert_eq!(text(&output), "n\n15000\nq\n1536127.00\n");
+    assert_gone(folder.path());
+}
+
+#[test]
+fn a_wrong_statement_is_an_error_of_the_demo() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = demo(folder.path(), &["-c", "SELECT * FROM ordrs"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("ordrs"));
+    assert_gone(folder.path());
+}
+
+#[test]
+fn nothing_outlives_a_killed_demo() {
+    for signal in [Signal::KILL, Signal::TERM, Signal::HUP] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = at_prompt(folder.path());
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        child.wait().unwrap();
+        assert_gone(folder.path());
+    }
+}
+
+#[test]
+fn the_prompt_kills_and_starts_workers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = demo(folder.path(), &[])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = "SELECT sum(o_totalprice) AS before FROM orders;\n\\kill worker-2\n\
+                  SELECT sum(o_totalprice) AS between FROM orders;\n\\start worker-2\n\
+                  SELECT sum(o_totalprice) AS after FROM orders;\n\\kill worker-9\n\\q\n";
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let mut errors = child.stderr.take().unwrap();
+    let errors = std::thread::spawn(move || {
+        let mut text = String::new();
+        errors.read_to_string(&mut text).unwrap();
+        text
+    });
+    let output = text(&child.wait_with_output().unwrap());
+    let errors = errors.join().unwrap();
+    assert_eq!(output.matches("2127396830.02").count(), 3, "{output}\n{errors}");
+    assert!(output.contains("killed worker-2"), "{output}\n{errors}");
+    assert!(output.contains("started worker-2"), "{output}\n{errors}");
+    assert!(errors.contains("there is no node `worker-9`"), "{output}\n{errors}");
+    assert_gone(folder.path());
+}
+
+#[test]
+fn kept_data_is_there_the_next_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    let keep = kept.to_str().unwrap();
+    let made = run(folder.path(), &["--keep", keep, "-c", "CREATE TABLE mine AS SELECT * FROM nation"]);
+    assert!(String::from_utf8_lossy(&made.stderr).contains("Loaded"));
+    let again = run(
+        folder.path(),
+        &["--keep", keep, "-c", "SELECT (SELECT count(*) FROM mine) + (SELECT count(*) FROM orders) AS n", "--format", "csv"],
+    );
+    assert_eq!(text(&again), "n\n15025\n");
+    assert!(!String::from_utf8_lossy(&again.stderr).contains("Loaded"));
+    assert!(processes_in(folder.path()).is_empty());
+}
+
+#[test]
+fn files_become_tables_named_after_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = data.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let trips = write("Trips 2024.csv", "id,price,day\n1,2.5,2024-01-01\n2,3.5,2024-01-02\n");
+    let events = write("events.ndjson", "{\"kind\": \"a\", \"n\": 1}\n{\"kind\": \"b\", \"n\": 2}\n");
+    let people = write("people.json", "[{\"name\": \"Ann\"}, {\"name\": \"Bob\"}, {\"name\": \"Cid\"}]");
+    let run = |files: &[&str], sql: &str| {
+        Command::new(env!("CARGO_BIN_EXE_shoal"))
+            .args(["demo", "--workers", "2", "--format", "csv", "-c", sql, "--load"])
+            .args(files)
+            .env("TMPDIR", folder.path())
+            .output()
+            .unwrap()
+    };
+    let sql = "SELECT (SELECT sum(price) FROM trips_2024) AS p, (SELECT sum(n) FROM events) AS n, \
+               (SELECT count(*) FROM people) AS people";
+    let output = run(&[&trips, &events, &people], sql);
+    assert_eq!(text(&output), "p,n,people\n6.0,3,3\n", "{}", String::from_utf8_lossy(&output.stderr));
+    let broken = write("broken.csv", "a,b\n1,2\n3\n");
+    let output = run(&[&broken], "SELECT 1");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("broken.csv"), "{errors}");
+    assert_gone(folder.path());
+}

@@ -1,0 +1,42 @@
+//! What a worker must be told. Plain values: flags, environment and files are
+//! the shell's business.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All settings of a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Where its identity and its segments are; made where it is missing.
+    pub data_dir: PathBuf,
+    /// The URL at which others reach it; empty: as it listens.
+    pub advertise: String,
+    /// URLs of the coordinators; at least one.
+    pub coordinators: Vec<String>,
+    /// Its name; none: the one in its data directory, or a new one.
+    pub name: Option<String>,
+    /// Where it stands; may be empty.
+    pub zone: String,
+    /// Memory for queries; what needs more spills to disk or fails.
+    pub memory_limit_bytes: u64,
+    /// Threads that compute.
+    pub threads: usize,
+    /// How long running tasks may take to finish when it stops.
+    pub grace: Duration,
+}
+
+impl WorkerConfig {
+    /// The defaults, for a data directory and a coordinator.
+    pub fn new(data_dir: impl Into<PathBuf>, coordinator: impl Into<String>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            advertise: String::new(),
+            coordinators: vec![coordinator.into()],
+            name: None,
+            zone: String::new(),
+            memory_limit_bytes: 4 << 30,
+            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            grace: Duration::from_secs(10),
+        }
+    }
+}

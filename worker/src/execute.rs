@@ -1,0 +1,280 @@
+//! Task execution: the Execution service over datafusion-distributed's
+//! `Worker`. Plans run on the compute runtime; only frames cross to the
+//! runtime that serves the network.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+
+use datafusion::common::Result;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion_distributed::{
+    DistributedCodec, ExecuteTaskRequest, MaybeEncoded, ProducerHead, SetPlanRequest, TaskKey, Worker,
+    WorkerToCoordinatorMsg,
+};
+use datafusion_proto::bytes::physical_plan_from_bytes_with_proto_converter;
+use datafusion_proto::physical_plan::DeduplicatingProtoConverter;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use http::HeaderMap;
+use parking_lot::Mutex;
+use shoal_proto::channel::MESSAGE_BYTES_MAX;
+use shoal_proto::exchange::{drive_stream, metrics_to_wire, task_metrics_to_wire};
+use shoal_proto::query::execution_server::{Execution, ExecutionServer};
+use shoal_proto::query::{
+    Accepted, Frame, PartitionRequest, RunRequest, TaskMetrics, ToCoordinator, ToWorker, partition_request,
+    to_coordinator, to_worker,
+};
+use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Request, Response, Status, Streaming};
+use url::Url;
+use uuid::Uuid;
+
+use crate::session::{TaskSessions, with_counted_readers};
+
+/// Frames that wait between the plan and the network, per partition.
+const FRAMES_WAITING: usize = 2;
+
+/// Runs tasks. Cheap to clone.
+#[derive(Clone)]
+pub struct ExecutionService {
+    worker_id: WorkerId,
+    worker: Worker,
+    sessions: TaskSessions,
+    compute: Handle,
+    tasks_running: Arc<AtomicU32>,
+}
+
+impl ExecutionService {
+    /// Runs plans on `compute`, with the memory, disk and stores of `node`.
+    pub fn new(worker_id: WorkerId, node: Arc<RuntimeEnv>, channels: Channels, compute: Handle, threads: usize) -> Self {
+        let sessions = TaskSessions::new(worker_id.clone(), Arc::clone(&node), channels, threads);
+        let worker = Worker::from_session_builder(sessions.clone()).with_runtime_env(node);
+        Self { worker_id, worker, sessions, compute, tasks_running: Arc::default() }
+    }
+
+    /// The gRPC service, with limits.
+    pub fn into_server(self) -> ExecutionServer<Self> {
+        ExecutionServer::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// What queries read here; see [`TaskSessions::progress`].
+    pub fn sessions(&self) -> &TaskSessions {
+        &self.sessions
+    }
+
+    /// Partitions and whole plans that run now.
+    pub fn tasks_running(&self) -> u32 {
+        self.tasks_running.load(Ordering::Relaxed)
+    }
+
+    fn refuse(&self, failure: Failure) -> Status {
+        failure.at(self.worker_id.as_str()).to_status()
+    }
+
+    /// Runs what makes frames on the compute runtime, until the reader goes.
+    fn frames<F>(&self, make: impl FnOnce(mpsc::Sender<Result<Frame, Status>>) -> F) -> FrameStream
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (sender, frames) = mpsc::channel(FRAMES_WAITING);
+        let running = Running::start(&self.tasks_running);
+        let work = make(sender);
+        let task = self.compute.spawn(async move {
+            work.await;
+            drop(running);
+        });
+        FrameStream { frames, _task: AbortOnDropHandle::new(task) }
+    }
+}
+
+#[tonic::async_trait]
+impl Execution for ExecutionService {
+    type TaskStream = BoxStream<'static, Result<ToCoordinator, Status>>;
+    type PartitionStream = FrameStream;
+    type RunStream = FrameStream;
+
+    async fn task(&self, request: Request<Streaming<ToWorker>>) -> Result<Response<Self::TaskStream>, Status> {
+        let (metadata, _, mut messages) = request.into_parts();
+        let first = messages.message().await?.and_then(|message| message.message);
+        let Some(to_worker::Message::SetPlan(plan)) = first else {
+            return Err(self.refuse(Failure::new(ErrorCode::Invalid, "a task starts with its plan")));
+        };
+        let request = SetPlanRequest {
+            task_key: task_key(plan.key).map_err(|failure| self.refuse(failure))?,
+            task_count: plan.task_count as usize,
+            plan: MaybeEncoded::Encoded(plan.plan.into()),
+            work_unit_feed_declarations: Vec::new(),
+            target_worker_url: Url::parse(&plan.worker_url).map_err(|error| {
+                self.refuse(Failure::new(ErrorCode::Invalid, format!("worker URL `{}`: {error}", plan.worker_url)))
+            })?,
+            query_start_time_ns: plan.query_start_ns as usize,
+        };
+        // Messages after the plan carry nothing: their end is the message.
+        let still_wanted = messages.filter_map(|_| std::future::ready(None)).boxed();
+        let worker = self.worker.clone();
+        let headers = metadata.into_headers();
+        let taken = self
+            .compute
+            .spawn(async move { worker.coordinator_channel(headers, request, still_wanted).await })
+            .await;
+        let replies = match taken {
+            Ok(Ok(replies)) => replies,
+            Ok(Err(error)) => return Err(self.refuse(Failure::from_datafusion(&error))),
+            Err(panic) => return Err(self.refuse(joined_panic(panic))),
+        };
+        let worker_id = self.worker_id.clone();
+        let accepted = ToCoordinator { message: Some(to_coordinator::Message::Accepted(Accepted {})) };
+        let replies = replies.filter_map(move |reply| {
+            std::future::ready(match reply {
+                Ok(WorkerToCoordinatorMsg::TaskMetrics(metrics)) => Some(Ok(ToCoordinator {
+                    message: Some(to_coordinator::Message::Metrics(task_metrics_to_wire(&metrics))),
+                })),
+                Ok(WorkerToCoordinatorMsg::LoadInfo(_) | WorkerToCoordinatorMsg::LoadInfoEos) => None,
+                Err(error) => Some(Err(Failure::from_datafusion(&error).at(worker_id.as_str()).to_status())),
+            })
+        });
+        let replies = futures::stream::once(async move { Ok(accepted) }).chain(replies);
+        Ok(Response::new(replies.boxed()))
+    }
+
+    async fn partition(&self, request: Request<PartitionRequest>) -> Result<Response<FrameStream>, Status> {
+        let request = request.into_inner();
+        let partition = request.partition as usize;
+        let execute = ExecuteTaskRequest {
+            task_key: task_key(request.key).map_err(|failure| self.refuse(failure))?,
+            target_partition_start: partition,
+            target_partition_end: partition + 1,
+            producer_head: producer_head(request.head).map_err(|failure| self.refuse(failure))?,
+        };
+        let worker = self.worker.clone();
+        let worker_id = self.worker_id.clone();
+        let discard = request.discard;
+        Ok(Response::new(self.frames(|frames| async move {
+            let open = async {
+                let (mut streams, _) = worker.execute_task(execute).await?;
+                match streams.pop() {
+                    Some(stream) if streams.is_empty() => Ok(stream),
+                    _ => Err(Failure::new(ErrorCode::Internal, "not one stream for one partition").into()),
+                }
+            };
+            if discard {
+                // Opened and dropped: its producer knows that nobody reads.
+                let _dropped = open.await;
+                return;
+            }
+            drive_stream(open, worker_id.as_str(), frames, || None).await;
+        })))
+    }
+
+    async fn run(&self, request: Request<RunRequest>) -> Result<Response<FrameStream>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let headers = metadata.into_headers();
+        let service = self.clone();
+        Ok(Response::new(self.frames(|frames| async move {
+            let ran: Arc<Mutex<Option<Arc<dyn ExecutionPlan>>>> = Arc::default();
+            let open = async {
+                let (plan, context) = service.whole_plan(&headers, &request)?;
+                if request.collect_metrics {
+                    *ran.lock() = Some(Arc::clone(&plan));
+                }
+                plan.execute(0, context)
+            };
+            let metrics = || ran.lock().as_ref().map(plan_metrics);
+            drive_stream(open, service.worker_id.as_str(), frames, metrics).await;
+        })))
+    }
+}
+
+impl ExecutionService {
+    fn whole_plan(
+        &self,
+        headers: &HeaderMap,
+        request: &RunRequest,
+    ) -> Result<(Arc<dyn ExecutionPlan>, Arc<datafusion::execution::TaskContext>)> {
+        let (context, scope) = self.sessions.whole_plan_context(headers)?;
+        let codec = DistributedCodec::new_combined_with_user(context.session_config());
+        let converter = DeduplicatingProtoConverter::default();
+        let plan = physical_plan_from_bytes_with_proto_converter(&request.plan, &context, &codec, &converter)?;
+        Ok((with_counted_readers(plan, &scope)?, context))
+    }
+}
+
+/// Metrics of each node of a plan that ran, in pre-order.
+fn plan_metrics(plan: &Arc<dyn ExecutionPlan>) -> TaskMetrics {
+    let mut nodes = Vec::new();
+    let walked = plan.apply(|node| {
+        nodes.push(metrics_to_wire(&node.metrics().unwrap_or_default()));
+        Ok(TreeNodeRecursion::Continue)
+    });
+    debug_assert!(walked.is_ok(), "walking a plan does not fail");
+    TaskMetrics { nodes, task: None }
+}
+
+/// Frames of one partition. Dropping it stops the work behind it.
+pub struct FrameStream {
+    frames: mpsc::Receiver<Result<Frame, Status>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Stream for FrameStream {
+    type Item = Result<Frame, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.frames.poll_recv(cx)
+    }
+}
+
+/// Counts a task for as long as it lives.
+struct Running(Arc<AtomicU32>);
+
+impl Running {
+    fn start(count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn joined_panic(error: tokio::task::JoinError) -> Failure {
+    match error.try_into_panic() {
+        Ok(panic) => shoal_proto::exchange::panic_failure(panic.as_ref()),
+        Err(error) => Failure::new(ErrorCode::Cancelled, format!("the task was stopped: {error}")),
+    }
+}
+
+fn task_key(key: Option<shoal_proto::query::TaskKey>) -> Result<TaskKey, Failure> {
+    let missing = || Failure::new(ErrorCode::Invalid, "a task without a key");
+    let key = key.ok_or_else(missing)?;
+    Ok(TaskKey {
+        query_id: Uuid::from_slice(&key.query).map_err(|_| missing())?,
+        stage_id: key.stage as usize,
+        task_number: key.task as usize,
+    })
+}
+
+fn producer_head(head: Option<partition_request::Head>) -> Result<ProducerHead, Failure> {
+    match head {
+        Some(partition_request::Head::None(_)) => Ok(ProducerHead::None),
+        Some(partition_request::Head::Broadcast(head)) => {
+            Ok(ProducerHead::BroadcastExec { output_partitions: head.output_partitions as usize })
+        }
+        Some(partition_request::Head::Repartition(head)) => {
+            Ok(ProducerHead::RepartitionExec { partitioning: MaybeEncoded::Encoded(head.partitioning.into()) })
+        }
+        None => Err(Failure::new(ErrorCode::Invalid, "a partition request without a head")),
+    }
+}

@@ -1,0 +1,297 @@
+//! Joins the cluster and beats, on a thread and a connection of its own: a
+//! worker busy with queries is not taken for dead.
+//!
+//! Nothing here touches the disk or waits for a query.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use shoal_proto::channel::MESSAGE_BYTES_MAX;
+use shoal_proto::cluster::cluster_client::ClusterClient;
+use shoal_proto::cluster::{Beat, HeldSegment, JoinReply, JoinRequest, Orders, QueryProgress};
+use shoal_proto::{Channels, ErrorCode, Failure};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::Error;
+use crate::identity::Identity;
+use crate::replicate::Replicator;
+use crate::segment_dir::SegmentDir;
+
+/// How long the coordinator may take to answer a join.
+const JOIN_MAX: Duration = Duration::from_secs(5);
+/// Silence of the coordinator after which the stream is taken for broken.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// Waits between attempts to join: from, to.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How often a cause that lasts is logged.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
+/// What the execution of tasks tells the coordinator with every beat. Answers
+/// at once, without waiting for anything.
+pub trait ExecutionStatus: Send + Sync {
+    /// What each running query has read from segments so far.
+    fn progress(&self) -> Vec<QueryProgress>;
+    /// Tasks that run.
+    fn tasks_running(&self) -> u32;
+    /// Query memory in use.
+    fn memory_used_bytes(&self) -> u64;
+}
+
+/// Who the worker is and how it is reached.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// URL at which it is reached.
+    pub address: String,
+    /// May be empty.
+    pub zone: String,
+    /// Limit of its query memory.
+    pub memory_bytes: u64,
+    /// Threads on which it runs tasks.
+    pub threads: u32,
+}
+
+/// The thread that beats.
+#[derive(Debug)]
+pub struct Heartbeat {
+    leaving: CancellationToken,
+    left: CancellationToken,
+    end: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread works with.
+pub struct HeartbeatParts {
+    /// URLs of the coordinators.
+    pub coordinators: Vec<String>,
+    /// The worker's identity; its cluster is recorded at the first join.
+    pub identity: Identity,
+    /// Where the identity is kept.
+    pub data_dir: PathBuf,
+    /// What it says of itself.
+    pub introduction: Introduction,
+    /// What it holds.
+    pub dir: Arc<SegmentDir>,
+    /// Who carries out the coordinator's orders.
+    pub replicator: Replicator,
+    /// What it runs.
+    pub status: Arc<dyn ExecutionStatus>,
+}
+
+impl Heartbeat {
+    /// Starts the thread; it tries to join for ever.
+    ///
+    /// # Errors
+    /// `Io` where there can be no thread.
+    pub fn start(parts: HeartbeatParts) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::io("cannot start the heartbeat", error))?;
+        let (leaving, left, end) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let mut beating = Beating {
+            channels: Channels::new(runtime.handle().clone()),
+            incarnation: uuid::Uuid::new_v4().simple().to_string(),
+            parts,
+            leaving: leaving.clone(),
+            left: left.clone(),
+        };
+        let ended = end.clone();
+        let thread = std::thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = beating.run() => {}
+                        () = ended.cancelled() => {}
+                    }
+                });
+            })
+            .map_err(|error| Error::io("cannot start the heartbeat", error))?;
+        Ok(Self { leaving, left, end, thread: Some(thread) })
+    }
+
+    /// Tells the coordinator that no new work should come; returns when it
+    /// knows, or after `limit`.
+    pub async fn leave(&self, limit: Duration) {
+        self.leaving.cancel();
+        let told = tokio::time::timeout(limit, self.left.cancelled()).await;
+        if told.is_err() {
+            tracing::warn!("the coordinator was not told that this worker stops");
+        }
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.end.cancel();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the heartbeat's thread panicked");
+        }
+    }
+}
+
+struct Beating {
+    channels: Channels,
+    /// New at each process start.
+    incarnation: String,
+    parts: HeartbeatParts,
+    leaving: CancellationToken,
+    /// Cancelled when the coordinator has heard that the worker leaves.
+    left: CancellationToken,
+}
+
+impl Beating {
+    async fn run(&mut self) {
+        let mut backoff = BACKOFF.0;
+        let mut logged: Option<(Instant, String)> = None;
+        for turn in 0_usize.. {
+            let coordinators = &self.parts.coordinators;
+            let Some(coordinator) = coordinators.get(turn % coordinators.len().max(1)).cloned() else {
+                tracing::error!("no coordinator is configured");
+                return;
+            };
+            let started = Instant::now();
+            let Err(failure) = self.beat_at(&coordinator).await else {
+                // Told to join anew.
+                continue;
+            };
+            if started.elapsed() > SILENCE_MAX {
+                backoff = BACKOFF.0;
+            }
+            let what = failure.to_string();
+            let is_news = logged.as_ref().is_none_or(|(at, last)| *last != what || at.elapsed() >= LOG_EVERY);
+            if is_news {
+                tracing::warn!(%coordinator, error = %what, retry_in = ?backoff, "not connected to the coordinator");
+                logged = Some((Instant::now(), what));
+            }
+            self.channels.forget(&coordinator);
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Joins at one coordinator and beats until the stream breaks, which is an
+    /// error, or the coordinator wants to be told everything again.
+    async fn beat_at(&mut self, coordinator: &str) -> Result<(), Failure> {
+        let mut client = ClusterClient::new(self.channels.get(coordinator)?)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let reply = self.join(&mut client).await?;
+        let interval = Duration::from_millis(reply.beat_interval_ms.clamp(50, 1_000).into());
+        // Whatever was fetched before is in the report of the join.
+        let _reported = self.parts.replicator.take_fetched();
+        self.parts.replicator.obey(reply.fetch, &reply.discard);
+
+        let (beats, outgoing) = mpsc::channel(4);
+        let opened = client.heartbeat(ReceiverStream::new(outgoing));
+        let opened = tokio::time::timeout(JOIN_MAX, opened).await.map_err(|_| silent(coordinator))?;
+        let mut orders = opened.map_err(|status| Failure::from_status(&status))?.into_inner();
+        tracing::info!(%coordinator, cluster = %reply.cluster, "joined the cluster");
+
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard_at = Instant::now();
+        let mut told_leaving = false;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.parts.replicator.news() => {}
+                () = self.leaving.cancelled(), if !told_leaving => told_leaving = true,
+                received = next(&mut orders) => {
+                    let received = received?;
+                    if received.rejoin {
+                        return Ok(());
+                    }
+                    heard_at = Instant::now();
+                    if told_leaving {
+                        self.left.cancel();
+                    }
+                    self.parts.replicator.obey(received.fetch, &received.discard);
+                    continue;
+                }
+            }
+            if heard_at.elapsed() > SILENCE_MAX {
+                return Err(silent(coordinator));
+            }
+            if beats.try_send(self.beat()).is_err() {
+                // Full or closed: the answer that does not come says the rest.
+                tracing::debug!("a beat was not sent");
+            }
+        }
+    }
+
+    async fn join(&mut self, client: &mut ClusterClient<Channel>) -> Result<JoinReply, Failure> {
+        let parts = &mut self.parts;
+        let held = parts.dir.held();
+        let request = JoinRequest {
+            worker: parts.identity.name.to_string(),
+            address: parts.introduction.address.clone(),
+            zone: parts.introduction.zone.clone(),
+            memory_bytes: parts.introduction.memory_bytes,
+            threads: parts.introduction.threads,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            held: held
+                .into_iter()
+                .map(|(name, bytes)| HeldSegment { name: name.to_string(), bytes })
+                .collect(),
+            incarnation: self.incarnation.clone(),
+            cluster: parts.identity.cluster.clone(),
+        };
+        let joined = tokio::time::timeout(JOIN_MAX, client.join(request)).await;
+        let joined = joined.map_err(|_| Failure::new(ErrorCode::Unavailable, "no answer to the join"))?;
+        let reply = joined.map_err(|status| Failure::from_status(&status))?.into_inner();
+        if parts.identity.cluster.is_empty() {
+            parts.identity.cluster.clone_from(&reply.cluster);
+            parts.identity.save(&parts.data_dir)?;
+        } else if parts.identity.cluster != reply.cluster {
+            // Never remove anything on the word of another cluster.
+            return Err(Failure::new(
+                ErrorCode::Invalid,
+                format!(
+                    "this worker belongs to cluster {}, and the coordinator to cluster {}",
+                    parts.identity.cluster, reply.cluster
+                ),
+            ));
+        }
+        Ok(reply)
+    }
+
+    fn beat(&self) -> Beat {
+        let parts = &self.parts;
+        Beat {
+            worker: parts.identity.name.to_string(),
+            incarnation: self.incarnation.clone(),
+            memory_used_bytes: parts.status.memory_used_bytes(),
+            tasks_running: parts.status.tasks_running(),
+            disk_free_bytes: parts.dir.free_bytes(),
+            disk_used_bytes: parts.dir.used_bytes(),
+            fetched: parts.replicator.take_fetched().iter().map(ToString::to_string).collect(),
+            progress: parts.status.progress(),
+            leaving: self.leaving.is_cancelled(),
+        }
+    }
+}
+
+async fn next(orders: &mut Streaming<Orders>) -> Result<Orders, Failure> {
+    match orders.message().await {
+        Ok(Some(orders)) => Ok(orders),
+        Ok(None) => Err(Failure::new(ErrorCode::Unavailable, "the coordinator ended the heartbeat stream")),
+        Err(status) => Err(Failure::from_status(&status)),
+    }
+}
+
+fn silent(coordinator: &str) -> Failure {
+    Failure::new(
+        ErrorCode::Unavailable,
+        format!("coordinator {coordinator} was silent for {} s", SILENCE_MAX.as_secs()),
+    )
+}

@@ -1,0 +1,21 @@
+//! Shoal's worker: it holds segments, copies them from and to its peers, and
+//! runs the tasks of queries.
+//!
+//! It never changes the catalog, and never decides what it should hold: the
+//! coordinator tells it.
+
+pub mod config;
+pub mod error;
+pub mod execute;
+pub mod heartbeat;
+pub mod identity;
+pub mod locate;
+pub mod node;
+pub mod replicate;
+pub mod scan_counter;
+pub mod segment_dir;
+pub mod segments;
+pub mod session;
+
+pub use config::WorkerConfig;
+pub use error::Error;

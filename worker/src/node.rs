@@ -1,0 +1,179 @@
+//! A worker as a process: its parts, put together, served on one port, and
+//! stopped in order.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use shoal_data::import_store::IMPORT_STORE_URL;
+use shoal_data::shard_store::SHARD_STORE_URL;
+use shoal_data::{DataDir, ImportStore, ShardStore};
+use shoal_proto::Channels;
+use shoal_proto::cluster::QueryProgress;
+use shoal_proto::server::{Incoming, builder};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::execute::ExecutionService;
+use crate::heartbeat::{ExecutionStatus, Heartbeat, HeartbeatParts, Introduction};
+use crate::identity::Identity;
+use crate::locate::CoordinatorLocate;
+use crate::replicate::Replicator;
+use crate::segment_dir::SegmentDir;
+use crate::segments::{SegmentService, blocking};
+use crate::{Error, WorkerConfig};
+
+/// How long the coordinator may take to hear that this worker stops.
+const LEAVE_MAX: Duration = Duration::from_millis(1_500);
+/// How long nothing must run before a stopping worker takes itself for idle:
+/// between two stages of a query nothing runs either.
+const IDLE_MIN: Duration = Duration::from_millis(300);
+/// How often that is looked at.
+const IDLE_CHECK: Duration = Duration::from_millis(20);
+/// How long connections may take to close once nothing runs any more.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// Runs a worker on `listener` until `stop`; plans run on `compute`, all else
+/// on the runtime that calls. When stopped it takes no new work, lets running
+/// tasks finish within the grace period, and returns.
+///
+/// # Errors
+/// `Invalid` where the data directory is in use or belongs to another worker;
+/// `Io` where it cannot be used.
+pub async fn run(
+    config: WorkerConfig,
+    listener: TcpListener,
+    compute: Handle,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let listening =
+        listener.local_addr().map_err(|error| Error::io("cannot tell the address listened on", error))?;
+    let address =
+        if config.advertise.is_empty() { format!("http://{listening}") } else { config.advertise.clone() };
+    if config.coordinators.is_empty() {
+        return Err(Error::Invalid("no coordinator is configured; add --coordinator URL".to_owned()));
+    }
+    let data_dir = DataDir::lock(&config.data_dir)?;
+    let identity = Identity::load(data_dir.path(), config.name.as_deref())?;
+    let worker = identity.name.clone();
+    let spill = data_dir.emptied("spill")?;
+    let (data_dir, dir) = blocking(move || {
+        let dir = SegmentDir::open(&data_dir)?;
+        Ok((data_dir, Arc::new(dir)))
+    })
+    .await?;
+
+    let channels = Channels::new(Handle::current());
+    let locate = Arc::new(CoordinatorLocate::new(config.coordinators.clone(), channels.clone()));
+    let shards = Arc::new(ShardStore::new(Some(dir.path().to_owned()), locate, channels.clone()));
+    let imports = Arc::new(ImportStore::through(config.coordinators.clone(), channels.clone()));
+
+    let memory = usize::try_from(config.memory_limit_bytes).unwrap_or(usize::MAX);
+    let spills = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill]));
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory)))
+        .with_disk_manager_builder(spills)
+        .build_arc()?;
+    register(&runtime, SHARD_STORE_URL, shards)?;
+    register(&runtime, IMPORT_STORE_URL, imports)?;
+
+    let execution = ExecutionService::new(worker.clone(), runtime, channels.clone(), compute, config.threads);
+
+    let replicator = Replicator::new(Arc::clone(&dir), channels, Handle::current());
+    let segments = SegmentService::new(worker.clone(), Arc::clone(&dir), replicator.clone());
+    let end = CancellationToken::new();
+    let served = builder()
+        .add_service(execution.clone().into_server())
+        .add_service(segments.segments_server())
+        .add_service(segments.files_server())
+        .serve_with_incoming_shutdown(Incoming::new(listener), end.clone().cancelled_owned());
+    let served = tokio::spawn(served);
+
+    let heartbeat = Heartbeat::start(HeartbeatParts {
+        coordinators: config.coordinators.clone(),
+        identity,
+        data_dir: data_dir.path().to_owned(),
+        introduction: Introduction {
+            address: address.clone(),
+            zone: config.zone.clone(),
+            memory_bytes: config.memory_limit_bytes,
+            threads: u32::try_from(config.threads).unwrap_or(u32::MAX),
+        },
+        dir,
+        replicator,
+        status: Arc::new(execution.clone()),
+    })?;
+    data_dir.write_address(&listening.to_string())?;
+    tracing::info!(%worker, %address, data_dir = %config.data_dir.display(), "worker is ready");
+    stop.cancelled().await;
+
+    tracing::info!(%worker, grace = ?config.grace, "worker stops: waiting for running tasks");
+    heartbeat.leave(LEAVE_MAX.min(config.grace)).await;
+    if tokio::time::timeout(config.grace, idle(&execution)).await.is_err() {
+        tracing::warn!(%worker, "tasks still run at the end of the grace period and are given up");
+    }
+    end.cancel();
+    let closed = tokio::time::timeout(CLOSE_MAX, served).await;
+    blocking(move || {
+        drop(heartbeat);
+        Ok(())
+    })
+    .await?;
+    match closed {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => {
+            return Err(Error::Invalid(format!("the server on {listening} failed: {error}")));
+        }
+        Ok(Err(panic)) => return Err(Error::Internal(format!("the server panicked: {panic}"))),
+        Err(_) => tracing::debug!("connections are cut"),
+    }
+    tracing::info!(%worker, "worker is stopped");
+    Ok(())
+}
+
+/// Returns when nothing has run for a while.
+async fn idle(execution: &ExecutionService) {
+    let mut since = Instant::now();
+    while since.elapsed() < IDLE_MIN {
+        tokio::time::sleep(IDLE_CHECK).await;
+        if execution.tasks_running() > 0 {
+            since = Instant::now();
+        }
+    }
+}
+
+fn register(
+    runtime: &RuntimeEnv,
+    url: &str,
+    store: Arc<dyn object_store::ObjectStore>,
+) -> Result<(), Error> {
+    let url = Url::parse(url).map_err(|error| Error::Internal(format!("{url}: {error}")))?;
+    runtime.register_object_store(&url, store);
+    Ok(())
+}
+
+impl ExecutionStatus for ExecutionService {
+    fn progress(&self) -> Vec<QueryProgress> {
+        let progress = self.sessions().progress().into_iter();
+        progress
+            .map(|(query, (rows, bytes, segments))| QueryProgress {
+                query: query.to_string(),
+                rows,
+                bytes,
+                segments,
+            })
+            .collect()
+    }
+
+    fn tasks_running(&self) -> u32 {
+        Self::tasks_running(self)
+    }
+
+    fn memory_used_bytes(&self) -> u64 {
+        self.sessions().memory_used_bytes()
+    }
+}

@@ -1,0 +1,172 @@
+//! Brings this worker's segments to what the coordinator orders: fetches
+//! copies from peers, removes what nobody needs.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use parking_lot::Mutex;
+use shoal_data::{SegmentName, file_stream};
+use shoal_proto::cluster::FetchRequest;
+use shoal_proto::{Channels, ErrorCode, Failure};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::task::TaskTracker;
+
+use crate::Error;
+use crate::segment_dir::{SegmentDir, Staging};
+use crate::segments::blocking;
+
+/// Copies that are made at a time.
+const FETCHES_MAX: usize = 2;
+
+/// Carries out orders. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Replicator(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: Arc<SegmentDir>,
+    channels: Channels,
+    /// Where the work is done: never on the heartbeat's thread.
+    io: Handle,
+    tasks: TaskTracker,
+    permits: Semaphore,
+    under_way: Mutex<HashSet<SegmentName>>,
+    fetched: Mutex<Vec<SegmentName>>,
+    news: Notify,
+}
+
+impl Replicator {
+    /// Works on `dir`, on the runtime `io`.
+    pub fn new(dir: Arc<SegmentDir>, channels: Channels, io: Handle) -> Self {
+        Self(Arc::new(Inner {
+            dir,
+            channels,
+            io,
+            tasks: TaskTracker::new(),
+            permits: Semaphore::new(FETCHES_MAX),
+            under_way: Mutex::default(),
+            fetched: Mutex::default(),
+            news: Notify::new(),
+        }))
+    }
+
+    /// Starts what the coordinator orders; returns at once.
+    pub fn obey(&self, fetch: Vec<FetchRequest>, discard: &[String]) {
+        for request in fetch {
+            let replicator = self.clone();
+            self.0.tasks.spawn_on(
+                async move {
+                    let name = request.name.clone();
+                    if let Err(error) = replicator.fetch(request).await {
+                        tracing::warn!(segment = %name, %error, "copy not made");
+                    }
+                },
+                &self.0.io,
+            );
+        }
+        let names: Vec<SegmentName> = discard.iter().filter_map(|name| name.parse().ok()).collect();
+        if !names.is_empty() {
+            let replicator = self.clone();
+            self.0.tasks.spawn_on(
+                async move {
+                    match replicator.discard(names).await {
+                        Ok(count) => tracing::info!(count, "segments removed"),
+                        Err(error) => tracing::warn!(%error, "segments not removed"),
+                    }
+                },
+                &self.0.io,
+            );
+        }
+    }
+
+    /// Copies made since the last call.
+    pub fn take_fetched(&self) -> Vec<SegmentName> {
+        std::mem::take(&mut self.0.fetched.lock())
+    }
+
+    /// Waits until a copy is made.
+    pub async fn news(&self) {
+        self.0.news.notified().await;
+    }
+
+    /// Makes sure that the segment is here, from the first peer that delivers
+    /// it whole. Returns its length and checksum.
+    ///
+    /// # Errors
+    /// `Unavailable` where no peer delivers it; `DiskFull`; `Io`.
+    pub async fn fetch(&self, request: FetchRequest) -> Result<(u64, u32), Error> {
+        let name: SegmentName = request.name.parse()?;
+        let result = (request.bytes, request.crc32c);
+        if !self.0.under_way.lock().insert(name) {
+            return Err(Error::Invalid(format!("segment {name} is being fetched already")));
+        }
+        let done = self.fetch_once(name, &request).await;
+        self.0.under_way.lock().remove(&name);
+        done?;
+        self.0.fetched.lock().push(name);
+        self.0.news.notify_one();
+        Ok(result)
+    }
+
+    async fn fetch_once(&self, name: SegmentName, request: &FetchRequest) -> Result<(), Error> {
+        if self.0.dir.bytes_of(&name) == Some(request.bytes) {
+            return Ok(());
+        }
+        let _permit = self.0.permits.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
+        let mut tried = Vec::new();
+        for peer in &request.from {
+            match self.fetch_from(name, request, &peer.address).await {
+                Ok(()) => {
+                    tracing::info!(segment = %name, from = %peer.worker, "copy made");
+                    return Ok(());
+                }
+                // Another peer does not make room.
+                Err(error) if error.code() == ErrorCode::Exhausted => return Err(error),
+                Err(error) => tried.push(format!("{}: {error}", peer.worker)),
+            }
+        }
+        Err(Error::Failure(Failure::new(
+            ErrorCode::Unavailable,
+            format!("segment {name} cannot be fetched from anybody ({})", tried.join("; ")),
+        )))
+    }
+
+    async fn fetch_from(&self, name: SegmentName, request: &FetchRequest, address: &str) -> Result<(), Error> {
+        let (bytes, crc32c) = (request.bytes, request.crc32c);
+        let mut data = file_stream::receive(&self.0.channels, address, &request.name, 0..bytes).await?;
+        let dir = Arc::clone(&self.0.dir);
+        let mut staging = blocking(move || dir.stage(name, bytes, crc32c)).await?;
+        while let Some(chunk) = data.next().await {
+            let chunk = chunk?;
+            staging = blocking(move || {
+                staging.write(&chunk)?;
+                Ok(staging)
+            })
+            .await?;
+        }
+        blocking(move || Staging::finish(staging)).await?;
+        Ok(())
+    }
+
+    /// Removes segments; how many were here.
+    ///
+    /// # Errors
+    /// `Io`; the others are removed all the same.
+    pub async fn discard(&self, names: Vec<SegmentName>) -> Result<u32, Error> {
+        let dir = Arc::clone(&self.0.dir);
+        blocking(move || {
+            let mut removed = 0;
+            let mut failed = None;
+            for name in names {
+                match dir.remove(&name) {
+                    Ok(was_here) => removed += u32::from(was_here),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            failed.map_or(Ok(removed), Err)
+        })
+        .await
+    }
+}

@@ -1,0 +1,120 @@
+//! Claims about segments on disk.
+
+use shoal_proto::{ErrorCode, SegmentId, TableId};
+
+use super::*;
+
+fn name(shard: u32) -> SegmentName {
+    SegmentName { table: TableId(3), shard, segment: SegmentId::random() }
+}
+
+fn open(path: &Path) -> (DataDir, Arc<SegmentDir>) {
+    let data_dir = DataDir::lock(path).unwrap();
+    let dir = Arc::new(SegmentDir::open(&data_dir).unwrap());
+    (data_dir, dir)
+}
+
+fn write(dir: &Arc<SegmentDir>, name: SegmentName, bytes: &[u8]) -> Result<(u64, u32), Error> {
+    let mut staging = dir.stage(name, bytes.len() as u64, crc32c::crc32c(bytes))?;
+    for piece in bytes.chunks(3) {
+        staging.write(&Bytes::copy_from_slice(piece))?;
+    }
+    staging.finish()
+}
+
+fn staged_files(path: &Path) -> usize {
+    fs::read_dir(path.join(STAGING)).unwrap().count()
+}
+
+#[test]
+fn a_segment_is_there_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let (lock, dir) = open(root.path());
+    let held = name(1);
+    assert_eq!(write(&dir, held, b"0123456789").unwrap(), (10, crc32c::crc32c(b"0123456789")));
+    drop((lock, dir));
+    let (_lock, dir) = open(root.path());
+    assert_eq!(dir.held(), [(held, 10)]);
+    assert_eq!(dir.used_bytes(), 10);
+    let (file, bytes) = dir.open_file(&held).unwrap();
+    assert_eq!(shoal_data::file_stream::read_exact(&file, 2..bytes).unwrap(), "23456789");
+}
+
+#[test]
+fn what_is_not_whole_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let (lock, dir) = open(root.path());
+    let held = name(0);
+    // Given up.
+    let mut staging = dir.stage(held, 10, 0).unwrap();
+    staging.write(&Bytes::from_static(b"01234")).unwrap();
+    assert_eq!(staged_files(root.path()), 1);
+    drop(staging);
+    assert_eq!(staged_files(root.path()), 0);
+    // Too short, too long, other bytes.
+    let mut short = dir.stage(held, 10, 0).unwrap();
+    short.write(&Bytes::from_static(b"01234")).unwrap();
+    assert_eq!(short.finish().unwrap_err().code(), ErrorCode::Corrupt);
+    let mut long = dir.stage(held, 2, 0).unwrap();
+    assert_eq!(long.write(&Bytes::from_static(b"01234")).unwrap_err().code(), ErrorCode::Corrupt);
+    drop(long);
+    let mut other = dir.stage(held, 5, 77).unwrap();
+    other.write(&Bytes::from_static(b"01234")).unwrap();
+    assert_eq!(other.finish().unwrap_err().code(), ErrorCode::Corrupt);
+    assert_eq!(staged_files(root.path()), 0);
+    assert!(dir.held().is_empty());
+    // A crash in the middle.
+    fs::write(root.path().join(STAGING).join("left"), b"x").unwrap();
+    drop((lock, dir));
+    let (_lock, dir) = open(root.path());
+    assert_eq!(staged_files(root.path()), 0);
+    assert!(dir.held().is_empty());
+}
+
+#[test]
+fn more_than_the_disk_has_is_refused_before_anything_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    let (_lock, dir) = open(root.path());
+    let held = name(0);
+    let error = dir.stage(held, 1 << 60, 0).unwrap_err();
+    // ext4 says that no file can be so large, tmpfs that there is no room.
+    assert!(matches!(error, Error::DiskFull { .. } | Error::Io { .. }), "{error}");
+    assert_eq!(staged_files(root.path()), 0);
+    write(&dir, held, b"0123").unwrap();
+}
+
+#[test]
+fn a_segment_written_twice_is_there_once() {
+    let root = tempfile::tempdir().unwrap();
+    let (_lock, dir) = open(root.path());
+    let held = name(0);
+    write(&dir, held, b"0123").unwrap();
+    write(&dir, held, b"0123").unwrap();
+    assert_eq!(dir.held(), [(held, 4)]);
+}
+
+#[test]
+fn removing_what_is_not_here_is_no_error() {
+    let root = tempfile::tempdir().unwrap();
+    let (_lock, dir) = open(root.path());
+    let held = name(0);
+    write(&dir, held, b"0123").unwrap();
+    let (file, _) = dir.open_file(&held).unwrap();
+    assert!(dir.remove(&held).unwrap());
+    assert!(!dir.remove(&held).unwrap());
+    assert!(matches!(dir.open_file(&held), Err(Error::NotHere(_))));
+    // Who reads it already reads on.
+    assert_eq!(shoal_data::file_stream::read_exact(&file, 0..4).unwrap(), "0123");
+}
+
+#[test]
+fn strangers_in_the_directory_are_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let stranger = root.path().join(SEGMENTS).join("3/0/notes.txt");
+    fs::create_dir_all(stranger.parent().unwrap()).unwrap();
+    fs::write(&stranger, b"x").unwrap();
+    fs::write(root.path().join(SEGMENTS).join("README"), b"x").unwrap();
+    let (_lock, dir) = open(root.path());
+    assert!(dir.held().is_empty());
+    assert!(stranger.exists());
+}
