@@ -86,7 +86,8 @@ impl Answer {
             .columns
             .iter()
             .map(|(name, data_type)| {
-                let is_number = ["Int", "UInt", "Decimal", "Float"].iter().any(|kind| data_type.starts_with(kind));
+                let is_number =
+                    ["Int", "UInt", "Decimal", "Float"].iter().any(|kind| data_type.starts_with(kind));
                 (name.clone(), if is_number { "number".to_owned() } else { data_type.clone() })
             })
             .collect::<Vec<_>>();
@@ -173,7 +174,10 @@ impl Answer {
         if self.columns == actual.columns {
             return Ok(());
         }
-        Err(Difference(format!("columns expected: {:?}\ncolumns returned: {:?}", self.columns, actual.columns)))
+        Err(Difference(format!(
+            "columns expected: {:?}\ncolumns returned: {:?}",
+            self.columns, actual.columns
+        )))
     }
 }
 
@@ -246,11 +250,16 @@ impl Floats {
 }
 
 fn floats(row: &[Cell]) -> Floats {
-    Floats(row.iter().filter_map(|cell| if let Cell::Float(value) = cell { Some(*value) } else { None }).collect())
+    Floats(
+        row.iter()
+            .filter_map(|cell| if let Cell::Float(value) = cell { Some(*value) } else { None })
+            .collect(),
+    )
 }
 
 fn rows_equal(left: &[Cell], right: &[Cell], tolerance: f64) -> bool {
-    left.len() == right.len() && left.iter().zip(right).all(|(left, right)| cells_equal(left, right, tolerance))
+    left.len() == right.len()
+        && left.iter().zip(right).all(|(left, right)| cells_equal(left, right, tolerance))
 }
 
 fn cells_equal(left: &Cell, right: &Cell, tolerance: f64) -> bool {
@@ -291,7 +300,9 @@ fn type_name(data_type: &DataType, numbers: Numbers) -> String {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "text".to_owned(),
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "bytes".to_owned(),
         DataType::Dictionary(_, values) => type_name(values, numbers),
-        DataType::List(item) | DataType::LargeList(item) => format!("list of {}", type_name(item.data_type(), numbers)),
+        DataType::List(item) | DataType::LargeList(item) => {
+            format!("list of {}", type_name(item.data_type(), numbers))
+        }
         DataType::Struct(fields) => {
             let fields: Vec<_> = fields
                 .iter()
@@ -339,7 +350,8 @@ mod tests {
     #[test]
     fn order_counts_only_in_the_columns_that_are_sorted_by() {
         let keys: ArrayRef = Arc::new(Int64Array::from(vec![1, 1, 2]));
-        let expected = answer(vec![("k", Arc::clone(&keys)), ("v", Arc::new(Int64Array::from(vec![7, 8, 9])))]);
+        let expected =
+            answer(vec![("k", Arc::clone(&keys)), ("v", Arc::new(Int64Array::from(vec![7, 8, 9])))]);
         let ties_swapped =
             answer(vec![("k", Arc::clone(&keys)), ("v", Arc::new(Int64Array::from(vec![8, 7, 9])))]);
         let unsorted = answer(vec![

@@ -198,8 +198,10 @@ impl Client {
             }
             schema = schema.or_else(|| stream.schema().cloned());
         }
-        let schema = schema
-            .ok_or_else(|| ClientError { code: Code::Internal, message: "a result without a schema".to_owned() })?;
+        let schema = schema.ok_or_else(|| ClientError {
+            code: Code::Internal,
+            message: "a result without a schema".to_owned(),
+        })?;
         Ok((schema, batches))
     }
 

@@ -20,7 +20,8 @@ const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Removes the directory `$1` once our end of its standard input is closed,
 /// that is, once we have ended in whatever way, and keeps at it for some
 /// seconds because nodes may still be writing.
-const SWEEP: &str = r#"cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1"; sleep 0.5; [ -e "$1" ] || break; done"#;
+const SWEEP: &str =
+    r#"cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1"; sleep 0.5; [ -e "$1" ] || break; done"#;
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -118,8 +119,7 @@ impl Cluster {
                 .collect();
             args.push(options.threads.to_string());
             args.extend(options.worker_args.iter().cloned());
-            let mut worker =
-                Node::new(&name, dir.path(), options.program.clone(), args, options.env.clone());
+            let mut worker = Node::new(&name, dir.path(), options.program.clone(), args, options.env.clone());
             if let Some(parent) = &options.worker_dir {
                 worker = worker.with_data_dir(parent.join(&name));
             }

@@ -163,11 +163,7 @@ impl Node {
                 bail!("{} ended at its start with {status}; its log:\n{}", self.name, self.log_tail());
             }
             if Instant::now() > deadline {
-                bail!(
-                    "{} did not listen within {START_TIMEOUT:?}; its log:\n{}",
-                    self.name,
-                    self.log_tail()
-                );
+                bail!("{} did not listen within {START_TIMEOUT:?}; its log:\n{}", self.name, self.log_tail());
             }
             std::thread::sleep(POLL_INTERVAL);
         }

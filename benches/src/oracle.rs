@@ -107,7 +107,8 @@ fn sort_columns(plan: &LogicalPlan) -> Option<Vec<usize>> {
 /// other statements as they are.
 pub fn without_layout(sql: &str) -> String {
     let lower = sql.to_ascii_lowercase();
-    if !lower.trim_start().starts_with("create table") && !lower.trim_start().starts_with("create or replace table")
+    if !lower.trim_start().starts_with("create table")
+        && !lower.trim_start().starts_with("create or replace table")
     {
         return sql.to_owned();
     }
@@ -162,7 +163,10 @@ mod tests {
         let check = |sql: &str, expected: &str| assert_eq!(without_layout(sql), expected);
         check("CREATE TABLE t (a INT) WITH (shards = 4, shard_key = 'a)')", "CREATE TABLE t (a INT) ");
         check("CREATE TABLE t WITH (shards = 2) AS SELECT 1", "CREATE TABLE t  AS SELECT 1");
-        check("CREATE TABLE t AS WITH c AS (SELECT 1) SELECT * FROM c", "CREATE TABLE t AS WITH c AS (SELECT 1) SELECT * FROM c");
+        check(
+            "CREATE TABLE t AS WITH c AS (SELECT 1) SELECT * FROM c",
+            "CREATE TABLE t AS WITH c AS (SELECT 1) SELECT * FROM c",
+        );
         check("SELECT 'with (x)'", "SELECT 'with (x)'");
     }
 

@@ -124,10 +124,11 @@ pub fn write_bars(path: &Path, title: &str, unit: &str, labels: &[String], serie
     let width = 0.8 / series.len().max(1) as f64;
     for (index, one) in series.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
-        let bars = one.values.iter().enumerate().filter(|(_, value)| value.is_finite()).map(|(group, value)| {
-            let left = group as f64 + 0.1 + index as f64 * width;
-            Rectangle::new([(left, 0.0), (left + width, *value)], colour.filled())
-        });
+        let bars =
+            one.values.iter().enumerate().filter(|(_, value)| value.is_finite()).map(|(group, value)| {
+                let left = group as f64 + 0.1 + index as f64 * width;
+                Rectangle::new([(left, 0.0), (left + width, *value)], colour.filled())
+            });
         chart
             .draw_series(bars)?
             .label(one.name.clone())

@@ -83,9 +83,9 @@ impl Letter {
 /// One engine under test.
 pub enum Engine {
     /// Plain DataFusion.
-    Oracle(Box<Oracle>),
+    Oracle(Oracle),
     /// A cluster, through Flight SQL.
-    Cluster(Client),
+    Cluster(Box<Client>),
 }
 
 /// Why a statement failed.
@@ -112,7 +112,9 @@ impl AsyncDB for Engine {
             Self::Oracle(oracle) => oracle.run(sql).await?,
             Self::Cluster(client) => match client.run(sql).await? {
                 Outcome::Rows { schema, batches } => (schema, batches),
-                Outcome::Changed(rows) => return Ok(DBOutput::StatementComplete(u64::try_from(rows).unwrap_or(0))),
+                Outcome::Changed(rows) => {
+                    return Ok(DBOutput::StatementComplete(u64::try_from(rows).unwrap_or(0)));
+                }
             },
         };
         if is_change(sql) {
@@ -152,8 +154,9 @@ fn changed_rows(batches: &[RecordBatch]) -> u64 {
 fn rows(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<Vec<String>>, ArrowError> {
     let mut rows = Vec::new();
     for batch in batches {
-        let columns: Vec<Vec<String>> =
-            (0..schema.fields().len()).map(|column| texts(batch.column(column).as_ref())).collect::<Result<_, _>>()?;
+        let columns: Vec<Vec<String>> = (0..schema.fields().len())
+            .map(|column| texts(batch.column(column).as_ref()))
+            .collect::<Result<_, _>>()?;
         for row in 0..batch.num_rows() {
             rows.push(columns.iter().map(|column| column[row].clone()).collect());
         }
@@ -256,7 +259,7 @@ where
 /// # Errors
 /// When the file cannot be parsed or written.
 pub async fn write_expectations(path: &Path) -> anyhow::Result<()> {
-    let mut first = Some(Engine::Oracle(Box::new(Oracle::new(4))));
+    let mut first = Some(Engine::Oracle(Oracle::new(4)));
     let mut runner = Runner::new(|| std::future::ready(first.take().ok_or_else(one_connection)));
     runner
         .update_test_file(
@@ -280,9 +283,14 @@ mod tests {
 
     #[test]
     fn floats_have_one_text() {
-        for (value, expected) in
-            [(0.1 + 0.2, "0.3"), (1.0, "1"), (-0.0, "0"), (1e300, "1e300"), (1234567.891, "1234567.891"), (f64::NAN, "NaN")]
-        {
+        for (value, expected) in [
+            (0.1 + 0.2, "0.3"),
+            (1.0, "1"),
+            (-0.0, "0"),
+            (1e300, "1e300"),
+            (1234567.891, "1234567.891"),
+            (f64::NAN, "NaN"),
+        ] {
             assert_eq!(float_text(value), expected);
         }
     }

@@ -92,7 +92,9 @@ fn generate(dir: &Path, scale: f64) -> Result<()> {
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some((table, part, parts)) = files.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
+                while let Some((table, part, parts)) =
+                    files.get(next.fetch_add(1, Ordering::Relaxed)).copied()
+                {
                     let path = dir.join(table.name()).join(format!("{part}.parquet"));
                     if let Err(error) = write_part(&path, table, scale, part, parts)
                         && let Ok(mut failure) = failure.lock()

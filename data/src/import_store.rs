@@ -90,8 +90,9 @@ impl ImportRoots {
     /// As [`Self::resolve`], and `Invalid` for what is no regular file.
     pub fn open(&self, path: &FilePath) -> Result<(File, std::fs::Metadata), Failure> {
         let canonical = self.resolve(path)?;
-        let opened = File::open(&canonical).and_then(|file| {
-            let metadata = file.metadata()?;
+        // Looked at first: opening a pipe waits for its other end.
+        let opened = std::fs::metadata(&canonical).and_then(|metadata| {
+            let file = if metadata.is_file() { Some(File::open(&canonical)?) } else { None };
             Ok((file, metadata))
         });
         let (file, metadata) = opened.map_err(|error| {
@@ -102,9 +103,9 @@ impl ImportRoots {
             };
             Failure::new(code, format!("`{}` cannot be opened: {error}", path.display()))
         })?;
-        if !metadata.is_file() {
+        let Some(file) = file else {
             return Err(Failure::new(ErrorCode::Invalid, format!("`{}` is not a file", path.display())));
-        }
+        };
         Ok((file, metadata))
     }
 
@@ -340,3 +341,6 @@ impl fmt::Display for ImportStore {
         f.write_str(IMPORT_STORE_URL)
     }
 }
+
+#[cfg(test)]
+mod tests;

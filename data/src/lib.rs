@@ -10,6 +10,7 @@ pub mod file_stream;
 pub mod import_store;
 pub mod functions;
 pub mod key_hash;
+pub mod object_stores;
 pub mod sample;
 pub mod segment;
 pub mod segment_writer;

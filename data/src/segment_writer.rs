@@ -99,7 +99,7 @@ impl SegmentWriter {
             statistics.take(&gathered)?;
             writer.write(&gathered)?;
         }
-        writer.finish()?;
+        writer.flush()?;
         let columns = statistics.finish(writer.flushed_row_groups(), &self.columns)?;
         let bytes = Bytes::from(writer.into_inner()?);
         let segment = Segment {

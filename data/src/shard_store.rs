@@ -332,3 +332,6 @@ impl fmt::Display for ShardStore {
         f.write_str(SHARD_STORE_URL)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -126,6 +126,9 @@ pub struct WorkerArgs {
     /// The failure zone it stands in; copies of a shard are spread over zones [default: none]
     #[arg(long, value_name = "ZONE")]
     pub zone: Option<String>,
+    /// An object store prefix that external tables may use, like s3://bucket/path; repeatable [default: none]
+    #[arg(long, value_name = "URL")]
+    pub object_store: Vec<String>,
     /// Memory for queries; what needs more spills to disk or fails alone [default: 60% of the machine's]
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<String>,

@@ -139,6 +139,7 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
             coordinators: settings.coordinators,
             name: settings.name,
             zone: settings.zone,
+            object_stores: settings.object_stores,
             memory_limit_bytes: settings.memory_limit.0,
             threads: settings.threads,
             grace: settings.node.grace,

@@ -40,8 +40,8 @@ pub struct SqlArgs {
     /// Run the statements in this file and exit, after those of -c; repeatable; - is standard input
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// How results are written
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    /// How results are written: table, csv, tsv, json, ndjson, vertical or markdown
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, hide_possible_values = true)]
     pub format: Format,
     /// Write one line per value
     #[arg(short = 'x', long)]
@@ -52,8 +52,8 @@ pub struct SqlArgs {
     /// Leave the columns' names out of CSV and TSV
     #[arg(long)]
     pub no_header: bool,
-    /// What happens after an error in -c, -f or standard input
-    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    /// What happens after an error in -c, -f or standard input: stop or continue
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t, hide_possible_values = true)]
     pub on_error: OnError,
     /// Who you are
     #[arg(short = 'U', long, value_name = "NAME", env = "USER", hide_env_values = true, default_value = "shoal")]

@@ -5,6 +5,7 @@ import os
 import uuid
 
 import adbc_driver_flightsql.dbapi as flightsql
+import pyarrow
 import pytest
 from adbc_driver_flightsql import DatabaseOptions
 from pyarrow import flight
@@ -12,12 +13,23 @@ from pyarrow import flight
 URI = os.environ.get("SHOAL_TEST_URI", "grpc+tcp://127.0.0.1:7400")
 # Above the rows of 20 MB that a test sends; the driver takes 16 MiB by itself.
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+# What pyarrow raises: some statuses become errors of Flight, others of Arrow.
+FLIGHT_ERRORS = (flight.FlightError, pyarrow.ArrowException)
 
 
 def connect(**options):
     """A connection of ADBC with autocommit, as Shoal has no transactions."""
     options = {DatabaseOptions.WITH_MAX_MSG_SIZE.value: str(MESSAGE_BYTES_MAX), **options}
     return flightsql.connect(URI, db_kwargs=options, autocommit=True)
+
+
+def pytest_sessionstart(session):
+    """Without a coordinator every test would fail in its own way."""
+    try:
+        with flight.connect(URI) as client:
+            list(client.list_actions())
+    except FLIGHT_ERRORS as error:
+        pytest.exit(f"no coordinator answers at {URI}: {error}", returncode=2)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from pyarrow import flight
 
 import sql_messages
-from conftest import URI, connect
+from conftest import FLIGHT_ERRORS, URI, connect
 
 
 def works(cursor):
@@ -65,20 +65,20 @@ def test_substrait_is_refused(cursor):
 
 def test_random_bytes_are_no_ticket(client):
     for junk in [b"", b"\xff\x00junk", b"\x0a\x03abc", bytes(range(256))]:
-        with pytest.raises(flight.FlightError, match="ticket"):
+        with pytest.raises(FLIGHT_ERRORS, match="ticket"):
             client.do_get(flight.Ticket(junk)).read_all()
 
 
 def test_random_bytes_are_no_command(client):
     for junk in [b"", b"\xff\x00junk", bytes(range(256))]:
-        with pytest.raises(flight.FlightError):
+        with pytest.raises(FLIGHT_ERRORS):
             client.get_flight_info(flight.FlightDescriptor.for_command(junk))
-    with pytest.raises(flight.FlightError):
+    with pytest.raises(FLIGHT_ERRORS):
         client.get_flight_info(flight.FlightDescriptor.for_path("a", "b"))
 
 
 def test_a_ticket_of_nobody_says_to_run_again(client):
-    with pytest.raises(flight.FlightError, match="run the statement again"):
+    with pytest.raises(FLIGHT_ERRORS, match="run the statement again"):
         client.do_get(flight.Ticket(sql_messages.ticket(b"0123456789abcdef"))).read_all()
 
 
@@ -86,18 +86,18 @@ def test_a_ticket_is_good_once(client):
     info = client.get_flight_info(flight.FlightDescriptor.for_command(sql_messages.statement_query("SELECT 7 AS n")))
     ticket = info.endpoints[0].ticket
     assert client.do_get(ticket).read_all().to_pydict() == {"n": [7]}
-    with pytest.raises(flight.FlightError, match="run the statement again"):
+    with pytest.raises(FLIGHT_ERRORS, match="run the statement again"):
         client.do_get(ticket).read_all()
 
 
 def test_an_unknown_statement_says_to_prepare_again(client):
     command = sql_messages.packed("CommandPreparedStatementQuery", (1, b"nothing"))
-    with pytest.raises(flight.FlightError, match="prepare the statement again"):
+    with pytest.raises(FLIGHT_ERRORS, match="prepare the statement again"):
         client.get_flight_info(flight.FlightDescriptor.for_command(command))
 
 
 def test_an_unknown_action_lists_those_there_are(client):
-    with pytest.raises(flight.FlightError, match="shoal.progress"):
+    with pytest.raises(FLIGHT_ERRORS, match="shoal.progress"):
         list(client.do_action(flight.Action("no.such.action", b"")))
     names = {action.type for action in client.list_actions()}
     assert {"CreatePreparedStatement", "CancelFlightInfo", "shoal.cancel"} <= names
@@ -105,7 +105,7 @@ def test_an_unknown_action_lists_those_there_are(client):
 
 def test_transactions_are_refused(client):
     body = sql_messages.packed("ActionBeginTransactionRequest")
-    with pytest.raises(flight.FlightError, match="(?i)transaction"):
+    with pytest.raises(FLIGHT_ERRORS, match="(?i)transaction"):
         list(client.do_action(flight.Action("BeginTransaction", body)))
 
 
@@ -130,5 +130,5 @@ def test_a_closed_session_is_closed():
     with flight.connect(URI) as client:
         options = flight.FlightCallOptions(headers=[client.authenticate_basic_token("ann", "")])
         list(client.do_action(flight.Action("CloseSession", b""), options))
-        with pytest.raises(flight.FlightUnauthenticatedError, match="connect again"):
+        with pytest.raises(FLIGHT_ERRORS, match="connect again"):
             list(client.do_action(flight.Action("shoal.notices", b""), options))

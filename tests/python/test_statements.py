@@ -97,9 +97,9 @@ def test_parameters_take_their_places(cursor, people, placeholders):
 
 
 def test_a_parameter_is_compared_by_its_value_and_not_cut_to_the_column(cursor, people):
-    sql = f"SELECT id FROM {people} WHERE id > $1 ORDER BY id"
-    assert rows(cursor, sql, (1.5,)) == [(2,), (3,)]
-    assert rows(cursor, sql, (2,)) == [(3,)]
+    sql = f"SELECT id FROM {people} WHERE id < $1 ORDER BY id"
+    assert rows(cursor, sql, (1.5,)) == [(1,)]
+    assert rows(cursor, sql, (3,)) == [(1,), (2,)]
 
 
 def test_text_parameters_are_values_and_never_sql(cursor, people):

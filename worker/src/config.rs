@@ -21,6 +21,8 @@ pub struct WorkerConfig {
     pub memory_limit_bytes: u64,
     /// Threads that compute.
     pub threads: usize,
+    /// Object stores that plans may read, such as `s3://bucket/path`.
+    pub object_stores: Vec<String>,
     /// How long running tasks may take to finish when it stops.
     pub grace: Duration,
 }
@@ -36,6 +38,7 @@ impl WorkerConfig {
             zone: String::new(),
             memory_limit_bytes: 4 << 30,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
+            object_stores: Vec::new(),
             grace: Duration::from_secs(10),
         }
     }

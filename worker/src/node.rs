@@ -8,6 +8,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use shoal_data::import_store::IMPORT_STORE_URL;
+use shoal_data::object_stores::register_object_stores;
 use shoal_data::shard_store::SHARD_STORE_URL;
 use shoal_data::{DataDir, ImportStore, ShardStore};
 use shoal_proto::Channels;
@@ -80,6 +81,7 @@ pub async fn run(
         .build_arc()?;
     register(&runtime, SHARD_STORE_URL, shards)?;
     register(&runtime, IMPORT_STORE_URL, imports)?;
+    register_object_stores(&runtime, &config.object_stores)?;
 
     let execution = ExecutionService::new(worker.clone(), runtime, channels.clone(), compute, config.threads);
 

@@ -90,7 +90,13 @@ impl ChildPeer {
             let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
             let mut command = this_executable("dfd-worker")?;
             command.arg("--threads").arg(threads.to_string()).arg("--port").arg(port.to_string());
-            helpers.push(Self::start(&format!("dfd worker {number}"), Numbers::Exact, RowFile::Arrow, command, dir)?);
+            helpers.push(Self::start(
+                &format!("dfd worker {number}"),
+                Numbers::Exact,
+                RowFile::Arrow,
+                command,
+                dir,
+            )?);
             ports.push(port.to_string());
         }
         let dir = TempDir::new().context("make a directory")?;

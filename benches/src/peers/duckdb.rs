@@ -11,7 +11,7 @@ use super::TableFiles;
 use super::child::{ChildPeer, RowFile, tables_file};
 use crate::answer::Numbers;
 
-const SCRIPT: &str = include_str!("duckdb.py");
+const SCRIPT: &str = include_str!("duckdb_peer.py");
 
 /// Starts DuckDB with so many threads; its package is installed below `root`
 /// at the first time.
@@ -36,7 +36,8 @@ fn environment(root: &Path) -> Result<PathBuf> {
         return Ok(python);
     }
     quietly(Command::new("python3").args(["-m", "venv"]).arg(&dir)).context("make a virtual environment")?;
-    quietly(Command::new(&python).args(["-m", "pip", "install", "--quiet", "duckdb", "pyarrow"])).context("install duckdb")?;
+    quietly(Command::new(&python).args(["-m", "pip", "install", "--quiet", "duckdb", "pyarrow"]))
+        .context("install duckdb")?;
     if has_duckdb(&python) { Ok(python) } else { bail!("the duckdb package cannot be imported") }
 }
 

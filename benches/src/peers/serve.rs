@@ -140,7 +140,10 @@ async fn answer(context: SessionContext, request: Request) -> Reply {
     }
 }
 
-async fn execute(context: &SessionContext, sql: &str) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionError> {
+async fn execute(
+    context: &SessionContext,
+    sql: &str,
+) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionError> {
     let frame = context.sql(sql).await?;
     let schema = frame.schema().inner().clone();
     let batches = frame.collect().await?;

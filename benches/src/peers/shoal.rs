@@ -81,8 +81,9 @@ pub async fn shard_files(cluster: &Cluster) -> Result<Vec<TableFiles>> {
         let (names, segments) = (texts(0)?, texts(1)?);
         for (table, segment) in names.as_string::<i32>().iter().zip(segments.as_string::<i32>()) {
             let (table, segment) = (table.context("table")?, segment.context("segment")?);
-            let path =
-                on_disk.get(segment).with_context(|| format!("no worker holds segment {segment} of {table}"))?;
+            let path = on_disk
+                .get(segment)
+                .with_context(|| format!("no worker holds segment {segment} of {table}"))?;
             tables.entry(table.to_owned()).or_default().push(path.clone());
         }
     }

@@ -9,13 +9,14 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::parser::{CreateExternalTable, Statement as DfStatement};
 use datafusion::sql::sqlparser::ast::{self, Value};
 use futures::StreamExt;
+use shoal_data::object_stores::is_allowed;
 use shoal_proto::{ErrorCode, Failure, QueryId, WriteId};
 
 use super::ddl::{check_name, full_name};
 use super::write::Commit;
 use super::{Engine, Parameters, Prepared, Scope};
 use crate::catalog::{Command, ExternalTable};
-use crate::files::{FileFormat, infer_columns, read_files, write_file};
+use crate::files::{FileFormat, Location, infer_columns, read_files, resolve, write_file};
 use crate::query::Running;
 use crate::sql::{Copy, CopyDirection, CopySource, plain_columns};
 use crate::{Error, Session};
@@ -30,6 +31,7 @@ impl Engine {
         let [location] = create.locations.as_slice() else {
             return Err(Error::Invalid("an external table has one LOCATION; it may be a pattern such as 'dir/*.parquet'".into()));
         };
+        self.check_location(location)?;
         let scope = self.scope(session);
         let (schema_name, name) = full_name(&create.name, &scope.settings)?;
         check_name("table", &name)?;
@@ -61,6 +63,17 @@ impl Engine {
         .await
     }
 
+    /// Refuses object stores that the operator did not name.
+    fn check_location(&self, location: &str) -> Result<(), Error> {
+        match resolve(&self.imports, location)? {
+            Location::Remote(url) if !is_allowed(&self.object_stores, &url) => Err(Error::Invalid(format!(
+                "`{location}` is not below an object store that this cluster may use: start coordinator and workers \
+                 with --object-store s3://bucket/path"
+            ))),
+            Location::Local(_) | Location::Remote(_) => Ok(()),
+        }
+    }
+
     async fn declared_columns(
         &self,
         scope: &Scope,
@@ -84,6 +97,7 @@ impl Engine {
         parameters: Parameters,
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
+        self.check_location(&copy.location)?;
         match copy.direction {
             CopyDirection::From => self.copy_from(session, prepared, copy, write_id).await,
             CopyDirection::To => self.copy_to(session, prepared, copy, parameters).await,

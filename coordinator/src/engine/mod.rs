@@ -53,6 +53,7 @@ pub struct Engine {
     system: SystemTables,
     writes: WriteContext,
     imports: ImportRoots,
+    object_stores: Arc<[String]>,
     query_memory_bytes: u64,
     sessions: Arc<Mutex<HashMap<String, Arc<Session>>>>,
 }
@@ -150,6 +151,7 @@ impl Engine {
             admission,
             registry,
             imports,
+            object_stores: config.object_stores.clone().into(),
         })
     }
 

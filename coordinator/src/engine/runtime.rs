@@ -8,6 +8,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use shoal_data::import_store::IMPORT_STORE_URL;
+use shoal_data::object_stores::register_object_stores;
 use shoal_data::shard_store::SHARD_STORE_URL;
 use shoal_data::{ImportRoots, ImportStore, ShardStore};
 use shoal_proto::Channels;
@@ -36,5 +37,6 @@ pub(super) fn coordinator_runtime(
     let shards = ShardStore::new(None, locate, channels.clone());
     runtime.register_object_store(&url(SHARD_STORE_URL)?, Arc::new(shards));
     runtime.register_object_store(&url(IMPORT_STORE_URL)?, Arc::new(ImportStore::on_disk(imports.clone())));
+    register_object_stores(&runtime, &config.object_stores)?;
     Ok(Arc::new(runtime))
 }

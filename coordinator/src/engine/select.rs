@@ -13,7 +13,7 @@ use shoal_proto::{Failure, QueryId};
 
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope};
-use crate::query::{Pinned, QueryStream, Running, explain, explain_analyze};
+use crate::query::{Permit, Pinned, QueryStream, Running, explain, explain_analyze};
 use crate::sql::{SYSTEM_SCHEMA, Statement};
 use crate::{Error, Session};
 
@@ -64,7 +64,7 @@ impl Engine {
         let admitted = tokio::select! {
             biased;
             () = cancelled.cancelled() => Err(Error::Cancelled("the query was cancelled while it waited".into())),
-            permit = self.admission.admit(|ticket| running.queued(ticket)) => permit,
+            permit = self.turn(&running, &plan) => permit,
         };
         let permit = match admitted {
             Ok(permit) => permit,
@@ -84,8 +84,17 @@ impl Engine {
             }
         };
         let Scope { pin, planning, .. } = scope;
-        let pinned = Pinned { running, permit: Some(permit), pin, planning, plan, options, collect_metrics };
+        let pinned = Pinned { running, permit, pin, planning, plan, options, collect_metrics };
         self.attempts.run(pinned).await
+    }
+
+    /// Waits for a place among the running queries. What reads no data needs
+    /// none: an operator must see the queue also when it is full.
+    async fn turn(&self, running: &Running, plan: &LogicalPlan) -> Result<Option<Permit>, Error> {
+        if !reads_data(plan) {
+            return Ok(None);
+        }
+        self.admission.admit(|ticket| running.queued(ticket)).await.map(Some)
     }
 
     async fn explain(
@@ -128,15 +137,26 @@ fn explain_rows(rows: Vec<(&str, String)>) -> Result<RecordBatch, Error> {
         .map_err(|error| Error::Internal(error.to_string()))
 }
 
+const OWN_SCHEMAS: [&str; 2] = [SYSTEM_SCHEMA, "information_schema"];
+
 /// Whether a plan holds rows of system tables or of the information schema,
 /// which were true only when it was made.
 pub(super) fn reads_system_tables(plan: &LogicalPlan) -> bool {
-    let mut reads = false;
+    scans(plan, |schema| schema.is_some_and(|schema| OWN_SCHEMAS.contains(&schema)))
+}
+
+/// Whether a plan reads anything else.
+fn reads_data(plan: &LogicalPlan) -> bool {
+    scans(plan, |schema| schema.is_none_or(|schema| !OWN_SCHEMAS.contains(&schema)))
+}
+
+fn scans(plan: &LogicalPlan, is_wanted: impl Fn(Option<&str>) -> bool) -> bool {
+    let mut found = false;
     let walked = plan.apply_with_subqueries(|node| {
         if let LogicalPlan::TableScan(scan) = node {
-            reads |= scan.table_name.schema().is_some_and(|schema| [SYSTEM_SCHEMA, "information_schema"].contains(&schema));
+            found |= is_wanted(scan.table_name.schema());
         }
-        Ok(if reads { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });
-    reads || walked.is_err()
+    found || walked.is_err()
 }

@@ -9,7 +9,7 @@ use datafusion::execution::SessionState;
 use shoal_data::ImportRoots;
 
 use super::source::SourceFile;
-use super::{FileFormat, FileKind, csv, parquet, read};
+use super::{FileFormat, FileKind, csv_file, parquet_file, read};
 use crate::Error;
 
 /// Records that are looked at.
@@ -42,17 +42,17 @@ fn infer(file: &SourceFile, format: &FileFormat) -> Result<SchemaRef, Error> {
     let wrong = |error: arrow::error::ArrowError| Error::Invalid(format!("`{}`: {error}", file.name()));
     let schema = match format.kind {
         FileKind::Parquet => {
-            let footer = parquet::read_footer(file, None)?;
+            let footer = parquet_file::read_footer(file, None)?;
             Schema::new(footer.schema().fields().clone())
         }
         FileKind::Csv => {
             let has_header = format.csv.header.unwrap_or(true);
-            let text = csv::text(file, format)?.take(BYTES_MAX);
-            let format = csv::arrow_format(&format.csv)?.with_header(has_header);
+            let text = csv_file::text(file, format)?.take(BYTES_MAX);
+            let format = csv_file::arrow_format(&format.csv)?.with_header(has_header);
             format.infer_schema(text, Some(RECORDS_MAX)).map_err(wrong)?.0
         }
         FileKind::Json => {
-            let text = csv::text(file, format)?.take(BYTES_MAX);
+            let text = csv_file::text(file, format)?.take(BYTES_MAX);
             infer_json_schema(text, Some(RECORDS_MAX)).map_err(wrong)?.0
         }
     };

@@ -4,13 +4,13 @@
 //! Nothing outside the import roots is opened, listed or told apart from what
 //! does not exist. Nothing here knows of shards.
 
-mod csv;
+mod csv_file;
 mod external;
 mod format;
 mod infer;
-mod json;
+mod json_file;
 mod location;
-mod parquet;
+mod parquet_file;
 mod read;
 mod source;
 mod write;

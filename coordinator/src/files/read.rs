@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use url::Url;
 
 use super::source::SourceFile;
-use super::{FileFormat, FileKind, Location, csv, expand, json, parquet, resolve};
+use super::{FileFormat, FileKind, Location, csv_file, expand, json_file, parquet_file, resolve};
 use crate::Error;
 
 /// Batches that wait for whoever takes the rows.
@@ -31,11 +31,11 @@ const OBJECTS_MAX: usize = 10_000;
 /// What one thread reads at a time.
 pub(super) enum Piece {
     /// Row groups of a Parquet file.
-    Parquet(parquet::RowGroups),
+    Parquet(parquet_file::RowGroups),
     /// A whole text file.
-    Csv(csv::CsvFile),
+    Csv(csv_file::CsvFile),
     /// A whole file of JSON lines.
-    Json(json::JsonFile),
+    Json(json_file::JsonFile),
 }
 
 /// Takes a batch; false where nobody wants more.
@@ -110,9 +110,9 @@ fn pieces(files: Vec<SourceFile>, format: &FileFormat, columns: &SchemaRef) -> R
     let mut pieces = VecDeque::new();
     for file in files {
         match format.kind {
-            FileKind::Parquet => pieces.extend(parquet::open(file, columns)?.into_iter().map(Piece::Parquet)),
-            FileKind::Csv => pieces.push_back(Piece::Csv(csv::CsvFile::open(file, format, columns)?)),
-            FileKind::Json => pieces.push_back(Piece::Json(json::JsonFile::open(file, format, columns)?)),
+            FileKind::Parquet => pieces.extend(parquet_file::open(file, columns)?.into_iter().map(Piece::Parquet)),
+            FileKind::Csv => pieces.push_back(Piece::Csv(csv_file::CsvFile::open(file, format, columns)?)),
+            FileKind::Json => pieces.push_back(Piece::Json(json_file::JsonFile::open(file, format, columns)?)),
         }
     }
     Ok(pieces)

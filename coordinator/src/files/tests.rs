@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, record_batch};
 use arrow::compute::concat_batches;
+// `record_batch!` looks for it by this name.
+use arrow::datatypes as arrow_schema;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;

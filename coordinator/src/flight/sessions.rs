@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use arrow_flight::BasicAuth;
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use parking_lot::Mutex;
 use prost::Message;
 use tonic::metadata::MetadataMap;
@@ -27,6 +28,11 @@ const USER_BYTES_MAX: usize = 256;
 /// Connections that are remembered by address, where the server was not
 /// given [`super::connections`].
 const ADDRESSES_MAX: usize = 10_000;
+/// Some clients pad base64 and some, such as ADBC's, do not.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 /// Clients of Flight's older handshake send their token under this name.
 const OLD_TOKEN_HEADER: &str = "auth-token-bin";
 
@@ -168,7 +174,7 @@ impl Credentials {
             if !scheme.eq_ignore_ascii_case("basic") {
                 return Err(unreadable());
             }
-            let decoded = STANDARD.decode(rest.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            let decoded = BASE64.decode(rest.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             let decoded = decoded.ok_or_else(unreadable)?;
             let user = decoded.split_once(':').map_or(decoded.as_str(), |(user, _password)| user);
             return Ok(Self::User(checked_user(user)?));
@@ -207,6 +213,7 @@ mod tests {
         check(Some("Bearer abc"), Some(Credentials::Token("abc".into())));
         check(Some("bearer abc"), Some(Credentials::Token("abc".into())));
         check(Some("Basic YW5uOnNlY3JldA=="), Some(Credentials::User("ann".into())));
+        check(Some("Basic YW5uOnNlY3JldA"), Some(Credentials::User("ann".into())));
         check(Some("Basic Og=="), Some(Credentials::User(ANONYMOUS.into())));
         check(Some("Basic ???"), None);
         check(Some("Digest abc"), None);

@@ -70,7 +70,7 @@ impl Admission {
         if self.waiting() >= self.queue_max {
             return Err(Error::Exhausted(format!(
                 "{} queries run and {} wait, which is all that this coordinator takes; try again later, or raise \
-                 --queries-max or --queue-max",
+                 --max-queries or --queue-limit",
                 self.running_max, self.queue_max
             )));
         }
@@ -82,7 +82,7 @@ impl Admission {
             Ok(Ok(permit)) => Ok(Permit { _permit: permit }),
             Ok(Err(_closed)) => Err(Error::Unavailable("this coordinator is stopping and takes no new queries".into())),
             Err(_) => Err(Error::Timeout(format!(
-                "the query waited {:?} for one of {} places and got none; try again later, or raise --queries-max or \
+                "the query waited {:?} for one of {} places and got none; try again later, or raise --max-queries or \
                  --queue-timeout",
                 self.timeout, self.running_max
             ))),
@@ -116,7 +116,7 @@ mod tests {
         let ticket = is_queued.await.unwrap();
         assert_eq!((admission.waiting(), admission.place(ticket)), (1, 1));
         let full = admission.admit(|_| ()).await.unwrap_err().to_string();
-        assert!(full.contains("--queue-max"), "{full}");
+        assert!(full.contains("--queue-limit"), "{full}");
         drop(running);
         drop(second.await.unwrap().unwrap());
         assert_eq!(admission.waiting(), 0);

@@ -22,7 +22,7 @@ use shoal_proto::{ErrorCode, Failure, WorkerId};
 use super::admission::Permit;
 use super::registry::Running;
 use super::scan_tasks::shard_scan;
-use super::session_state::{PhysicalPlan, Planning, tables_of};
+use super::session_state::{PARTITIONS, PhysicalPlan, Planning, tables_of};
 use super::view::View;
 use crate::Error;
 use crate::cluster::{Cluster, PinGuard};
@@ -68,7 +68,7 @@ impl Attempts {
     /// `Unavailable` where no worker is left.
     pub fn view(&self, plan: &LogicalPlan, avoid: &BTreeSet<WorkerId>) -> Result<Arc<View>, Error> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let view = View::new(&self.cluster.live(), &tables_of(plan)?, avoid, &self.zone, turn)?;
+        let view = View::new(&self.cluster.live(), &tables_of(plan)?, avoid, &self.zone, turn, PARTITIONS)?;
         Ok(Arc::new(view))
     }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
+use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode, SortMergeJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
@@ -38,6 +40,14 @@ fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Re
             }
             return Ok(TreeNodeRecursion::Jump);
         }
+        if node.name() == ISOLATED_UNION {
+            // Each child runs in tasks of its own, as if it were a stage.
+            for child in node.children() {
+                let (plan, tasks) = (Arc::clone(child), isolated_tasks(child)?);
+                inputs.push((plan, tasks, number));
+            }
+            return Ok(TreeNodeRecursion::Jump);
+        }
         if tasks > 1 && takes_one_partition_for_all(node) {
             return internal_err!(
                 "{} in stage {number} of {tasks} tasks takes the rows of one task for all rows",
@@ -59,6 +69,27 @@ fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Re
     Ok(())
 }
 
+/// The library's union whose children are spread over the tasks of a stage; its
+/// type is not public.
+const ISOLATED_UNION: &str = "ChildrenIsolatorUnionExec";
+
+/// Tasks that a child of such a union was given: as many as its scans were
+/// dealt to; one where it has none.
+fn isolated_tasks(child: &Arc<dyn ExecutionPlan>) -> Result<usize> {
+    let mut tasks = 1;
+    child.apply(|node| {
+        if node.as_network_boundary().is_some() {
+            return Ok(TreeNodeRecursion::Jump);
+        }
+        if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
+            tasks = tasks.max(leaf.variants().len());
+            return Ok(TreeNodeRecursion::Jump);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(tasks)
+}
+
 /// Operators for which a single partition is all there is. In a stage of many
 /// tasks each task has only its part.
 fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
@@ -66,11 +97,17 @@ fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
         return match aggregate.mode() {
             AggregateMode::Single | AggregateMode::Final => true,
             // Grouped by nothing, it has one group over all rows.
-            AggregateMode::FinalPartitioned | AggregateMode::SinglePartitioned => {
-                aggregate.group_expr().is_empty() || !is_hashed(node)
-            }
+            AggregateMode::FinalPartitioned | AggregateMode::SinglePartitioned => !groups_are_whole(aggregate),
             AggregateMode::Partial | AggregateMode::PartialReduce => false,
         };
+    }
+    if let Some(join) = node.downcast_ref::<HashJoinExec>()
+        && *join.partition_mode() == PartitionMode::Partitioned
+    {
+        return !sides_meet(join.left().output_partitioning(), join.right().output_partitioning(), join.on());
+    }
+    if let Some(join) = node.downcast_ref::<SortMergeJoinExec>() {
+        return !sides_meet(join.left().output_partitioning(), join.right().output_partitioning(), join.on());
     }
     if node.is::<GlobalLimitExec>() {
         return true;
@@ -84,11 +121,31 @@ fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
     false
 }
 
+/// Whether all rows of each group are in one partition: hashed by some of the
+/// columns that they are grouped by.
+fn groups_are_whole(aggregate: &AggregateExec) -> bool {
+    let Partitioning::Hash(keys, _) = aggregate.input().output_partitioning() else { return false };
+    let grouped: Vec<_> = aggregate.group_expr().expr().iter().map(|(expr, _)| expr).collect();
+    !keys.is_empty() && keys.iter().all(|key| grouped.iter().any(|expr| expr.eq(&key)))
+}
+
+/// Whether both sides of a partitioned join are hashed alike: into as many
+/// partitions, each by its side of the same equalities in the same order.
+fn sides_meet(left: &Partitioning, right: &Partitioning, on: &[(Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)]) -> bool {
+    let (Partitioning::Hash(left, left_count), Partitioning::Hash(right, right_count)) = (left, right) else {
+        return false;
+    };
+    left_count == right_count
+        && left.len() == right.len()
+        && !left.is_empty()
+        && left.iter().zip(right).all(|(left, right)| on.iter().any(|(l, r)| l.eq(left) && r.eq(right)))
+}
+
 /// Whether the rows of the operator's input come out of a hash exchange (or a
 /// declared hash layout), so that no key is in two partitions.
 fn is_hashed(node: &Arc<dyn ExecutionPlan>) -> bool {
     node.children().iter().all(|child| {
-        matches!(child.output_partitioning(), datafusion::physical_expr::Partitioning::Hash(..))
+        matches!(child.output_partitioning(), Partitioning::Hash(..))
     })
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datafusion::common::{Result, internal_err};
+use datafusion::common::{Result, internal_err, plan_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
 use datafusion::datasource::source::DataSourceExec;
@@ -16,6 +16,7 @@ use datafusion_distributed::{
 };
 use shoal_data::SegmentName;
 use shoal_data::shard_store::SHARD_STORE_URL;
+use shoal_proto::TableId;
 
 use super::view::{ShardLoad, View};
 use crate::sql::ShoalConfig;
@@ -54,11 +55,26 @@ fn scan_bytes(scan: &FileScanConfig) -> u64 {
     bytes * kept.min(all) / all
 }
 
+/// The table that a scan reads; none where every segment was pruned.
+fn scan_table(scan: &FileScanConfig) -> Option<TableId> {
+    let file = scan.file_groups.iter().flat_map(FileGroup::files).next()?;
+    segment_of(file).ok().map(|name| name.table)
+}
+
 fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTaskCountEventResponse>> {
     let scan = shard_scan(event.plan)?;
     let shoal = ShoalConfig::of(event.session_config.options());
-    let tasks = scan_bytes(scan).div_ceil(shoal.task_bytes.max(1) as u64).max(1);
-    Some(Ok(DesiredTaskCountEventResponse::desired(usize::try_from(tasks).unwrap_or(usize::MAX))))
+    let view = event.session_config.get_extension::<View>()?;
+    let wanted = scan_bytes(scan).div_ceil(shoal.task_bytes.max(1) as u64);
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).clamp(1, view.workers().len());
+    // As many as the shards divide into, so that stages of one query meet.
+    let partitions = event.session_config.target_partitions();
+    let shards = scan_table(scan).map_or(1, |table| view.shards_of(table));
+    let tasks = (1..=wanted).rev().find(|tasks| shards.is_multiple_of(tasks * partitions)).unwrap_or(match shards {
+        1 => 1,
+        _ => wanted,
+    });
+    Some(Ok(DesiredTaskCountEventResponse::desired(tasks)))
 }
 
 fn scale_up_leaf(event: ScaleUpLeafNodeEvent) -> Option<Result<ScaleUpLeafNodeEventResponse>> {
@@ -92,11 +108,13 @@ fn deal_scan(
             bytes: files.iter().map(PartitionedFile::effective_size).sum(),
         })
         .collect();
+    if scan.output_partitioning.is_some() {
+        return deal_hashed(plan, scan, view, tasks, partitions, shards);
+    }
     let dealt = view.deal(&loads, tasks);
 
     let mut groups: Vec<Vec<FileGroup>> = vec![vec![FileGroup::default(); partitions]; tasks];
-    for ((task, load), files) in dealt.into_iter().zip(&loads).zip(shards.into_values()) {
-        let _whole_shard = load;
+    for (task, files) in dealt.into_iter().zip(shards.into_values()) {
         for file in files {
             let lightest = groups[task]
                 .iter_mut()
@@ -107,7 +125,42 @@ fn deal_scan(
             }
         }
     }
-    let variants = groups.into_iter().map(|file_groups| {
+    leaf_of(plan, scan, groups)
+}
+
+/// The scan of each task where the scan's hash layout is part of the plan: of
+/// all partitions of all tasks, the one with number g holds exactly the shards
+/// s for which s % (tasks * partitions) is g, as an exchange into as many
+/// partitions would put the rows.
+fn deal_hashed(
+    plan: &Arc<dyn ExecutionPlan>,
+    scan: &FileScanConfig,
+    view: &View,
+    tasks: usize,
+    partitions: usize,
+    shards: BTreeMap<u32, Vec<PartitionedFile>>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let all = scan_table(scan).map_or(0, |table| view.shards_of(table));
+    let count = tasks * partitions;
+    if !all.is_multiple_of(count) {
+        return plan_err!("{all} shards cannot be dealt to {tasks} tasks of {partitions} partitions as they are hashed");
+    }
+    let mut groups: Vec<Vec<FileGroup>> = vec![vec![FileGroup::default(); partitions]; tasks];
+    for (shard, files) in shards {
+        let number = shard as usize % count;
+        for file in files {
+            groups[number / partitions][number % partitions].push(file);
+        }
+    }
+    leaf_of(plan, scan, groups)
+}
+
+fn leaf_of(
+    plan: &Arc<dyn ExecutionPlan>,
+    scan: &FileScanConfig,
+    tasks: Vec<Vec<FileGroup>>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let variants = tasks.into_iter().map(|file_groups| {
         let mut scan = scan.clone();
         scan.file_groups = file_groups;
         DataSourceExec::from_data_source(scan) as Arc<dyn ExecutionPlan>

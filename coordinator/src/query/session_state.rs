@@ -27,6 +27,10 @@ use super::view::{View, ViewResolver};
 use super::whole_plan::{WholePlanExec, reads_segments_or_files};
 use crate::sql::ShoalConfig;
 
+/// Partitions of each task. With one, an operator would take the rows of its
+/// task for all rows.
+pub const PARTITIONS: usize = 2;
+
 /// What every session starts from, made once: functions, rules, resources.
 #[derive(Clone)]
 pub struct StateTemplate {
@@ -42,7 +46,7 @@ impl StateTemplate {
             .with_default_catalog_and_schema("shoal", "public")
             .with_create_default_catalog_and_schema(false)
             .with_option_extension(ShoalConfig::default())
-            .with_target_partitions(2);
+            .with_target_partitions(PARTITIONS);
         let config = add_handlers(config);
         let mut builder = SessionStateBuilder::new()
             .with_default_features()
@@ -95,16 +99,26 @@ impl Planning {
     /// Those of planning; `Internal` where a guard refuses the plan even
     /// undistributed.
     pub async fn physical(&self, plan: &LogicalPlan, view: &Arc<View>, query: &QueryOptions, collect_metrics: bool) -> Result<PhysicalPlan> {
-        let first = self.physical_with(plan, view, query, collect_metrics, 0).await?;
-        let refusal = match guard::check(&first.plan) {
-            Ok(()) => return Ok(first),
-            Err(refusal) => refusal,
+        let ways: &[Way] = match ShoalConfig::of(self.state.config_options()).colocate {
+            true => &[Way::Colocated, Way::Exchanged, Way::OneTask],
+            false => &[Way::Exchanged, Way::OneTask],
         };
-        // What cannot be right in many tasks is right in one.
-        tracing::warn!(query_id = %query.query, %refusal, "plan refused by the guard, planned again with one task per stage");
-        let single = self.physical_with(plan, view, query, collect_metrics, 1).await?;
-        guard::check(&single.plan)?;
-        Ok(single)
+        let mut refusal = None;
+        for &way in ways {
+            let planned = match self.physical_with(plan, view, query, collect_metrics, way).await {
+                Ok(planned) => guard::check(&planned.plan).map(|()| planned),
+                Err(error) => Err(error),
+            };
+            match planned {
+                Ok(planned) => return Ok(planned),
+                Err(error) => {
+                    tracing::debug!(query_id = %query.query, ?way, %error, "plan refused");
+                    refusal.get_or_insert(error);
+                }
+            }
+        }
+        // The first one says it best: it is about what was asked.
+        Err(refusal.unwrap_or_else(|| datafusion::common::internal_datafusion_err!("no way to plan")))
     }
 
     async fn physical_with(
@@ -113,7 +127,7 @@ impl Planning {
         view: &Arc<View>,
         query: &QueryOptions,
         collect_metrics: bool,
-        tasks_max: usize,
+        way: Way,
     ) -> Result<PhysicalPlan> {
         let mut config = self
             .state
@@ -124,9 +138,15 @@ impl Planning {
             .with_distributed_channel_resolver(ExchangeResolver::new(self.channels.clone()))
             .with_distributed_passthrough_headers(query.to_headers()?)?
             .with_distributed_metrics_collection(collect_metrics)?
-            .with_distributed_max_tasks_per_stage(tasks_max)?
+            .with_distributed_max_tasks_per_stage(usize::from(way == Way::OneTask))?
             .with_distributed_dynamic_task_count(false)?;
-        config.options_mut().execution.collect_statistics = true;
+        let options = config.options_mut();
+        options.execution.collect_statistics = true;
+        options.optimizer.prefer_existing_union = true;
+        options.optimizer.preserve_file_partitions = usize::from(way == Way::Colocated);
+        if let Some(shoal) = options.extensions.get_mut::<ShoalConfig>() {
+            shoal.colocate = way == Way::Colocated;
+        }
         let node = self.state.runtime_env();
         let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..node.as_ref().clone() };
@@ -150,6 +170,18 @@ impl Planning {
         tracing::debug!(query_id = %query.query, "physical plan:\n{}", displayable(plan.as_ref()).indent(false));
         Ok(PhysicalPlan { plan, context })
     }
+}
+
+/// How a query is planned: the best way first, then those that are right for
+/// more queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Shards join and group where they are.
+    Colocated,
+    /// Every join and grouping goes through an exchange.
+    Exchanged,
+    /// What cannot be right in many tasks is right in one.
+    OneTask,
 }
 
 /// A plan and the context that it runs in.

@@ -16,12 +16,14 @@ use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use object_store::ObjectMeta;
 use object_store::path::Path;
 use shoal_data::shard_store::SHARD_STORE_URL;
 use shoal_data::{Segment, Table};
+
+use crate::sql::ShoalConfig;
 
 use super::pruning::{segment_statistics, segments_for, shards_for};
 
@@ -50,6 +52,26 @@ impl ShardTable {
         let in_shards = |segment: &&Arc<Segment>| shards.as_ref().is_none_or(|shards| shards.contains(&segment.shard));
         let segments = self.table.segments.iter().filter(in_shards).cloned().collect();
         segments_for(segments, &self.schema, filters, session)
+    }
+
+    /// The hash layout that a scan in `partitions` partitions has, where it has
+    /// one: partition p holds the shards s for which s % partitions is p.
+    fn layout(&self, session: &dyn Session, partitions: usize) -> Option<Partitioning> {
+        let layout = &self.table.layout;
+        let is_even = (layout.shards as usize).is_multiple_of(partitions);
+        let is_usable = ShoalConfig::of(session.config_options()).colocate && layout.hash.is_of_this_engine();
+        if !is_even || !is_usable || layout.shard_key.is_empty() {
+            return None;
+        }
+        let key = layout.shard_key.iter().map(|name| {
+            let column = Column::new_with_schema(name, &self.schema).ok()?;
+            // Rows were hashed as they are stored: text as a view has other
+            // hashes, and no exchange would meet its shards.
+            let stored = self.table.columns.field_with_name(name).ok()?;
+            (stored.data_type() == self.schema.field(column.index()).data_type())
+                .then(|| Arc::new(column) as Arc<dyn PhysicalExpr>)
+        });
+        Some(Partitioning::Hash(key.collect::<Option<_>>()?, partitions))
     }
 
     /// The order of the rows in each segment, where it has one.
@@ -103,6 +125,7 @@ impl TableProvider for ShardTable {
         let ordering = self.ordering();
         let mut known_of: Vec<Arc<Statistics>> = Vec::with_capacity(segments.len());
         let partitions = session.config().target_partitions().max(1);
+        let declared = self.layout(session, partitions);
         let mut groups = vec![FileGroup::default(); partitions];
         let mut sizes = vec![0_u64; partitions];
         for segment in &segments {
@@ -121,9 +144,12 @@ impl TableProvider for ShardTable {
                 Some(ordering) => file.with_ordering(Some(ordering.clone())),
                 None => file,
             };
-            let lightest = (0..partitions).min_by_key(|&index| sizes[index]).unwrap_or_default();
-            sizes[lightest] += segment.bytes;
-            groups[lightest].push(file);
+            let group = match &declared {
+                Some(_) => segment.shard as usize % partitions,
+                None => (0..partitions).min_by_key(|&index| sizes[index]).unwrap_or_default(),
+            };
+            sizes[group] += segment.bytes;
+            groups[group].push(file);
         }
         let statistics = match known_of.as_slice() {
             [] => empty_statistics(&self.schema),
@@ -135,6 +161,7 @@ impl TableProvider for ShardTable {
         let url = ObjectStoreUrl::parse(SHARD_STORE_URL)?;
         let scan = FileScanConfigBuilder::new(url, Arc::new(source))
             .with_file_groups(groups)
+            .with_output_partitioning(declared)
             .with_statistics(statistics)
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)

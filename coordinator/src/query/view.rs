@@ -13,7 +13,7 @@ use shoal_proto::exchange::worker_url;
 use shoal_proto::{ErrorCode, Failure, TableId, WorkerId};
 use url::Url;
 
-use crate::cluster::{Holds, LiveWorkers};
+use crate::cluster::LiveWorkers;
 
 /// A worker that may take tasks of this attempt.
 #[derive(Clone, Debug)]
@@ -37,6 +37,10 @@ pub struct View {
     /// For the shards of the tables in the query: which of `workers` can read
     /// all of the shard from their own disk.
     readable: HashMap<(TableId, u32), BTreeSet<usize>>,
+    /// Shards of each table of the query.
+    shards: BTreeMap<TableId, usize>,
+    /// Partitions of each task.
+    partitions: usize,
     /// Workers chosen for a stage of so many tasks; the same for every stage
     /// of that size, so that stages meet where the rows are.
     chosen: Mutex<BTreeMap<usize, Arc<Vec<usize>>>>,
@@ -55,6 +59,7 @@ impl View {
         avoid: &BTreeSet<WorkerId>,
         zone: &str,
         turn: usize,
+        partitions: usize,
     ) -> Result<Self, Failure> {
         let mut workers = Vec::with_capacity(live.workers.len());
         for worker in live.workers.iter().filter(|worker| !avoid.contains(&worker.id)) {
@@ -91,7 +96,13 @@ impl View {
                 readable.insert((table.id, shard), holders.collect());
             }
         }
-        Ok(Self { workers, readable, chosen: Mutex::default() })
+        let shards = tables.iter().map(|table| (table.id, table.layout.shards as usize)).collect();
+        Ok(Self { workers, readable, shards, partitions, chosen: Mutex::default() })
+    }
+
+    /// Shards of a table of the query.
+    pub fn shards_of(&self, table: TableId) -> usize {
+        self.shards.get(&table).copied().unwrap_or(1)
     }
 
     /// Workers that may take tasks.
@@ -125,7 +136,46 @@ impl View {
             choice.push(best);
         }
         // More tasks than workers: they share, in turn.
-        (0..tasks).map(|task| choice[task % choice.len()]).collect()
+        let mut choice: Vec<usize> = (0..tasks).map(|task| choice[task % choice.len()]).collect();
+        self.improve(&mut choice);
+        choice
+    }
+
+    /// Swaps workers between tasks, and for idle ones, as long as more of the
+    /// shards that the hash layout gives to a task are on its worker's disk.
+    fn improve(&self, choice: &mut [usize]) {
+        let count = choice.len() * self.partitions;
+        let hashed: Vec<(usize, &BTreeSet<usize>)> = self
+            .readable
+            .iter()
+            .filter(|((table, _), _)| self.shards_of(*table).is_multiple_of(count))
+            .map(|((_, shard), holders)| ((*shard as usize % count) / self.partitions, holders))
+            .collect();
+        let score = |task: usize, worker: usize| {
+            hashed.iter().filter(|(owner, holders)| *owner == task && holders.contains(&worker)).count()
+        };
+        for _round in 0..choice.len() {
+            let mut is_better = false;
+            for task in 0..choice.len() {
+                for other in 0..choice.len() {
+                    let (mine, theirs) = (choice[task], choice[other]);
+                    if score(task, theirs) + score(other, mine) > score(task, mine) + score(other, theirs) {
+                        choice.swap(task, other);
+                        is_better = true;
+                    }
+                }
+                let idle = (0..self.workers.len()).filter(|worker| !choice.contains(worker));
+                if let Some(best) = idle.max_by_key(|&worker| (score(task, worker), std::cmp::Reverse(worker)))
+                    && score(task, best) > score(task, choice[task])
+                {
+                    choice[task] = best;
+                    is_better = true;
+                }
+            }
+            if !is_better {
+                break;
+            }
+        }
     }
 
     /// Deals shards to the tasks of a stage: each to a task whose worker can

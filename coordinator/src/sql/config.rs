@@ -9,6 +9,9 @@ extensions_options! {
         /// Bytes to be read per task: a scan of fewer runs in fewer tasks. Small
         /// queries pay most for being distributed.
         pub task_bytes: usize, default = 24 * 1024 * 1024
+        /// Whether tables that are sharded alike join, and shards group, where
+        /// they are. Off, every join and grouping goes through an exchange.
+        pub colocate: bool, default = true
         /// Memory that one query may hold on one node, such as '2GiB'; empty: the
         /// node's limit.
         pub query_memory: String, default = String::new()

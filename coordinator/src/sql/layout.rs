@@ -150,11 +150,13 @@ pub fn plain_columns(schema: &Schema) -> SchemaRef {
 /// # Errors
 /// `Layout`, through [`TableLayout::check`].
 pub fn complete_layout(options: TableOptions, columns: &Schema, workers: usize) -> Result<TableLayout, Error> {
-    let workers = u32::try_from(workers).unwrap_or(u32::MAX).clamp(1, SHARDS_MAX);
+    let workers = u32::try_from(workers).unwrap_or(u32::MAX).clamp(1, SHARDS_MAX / 2);
     let replicas = options.replicas.unwrap_or(ReplicaCount::Count(REPLICAS_DEFAULT));
     let shards = options.shards.unwrap_or(match replicas {
         ReplicaCount::All => 1,
-        ReplicaCount::Count(_) => SHARDS_DEFAULT.div_ceil(workers) * workers,
+        // A multiple of the tasks' partitions, so that shards can be dealt as
+        // they are hashed.
+        ReplicaCount::Count(_) => SHARDS_DEFAULT.div_ceil(2 * workers) * 2 * workers,
     });
     let shard_key = options.shard_key.unwrap_or_default();
     let sort_key = options.sort_key.unwrap_or_else(|| shard_key.clone());
@@ -183,7 +185,7 @@ mod tests {
         assert_eq!((layout.shards, layout.replicas), (4, ReplicaCount::All));
         assert_eq!(layout.sort_key, ["a", "B"]);
         let layout = complete_layout(options("").unwrap(), &columns, 3).unwrap();
-        assert_eq!((layout.shards, layout.replicas), (9, ReplicaCount::Count(3)));
+        assert_eq!((layout.shards, layout.replicas), (12, ReplicaCount::Count(3)));
         assert_eq!((layout.shard_key, layout.sort_key), (vec!["B".to_owned()], vec!["B".to_owned()]));
     }
 

@@ -179,6 +179,8 @@ fn names(schema: &Schema) -> String {
 #[cfg(test)]
 mod tests {
     use arrow::array::record_batch;
+    // `record_batch!` looks for it by this name.
+    use arrow::datatypes as arrow_schema;
     use super::*;
 
     fn table() -> SchemaRef {

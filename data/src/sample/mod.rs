@@ -5,4 +5,4 @@ mod queries;
 mod tpch;
 
 pub use queries::{QUERIES, query};
-pub use tpch::{TpchTable, tpch_batches, tpch_schema};
+pub use tpch::{TpchBatches, TpchTable, tpch_batches, tpch_schema};

@@ -128,6 +128,9 @@ impl FromStr for TpchTable {
     }
 }
 
+/// Rows of a table, batch by batch.
+pub type TpchBatches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>> + Send>;
+
 /// The columns as the generator gives them; text is `Utf8View`, which is also
 /// what DataFusion makes of `VARCHAR`.
 pub fn tpch_schema(table: TpchTable) -> SchemaRef {
@@ -146,12 +149,7 @@ pub fn tpch_schema(table: TpchTable) -> SchemaRef {
 /// The rows of one of `parts` equal parts of a table, `part` from 0; all parts
 /// together are the table, whatever `parts` is. Generation is the iterator's
 /// own work: run it where blocking is allowed.
-pub fn tpch_batches(
-    table: TpchTable,
-    scale: f64,
-    part: u32,
-    parts: u32,
-) -> Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>> + Send> {
+pub fn tpch_batches(table: TpchTable, scale: f64, part: u32, parts: u32) -> TpchBatches {
     let is_fixed = matches!(table, TpchTable::Region | TpchTable::Nation);
     if part >= parts || (is_fixed && part > 0) {
         return Box::new(std::iter::empty());
@@ -169,9 +167,7 @@ pub fn tpch_batches(
     }
 }
 
-fn boxed(
-    reader: impl RecordBatchReader + Send + 'static,
-) -> Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>> + Send> {
+fn boxed(reader: impl RecordBatchReader + Send + 'static) -> TpchBatches {
     Box::new(reader)
 }
 

@@ -1,13 +1,17 @@
+//! Segments that are written and read back.
+
 use std::sync::Arc;
 
 use arrow::array::*;
 use arrow::compute::concat_batches;
+// `record_batch!` looks for it by this name.
+use arrow::datatypes as arrow_schema;
 use arrow::datatypes::{Field, Schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{KeyHash, ReplicaCount, StatValue, TableLayout};
+use crate::{ColumnStatistics, KeyHash, ReplicaCount, StatValue, TableLayout};
 
 fn table(columns: SchemaRef, sort_key: &[&str]) -> Table {
     Table {

@@ -89,6 +89,8 @@ pub struct WorkerSettings {
     pub name: Option<String>,
     /// Where it stands; empty: nowhere in particular.
     pub zone: String,
+    /// Object store prefixes that plans may read.
+    pub object_stores: Vec<String>,
     /// Memory for queries.
     pub memory_limit: ByteSize,
     /// Threads that compute.
@@ -171,6 +173,7 @@ impl WorkerSettings {
             coordinators: coordinators.into_iter().map(|url| url.0).collect(),
             name: layers.optional::<WorkerName>("name")?.map(|name| name.0),
             zone: layers.optional::<String>("zone")?.unwrap_or_default(),
+            object_stores: layers.list("object_store")?,
             memory_limit: layers.value("memory_limit", || share_of_memory(60))?,
             threads: layers.value("threads", cores)?,
         })

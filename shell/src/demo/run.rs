@@ -62,25 +62,37 @@ async fn demo(args: &DemoArgs) -> Result<ExitCode> {
     eprintln!("Starting a coordinator and {} workers", kept.workers);
     let cluster = Arc::new(DemoCluster::start(args.keep.as_deref(), kept.workers, args.threads)?);
     ending.watch(&cluster);
-    let address = Address::parse(&cluster.coordinator().to_string())?;
-    let client = Client::connect(&address, USER).await?;
-    wait_until_joined(&client, kept.workers).await?;
-    load(args, &mut kept, &files, &cluster, &client).await?;
-    eprintln!("Ready after {:.1} s", started.elapsed().as_secs_f64());
-
-    ending.leave_interrupts_to_shell();
-    let code = if args.commands.is_empty() {
-        // Nobody may be reading; then the prompt finds out, too.
-        let _closed = std::io::stdout().write_all(welcome::text(&cluster, &kept, &files).as_bytes());
-        commands::prompt(client, &cluster, args).await
-    } else {
-        commands::execute(client, &cluster, args).await
-    };
+    let ended = at_cluster(args, &mut kept, &files, &cluster, &ending, started).await;
+    // Also after an error: what was started is gone before this process is.
     cluster.stop();
+    let code = ended?;
     if let Some(folder) = &args.keep {
         eprintln!("The data is kept: shoal demo --keep {}", folder.display());
     }
     Ok(code)
+}
+
+async fn at_cluster(
+    args: &DemoArgs,
+    kept: &mut Kept,
+    files: &[UserFile],
+    cluster: &Arc<DemoCluster>,
+    ending: &Ending,
+    started: Instant,
+) -> Result<ExitCode> {
+    let address = Address::parse(&cluster.coordinator().to_string())?;
+    let client = Client::connect(&address, USER).await?;
+    wait_until_joined(&client, kept.workers).await?;
+    load(args, kept, files, cluster, &client).await?;
+    eprintln!("Ready after {:.1} s", started.elapsed().as_secs_f64());
+
+    ending.leave_interrupts_to_shell();
+    if !args.commands.is_empty() {
+        return Ok(commands::execute(client, cluster, args).await);
+    }
+    // Nobody may be reading; then the prompt finds out, too.
+    let _closed = std::io::stdout().write_all(welcome::text(cluster, kept, files).as_bytes());
+    Ok(commands::prompt(client, cluster, args).await)
 }
 
 /// Makes and fills what is not there yet.

@@ -13,6 +13,9 @@ mod table;
 mod vertical;
 mod width;
 
+#[cfg(test)]
+mod tests;
+
 pub use cell::{Cell, Cells};
 pub use format::{Expanded, Format, Layout, Renderer};
 pub use style::Paint;

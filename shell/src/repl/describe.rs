@@ -1,5 +1,11 @@
 //! `\d` and its kin: the questions they ask of `information_schema`.
 
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, StringArray};
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+
 use super::command::Described;
 use crate::client::ClientError;
 use crate::render::quantity;
@@ -114,15 +120,64 @@ pub(super) fn find(pattern: &Pattern) -> String {
     )
 }
 
-/// The columns of a relation.
+/// The columns of a relation: name, Arrow type, whether NULL is allowed.
 pub(super) fn columns(schema: &str, name: &str) -> String {
     format!(
-        "SELECT column_name AS \"Column\", data_type AS \"Type\", \
-         CASE is_nullable WHEN 'NO' THEN 'not null' ELSE '' END AS \"Nullable\" \
-         FROM information_schema.columns WHERE table_schema = {} AND table_name = {} ORDER BY ordinal_position",
+        "SELECT column_name, data_type, is_nullable FROM information_schema.columns \
+         WHERE table_schema = {} AND table_name = {} ORDER BY ordinal_position",
         literal(schema),
         literal(name)
     )
+}
+
+/// The answer to [`columns`] as a person reads it.
+///
+/// # Errors
+/// None in practice; those of making a batch.
+pub(super) fn columns_shown(rows: &[Vec<Option<String>>]) -> Result<RecordBatch, ArrowError> {
+    let cell = |row: &[Option<String>], index: usize| row.get(index).cloned().flatten().unwrap_or_default();
+    let texts = |values: Vec<String>| -> ArrayRef { Arc::new(StringArray::from(values)) };
+    RecordBatch::try_from_iter([
+        ("Column", texts(rows.iter().map(|row| cell(row, 0)).collect())),
+        ("Type", texts(rows.iter().map(|row| sql_type(&cell(row, 1))).collect())),
+        (
+            "Nullable",
+            texts(rows.iter().map(|row| if cell(row, 2) == "NO" { "not null".to_owned() } else { String::new() }).collect()),
+        ),
+    ])
+}
+
+/// The name that SQL has for a type of Arrow's; that itself where SQL has
+/// none.
+fn sql_type(arrow: &str) -> String {
+    let name = match arrow {
+        "Boolean" => "boolean",
+        "Int8" => "tinyint",
+        "Int16" => "smallint",
+        "Int32" => "int",
+        "Int64" => "bigint",
+        "UInt8" => "tinyint unsigned",
+        "UInt16" => "smallint unsigned",
+        "UInt32" => "int unsigned",
+        "UInt64" => "bigint unsigned",
+        "Float32" => "real",
+        "Float64" => "double",
+        "Utf8" | "LargeUtf8" | "Utf8View" => "varchar",
+        "Binary" | "LargeBinary" | "BinaryView" => "bytea",
+        "Date32" | "Date64" => "date",
+        _ if arrow.starts_with("Interval") => "interval",
+        _ if arrow.starts_with("Time32") || arrow.starts_with("Time64") => "time",
+        // `Timestamp(ns)`, `Timestamp(ns, "UTC")`
+        _ if arrow.starts_with("Timestamp") && arrow.contains(',') && !arrow.contains("None") => {
+            "timestamp with time zone"
+        }
+        _ if arrow.starts_with("Timestamp") => "timestamp",
+        _ => match arrow.strip_prefix("Decimal").and_then(|rest| rest.split_once('(')) {
+            Some((_, arguments)) => return format!("decimal({arguments}"),
+            None => arrow,
+        },
+    };
+    name.to_owned()
 }
 
 /// How a table is laid out, and what is in it: shards, replicas, shard key,
@@ -183,6 +238,22 @@ mod tests {
             layout_text(&row(&["1", "all", "", "d", "1", "25", "2000"])).unwrap(),
             "1 shard, a replica on every worker, sorted by d\n25 rows, 2.00 kB in 1 segment\n"
         );
+    }
+
+    #[test]
+    fn types_have_their_sql_names() {
+        for (arrow, expected) in [
+            ("Int64", "bigint"),
+            ("Utf8View", "varchar"),
+            ("Decimal128(15, 2)", "decimal(15, 2)"),
+            ("Timestamp(ns)", "timestamp"),
+            ("Timestamp(Nanosecond, None)", "timestamp"),
+            ("Timestamp(µs, \"UTC\")", "timestamp with time zone"),
+            ("Interval(MonthDayNano)", "interval"),
+            ("List(Int64)", "List(Int64)"),
+        ] {
+            assert_eq!(sql_type(arrow), expected);
+        }
     }
 
     #[test]

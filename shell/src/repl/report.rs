@@ -25,6 +25,9 @@ pub(super) fn error_text(
     verbose: bool,
     paint: Paint,
 ) -> String {
+    if matches!(error, ClientError::Cancelled) {
+        return format!("{}\n", paint.notice("Cancelled."));
+    }
     let mut text = String::new();
     if let Some(file) = &origin.file {
         text.push_str(&format!("{file}:{}: ", origin.line));
@@ -78,31 +81,31 @@ fn number_after<'a>(text: &'a str, skipped: &[&str]) -> Option<(usize, &'a str)>
     Some((text[..end].parse().ok()?, &text[end..]))
 }
 
-/// The place of a name that the message quotes and the statement has once.
+/// The place of a name that the message is about and the statement has once.
 fn named_place(message: &str, sql: &str) -> Option<(usize, usize)> {
-    for quote in ['`', '\'', '"'] {
-        for (index, quoted) in message.split(quote).enumerate() {
-            if index % 2 == 0 || quoted.is_empty() {
-                continue;
+    // A hint names what is not in the statement, or not what is wrong there.
+    let message = message.split("Did you mean").next().unwrap_or(message);
+    let named = message.split(" named ").skip(1).filter_map(|rest| rest.split_whitespace().next());
+    let quoted = ['`', '\'', '"'].into_iter().flat_map(|quote| message.split(quote).skip(1).step_by(2));
+    named.chain(quoted).find_map(|name| {
+        let name = name.trim_end_matches(['.', ',', ';', ':']).trim_matches(['`', '\'', '"']);
+        let name = name.rsplit('.').next().unwrap_or(name);
+        let mut places = tokens(sql).filter(|token| {
+            let text = &sql[token.start..token.end];
+            match token.kind {
+                TokenKind::Word => text.eq_ignore_ascii_case(name),
+                TokenKind::QuotedName => text.trim_matches('"') == name,
+                _ => false,
             }
-            let name = quoted.rsplit('.').next().unwrap_or(quoted);
-            let mut places = tokens(sql).filter(|token| {
-                let text = &sql[token.start..token.end];
-                match token.kind {
-                    TokenKind::Word => text.eq_ignore_ascii_case(name),
-                    TokenKind::QuotedName => text.trim_matches('"') == name,
-                    _ => false,
-                }
-            });
-            if let (Some(place), None) = (places.next(), places.next()) {
-                let before = &sql[..place.start];
-                let line = before.matches('\n').count() + 1;
-                let column = before.rsplit('\n').next().unwrap_or(before).chars().count() + 1;
-                return Some((line, column));
-            }
-        }
-    }
-    None
+        });
+        let (Some(place), None) = (places.next(), places.next()) else {
+            return None;
+        };
+        let before = &sql[..place.start];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or(before).chars().count() + 1;
+        Some((line, column))
+    })
 }
 
 fn caret_lines(sql: &str, line: usize, column: usize, origin: &Origin, paint: Paint) -> Option<String> {
@@ -149,6 +152,13 @@ mod tests {
             "select tax from lineitem",
             &Origin::default(),
             "ERROR: no column `tax`; did you mean `l_tax`?\nLINE 1: select tax from lineitem\n               ^\n",
+        );
+        check(
+            "Schema error: No field named nope. Did you mean 't.note'?",
+            "select nope, note from t",
+            &Origin::default(),
+            "ERROR: Schema error: No field named nope. Did you mean 't.note'?\n\
+             LINE 1: select nope, note from t\n               ^\n",
         );
         check("no column `a`", "select a, a from t", &Origin::default(), "ERROR: no column `a`\n");
     }

@@ -94,7 +94,11 @@ fn broken_lines_of_text_files_are_numbered_and_load_nothing() {
     fs::write(dir.join("columns.csv"), format!("k,s\n{}\n", lines.join("\n"))).unwrap();
     lines[4_321] = "notanumber,x".into();
     fs::write(dir.join("type.csv"), format!("k,s\n{}\n", lines.join("\n"))).unwrap();
-    fs::write(dir.join("broken.json"), "{\"k\": 1, \"s\": \"a\"}\n{\"k\": 2, \"s\": \n{\"k\": 3, \"s\": \"c\"}\n").unwrap();
+    fs::write(
+        dir.join("broken.json"),
+        "{\"k\": 1, \"s\": \"a\"}\n{\"k\": 2, \"s\": \n{\"k\": 3, \"s\": \"c\"}\n",
+    )
+    .unwrap();
     fs::write(dir.join("quote.csv"), "k,s\n1,\"never closed\n2,b\n").unwrap();
     fs::write(dir.join("binary.csv"), [b'k', b',', b's', b'\n', 0xff, 0xfe, 0x00, b'\n']).unwrap();
     with_client(cluster, async |client| {
@@ -111,7 +115,8 @@ fn broken_lines_of_text_files_are_numbered_and_load_nothing() {
             fails(client, &sql, parts).await;
             assert_eq!(rows(client, "bad_text").await, 0, "{name}");
         }
-        let sql = format!("COPY bad_text FROM '{}' (FORMAT csv, HEADER true)", dir.join("good.csv").display());
+        let sql =
+            format!("COPY bad_text FROM '{}' (FORMAT csv, HEADER true)", dir.join("good.csv").display());
         assert_eq!(client.update(&sql).await.unwrap(), 5_000);
         assert_eq!(client.number("SELECT sum(k) FROM bad_text").await.unwrap(), 12_502_500);
         client.update("DROP TABLE bad_text").await.unwrap();
@@ -187,7 +192,12 @@ fn a_full_disk_fails_the_load_and_nothing_else() {
     options.worker_dir = Some(disk.dir.path().to_owned());
     let cluster = Cluster::start(&options).unwrap();
     with_client(&cluster, async |client| {
-        client.update("CREATE TABLE full_disk (k BIGINT NOT NULL, s VARCHAR) WITH (shards = 4, shard_key = 'k')").await.unwrap();
+        client
+            .update(
+                "CREATE TABLE full_disk (k BIGINT NOT NULL, s VARCHAR) WITH (shards = 4, shard_key = 'k')",
+            )
+            .await
+            .unwrap();
         client.update("INSERT INTO full_disk VALUES (1, 'kept')").await.unwrap();
         // Digests cannot be compressed: some 130 MB.
         let sql = "INSERT INTO full_disk SELECT value, md5(CAST(value AS VARCHAR)) || md5(CAST(-value AS VARCHAR)) FROM generate_series(1, 2000000)";

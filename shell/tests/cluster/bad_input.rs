@@ -47,7 +47,8 @@ fn misspelt_names_get_a_hint() {
         client.update("CREATE TABLE hint_customers (customer_id INT, full_name VARCHAR)").await.unwrap();
         fails(client, "SELECT * FROM hint_custmers", &["hint_custmers", "hint_customers"]).await;
         fails(client, "SELECT full_nam FROM hint_customers", &["full_nam", "full_name"]).await;
-        fails(client, "INSERT INTO hint_customer VALUES (1, 'x')", &["hint_customer", "hint_customers"]).await;
+        fails(client, "INSERT INTO hint_customer VALUES (1, 'x')", &["hint_customer", "hint_customers"])
+            .await;
         fails(client, "DROP TABLE hint_custmers", &["hint_custmers"]).await;
         fails(client, "SELECT cuont(*) FROM hint_customers", &["cuont", "count"]).await;
         fails(client, "SELECT * FROM no_such_schema.t", &["no_such_schema"]).await;
@@ -75,7 +76,8 @@ fn wrong_layouts_are_refused_by_name() {
         }
         // Only a value that is missing altogether is a matter of syntax.
         fails(client, "CREATE TABLE lay (a INT) WITH (shards)", &[]).await;
-        let tables = client.number("SELECT count(*) FROM system.tables WHERE \"table\" = 'lay'").await.unwrap();
+        let tables =
+            client.number("SELECT count(*) FROM system.tables WHERE \"table\" = 'lay'").await.unwrap();
         assert_eq!(tables, 0);
     });
 }
@@ -101,7 +103,12 @@ fn wrong_values_in_a_write_leave_nothing_behind() {
         fails(client, "INSERT INTO strict VALUES (3000000000, 1)", &[]).await;
         fails(client, "INSERT INTO strict VALUES ('x', 1)", &[]).await;
         fails(client, "INSERT INTO strict SELECT CASE WHEN value = 90000 THEN NULL ELSE value END, 1 FROM generate_series(1, 100000)", &[]).await;
-        fails(client, "INSERT INTO strict SELECT 1 / (value - 50000), 1 FROM generate_series(1, 100000)", &["zero"]).await;
+        fails(
+            client,
+            "INSERT INTO strict SELECT 1 / (value - 50000), 1 FROM generate_series(1, 100000)",
+            &["zero"],
+        )
+        .await;
         assert_eq!(client.number("SELECT count(*) FROM strict").await.unwrap(), 0);
         client.update("DROP TABLE strict").await.unwrap();
     });
@@ -114,7 +121,8 @@ fn huge_statements_are_errors_or_answers_and_never_crashes() {
         fails(client, &deep, &[]).await;
         let nested = format!("SELECT {}1{}", "abs(".repeat(5_000), ")".repeat(5_000));
         fails(client, &nested, &[]).await;
-        let subqueries = format!("SELECT * FROM {}(SELECT 1){}", "(SELECT * FROM ".repeat(2_000), ")".repeat(2_000));
+        let subqueries =
+            format!("SELECT * FROM {}(SELECT 1){}", "(SELECT * FROM ".repeat(2_000), ")".repeat(2_000));
         fails(client, &subqueries, &[]).await;
         let sum = format!("SELECT 1{}", "+1".repeat(20_000));
         fails(client, &sum, &[]).await;
@@ -141,7 +149,10 @@ fn huge_statements_are_errors_or_answers_and_never_crashes() {
 #[test]
 fn a_row_of_20_mb_is_written_and_read() {
     with_client(shared(2), async |client| {
-        client.update("CREATE TABLE wide (k INT NOT NULL, t VARCHAR) WITH (shards = 2, shard_key = 'k')").await.unwrap();
+        client
+            .update("CREATE TABLE wide (k INT NOT NULL, t VARCHAR) WITH (shards = 2, shard_key = 'k')")
+            .await
+            .unwrap();
         client.update("INSERT INTO wide SELECT 1, repeat('wide row ', 2500000)").await.unwrap();
         client.update("INSERT INTO wide VALUES (2, 'narrow')").await.unwrap();
         assert_eq!(client.number("SELECT max(length(t)) FROM wide").await.unwrap(), 22_500_000);
@@ -161,7 +172,10 @@ fn a_client_that_reads_nothing_costs_bounded_memory() {
     let cluster = shared(2);
     with_client(cluster, async |client| {
         const ROWS: i64 = 4_000_000;
-        client.update("CREATE TABLE unread (k BIGINT NOT NULL, t VARCHAR) WITH (shards = 4, shard_key = 'k')").await.unwrap();
+        client
+            .update("CREATE TABLE unread (k BIGINT NOT NULL, t VARCHAR) WITH (shards = 4, shard_key = 'k')")
+            .await
+            .unwrap();
         client
             .update(&format!(
                 "INSERT INTO unread SELECT value, 'a text of some length, ' || value FROM generate_series(1, {ROWS})"
@@ -213,7 +227,9 @@ fn random_bytes_to_every_port_harm_nobody() {
             let address = cluster.address(&name).unwrap();
             for length in [1, 9, 24, 1_000, 100_000] {
                 // A good HTTP/2 preface makes the server parse what follows.
-                for preface in [&b""[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n"] {
+                for preface in
+                    [&b""[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n"]
+                {
                     let mut bytes = vec![0; length];
                     random.fill_bytes(&mut bytes);
                     send(address, preface, &bytes);
@@ -240,10 +256,14 @@ fn a_query_over_its_memory_limit_fails_alone() {
     options.worker_args = vec!["--memory-limit".into(), "64MiB".into()];
     let cluster = Cluster::start(&options).unwrap();
     with_client(&cluster, async |client| {
-        client.update("CREATE TABLE heavy (k BIGINT NOT NULL) WITH (shards = 4, shard_key = 'k')").await.unwrap();
+        client
+            .update("CREATE TABLE heavy (k BIGINT NOT NULL) WITH (shards = 4, shard_key = 'k')")
+            .await
+            .unwrap();
         client.update("INSERT INTO heavy SELECT value FROM generate_series(1, 1000000)").await.unwrap();
         // Arrays of all rows cannot spill.
-        let sql = "SELECT count(*) FROM (SELECT array_agg('a rather long text of no use ' || k) AS a FROM heavy)";
+        let sql =
+            "SELECT count(*) FROM (SELECT array_agg('a rather long text of no use ' || k) AS a FROM heavy)";
         let error = client.query(sql).await.unwrap_err();
         assert_eq!(error.code, tonic::Code::ResourceExhausted, "{error}");
         assert!(error.message.to_lowercase().contains("memory"), "{error}");

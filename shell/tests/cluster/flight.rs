@@ -8,9 +8,9 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use arrow_flight::sql::{
-    CommandGetDbSchemas, CommandGetTables, CommandGetXdbcTypeInfo, CommandGetPrimaryKeys,
-    CommandGetExportedKeys, CommandGetImportedKeys, CommandStatementIngest, CommandStatementQuery,
-    ProstMessageExt, SqlInfo, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
+    CommandGetDbSchemas, CommandGetExportedKeys, CommandGetImportedKeys, CommandGetPrimaryKeys,
+    CommandGetTables, CommandGetXdbcTypeInfo, CommandStatementIngest, CommandStatementQuery, ProstMessageExt,
+    SqlInfo, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
 };
 use arrow_flight::{FlightDescriptor, FlightInfo};
 use futures::TryStreamExt;
@@ -206,8 +206,10 @@ fn bulk_ingest_creates_appends_and_replaces() {
         }
         assert_eq!(client.number("SELECT sum(n) FROM fl_ingest").await.unwrap(), 49_995_000);
         client.update("DROP TABLE fl_ingest").await.unwrap();
-        let absent =
-            client.flight().execute_ingest(ingest("fl_absent", Some((FailIfAbsent, Append))), batches()).await;
+        let absent = client
+            .flight()
+            .execute_ingest(ingest("fl_absent", Some((FailIfAbsent, Append))), batches())
+            .await;
         assert!(absent.is_err());
     });
 }
@@ -252,7 +254,8 @@ fn a_killed_query_says_so_and_ends() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         client.run(&format!("KILL QUERY '{id}'")).await.unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(2), slow).await.expect("ends within 2 s").unwrap();
+        let ended =
+            tokio::time::timeout(Duration::from_secs(2), slow).await.expect("ends within 2 s").unwrap();
         let error = ended.unwrap_err();
         assert_eq!(error.code, tonic::Code::Cancelled, "{error}");
     });

@@ -46,6 +46,8 @@ fn check(workers: usize, threads: usize) {
 async fn differences(cluster: &Cluster, data: &TpchData, workers: usize) -> Vec<String> {
     let oracle = Oracle::new(4);
     let mut client = cluster.connect().await.unwrap();
+    // Little data would go to one worker whole.
+    client.update("SET shoal.task_bytes = 1").await.unwrap();
     for table in TpchTable::ALL {
         oracle.register_parquet(table.name(), &data.table_dir(table)).await.unwrap();
         client.update(&table.create_statement(SHARDS, None)).await.unwrap();

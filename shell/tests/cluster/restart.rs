@@ -23,10 +23,11 @@ const RESENDS_MAX: usize = 200;
 
 /// From `SHOAL_TEST_SEED`, or a new one; printed, to run again.
 fn seed() -> u64 {
-    let seed = std::env::var("SHOAL_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::from(now.subsec_nanos()) ^ now.as_secs()
-    });
+    let seed =
+        std::env::var("SHOAL_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            u64::from(now.subsec_nanos()) ^ now.as_secs()
+        });
     eprintln!("SHOAL_TEST_SEED={seed}");
     seed
 }
@@ -52,7 +53,8 @@ fn acknowledged_rows_survive_kills_of_every_process() {
     for round in 0..KILLS {
         std::thread::sleep(Duration::from_millis(random.random_range(50..700)));
         // Every process is killed alone in turn, the last time all at once.
-        let killed = if round + 1 == KILLS { names.clone() } else { vec![names[round % names.len()].clone()] };
+        let killed =
+            if round + 1 == KILLS { names.clone() } else { vec![names[round % names.len()].clone()] };
         eprintln!("round {round}: kill {}", killed.join(", "));
         for name in &killed {
             cluster.kill(name).unwrap();
@@ -98,7 +100,11 @@ async fn write_once(url: &str, write: i64) -> Result<(), String> {
         client.flight().set_header("shoal-write-id", format!("load-{write}"));
         let first = write * ROWS;
         let last = first + ROWS - 1;
-        client.update(&format!("INSERT INTO loaded SELECT {write}, value FROM generate_series({first}, {last})")).await
+        client
+            .update(&format!(
+                "INSERT INTO loaded SELECT {write}, value FROM generate_series({first}, {last})"
+            ))
+            .await
     };
     match tokio::time::timeout(Duration::from_secs(30), attempt).await {
         Err(_) => Err("no answer within 30 s".to_owned()),

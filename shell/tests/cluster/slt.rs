@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use shoal_benches::slt::{Engine, files, run_file, write_expectations};
-use shoal_benches::{Cluster, Oracle};
+use shoal_benches::{Client, Cluster, Oracle};
 
 use crate::fixture::{is_distributed, shared};
 
@@ -24,13 +24,18 @@ fn check(engine: impl AsyncFn() -> anyhow::Result<Engine>) {
         statements += report.statements;
         failures.extend(report.failures);
     }
-    assert!(failures.is_empty(), "{} of {statements} statements failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {statements} statements failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
     assert!(statements >= STATEMENTS_MIN, "only {statements} statements");
 }
 
 fn check_cluster(cluster: &Cluster) {
     let _logs = cluster.show_logs_on_failure();
-    check(async || Ok(Engine::Cluster(cluster.connect().await?)));
+    check(async || Ok(Engine::Cluster(Box::new(many_tasks(cluster).await?))));
     assert_eq!(cluster.crashed(), Vec::<String>::new());
 }
 
@@ -42,7 +47,7 @@ fn files_hold_on_plain_datafusion() {
             runtime.block_on(write_expectations(&file)).unwrap();
         }
     }
-    check(async || Ok(Engine::Oracle(Box::new(Oracle::new(4)))));
+    check(async || Ok(Engine::Oracle(Oracle::new(4))));
 }
 
 #[test]
@@ -65,7 +70,7 @@ fn joins_and_groups_of_small_tables_are_distributed() {
     let cluster = shared(4);
     let _logs = cluster.show_logs_on_failure();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let mut client = cluster.connect().await.unwrap();
+        let mut client = many_tasks(cluster).await.unwrap();
         for sql in [
             "CREATE TABLE slt_left (k BIGINT NOT NULL, v INT) WITH (shards = 8, shard_key = 'k')",
             "CREATE TABLE slt_right (k BIGINT NOT NULL, w INT) WITH (shards = 8, shard_key = 'k')",
@@ -87,4 +92,11 @@ fn joins_and_groups_of_small_tables_are_distributed() {
             client.update(&format!("DROP TABLE {table}")).await.unwrap();
         }
     });
+}
+
+/// A session in which also little data is read by many tasks.
+async fn many_tasks(cluster: &Cluster) -> anyhow::Result<Client> {
+    let mut client = cluster.connect().await?;
+    client.update("SET shoal.task_bytes = 1").await?;
+    Ok(client)
 }

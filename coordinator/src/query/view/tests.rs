@@ -78,7 +78,7 @@ fn shards_go_to_workers_that_hold_them() {
     let live = live(&["a", "b", "c", "d"], &tables);
     for turn in 0..4 {
         for tasks in 1..=4 {
-            let view = View::new(&live, &tables, &BTreeSet::new(), "", turn).unwrap();
+            let view = View::new(&live, &tables, &BTreeSet::new(), "", turn, 2).unwrap();
             let workers = view.task_workers(tasks);
             let dealt = view.deal(&loads(&held), tasks);
             assert_eq!(dealt, view.deal(&loads(&held), tasks), "the same question, another answer");
@@ -98,9 +98,29 @@ fn a_suspect_gets_nothing_and_the_last_one_is_named() {
     let held = table(1, &[&["a", "b"]]);
     let tables = [Arc::clone(&held)];
     let live = live(&["a", "b"], &tables);
-    let view = View::new(&live, &tables, &BTreeSet::from(["a".into()]), "", 0).unwrap();
+    let view = View::new(&live, &tables, &BTreeSet::from(["a".into()]), "", 0, 2).unwrap();
     assert_eq!(view.workers().len(), 1);
     assert_eq!(view.deal(&loads(&held), 3), vec![0]);
-    let error = View::new(&live, &tables, &BTreeSet::from(["a".into(), "b".into()]), "", 0).unwrap_err();
+    let error = View::new(&live, &tables, &BTreeSet::from(["a".into(), "b".into()]), "", 0, 2).unwrap_err();
     assert!(error.message.contains("tried a, b"), "{}", error.message);
+}
+
+#[test]
+fn hashed_tasks_land_where_their_shards_are() {
+    // Shard i on three of four workers, as placement puts them.
+    let names = ["a", "b", "c", "d"];
+    let held: Vec<Vec<&str>> = (0..8).map(|shard| (0..3).map(|copy| names[(shard + copy) % 4]).collect()).collect();
+    let held: Vec<&[&str]> = held.iter().map(Vec::as_slice).collect();
+    let table = table(1, &held);
+    let tables = [Arc::clone(&table)];
+    let live = live(&names, &tables);
+    for turn in 0..4 {
+        let view = View::new(&live, &tables, &BTreeSet::new(), "", turn, 2).unwrap();
+        let workers = view.task_workers(4);
+        assert_eq!(workers.iter().collect::<BTreeSet<_>>().len(), 4, "one task for each worker");
+        for shard in 0..8_usize {
+            let worker = &view.workers()[workers[shard / 2]].id;
+            assert!(table.placement[shard].contains(worker), "turn {turn}: shard {shard} is not on {worker}");
+        }
+    }
 }

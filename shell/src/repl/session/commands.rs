@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use arrow::record_batch::RecordBatch;
 use chrono::Local;
 
 use super::super::command::{Command, Described, parse, unknown};
@@ -15,7 +16,7 @@ use super::statements::Showing;
 use super::{Flow, INCLUDE_DEPTH_MAX, Said, Session};
 use crate::client::ClientError;
 use crate::client::text_rows;
-use crate::render::{Expanded, Format};
+use crate::render::{Expanded, Format, Layout};
 
 impl Session {
     /// Runs a command, given without its backslash. `statement` is what `\g`
@@ -60,7 +61,7 @@ impl Session {
             Command::Output(Some(file)) => self.output = Output::file(&file)?,
             Command::Go { expanded, file } => {
                 let sql = self.current(statement)?;
-                self.show(&sql, &Showing { expanded, file, silent: false }).await?;
+                self.show(&sql, &Showing { expanded, file }).await?;
             }
             Command::Watch(pause) => {
                 let sql = self.current(statement)?;
@@ -146,20 +147,30 @@ impl Session {
 
     async fn describe(&mut self, what: Described, text: Option<&str>) -> Result<(), ClientError> {
         let pattern = text.map(Pattern::parse).transpose()?;
-        let silent = Showing { silent: true, ..Showing::default() };
         if let (Described::Any, Some(pattern)) = (what, &pattern)
             && pattern.is_name()
         {
             return self.describe_one(pattern, text.unwrap_or_default()).await;
         }
-        self.show(&describe::list(what, pattern.as_ref()), &silent).await
+        let list = self.ask(&describe::list(what, pattern.as_ref())).await?;
+        if list.iter().any(|batch| batch.num_rows() > 0) {
+            self.print_table(&list)?;
+        } else {
+            let noun = match what {
+                Described::Any => "tables or views",
+                Described::Tables => "tables",
+                Described::Views => "views",
+                Described::Schemas => "schemas",
+            };
+            let like = text.map(|text| format!(" like {text}")).unwrap_or_default();
+            self.print_aside(&format!("There are no {noun}{like}.\n"));
+        }
+        self.print_gap();
+        Ok(())
     }
 
     async fn describe_one(&mut self, pattern: &Pattern, text: &str) -> Result<(), ClientError> {
-        let silent = Showing { silent: true, ..Showing::default() };
-        let client = self.client.clone();
-        let found = self.interrupts.guard(client.collect(&describe::find(pattern))).await?;
-        let found = text_rows(&found);
+        let found = text_rows(&self.ask(&describe::find(pattern)).await?);
         if found.is_empty() {
             return Err(ClientError::Usage(format!("there is no table or view {text}; \\d lists them")));
         }
@@ -170,30 +181,68 @@ impl Session {
             let kind = if kind == "BASE TABLE" { "Table".to_owned() } else { capitalised(kind) };
             let title = self.options.screen.stdout_paint.head(&format!("{kind} {schema}.{name}"));
             self.print(&format!("{title}\n"))?;
-            self.show(&describe::columns(schema, name), &silent).await?;
-            if kind == "Table" {
-                let layout = self.interrupts.guard(client.collect(&describe::layout(schema, name))).await?;
-                if let Some(text) = text_rows(&layout).first().and_then(|row| describe::layout_text(row)) {
-                    self.print(&text)?;
-                }
+            let columns = text_rows(&self.ask(&describe::columns(schema, name)).await?);
+            self.print_table(&[describe::columns_shown(&columns)?])?;
+            let layout = text_rows(&self.ask(&describe::layout(schema, name)).await?);
+            if let Some(text) = layout.first().and_then(|row| describe::layout_text(row)) {
+                self.print(&text)?;
             }
             if kind == "View" {
-                let texts = self.interrupts.guard(client.collect(&describe::view_text(schema, name))).await?;
-                if let Some(Some(definition)) = text_rows(&texts).into_iter().flatten().next() {
+                let texts = text_rows(&self.ask(&describe::view_text(schema, name)).await?);
+                if let Some(definition) = texts.into_iter().flatten().flatten().next() {
                     self.print(&format!("{definition}\n"))?;
                 }
             }
+            self.print_gap();
         }
         Ok(())
     }
 
-    async fn connection(&mut self) -> Result<(), ClientError> {
+    /// The answer to a question of the shell's own, connecting again if the
+    /// connection is gone.
+    async fn ask(&mut self, sql: &str) -> Result<Vec<RecordBatch>, ClientError> {
+        self.interrupts.forget();
         let client = self.client.clone();
-        let workers = client.collect("SELECT count(*) FROM system.workers");
-        let workers = self.interrupts.guard(workers).await;
+        match self.interrupts.guard(client.collect(sql)).await {
+            Err(error @ (ClientError::Lost { .. } | ClientError::SessionEnded(_))) => {
+                self.reconnect(matches!(error, ClientError::SessionEnded(_))).await?;
+                let client = self.client.clone();
+                self.interrupts.guard(client.collect(sql)).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Prints a small table as it is, in the session's format.
+    fn print_table(&mut self, batches: &[RecordBatch]) -> Result<(), ClientError> {
+        let layout =
+            if self.output.is_screen() { self.options.screen_layout() } else { self.options.file_layout() };
+        let layout = Layout { footer: false, null: String::new(), ..layout };
+        let Some(first) = batches.first() else {
+            return Ok(());
+        };
+        let mut renderer = layout.renderer(&first.schema());
+        self.output.write(|out| {
+            for batch in batches {
+                renderer.rows(batch, out)?;
+            }
+            renderer.finish(out)
+        })
+    }
+
+    /// An empty line below what a command printed at the prompt.
+    fn print_gap(&self) {
+        if self.interactive {
+            self.print_aside("\n");
+        }
+    }
+
+    async fn connection(&mut self) -> Result<(), ClientError> {
+        let workers = self.ask("SELECT count(*) FROM system.workers WHERE state = 'live'").await;
         let workers = workers.ok().and_then(|batches| text_rows(&batches).into_iter().flatten().flatten().next());
-        let workers = workers.map(|count| format!("; the cluster has {count} workers")).unwrap_or_default();
-        self.print(&format!("Connected to {} as {}{workers}.\n", client.address(), client.user()))
+        let workers = workers.map(|count| format!("; workers that live: {count}")).unwrap_or_default();
+        let text = format!("Connected to {} as {}{workers}.\n", self.client.address(), self.client.user());
+        self.print(&text)
     }
 }
 

@@ -19,8 +19,6 @@ pub(super) struct Showing {
     pub(super) expanded: bool,
     /// Into this file.
     pub(super) file: Option<PathBuf>,
-    /// Without a word about rows and time.
-    pub(super) silent: bool,
 }
 
 /// How far an attempt has come, which decides whether it may be repeated.
@@ -75,15 +73,15 @@ impl Session {
     }
 
     /// Connects again and says so.
-    async fn reconnect(&mut self, refused: bool) -> Result<(), ClientError> {
+    pub(super) async fn reconnect(&mut self, refused: bool) -> Result<(), ClientError> {
         let place = self.options.screen.progress_place();
         let mut monitor = Monitor::start(place, "connecting");
         let mut client = self.client.clone();
         monitor.watch(&mut self.interrupts, client.reconnect()).await?;
         drop(monitor);
         self.client = client;
-        let why = if refused { "the coordinator did not know the session any more" } else { "the connection was lost" };
-        self.print_notice(&format!("{why}: connected again; what SET had changed is as it was at first"));
+        let why = if refused { "the session had ended" } else { "the connection was lost" };
+        self.print_notice(&format!("{why}: connected again, with all settings at their defaults"));
         Ok(())
     }
 
@@ -104,7 +102,7 @@ impl Session {
             let rows = monitor.watch(&mut self.interrupts, statement.update(Some(write_id))).await?;
             let elapsed = monitor.elapsed();
             drop(monitor);
-            return self.after_change(sql, rows, elapsed, showing).await;
+            return self.after_change(sql, rows, elapsed).await;
         }
         *stage = Stage::Querying;
         let mut rows = monitor.watch(&mut self.interrupts, statement.query()).await?;
@@ -112,20 +110,18 @@ impl Session {
             monitor.follow(&self.client, query_id);
         }
         let outcome = self.show_rows(&mut rows, &mut monitor, showing, stage).await;
-        let wanted_more = matches!(&outcome, Ok(shown) if !shown.cut) ;
+        let ended = matches!(&outcome, Ok(shown) if !shown.cut);
         let query_id = rows.query_id().map(str::to_owned);
         let bytes = rows.bytes();
         drop(rows);
         let elapsed = monitor.elapsed();
         drop(monitor);
-        if !wanted_more && let Some(query_id) = query_id {
+        if !ended && let Some(query_id) = query_id {
             // Its stream is closed: it ends by itself should this not arrive.
             drop(tokio::time::timeout(Duration::from_secs(2), self.client.cancel(&query_id)).await);
         }
         let shown = outcome?;
-        if !showing.silent {
-            self.say_rows(&shown, bytes, elapsed);
-        }
+        self.say_rows(&shown, bytes, elapsed);
         Ok(())
     }
 
@@ -145,8 +141,6 @@ impl Session {
         let layout = if on_screen { self.options.screen_layout() } else { self.options.file_layout() };
         let layout = Layout {
             expanded: if showing.expanded { Expanded::On } else { layout.expanded },
-            footer: layout.footer && !showing.silent,
-            null: if showing.silent { String::new() } else { layout.null },
             ..layout
         };
         let limit = if on_screen && self.options.screen.stdout_is_terminal { self.options.rows_shown } else { None };
@@ -209,19 +203,13 @@ impl Session {
         self.print_aside(&text);
     }
 
-    async fn after_change(
-        &mut self,
-        sql: &str,
-        rows: i64,
-        elapsed: Duration,
-        showing: &Showing,
-    ) -> Result<(), ClientError> {
+    async fn after_change(&mut self, sql: &str, rows: i64, elapsed: Duration) -> Result<(), ClientError> {
         let notices = self.interrupts.guard(self.client.notices()).await.unwrap_or_default();
         for notice in notices {
             self.print_notice(&notice);
         }
         let tag = tag(sql);
-        if !self.options.quiet && !showing.silent {
+        if !self.options.quiet {
             self.say_change(&tag, rows, elapsed);
         }
         if ["CREATE", "DROP", "ALTER", "USE", "SET"].iter().any(|verb| tag.starts_with(verb)) {

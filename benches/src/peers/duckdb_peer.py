@@ -23,8 +23,9 @@ for line in sys.stdin:
     request = json.loads(line)
     try:
         started = time.perf_counter()
-        result = connection.execute(request["sql"])
-        table = result.to_arrow_table() if hasattr(result, "to_arrow_table") else result.fetch_arrow_table()
+        relation = connection.sql(request["sql"])
+        fetch = getattr(relation, "to_arrow_table", None) or relation.fetch_arrow_table
+        table = fetch()
         seconds = time.perf_counter() - started
         if request["answer"]:
             sql = request["sql"].rstrip().rstrip(";")

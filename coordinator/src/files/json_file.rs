@@ -10,7 +10,7 @@ use arrow::json::reader::Decoder;
 
 use super::read::{BATCH_ROWS, Sink};
 use super::source::SourceFile;
-use super::{FileFormat, csv};
+use super::{FileFormat, csv_file};
 use crate::Error;
 use crate::write::RowShape;
 
@@ -46,7 +46,7 @@ impl JsonFile {
     }
 
     pub(super) fn read(self, sink: Sink<'_>) -> Result<(), Error> {
-        let mut text = csv::text(&self.file, &self.format)?;
+        let mut text = csv_file::text(&self.file, &self.format)?;
         let mut lines = Lines::default();
         let mut line_number = 0;
         let mut rows_before = 0;

@@ -1,0 +1,149 @@
+//! Memory, queue and cancelling: a query that asks for too much fails alone,
+//! those that must wait say so, and what is stopped is freed everywhere.
+
+use std::time::{Duration, Instant};
+
+use shoal_benches::{Client, Cluster};
+
+use crate::fixture::{options, own, shared};
+
+/// How long memory and tasks may stay after a query is gone.
+const FREED_WITHIN: Duration = Duration::from_secs(2);
+
+async fn make_rows(client: &mut Client, table: &str, rows: u64) {
+    client
+        .update(&format!("CREATE TABLE {table} (k BIGINT, v BIGINT, s VARCHAR) WITH (shards = 8, shard_key = 'k')"))
+        .await
+        .unwrap();
+    client
+        .update(&format!(
+            "INSERT INTO {table} SELECT value, value % 1000, 'some text that takes room ' || value FROM generate_series(1, {rows})"
+        ))
+        .await
+        .unwrap();
+}
+
+/// Waits until no worker runs a task or holds query memory.
+async fn expect_freed(client: &mut Client) {
+    let since = Instant::now();
+    loop {
+        let busy = client
+            .number("SELECT CAST(sum(tasks_running) + sum(memory_used_bytes) AS BIGINT) FROM system.workers")
+            .await
+            .unwrap();
+        if busy == 0 {
+            return;
+        }
+        // Beats tell it twice a second.
+        assert!(since.elapsed() < FREED_WITHIN + Duration::from_millis(600), "{busy} tasks and bytes are still held");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[test]
+fn a_query_over_its_memory_fails_alone() {
+    let cluster = shared(2);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut client = cluster.connect().await.unwrap();
+        make_rows(&mut client, "lim_memory", 300_000).await;
+        let mut small = cluster.connect().await.unwrap();
+        small.update("SET shoal.query_memory = '1MiB'").await.unwrap();
+        // A hash join's build side cannot spill.
+        let sql = "SELECT count(*) FROM lim_memory a JOIN lim_memory b ON a.s = b.s";
+        let message = small.query(sql).await.unwrap_err().to_string();
+        assert!(message.contains("memory") && message.contains("shoal.query_memory"), "{message}");
+        assert_eq!(client.number(sql).await.unwrap(), 300_000);
+        // A sort can.
+        small.update("SET shoal.query_memory = '24MiB'").await.unwrap();
+        let sorted = "SELECT count(*) FROM (SELECT s, row_number() OVER (ORDER BY s) AS n FROM lim_memory) WHERE n > 0";
+        assert_eq!(small.number(sorted).await.unwrap(), 300_000);
+        expect_freed(&mut client).await;
+        client.update("DROP TABLE lim_memory").await.unwrap();
+    });
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+/// Runs for minutes, unless it is stopped.
+const ENDLESS: &str = "SELECT count(*) FROM lim_cancel a, lim_cancel b WHERE a.v * b.v % 7 = 3 AND a.s || b.s LIKE '%x%'";
+
+#[test]
+fn a_stopped_query_is_freed_everywhere() {
+    let cluster = own(2);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(stop_each_way(&cluster));
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+async fn stop_each_way(cluster: &Cluster) {
+    let mut client = cluster.connect().await.unwrap();
+    make_rows(&mut client, "lim_cancel", 100_000).await;
+    let running = "SELECT id FROM system.queries WHERE state = 'running' AND sql LIKE '%lim_cancel a, lim_cancel b%' AND sql NOT LIKE '%system%'";
+    for way in ["kill", "close"] {
+        let mut victim = cluster.connect().await.unwrap();
+        victim.update("SET shoal.task_bytes = 1").await.unwrap();
+        let query = tokio::spawn(async move { victim.query(ENDLESS).await.map(|_| ()) });
+        let since = Instant::now();
+        let id = loop {
+            let id = client.text(running).await.unwrap_or_default();
+            let busy = client.number("SELECT CAST(sum(tasks_running) AS BIGINT) FROM system.workers").await.unwrap();
+            if !id.trim().is_empty() && busy > 0 {
+                break id.trim().to_owned();
+            }
+            assert!(since.elapsed() < Duration::from_secs(20), "{way}: the query never ran");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        if way == "kill" {
+            client.update(&format!("KILL QUERY '{id}'")).await.unwrap();
+            let message = query.await.unwrap().unwrap_err().to_string();
+            assert!(message.contains("cancelled"), "{message}");
+        } else {
+            query.abort();
+            assert!(query.await.unwrap_err().is_cancelled());
+        }
+        expect_freed(&mut client).await;
+        let state = client.text(&format!("SELECT state FROM system.queries WHERE id = '{id}'")).await.unwrap();
+        assert!(state.contains("cancelled"), "{way}: {state}");
+    }
+}
+
+#[test]
+fn queries_wait_in_order_and_say_so() {
+    let mut options = options(1);
+    options.coordinator_args =
+        ["--max-queries", "1", "--queue-limit", "1"].map(str::to_owned).to_vec();
+    let cluster = Cluster::start(&options).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut client = cluster.connect().await.unwrap();
+        make_rows(&mut client, "lim_cancel", 50_000).await;
+        let spawn = |mut client: Client| tokio::spawn(async move { client.query(ENDLESS).await.map(|_| ()) });
+        let first = spawn(cluster.connect().await.unwrap());
+        let progress = cluster.connect().await.unwrap();
+        wait_for_states(&cluster, "running").await;
+        let second = spawn(progress);
+        wait_for_states(&cluster, "queued").await;
+        // The third finds the queue full.
+        let message = client.query("SELECT count(*) FROM lim_cancel").await.unwrap_err().to_string();
+        assert!(message.contains("--queue-limit"), "{message}");
+        first.abort();
+        second.abort();
+        let since = Instant::now();
+        while client.query("SELECT count(*) FROM lim_cancel").await.is_err() {
+            assert!(since.elapsed() < Duration::from_secs(10), "the places were not given back");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+}
+
+/// Waits until a query is in this state. System tables need no place in the
+/// queue.
+async fn wait_for_states(cluster: &Cluster, state: &str) {
+    let since = Instant::now();
+    let mut client = cluster.connect().await.unwrap();
+    let sql = format!("SELECT count(*) FROM system.queries WHERE state = '{state}' AND sql LIKE '%lim_cancel a%' AND sql NOT LIKE '%system%'");
+    while client.number(&sql).await.unwrap() == 0 {
+        assert!(since.elapsed() < Duration::from_secs(20), "no query is {state}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
