@@ -175,9 +175,9 @@ impl Keys {
         Self { random: StdRng::seed_from_u64(seed), orders }
     }
 
-    /// The generator uses the first 8 of each 32 keys.
+    /// The generator numbers orders from 1 and uses 8 of each 32 keys.
     fn next(&mut self) -> u64 {
-        let order = self.random.random_range(0..self.orders);
-        order / 8 * 32 + order % 8 + 1
+        let order = self.random.random_range(1..=self.orders);
+        order / 8 * 32 + order % 8
     }
 }

@@ -9,6 +9,7 @@ use shoal_data::{DataDir, ImportRoots};
 use shoal_proto::Channels;
 use shoal_proto::server::{Incoming, builder};
 use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,14 +21,52 @@ use crate::{CoordinatorConfig, Engine, Error};
 /// How long connections may take to close once nothing runs any more.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
+/// Room for a statement as nested as the parser lets through.
+const STACK_BYTES: usize = 32 << 20;
+
+/// Where statements are planned and run, apart from the network.
+struct QueryRuntime(Option<Runtime>);
+
+impl QueryRuntime {
+    fn start() -> Result<Self, Error> {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(cores.max(2))
+            .thread_name("shoal-query")
+            .thread_stack_size(STACK_BYTES)
+            .enable_all()
+            .build()
+            .map_err(|error| Error::io("cannot start the threads for queries", error))?;
+        Ok(Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> Handle {
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for QueryRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // What still runs was given its grace.
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Runs a coordinator on `listener` until `stop`; then accepts nothing new,
 /// lets running queries finish within the grace period, and returns.
 ///
 /// # Errors
 /// `Invalid` where the data directory is in use or was written by a newer
 /// version; `Io` and `Store` where it cannot be used.
-pub async fn run(config: CoordinatorConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
-    let address = listener.local_addr().map_err(|error| Error::io("cannot tell the address listened on", error))?;
+pub async fn run(
+    config: CoordinatorConfig,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let address =
+        listener.local_addr().map_err(|error| Error::io("cannot tell the address listened on", error))?;
     let data_dir = DataDir::lock(&config.data_dir)?;
     let spool = data_dir.emptied("spool")?;
     let catalog = Catalog::open(data_dir.path())?;
@@ -43,13 +82,16 @@ pub async fn run(config: CoordinatorConfig, listener: TcpListener, stop: Cancell
     let ended = end.clone();
     tasks.spawn(async move { watched.run(ended).await });
 
-    let engine = Engine::new(&config, Arc::clone(&cluster), channels, import_roots.clone(), spool)?;
+    let queries = QueryRuntime::start()?;
+    let compute = queries.handle();
+    let engine = Engine::new(&config, Arc::clone(&cluster), channels, import_roots.clone(), spool, compute)?;
 
     let server = builder()
         .add_service(ClusterService::new(Arc::clone(&cluster), end.clone()).into_server())
         .add_service(ImportService::new(import_roots).into_server());
     let server = server.add_service(FlightDoor::server(engine.clone()));
-    let incoming = Incoming::new(listener).take_until(stop.clone().cancelled_owned()).chain(stream::pending());
+    let incoming =
+        Incoming::new(listener).take_until(stop.clone().cancelled_owned()).chain(stream::pending());
     let served = server.serve_with_incoming_shutdown(connections(incoming), end.clone().cancelled_owned());
     let served = tasks.spawn(served);
 
@@ -68,7 +110,9 @@ pub async fn run(config: CoordinatorConfig, listener: TcpListener, stop: Cancell
     tasks.close();
     match tokio::time::timeout(CLOSE_MAX, served).await {
         Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => return Err(Error::Unavailable(format!("the server on {address} failed: {error}"))),
+        Ok(Ok(Err(error))) => {
+            return Err(Error::Unavailable(format!("the server on {address} failed: {error}")));
+        }
         Ok(Err(panic)) => return Err(Error::Internal(format!("the server panicked: {panic}"))),
         Err(_) => tracing::debug!("connections are cut"),
     }

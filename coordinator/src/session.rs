@@ -47,8 +47,7 @@ pub struct Settings {
 impl Session {
     /// A session with the given settings to begin with.
     pub(crate) fn new(id: String, user: &str, defaults: Arc<ConfigOptions>) -> Self {
-        let settings =
-            Settings { options: Arc::clone(&defaults), changed: Vec::new(), version: 0, defaults };
+        let settings = Settings { options: Arc::clone(&defaults), changed: Vec::new(), version: 0, defaults };
         Self {
             id,
             user: user.to_owned(),
@@ -84,7 +83,9 @@ impl Session {
             _ => name,
         };
         if let Some(fixed) = FIXED_PREFIXES.iter().find(|prefix| name.starts_with(*prefix)) {
-            return Err(Error::Invalid(format!("`{name}` cannot be changed: Shoal's plans rest on `{fixed}*` as it is")));
+            return Err(Error::Invalid(format!(
+                "`{name}` cannot be changed: Shoal's plans rest on `{fixed}*` as it is"
+            )));
         }
         let mut settings = self.settings.lock();
         let mut options = settings.options.as_ref().clone();
@@ -100,7 +101,9 @@ impl Session {
             Error::Invalid(format!("cannot set `{name}` to `{value}`: {}", error.strip_backtrace()))
         })?;
         let shoal = ShoalConfig::of(&options);
-        shoal.query_memory_bytes().map_err(|error| Error::Invalid(format!("cannot set `{name}`: {error}")))?;
+        shoal
+            .query_memory_bytes()
+            .map_err(|error| Error::Invalid(format!("cannot set `{name}`: {error}")))?;
         if name.starts_with("datafusion.") {
             settings.changed.retain(|(changed, _)| *changed != name);
             settings.changed.push((name, value));
@@ -161,10 +164,10 @@ mod tests {
         let session = session();
         session.set("datafusion.execution.batch_size", Some("100")).unwrap();
         session.set("TIMEZONE", Some("+02:00")).unwrap();
-        assert_eq!(session.settings().options.execution.batch_size, 100);
+        assert_eq!(session.settings().options.execution.batch_size.get(), 100);
         assert_eq!(session.settings().changed.len(), 2);
         session.set("datafusion.execution.batch_size", None).unwrap();
-        assert_eq!(session.settings().options.execution.batch_size, 8192);
+        assert_eq!(session.settings().options.execution.batch_size.get(), 8192);
     }
 
     #[test]

@@ -128,7 +128,9 @@ pub fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), DataErr
 pub fn sync_file(file: &File, path: &Path) -> Result<(), DataError> {
     match file.sync_all() {
         Ok(()) => Ok(()),
-        Err(error) if is_full(&error) => Err(DataError::io(format!("cannot write {}", path.display()), error)),
+        Err(error) if is_full(&error) => {
+            Err(DataError::io(format!("cannot write {}", path.display()), error))
+        }
         Err(error) => crash(path, &error),
     }
 }

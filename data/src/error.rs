@@ -43,10 +43,7 @@ pub enum DataError {
 impl DataError {
     /// Wraps an I/O error with the operation that failed.
     pub fn io(what: impl Into<String>, source: std::io::Error) -> Self {
-        Self::Io {
-            what: what.into(),
-            source,
-        }
+        Self::Io { what: what.into(), source }
     }
 
     /// What the caller does next.
@@ -57,9 +54,7 @@ impl DataError {
             Self::Parquet(_) | Self::Arrow(_) => ErrorCode::Internal,
             Self::DataFusion(error) => Failure::from_datafusion(error).code,
             Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                    ErrorCode::Exhausted
-                }
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorCode::Exhausted,
                 std::io::ErrorKind::NotFound => ErrorCode::NotFound,
                 _ => ErrorCode::Internal,
             },

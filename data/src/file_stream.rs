@@ -68,9 +68,7 @@ pub fn send(file: File, name: String, range: Range<u64>) -> BoxStream<'static, R
             .await
             .unwrap_or_else(|join| Err(io::Error::other(join)));
             Some(match read {
-                Ok((data, crc32c)) => {
-                    (Ok(ReadChunk { data, end: None }), Next::Bytes { at: end, crc32c })
-                }
+                Ok((data, crc32c)) => (Ok(ReadChunk { data, end: None }), Next::Bytes { at: end, crc32c }),
                 Err(error) => (Err(read_failure(&name, &error).to_status()), Next::Nothing),
             })
         }

@@ -16,8 +16,8 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use shoal_proto::{Channels, ErrorCode, Failure};
 
@@ -54,7 +54,9 @@ impl ImportRoots {
         if self.0.is_empty() {
             return Err(Failure::new(
                 ErrorCode::Invalid,
-                format!("`{shown}` cannot be read: no import roots are configured; start the coordinator with --import-root DIR"),
+                format!(
+                    "`{shown}` cannot be read: no import roots are configured; start the coordinator with --import-root DIR"
+                ),
             ));
         }
         if path.components().any(|part| part == Component::ParentDir) {
@@ -270,10 +272,9 @@ impl ObjectStore for ImportStore {
             version: None,
         };
         let range = match &options.range {
-            Some(range) => range.as_range(stat.bytes).map_err(|source| object_store::Error::Generic {
-                store: STORE,
-                source: Box::new(source),
-            })?,
+            Some(range) => range
+                .as_range(stat.bytes)
+                .map_err(|source| object_store::Error::Generic { store: STORE, source: Box::new(source) })?,
             None => 0..stat.bytes,
         };
         let payload = if options.head {

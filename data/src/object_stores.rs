@@ -55,7 +55,12 @@ mod tests {
         let prefixes = ["s3://lake/public/".to_owned()];
         let allowed = |url: &str| is_allowed(&prefixes, &Url::parse(url).unwrap());
         assert!(allowed("s3://lake/public/a.parquet") && allowed("s3://lake/public"));
-        for outside in ["s3://lake/publicity/a", "s3://lake/public/../private", "s3://other/public/a", "http://169.254.169.254/"] {
+        for outside in [
+            "s3://lake/publicity/a",
+            "s3://lake/public/../private",
+            "s3://other/public/a",
+            "http://169.254.169.254/",
+        ] {
             assert!(!allowed(outside), "{outside}");
         }
     }

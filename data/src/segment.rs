@@ -76,11 +76,7 @@ pub struct Segment {
 impl Segment {
     /// Its name in plans and on the wire.
     pub fn name(&self) -> SegmentName {
-        SegmentName {
-            table: self.table,
-            shard: self.shard,
-            segment: self.id,
-        }
+        SegmentName { table: self.table, shard: self.shard, segment: self.id }
     }
 }
 
@@ -128,9 +124,10 @@ impl StatValue {
             S::Boolean(Some(v)) => Self::Bool(*v),
             S::Int8(Some(v)) => Self::Int((*v).into()),
             S::Int16(Some(v)) => Self::Int((*v).into()),
-            S::Int32(Some(v)) | S::Date32(Some(v)) | S::Time32Second(Some(v)) | S::Time32Millisecond(Some(v)) => {
-                Self::Int((*v).into())
-            }
+            S::Int32(Some(v))
+            | S::Date32(Some(v))
+            | S::Time32Second(Some(v))
+            | S::Time32Millisecond(Some(v)) => Self::Int((*v).into()),
             S::Int64(Some(v))
             | S::Date64(Some(v))
             | S::Time64Microsecond(Some(v))
@@ -146,9 +143,7 @@ impl StatValue {
             S::Float32(Some(v)) if v.is_finite() => Self::Float((*v).into()),
             S::Float64(Some(v)) if v.is_finite() => Self::Float(*v),
             S::Decimal128(Some(v), _, _) => Self::Decimal(v.to_string()),
-            S::Utf8(Some(v)) | S::LargeUtf8(Some(v)) | S::Utf8View(Some(v))
-                if v.len() <= TEXT_BYTES_MAX =>
-            {
+            S::Utf8(Some(v)) | S::LargeUtf8(Some(v)) | S::Utf8View(Some(v)) if v.len() <= TEXT_BYTES_MAX => {
                 Self::Text(v.clone())
             }
             _ => return None,
@@ -204,11 +199,7 @@ mod tests {
 
     #[test]
     fn names_have_one_spelling() {
-        let name = SegmentName {
-            table: TableId(7),
-            shard: 3,
-            segment: SegmentId::random(),
-        };
+        let name = SegmentName { table: TableId(7), shard: 3, segment: SegmentId::random() };
         assert_eq!(name.to_string().parse::<SegmentName>().ok(), Some(name));
         for wrong in [
             "".to_owned(),

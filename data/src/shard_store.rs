@@ -17,8 +17,8 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use parking_lot::Mutex;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
@@ -72,13 +72,16 @@ pub struct Replica {
     pub address: String,
 }
 
+/// What was located, and when.
+type Known = HashMap<SegmentName, (Instant, Arc<Located>)>;
+
 /// Segments as an object store. Cheap to clone; reads only.
 #[derive(Clone)]
 pub struct ShardStore {
     local: Option<PathBuf>,
     locate: Arc<dyn Locate>,
     channels: Channels,
-    located: Arc<Mutex<HashMap<SegmentName, (Instant, Arc<Located>)>>>,
+    located: Arc<Mutex<Known>>,
     avoided: Arc<Mutex<HashMap<WorkerId, Instant>>>,
 }
 
@@ -206,10 +209,9 @@ impl ObjectStore for ShardStore {
         let size = self.bytes_of(&name).await.map_err(store_error)?;
         let meta = meta(location, size);
         let range = match &options.range {
-            Some(range) => range.as_range(size).map_err(|source| object_store::Error::Generic {
-                store: STORE,
-                source: Box::new(source),
-            })?,
+            Some(range) => range
+                .as_range(size)
+                .map_err(|source| object_store::Error::Generic { store: STORE, source: Box::new(source) })?,
             None => 0..size,
         };
         let payload: BoxStream<'static, object_store::Result<Bytes>> = if options.head {
@@ -310,14 +312,17 @@ fn parse(location: &Path) -> object_store::Result<SegmentName> {
 /// The failure travels as the source, so that its code survives.
 fn store_error(failure: Failure) -> object_store::Error {
     match failure.code {
-        ErrorCode::NotFound => object_store::Error::NotFound { path: String::new(), source: Box::new(failure) },
+        ErrorCode::NotFound => {
+            object_store::Error::NotFound { path: String::new(), source: Box::new(failure) }
+        }
         _ => object_store::Error::Generic { store: STORE, source: Box::new(failure) },
     }
 }
 
 fn read_only(operation: &str) -> object_store::Error {
     object_store::Error::NotSupported {
-        source: format!("{operation}: segments are read here, and written through the write path only").into(),
+        source: format!("{operation}: segments are read here, and written through the write path only")
+            .into(),
     }
 }
 

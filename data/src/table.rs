@@ -58,8 +58,7 @@ impl TableLayout {
         for (option, key) in [("shard_key", &self.shard_key), ("sort_key", &self.sort_key)] {
             for column in key {
                 let field = schema.field_with_name(column).map_err(|_| {
-                    let columns: Vec<_> =
-                        schema.fields().iter().map(|field| field.name().as_str()).collect();
+                    let columns: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
                     DataError::Layout(format!(
                         "{option} names column `{column}`, which the table does not have (columns: {})",
                         columns.join(", ")
@@ -71,7 +70,9 @@ impl TableLayout {
                         field.data_type()
                     )));
                 }
-                if option == "shard_key" && matches!(field.data_type(), DataType::Float16 | DataType::Float32 | DataType::Float64) {
+                if option == "shard_key"
+                    && matches!(field.data_type(), DataType::Float16 | DataType::Float32 | DataType::Float64)
+                {
                     return Err(DataError::Layout(format!(
                         "shard_key column `{column}` is of type {}: equal floats can differ in their bits; choose an integer, decimal, date or text column",
                         field.data_type()
@@ -121,9 +122,7 @@ impl Table {
 
     /// The segments of one shard, in order of commit.
     pub fn shard_segments(&self, shard: u32) -> impl Iterator<Item = &Arc<Segment>> {
-        self.segments
-            .iter()
-            .filter(move |segment| segment.shard == shard)
+        self.segments.iter().filter(move |segment| segment.shard == shard)
     }
 
     /// Every worker that should hold some of it.
@@ -132,11 +131,12 @@ impl Table {
     }
 }
 
-/// Arrow schemas as base64 of their IPC message: the one form of a schema
+/// Arrow schemas as base64 of their IPC flatbuffer: the one form of a schema
 /// whose stability Arrow promises.
 pub mod schema_serde {
     use super::{Arc, Schema, SchemaRef};
-    use arrow::ipc::convert::{IpcSchemaEncoder, try_schema_from_flatbuffer_bytes};
+    use arrow::ipc::convert::{IpcSchemaEncoder, fb_to_schema};
+    use arrow::ipc::root_as_schema;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -157,7 +157,34 @@ pub mod schema_serde {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SchemaRef, D::Error> {
         let text = String::deserialize(deserializer)?;
         let bytes = STANDARD.decode(text).map_err(D::Error::custom)?;
-        let schema: Schema = try_schema_from_flatbuffer_bytes(&bytes).map_err(D::Error::custom)?;
+        let flatbuffer = root_as_schema(&bytes).map_err(D::Error::custom)?;
+        let schema: Schema = fb_to_schema(flatbuffer);
         Ok(Arc::new(schema))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, TimeUnit};
+
+    use super::*;
+
+    #[test]
+    fn columns_survive_json() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Columns(#[serde(with = "schema_serde")] SchemaRef);
+
+        let list = DataType::List(Arc::new(Field::new("item", DataType::Utf8View, true)));
+        let columns = Columns(Arc::new(Schema::new(vec![
+            Field::new("größe", DataType::Int64, false),
+            Field::new("price", DataType::Decimal128(15, 2), true),
+            Field::new("at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true),
+            Field::new("words", list, true),
+        ])));
+        let json = serde_json::to_string(&columns).unwrap();
+        assert_eq!(serde_json::from_str::<Columns>(&json).unwrap(), columns);
+        for wrong in ["\"\"", "\"!\"", "\"AAAA\"", "\"////////////////\""] {
+            assert!(serde_json::from_str::<Columns>(wrong).is_err(), "{wrong} was taken");
+        }
     }
 }

@@ -37,10 +37,7 @@ pub struct Channels {
 impl Channels {
     /// Channels whose connections live on `io`.
     pub fn new(io: tokio::runtime::Handle) -> Self {
-        Self {
-            open: Arc::default(),
-            io,
-        }
+        Self { open: Arc::default(), io }
     }
 
     /// The channel to `address` (a URL such as `http://10.0.0.7:9001`).

@@ -52,10 +52,7 @@ impl ErrorCode {
 
     /// The code with this number; an unknown number is a defect of a peer.
     pub fn from_number(number: u32) -> Self {
-        Self::ALL
-            .into_iter()
-            .find(|code| *code as u32 == number)
-            .unwrap_or(Self::Internal)
+        Self::ALL.into_iter().find(|code| *code as u32 == number).unwrap_or(Self::Internal)
     }
 
     /// Whether another attempt, on other replicas, can cure it.
@@ -141,11 +138,7 @@ pub struct Failure {
 impl Failure {
     /// An error that no worker is to blame for.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            worker: None,
-        }
+        Self { code, message: message.into(), worker: None }
     }
 
     /// The same error, blamed on `worker` unless a worker is named already.
@@ -195,11 +188,8 @@ impl Failure {
     /// The failure that a gRPC status stands for.
     pub fn from_status(status: &Status) -> Self {
         let mut failure = Self::new(ErrorCode::from_grpc(status.code()), status.message());
-        failure.worker = status
-            .metadata()
-            .get(WORKER_HEADER)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
+        failure.worker =
+            status.metadata().get(WORKER_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
         failure
     }
 
@@ -250,9 +240,7 @@ mod tests {
     #[test]
     fn a_failure_is_found_below_contexts() {
         let failure = Failure::new(ErrorCode::Unavailable, "gone").at("w2");
-        let error = DataFusionError::from(failure.clone())
-            .context("outer")
-            .context("outermost");
+        let error = DataFusionError::from(failure.clone()).context("outer").context("outermost");
         assert_eq!(Failure::from_datafusion(&error), failure);
     }
 }

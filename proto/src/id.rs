@@ -59,9 +59,7 @@ impl WriteId {
 
 /// A table, for as long as the cluster lives: a dropped table's id is not
 /// used again.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Default,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Default)]
 #[serde(transparent)]
 pub struct TableId(pub u64);
 

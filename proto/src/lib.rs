@@ -13,17 +13,17 @@ pub mod server;
 
 pub use channel::Channels;
 pub use error_code::{ErrorCode, Failure};
-pub use query_pool::QueryPool;
 pub use id::{QueryId, SegmentId, TableId, WorkerId, WriteId};
+pub use query_pool::QueryPool;
 
 /// Generated from `cluster.proto`: membership, locations and bytes.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+#[expect(missing_docs, clippy::allow_attributes, reason = "generated code")]
 pub mod cluster {
     tonic::include_proto!("shoal.cluster.v1");
 }
 
 /// Generated from `query.proto`: plans and rows.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+#[expect(missing_docs, clippy::allow_attributes, reason = "generated code")]
 pub mod query {
     tonic::include_proto!("shoal.query.v1");
 }

@@ -10,9 +10,7 @@ use futures::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::Server;
 
-use crate::channel::{
-    CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
-};
+use crate::channel::{CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES};
 
 /// Bytes that the headers of one request may take; strangers control them.
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;

@@ -144,7 +144,9 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
             threads: settings.threads,
             grace: settings.node.grace,
         };
-        shoal_worker::node::run(config, listener, compute.handle().clone(), stop).await.map_err(anyhow::Error::from)
+        shoal_worker::node::run(config, listener, compute.handle().clone(), stop)
+            .await
+            .map_err(anyhow::Error::from)
     });
     compute.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     io.shutdown_timeout(RUNTIME_STOP_TIMEOUT);

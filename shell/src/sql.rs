@@ -56,7 +56,14 @@ pub struct SqlArgs {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t, hide_possible_values = true)]
     pub on_error: OnError,
     /// Who you are
-    #[arg(short = 'U', long, value_name = "NAME", env = "USER", hide_env_values = true, default_value = "shoal")]
+    #[arg(
+        short = 'U',
+        long,
+        value_name = "NAME",
+        env = "USER",
+        hide_env_values = true,
+        default_value = "shoal"
+    )]
     pub user: String,
     /// Say nothing beside results and errors
     #[arg(short = 'q', long)]
@@ -123,7 +130,9 @@ async fn connect(args: &SqlArgs) -> Result<Client, ClientError> {
     Client::connect(&address, &args.user).await.map_err(|error| match error {
         ClientError::Unreachable { address, cause } => ClientError::Unreachable {
             address,
-            cause: format!("{cause}\nIs a coordinator running there? `shoal demo` starts a whole cluster to try."),
+            cause: format!(
+                "{cause}\nIs a coordinator running there? `shoal demo` starts a whole cluster to try."
+            ),
         },
         other => other,
     })
@@ -192,8 +201,12 @@ mod tests {
     #[test]
     fn commands_come_before_files() {
         let args = parsed(&["-f", "a.sql", "-c", "select 1", "-f", "-", "-c", "\\d"]);
-        let expected =
-            [Input::Text("select 1".into()), Input::Text("\\d".into()), Input::File("a.sql".into()), Input::Stdin];
+        let expected = [
+            Input::Text("select 1".into()),
+            Input::Text("\\d".into()),
+            Input::File("a.sql".into()),
+            Input::Stdin,
+        ];
         assert_eq!(inputs(&args), expected);
     }
 

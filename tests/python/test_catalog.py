@@ -3,8 +3,10 @@
 import pyarrow
 import pytest
 from adbc_driver_flightsql import dbapi as flightsql
+from pyarrow import flight
 
-from conftest import connect
+import sql_messages
+from conftest import URI
 
 
 def objects(connection, depth, **filters):
@@ -75,7 +77,7 @@ def test_the_server_says_what_it_is(connection):
 
 def test_transactions_are_refused_with_a_warning():
     with pytest.warns(Warning, match="autocommit"):
-        with flightsql.connect(connect.__globals__["URI"]) as connection, connection.cursor() as cursor:
+        with flightsql.connect(URI) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT 1")
             assert cursor.fetchall() == [(1,)]
 
@@ -87,3 +89,45 @@ def test_the_current_catalog_and_schema_are_told_and_set(connection, cursor):
     assert connection.adbc_current_db_schema == "system"
     with pytest.raises(flightsql.Error):
         connection.adbc_current_catalog = "elsewhere"
+
+
+def answer(client, name, *fields):
+    """The rows of a command, whose columns must be those that it announced."""
+    descriptor = flight.FlightDescriptor.for_command(sql_messages.packed(name, *fields))
+    info = client.get_flight_info(descriptor)
+    rows = client.do_get(info.endpoints[0].ticket).read_all()
+    assert rows.schema == info.schema == client.get_schema(descriptor).schema
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("command", "first_column"),
+    [
+        ("CommandGetPrimaryKeys", "catalog_name"),
+        ("CommandGetExportedKeys", "pk_catalog_name"),
+        ("CommandGetImportedKeys", "pk_catalog_name"),
+        ("CommandGetCrossReference", "pk_catalog_name"),
+    ],
+)
+def test_keys_are_tables_of_no_rows(client, people, command, first_column):
+    rows = answer(client, command, (3, people))
+    assert rows.num_rows == 0
+    assert rows.schema.names[0] == first_column
+    assert "key_sequence" in rows.schema.names
+
+
+def test_sql_types_are_told(client):
+    names = answer(client, "CommandGetXdbcTypeInfo")["type_name"].to_pylist()
+    assert {"BIGINT", "DECIMAL", "VARCHAR", "TIMESTAMP"} <= set(names)
+
+
+def test_every_other_command_about_the_catalog_answers_as_announced(client):
+    for command in ["CommandGetCatalogs", "CommandGetDbSchemas", "CommandGetTables", "CommandGetTableTypes"]:
+        assert answer(client, command).num_rows > 0
+    assert answer(client, "CommandGetSqlInfo").num_rows > 40
+
+
+def test_the_columns_of_a_query_are_told_without_running_it(client):
+    command = sql_messages.statement_query("SELECT 1 AS n, 'x' AS t")
+    schema = client.get_schema(flight.FlightDescriptor.for_command(command)).schema
+    assert schema == pyarrow.schema([("n", pyarrow.int64()), ("t", pyarrow.string())])

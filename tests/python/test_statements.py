@@ -7,6 +7,10 @@ import adbc_driver_flightsql.dbapi as flightsql
 import pyarrow
 import pytest
 
+from conftest import connect
+
+CALL_HEADER = "adbc.flight.sql.rpc.call_header."
+
 
 def rows(cursor, sql, parameters=None):
     """All rows of a query."""
@@ -151,6 +155,39 @@ def test_settings_stay_with_their_connection(connection, cursor):
     cursor.execute("SET datafusion.execution.batch_size = 1234")
     with connection.cursor() as other:
         assert rows(other, "SHOW datafusion.execution.batch_size")[0][-1] == "1234"
+
+
+def test_a_new_connection_starts_with_default_settings(cursor):
+    cursor.execute("SET datafusion.execution.batch_size = 1234")
+    with connect() as connection, connection.cursor() as other:
+        assert rows(other, "SHOW datafusion.execution.batch_size")[0][-1] != "1234"
+
+
+def test_a_write_that_is_sent_twice_happens_once(cursor, table):
+    cursor.execute(f"CREATE TABLE {table} (n BIGINT)")
+    with connect(**{CALL_HEADER + "shoal-write-id": f"first-{table}"}) as connection, connection.cursor() as named:
+        for _ in range(2):
+            named.execute(f"INSERT INTO {table} VALUES (1), (2)")
+            assert named.rowcount == 2
+    with connect(**{CALL_HEADER + "shoal-write-id": f"many-{table}"}) as connection, connection.cursor() as named:
+        for _ in range(2):
+            named.executemany(f"INSERT INTO {table} VALUES (?)", [(3,), (4,)])
+            assert named.rowcount == 2
+    assert rows(cursor, f"SELECT n FROM {table} ORDER BY n") == [(1,), (2,), (3,), (4,)]
+
+
+def test_a_statement_whose_table_changed_says_to_prepare_again(cursor, table):
+    sql = f"SELECT * FROM {table}"
+    with connect() as connection, connection.cursor() as other:
+        cursor.execute(f"CREATE TABLE {table} (n BIGINT)")
+        assert rows(other, sql) == []
+        cursor.execute(f"DROP TABLE {table}")
+        cursor.execute(f"CREATE TABLE {table} (t TEXT, n BIGINT)")
+        with pytest.raises(flightsql.Error, match="prepare the statement again"):
+            rows(other, sql)
+    with connect() as connection, connection.cursor() as fresh:
+        assert rows(fresh, sql) == []
+        assert len(fresh.description) == 2
 
 
 def test_a_schema_is_told_without_running(cursor, people):

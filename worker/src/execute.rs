@@ -53,7 +53,13 @@ pub struct ExecutionService {
 
 impl ExecutionService {
     /// Runs plans on `compute`, with the memory, disk and stores of `node`.
-    pub fn new(worker_id: WorkerId, node: Arc<RuntimeEnv>, channels: Channels, compute: Handle, threads: usize) -> Self {
+    pub fn new(
+        worker_id: WorkerId,
+        node: Arc<RuntimeEnv>,
+        channels: Channels,
+        compute: Handle,
+        threads: usize,
+    ) -> Self {
         let sessions = TaskSessions::new(worker_id.clone(), Arc::clone(&node), channels, threads);
         let worker = Worker::from_session_builder(sessions.clone()).with_runtime_env(node);
         Self { worker_id, worker, sessions, compute, tasks_running: Arc::default() }
@@ -102,7 +108,10 @@ impl Execution for ExecutionService {
     type PartitionStream = FrameStream;
     type RunStream = FrameStream;
 
-    async fn task(&self, request: Request<Streaming<ToWorker>>) -> Result<Response<Self::TaskStream>, Status> {
+    async fn task(
+        &self,
+        request: Request<Streaming<ToWorker>>,
+    ) -> Result<Response<Self::TaskStream>, Status> {
         let (metadata, _, mut messages) = request.into_parts();
         let first = messages.message().await?.and_then(|message| message.message);
         let Some(to_worker::Message::SetPlan(plan)) = first else {
@@ -114,7 +123,10 @@ impl Execution for ExecutionService {
             plan: MaybeEncoded::Encoded(plan.plan.into()),
             work_unit_feed_declarations: Vec::new(),
             target_worker_url: Url::parse(&plan.worker_url).map_err(|error| {
-                self.refuse(Failure::new(ErrorCode::Invalid, format!("worker URL `{}`: {error}", plan.worker_url)))
+                self.refuse(Failure::new(
+                    ErrorCode::Invalid,
+                    format!("worker URL `{}`: {error}", plan.worker_url),
+                ))
             })?,
             query_start_time_ns: plan.query_start_ns as usize,
         };
@@ -203,7 +215,8 @@ impl ExecutionService {
         let (context, scope) = self.sessions.whole_plan_context(headers)?;
         let codec = DistributedCodec::new_combined_with_user(context.session_config());
         let converter = DeduplicatingProtoConverter::default();
-        let plan = physical_plan_from_bytes_with_proto_converter(&request.plan, &context, &codec, &converter)?;
+        let plan =
+            physical_plan_from_bytes_with_proto_converter(&request.plan, &context, &codec, &converter)?;
         Ok((with_counted_readers(plan, &scope)?, context))
     }
 }
@@ -272,9 +285,9 @@ fn producer_head(head: Option<partition_request::Head>) -> Result<ProducerHead, 
         Some(partition_request::Head::Broadcast(head)) => {
             Ok(ProducerHead::BroadcastExec { output_partitions: head.output_partitions as usize })
         }
-        Some(partition_request::Head::Repartition(head)) => {
-            Ok(ProducerHead::RepartitionExec { partitioning: MaybeEncoded::Encoded(head.partitioning.into()) })
-        }
+        Some(partition_request::Head::Repartition(head)) => Ok(ProducerHead::RepartitionExec {
+            partitioning: MaybeEncoded::Encoded(head.partitioning.into()),
+        }),
         None => Err(Failure::new(ErrorCode::Invalid, "a partition request without a head")),
     }
 }

@@ -29,7 +29,7 @@ const JOIN_MAX: Duration = Duration::from_secs(5);
 /// Silence of the coordinator after which the stream is taken for broken.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Waits between attempts to join: from, to.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How often a cause that lasts is logged.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 
@@ -94,7 +94,8 @@ impl Heartbeat {
             .enable_all()
             .build()
             .map_err(|error| Error::io("cannot start the heartbeat", error))?;
-        let (leaving, left, end) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let (leaving, left, end) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let mut beating = Beating {
             channels: Channels::new(runtime.handle().clone()),
             incarnation: uuid::Uuid::new_v4().simple().to_string(),

@@ -31,9 +31,8 @@ impl Identity {
     pub fn load(dir: &Path, name: Option<&str>) -> Result<Self, Error> {
         let path = dir.join(FILE);
         let identity = match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str::<Self>(&text).map_err(|error| {
-                Error::Invalid(format!("{} is not an identity: {error}", path.display()))
-            })?,
+            Ok(text) => toml::from_str::<Self>(&text)
+                .map_err(|error| Error::Invalid(format!("{} is not an identity: {error}", path.display())))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let made = || {
                     let id = uuid::Uuid::new_v4().simple().to_string();

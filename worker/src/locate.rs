@@ -29,7 +29,9 @@ impl CoordinatorLocate {
         let asked = client.locate(LocateRequest { name: name.to_string() });
         let reply = tokio::time::timeout(LOCATE_MAX, asked)
             .await
-            .map_err(|_| Failure::new(ErrorCode::Unavailable, format!("coordinator {address} does not answer")))?
+            .map_err(|_| {
+                Failure::new(ErrorCode::Unavailable, format!("coordinator {address} does not answer"))
+            })?
             .map_err(|status| Failure::from_status(&status))?
             .into_inner();
         let replicas = reply

@@ -148,11 +148,7 @@ async fn idle(execution: &ExecutionService) {
     }
 }
 
-fn register(
-    runtime: &RuntimeEnv,
-    url: &str,
-    store: Arc<dyn object_store::ObjectStore>,
-) -> Result<(), Error> {
+fn register(runtime: &RuntimeEnv, url: &str, store: Arc<dyn object_store::ObjectStore>) -> Result<(), Error> {
     let url = Url::parse(url).map_err(|error| Error::Internal(format!("{url}: {error}")))?;
     runtime.register_object_store(&url, store);
     Ok(())

@@ -133,7 +133,12 @@ impl Replicator {
         )))
     }
 
-    async fn fetch_from(&self, name: SegmentName, request: &FetchRequest, address: &str) -> Result<(), Error> {
+    async fn fetch_from(
+        &self,
+        name: SegmentName,
+        request: &FetchRequest,
+        address: &str,
+    ) -> Result<(), Error> {
         let (bytes, crc32c) = (request.bytes, request.crc32c);
         let mut data = file_stream::receive(&self.0.channels, address, &request.name, 0..bytes).await?;
         let dir = Arc::clone(&self.0.dir);

@@ -61,7 +61,10 @@ impl AsyncFileReader for CountedReader {
         self.inner.get_bytes(range)
     }
 
-    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
+    fn get_byte_ranges(
+        &mut self,
+        ranges: Vec<Range<u64>>,
+    ) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
         self.scanned.add_bytes(ranges.iter().map(|range| range.end - range.start).sum());
         self.inner.get_byte_ranges(ranges)
     }

@@ -49,9 +49,9 @@ impl SegmentDir {
                     let relative = file.strip_prefix(&segments).unwrap_or(&file).to_string_lossy();
                     match relative.parse::<SegmentName>() {
                         Ok(name) => {
-                            let metadata = file
-                                .metadata()
-                                .map_err(|error| Error::io(format!("cannot look at {}", file.display()), error))?;
+                            let metadata = file.metadata().map_err(|error| {
+                                Error::io(format!("cannot look at {}", file.display()), error)
+                            })?;
                             held.insert(name, metadata.len());
                         }
                         Err(_) => tracing::warn!(file = %file.display(), "not a segment, left alone"),

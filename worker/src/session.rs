@@ -97,8 +97,11 @@ impl TaskSessions {
             return scope;
         }
         scopes.retain(|_, scope| scope.strong_count() > 0);
-        let pool =
-            QueryPool::new(Arc::clone(&self.node.memory_pool), self.worker.as_str(), options.memory_limit_bytes);
+        let pool = QueryPool::new(
+            Arc::clone(&self.node.memory_pool),
+            self.worker.as_str(),
+            options.memory_limit_bytes,
+        );
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..self.node.as_ref().clone() };
         let scope = Arc::new(QueryScope { runtime: Arc::new(runtime), scanned: Arc::default() });
         scopes.insert(options.query, Arc::downgrade(&scope));
@@ -117,7 +120,12 @@ impl TaskSessions {
         self.node.memory_pool.reserved() as u64
     }
 
-    fn configure(&self, mut config: SessionConfig, options: &QueryOptions, scope: Arc<QueryScope>) -> Result<SessionConfig> {
+    fn configure(
+        &self,
+        mut config: SessionConfig,
+        options: &QueryOptions,
+        scope: Arc<QueryScope>,
+    ) -> Result<SessionConfig> {
         for (name, value) in &options.settings {
             config.options_mut().set(name, value)?;
         }
@@ -156,7 +164,10 @@ impl TaskSessions {
 
 #[async_trait]
 impl WorkerSessionBuilder for TaskSessions {
-    async fn build_session_state(&self, context: WorkerQueryContext) -> Result<SessionState, DataFusionError> {
+    async fn build_session_state(
+        &self,
+        context: WorkerQueryContext,
+    ) -> Result<SessionState, DataFusionError> {
         let options = QueryOptions::from_headers(&context.headers)?;
         let scope = self.scope(&options);
         let mut builder = context.builder.with_runtime_env(Arc::clone(&scope.runtime));

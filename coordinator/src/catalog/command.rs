@@ -109,6 +109,14 @@ pub enum Command {
         /// The worker.
         worker: WorkerRecord,
     },
+    /// Adds workers to the shards of a table that has fewer copies than it
+    /// asks for.
+    ExtendPlacement {
+        /// The table.
+        table: TableId,
+        /// The workers of each shard: those that it has, then the new ones.
+        placement: Vec<Vec<WorkerId>>,
+    },
     /// Records one more durable copy of a segment.
     AddReplica {
         /// The table.

@@ -36,6 +36,12 @@ pub(super) fn has_room(path: &Path) -> bool {
     rustix::fs::statvfs(path).map_or(true, |disk| disk.f_bavail * disk.f_frsize >= FREE_BYTES_MIN)
 }
 
+/// A test makes a disk full by putting this file beside the catalog.
+#[cfg(test)]
+pub(super) fn is_full_for_test(path: &Path) -> bool {
+    path.with_extension("full").exists()
+}
+
 impl StorageBackend for Disk {
     fn len(&self) -> Result<u64, io::Error> {
         self.backend.len()
@@ -48,6 +54,10 @@ impl StorageBackend for Disk {
     /// Takes the space at once: a full disk shows here, before a commit, and
     /// not in the middle of one.
     fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        #[cfg(test)]
+        if is_full_for_test(&self.path) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let now = self.backend.len()?;
         if len > now {
             match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), now, len - now) {

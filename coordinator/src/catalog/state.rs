@@ -178,6 +178,7 @@ impl State {
                 self.commit_write(write, table, segments, replace)
             }
             Command::RegisterWorker { worker } => Ok(self.register_worker(worker)),
+            Command::ExtendPlacement { table, placement } => Ok(self.extend_placement(table, placement)),
             Command::AddReplica { table, segment, worker } => self.add_replica(table, segment, worker),
         }?;
         match &outcome {
@@ -266,7 +267,12 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    fn drop_table(&mut self, schema_name: &str, name: &str, if_exists: bool) -> Result<Outcome, CatalogError> {
+    fn drop_table(
+        &mut self,
+        schema_name: &str,
+        name: &str,
+        if_exists: bool,
+    ) -> Result<Outcome, CatalogError> {
         let Some(table) = self.tables.remove(&key(schema_name, name)) else {
             return drop_one(&mut self.tables, "table", schema_name, name, if_exists);
         };
@@ -308,7 +314,9 @@ impl State {
         }
         let entry = self.tables.values_mut().find(|entry| entry.id == table);
         let entry = entry.ok_or_else(|| {
-            CatalogError::NotFound("the table was dropped while it was written to; nothing was written".to_owned())
+            CatalogError::NotFound(
+                "the table was dropped while it was written to; nothing was written".to_owned(),
+            )
         })?;
         let segments: Vec<_> = segments.into_iter().map(Arc::new).collect();
         check_segments(entry, &segments)?;
@@ -326,6 +334,20 @@ impl State {
             return Outcome::Unchanged;
         }
         self.workers.insert(worker.id.clone(), worker);
+        Outcome::Done
+    }
+
+    /// Changes nothing where the placement is not what the command saw.
+    fn extend_placement(&mut self, table: TableId, placement: Vec<Vec<WorkerId>>) -> Outcome {
+        let Some(entry) = self.tables.values_mut().find(|entry| entry.id == table) else {
+            return Outcome::Unchanged;
+        };
+        let extends = entry.placement.len() == placement.len()
+            && entry.placement.iter().zip(&placement).all(|(old, new)| new.starts_with(old));
+        if !extends || entry.placement == placement {
+            return Outcome::Unchanged;
+        }
+        Arc::make_mut(entry).placement = placement;
         Outcome::Done
     }
 

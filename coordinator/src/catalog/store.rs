@@ -147,8 +147,7 @@ struct Store {
 
 impl Store {
     fn open(path: PathBuf) -> Result<Self, Error> {
-        let database = open_database(&path)?;
-        let (state, logged) = load(&database, &path)?;
+        let (database, state, logged) = reopen(&path)?;
         Ok(Self { path, database: Some(database), state: Arc::new(state), dropped: Arc::default(), logged })
     }
 
@@ -218,7 +217,15 @@ impl Store {
 
     fn commit(&mut self, state: State, log: &[(u64, Vec<u8>)]) -> Result<(), Error> {
         if self.database.is_none() {
-            self.database = Some(open_database(&self.path)?);
+            let (database, found, logged) = reopen(&self.path)?;
+            if found.version != self.state.version {
+                tracing::error!(
+                    "a commit that was given up is on disk: ending, to recover at the next start"
+                );
+                std::process::abort()
+            }
+            self.logged = logged;
+            self.database = Some(database);
         }
         let Some(database) = &self.database else {
             return Err(Error::Internal("the catalog's store is not open".to_owned()));
@@ -249,11 +256,7 @@ impl Store {
     /// the commit is there after all.
     fn recover(&mut self, wanted: u64) -> Option<()> {
         self.database = None;
-        let reopened = open_database(&self.path).and_then(|database| {
-            let (state, logged) = load(&database, &self.path)?;
-            Ok((database, state, logged))
-        });
-        match reopened {
+        match reopen(&self.path) {
             Ok((database, state, logged)) => {
                 let committed = state.version == wanted;
                 if committed {
@@ -295,6 +298,7 @@ fn adds(command: &Command) -> bool {
         | Command::DropView { .. }
         | Command::DropExternal { .. }
         | Command::RegisterWorker { .. }
+        | Command::ExtendPlacement { .. }
         | Command::AddReplica { .. } => false,
     }
 }
@@ -313,6 +317,13 @@ fn open_database(path: &Path) -> Result<Database, Error> {
         )),
         other => store(other),
     })
+}
+
+/// The store as it is on disk: itself, its state, and the length of its log.
+fn reopen(path: &Path) -> Result<(Database, State, u64), Error> {
+    let database = open_database(path)?;
+    let (state, logged) = load(&database, path)?;
+    Ok((database, state, logged))
 }
 
 /// The state that the store holds, and how many commands its log has.

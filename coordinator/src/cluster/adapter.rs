@@ -15,9 +15,7 @@ use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::membership::{
-    BEAT_INTERVAL, Heard, Joining, LiveWorkers, Membership, StreamNumber, Vitals,
-};
+use super::membership::{BEAT_INTERVAL, Heard, Joining, LiveWorkers, Membership, StreamNumber, Vitals};
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Candidate, Placement};
 use super::repair;
@@ -125,9 +123,7 @@ impl Cluster {
     /// # Errors
     /// `Unavailable` where no worker is alive.
     pub fn place(&self, layout: &TableLayout) -> Result<Placement, Error> {
-        let live = self.live();
-        let candidate = |worker: &super::LiveWorker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() };
-        let workers: Vec<_> = live.workers.iter().map(candidate).collect();
+        let workers = candidates(&self.live());
         let state = self.catalog.snapshot();
         placement::place(layout, &workers, state.tables().map(AsRef::<Table>::as_ref)).ok_or_else(|| {
             Error::Unavailable(
@@ -197,6 +193,7 @@ impl Cluster {
             loop {
                 self.record_fetched().await;
                 self.collect();
+                self.extend_placements().await;
                 self.order_copies(Instant::now());
                 tokio::time::sleep(TICK).await;
                 tokio::select! {
@@ -316,8 +313,12 @@ impl Cluster {
         }
         for report in beat.progress {
             if let Ok(query) = report.query.parse::<QueryId>() {
-                let progress =
-                    Progress { rows: report.rows, bytes: report.bytes, segments: report.segments, workers: 1 };
+                let progress = Progress {
+                    rows: report.rows,
+                    bytes: report.bytes,
+                    segments: report.segments,
+                    workers: 1,
+                };
                 core.progress.entry(query).or_default().insert(id.clone(), (now, progress));
             }
         }
@@ -337,8 +338,13 @@ impl Cluster {
     /// A heartbeat stream broke.
     pub fn disconnected(&self, worker: &WorkerId, stream: StreamNumber) {
         let mut core = self.core.lock();
+        let was_leaving = core.membership.is_leaving(worker);
         if core.membership.disconnected(worker, stream) {
-            tracing::warn!(%worker, "worker is lost: its connection broke");
+            if was_leaving {
+                tracing::info!(%worker, "worker has left");
+            } else {
+                tracing::warn!(%worker, "worker is lost: its connection broke");
+            }
             core.forget(worker);
             self.publish(&core);
         }
@@ -393,6 +399,20 @@ impl Cluster {
         }
     }
 
+    /// Gives workers that came later a part in tables with too few copies.
+    async fn extend_placements(&self) {
+        let workers = candidates(&self.live());
+        let state = self.catalog.snapshot();
+        let short = state.tables().filter_map(|table| Some((table, placement::extend(table, &workers)?)));
+        let commands = short.map(|(table, placement)| {
+            tracing::info!(table = %table.full_name(), "table gets more copies");
+            self.catalog.apply(Command::ExtendPlacement { table: table.id, placement })
+        });
+        for error in join_all(commands).await.into_iter().filter_map(Result::err) {
+            tracing::warn!(%error, "placement not extended");
+        }
+    }
+
     fn order_copies(&self, now: Instant) {
         let live = self.live();
         let state = self.catalog.snapshot();
@@ -433,6 +453,12 @@ impl Core {
         self.waiting.remove(worker);
         self.fetching.remove(worker);
     }
+}
+
+fn candidates(live: &LiveWorkers) -> Vec<Candidate> {
+    let candidate =
+        |worker: &super::LiveWorker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() };
+    live.workers.iter().map(candidate).collect()
 }
 
 #[async_trait]

@@ -267,6 +267,11 @@ impl Membership {
         self.members.contains_key(id)
     }
 
+    /// Whether the worker said that it is stopping.
+    pub fn is_leaving(&self, id: &WorkerId) -> bool {
+        self.members.get(id).is_some_and(|member| member.trust == Trust::Leaving)
+    }
+
     /// Those that can be given work, sorted by id.
     pub fn live(&self) -> LiveWorkers {
         let live = self.members.values().filter(|member| member.trust == Trust::Live);

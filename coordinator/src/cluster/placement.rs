@@ -75,43 +75,85 @@ fn group_of<'a>(
     };
     tables
         .filter(|table| table.layout.shards == layout.shards && table.layout.replicas == layout.replicas)
-        .filter(|table| table.placement.len() == layout.shards as usize && table.placement.iter().all(is_whole))
+        .filter(|table| {
+            table.placement.len() == layout.shards as usize && table.placement.iter().all(is_whole)
+        })
         .max_by_key(|table| table.id)
         .map(|table| table.placement.clone())
+}
+
+/// The placement of a table that has fewer copies than it asks for, with
+/// live workers added; none where nothing can be added. Tables of one group
+/// get the same answer. Copies are never taken away.
+pub fn extend(table: &Table, workers: &[Candidate]) -> Option<Vec<Vec<WorkerId>>> {
+    let ReplicaCount::Count(wanted) = table.layout.replicas else {
+        return None;
+    };
+    let mut workers = workers.to_vec();
+    workers.sort();
+    let index_of = |id: &WorkerId| workers.iter().position(|worker| worker.id == *id);
+    let mut spread = Spread::over(&workers);
+    let held: Vec<Vec<usize>> =
+        table.placement.iter().map(|shard| shard.iter().filter_map(index_of).collect()).collect();
+    for worker in held.iter().flatten() {
+        spread.load[*worker] += 1;
+    }
+    let extended = table.placement.iter().zip(held).map(|(shard, chosen)| {
+        let missing = (wanted as usize).saturating_sub(shard.len());
+        let before = chosen.len();
+        let chosen = spread.choose(chosen, before + missing);
+        let new = chosen[before..].iter().map(|worker| workers[*worker].id.clone());
+        shard.iter().cloned().chain(new).collect()
+    });
+    let extended: Vec<Vec<WorkerId>> = extended.collect();
+    (extended != table.placement).then_some(extended)
 }
 
 /// Copies of each shard on distinct workers: as many zones as there can be,
 /// then the least loaded. Within a zone no worker holds more than one shard
 /// more than another; over zones of one size neither.
 fn spread(shards: usize, copies: usize, workers: &[Candidate]) -> Vec<Vec<WorkerId>> {
-    let mut zones: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (index, worker) in workers.iter().enumerate() {
-        zones.entry(&worker.zone).or_default().push(index);
+    let mut spread = Spread::over(workers);
+    let shard = |_| {
+        let chosen = spread.choose(Vec::with_capacity(copies), copies);
+        chosen.into_iter().map(|worker| workers[worker].id.clone()).collect()
+    };
+    (0..shards).map(shard).collect()
+}
+
+/// Workers, by their index, and what each holds so far.
+struct Spread<'a> {
+    zones: BTreeMap<&'a str, Vec<usize>>,
+    load: Vec<usize>,
+}
+
+impl<'a> Spread<'a> {
+    fn over(workers: &'a [Candidate]) -> Self {
+        let mut zones: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, worker) in workers.iter().enumerate() {
+            zones.entry(&worker.zone).or_default().push(index);
+        }
+        Self { zones, load: vec![0; workers.len()] }
     }
-    let mut load = vec![0_usize; workers.len()];
-    let mut placement = Vec::with_capacity(shards);
-    for _ in 0..shards {
-        let mut chosen: Vec<usize> = Vec::with_capacity(copies);
+
+    /// Adds distinct workers to those of one shard until there are `copies`.
+    fn choose(&mut self, mut chosen: Vec<usize>, copies: usize) -> Vec<usize> {
         while chosen.len() < copies {
-            let next = zones
-                .values()
-                .filter_map(|zone| {
-                    let used = zone.iter().filter(|worker| chosen.contains(worker)).count();
-                    let free = zone.iter().copied().filter(|worker| !chosen.contains(worker));
-                    let worker = free.min_by_key(|worker| load[*worker])?;
-                    let total: usize = zone.iter().map(|worker| load[*worker]).sum();
-                    Some(((used, load[worker], total), worker))
-                })
-                .min();
-            let Some((_, worker)) = next else {
+            let in_zone = |zone: &Vec<usize>| {
+                let used = zone.iter().filter(|worker| chosen.contains(worker)).count();
+                let free = zone.iter().copied().filter(|worker| !chosen.contains(worker));
+                let worker = free.min_by_key(|worker| self.load[*worker])?;
+                let total: usize = zone.iter().map(|worker| self.load[*worker]).sum();
+                Some(((used, self.load[worker], total), worker))
+            };
+            let Some((_, worker)) = self.zones.values().filter_map(in_zone).min() else {
                 break;
             };
-            load[worker] += 1;
+            self.load[worker] += 1;
             chosen.push(worker);
         }
-        placement.push(chosen.into_iter().map(|worker| workers[worker].id.clone()).collect());
+        chosen
     }
-    placement
 }
 
 #[cfg(test)]

@@ -69,9 +69,10 @@ pub fn missing(
     for table in state.tables() {
         for segment in &table.segments {
             let name = segment.name();
-            let lacking = live.workers.iter().filter(|worker| {
-                should_hold(table, segment, &worker.id) && !has(segment, worker)
-            });
+            let lacking = live
+                .workers
+                .iter()
+                .filter(|worker| should_hold(table, segment, &worker.id) && !has(segment, worker));
             for worker in lacking {
                 let count = given.entry(&worker.id).or_default();
                 if *count >= per_worker_max || is_under_way(&worker.id, &name) {

@@ -8,9 +8,7 @@ use futures::{StreamExt, stream};
 use shoal_data::{Locate, SegmentName};
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::cluster_server::{Cluster as ClusterRpc, ClusterServer};
-use shoal_proto::cluster::{
-    Beat, JoinReply, JoinRequest, LocateReply, LocateRequest, Location, Orders,
-};
+use shoal_proto::cluster::{Beat, JoinReply, JoinRequest, LocateReply, LocateRequest, Location, Orders};
 use shoal_proto::{Failure, WorkerId};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -113,10 +111,10 @@ impl ClusterRpc for ClusterService {
     async fn locate(&self, request: Request<LocateRequest>) -> Result<Response<LocateReply>, Status> {
         let name: SegmentName = request.into_inner().name.parse().map_err(Error::from)?;
         let located = self.cluster.locate(&name).await.map_err(|failure: Failure| failure.to_status())?;
-        let locations = located.replicas.into_iter().map(|replica| Location {
-            worker: replica.worker.to_string(),
-            address: replica.address,
-        });
+        let locations = located
+            .replicas
+            .into_iter()
+            .map(|replica| Location { worker: replica.worker.to_string(), address: replica.address });
         Ok(Response::new(LocateReply {
             locations: locations.collect(),
             bytes: located.bytes,

@@ -22,14 +22,20 @@ use crate::sql::{Copy, CopyDirection, CopySource, plain_columns};
 use crate::{Error, Session};
 
 impl Engine {
-    pub(super) async fn create_external(&self, session: &Session, create: &CreateExternalTable) -> Result<u64, Error> {
+    pub(super) async fn create_external(
+        &self,
+        session: &Session,
+        create: &CreateExternalTable,
+    ) -> Result<u64, Error> {
         if !create.table_partition_cols.is_empty() || !create.order_exprs.is_empty() || create.unbounded {
             return Err(Error::Unsupported(
                 "PARTITIONED BY, WITH ORDER and UNBOUNDED are not supported for external tables".into(),
             ));
         }
         let [location] = create.locations.as_slice() else {
-            return Err(Error::Invalid("an external table has one LOCATION; it may be a pattern such as 'dir/*.parquet'".into()));
+            return Err(Error::Invalid(
+                "an external table has one LOCATION; it may be a pattern such as 'dir/*.parquet'".into(),
+            ));
         };
         self.check_location(location)?;
         let scope = self.scope(session);
@@ -135,7 +141,8 @@ impl Engine {
             }
         };
         let format = FileFormat::from_options(&copy.location, &copy.options)?;
-        let rows = read_files(scope.planning.state(), &self.imports, &copy.location, &format, columns).await?;
+        let rows =
+            read_files(scope.planning.state(), &self.imports, &copy.location, &format, columns).await?;
         self.write(&table, &write_id, watched(running, rows), Commit::Append).await
     }
 
@@ -159,7 +166,12 @@ impl Engine {
     }
 
     /// `SELECT columns FROM table`.
-    async fn plan_table(&self, scope: &Scope, name: &ast::ObjectName, columns: &[String]) -> Result<LogicalPlan, Error> {
+    async fn plan_table(
+        &self,
+        scope: &Scope,
+        name: &ast::ObjectName,
+        columns: &[String],
+    ) -> Result<LogicalPlan, Error> {
         let columns: Vec<_> =
             columns.iter().map(|column| format!("\"{}\"", column.replace('"', "\"\""))).collect();
         let columns = if columns.is_empty() { "*".to_owned() } else { columns.join(", ") };

@@ -26,11 +26,23 @@ impl Engine {
     pub async fn update(
         &self,
         session: &Arc<Session>,
-        prepared: &Prepared,
+        prepared: &Arc<Prepared>,
         parameters: Parameters,
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         session.touch();
+        let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
+        self.on_compute(async move { engine.update_here(&session, &prepared, parameters, write_id).await })
+            .await
+    }
+
+    async fn update_here(
+        &self,
+        session: &Arc<Session>,
+        prepared: &Prepared,
+        parameters: Parameters,
+        write_id: Option<WriteId>,
+    ) -> Result<u64, Error> {
         match &prepared.statement {
             Statement::Query(_) | Statement::Explain { .. } => {
                 Err(Error::Invalid("this statement gives rows: run it as a query".into()))
@@ -118,7 +130,15 @@ impl Engine {
             session.notice(notice);
         }
         let id = self.reserve_table().await?;
-        Ok(Table { id, schema_name, name, columns, layout, placement: placement.shards, segments: Vec::new() })
+        Ok(Table {
+            id,
+            schema_name,
+            name,
+            columns,
+            layout,
+            placement: placement.shards,
+            segments: Vec::new(),
+        })
     }
 
     async fn reserve_table(&self) -> Result<TableId, Error> {
@@ -130,7 +150,11 @@ impl Engine {
 
     /// Plans CREATE TABLE [AS], without the options that are ours: the schema
     /// of the plan is that of the table.
-    pub(super) async fn plan_create(&self, scope: &Scope, create: &ast::CreateTable) -> Result<LogicalPlan, Error> {
+    pub(super) async fn plan_create(
+        &self,
+        scope: &Scope,
+        create: &ast::CreateTable,
+    ) -> Result<LogicalPlan, Error> {
         let unsupported = [
             (create.temporary, "TEMPORARY"),
             (create.or_replace, "OR REPLACE"),
@@ -145,7 +169,9 @@ impl Engine {
         }
         for column in &create.columns {
             if let Some(option) = column.options.iter().find_map(|option| match &option.option {
-                ast::ColumnOption::Null | ast::ColumnOption::NotNull | ast::ColumnOption::PrimaryKey(_) => None,
+                ast::ColumnOption::Null | ast::ColumnOption::NotNull | ast::ColumnOption::PrimaryKey(_) => {
+                    None
+                }
                 other => Some(other),
             }) {
                 return Err(Error::Unsupported(format!(
@@ -180,7 +206,9 @@ impl Engine {
 
     async fn create_view(&self, session: &Session, create: &ast::CreateView) -> Result<u64, Error> {
         if create.materialized || create.temporary {
-            return Err(Error::Unsupported("materialized and temporary views are not supported: plain views are".into()));
+            return Err(Error::Unsupported(
+                "materialized and temporary views are not supported: plain views are".into(),
+            ));
         }
         let scope = self.scope(session);
         let (schema_name, name) = full_name(&create.name, &scope.settings)?;
@@ -222,10 +250,16 @@ impl Engine {
         let snapshot = self.catalog();
         let found = match kind {
             ast::ObjectType::View => snapshot.view(&schema_name, &name).is_some(),
-            _ => snapshot.table(&schema_name, &name).is_some() || snapshot.external(&schema_name, &name).is_some(),
+            _ => {
+                snapshot.table(&schema_name, &name).is_some()
+                    || snapshot.external(&schema_name, &name).is_some()
+            }
         };
         if !found && if_exists {
-            session.notice(format!("{} {schema_name}.{name} does not exist, skipped", kind.to_string().to_lowercase()));
+            session.notice(format!(
+                "{} {schema_name}.{name} does not exist, skipped",
+                kind.to_string().to_lowercase()
+            ));
             return Ok(0);
         }
         if !found {
@@ -247,7 +281,9 @@ impl Engine {
             LogicalPlan::Statement(PlanStatement::SetVariable(set)) => {
                 session.set(&set.variable, Some(&set.value))?;
             }
-            LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) => session.set(&reset.variable, None)?,
+            LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) => {
+                session.set(&reset.variable, None)?
+            }
             other => return Err(Error::Unsupported(format!("`{}` is not supported", other.display()))),
         }
         Ok(0)

@@ -20,8 +20,10 @@ use datafusion::execution::SendableRecordBatchStream;
 use parking_lot::Mutex;
 use serde::Serialize;
 use shoal_data::ImportRoots;
-use shoal_proto::exchange::QueryOptions;
+use shoal_proto::exchange::{QueryOptions, panic_failure};
 use shoal_proto::{Channels, Failure, QueryId, WriteId};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::catalog::State;
@@ -54,6 +56,7 @@ pub struct Engine {
     writes: WriteContext,
     imports: ImportRoots,
     object_stores: Arc<[String]>,
+    compute: Handle,
     query_memory_bytes: u64,
     sessions: Arc<Mutex<HashMap<String, Arc<Session>>>>,
 }
@@ -126,7 +129,8 @@ struct Scope {
 
 impl Engine {
     /// An engine over a cluster; `spill_dir` takes what does not fit in
-    /// memory.
+    /// memory. Statements are planned and run on `compute`: however long one
+    /// takes to plan, heartbeats and other clients are heard.
     ///
     /// # Errors
     /// Where the spill directory cannot be used.
@@ -136,12 +140,13 @@ impl Engine {
         channels: Channels,
         imports: ImportRoots,
         spill_dir: PathBuf,
+        compute: Handle,
     ) -> Result<Self, Error> {
         let runtime = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
         let registry = Registry::default();
         let admission = Admission::new(config.queries_max, config.queue_max, config.queue_timeout);
         Ok(Self {
-            template: Arc::new(StateTemplate::new(runtime, channels.clone())),
+            template: Arc::new(StateTemplate::new(runtime, channels.clone(), imports.clone())),
             attempts: Attempts::new(Arc::clone(&cluster), ""),
             system: SystemTables::new(Arc::clone(&cluster), registry.clone(), admission.clone()),
             writes: WriteContext::new(Arc::clone(&cluster), channels, config.write_buffer_bytes),
@@ -151,6 +156,7 @@ impl Engine {
             admission,
             registry,
             imports,
+            compute,
             object_stores: config.object_stores.clone().into(),
         })
     }
@@ -164,7 +170,8 @@ impl Engine {
             let idle = |session: &Arc<Session>| session.used_at().elapsed() > SESSION_IDLE_MAX;
             sessions.retain(|_, session| !idle(session));
             if sessions.len() >= SESSIONS_MAX
-                && let Some(oldest) = sessions.iter().min_by_key(|(_, session)| session.used_at()).map(|(id, _)| id.clone())
+                && let Some(oldest) =
+                    sessions.iter().min_by_key(|(_, session)| session.used_at()).map(|(id, _)| id.clone())
             {
                 sessions.remove(&oldest);
             }
@@ -224,26 +231,36 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, with a hint.
-    pub async fn columns_of(&self, session: &Arc<Session>, schema: &str, table: &str) -> Result<SchemaRef, Error> {
+    pub async fn columns_of(
+        &self,
+        session: &Arc<Session>,
+        schema: &str,
+        table: &str,
+    ) -> Result<SchemaRef, Error> {
         let scope = self.scope(session);
         let catalogs = scope.planning.state().catalog_list();
         let found = match catalogs.catalog("shoal").and_then(|catalog| catalog.schema(schema)) {
             Some(provider) => provider.table(table).await?,
             None => None,
         };
-        found.map(|provider| provider.schema()).ok_or_else(|| self.unknown_table(&scope.snapshot, schema, table))
+        found
+            .map(|provider| provider.schema())
+            .ok_or_else(|| self.unknown_table(&scope.snapshot, schema, table))
     }
 
     fn unknown_table(&self, snapshot: &State, schema: &str, table: &str) -> Error {
-        let failure = Failure::new(
-            shoal_proto::ErrorCode::NotFound,
-            format!("table '{schema}.{table}' not found"),
-        );
+        let failure =
+            Failure::new(shoal_proto::ErrorCode::NotFound, format!("table '{schema}.{table}' not found"));
         with_hint(failure, table_names(snapshot)).into()
     }
 
     /// Pins the newest snapshot and takes the session's settings.
     fn scope(&self, session: &Session) -> Scope {
+        self.scope_for(session, false)
+    }
+
+    /// [`Engine::scope`], for reading or for planning a write.
+    fn scope_for(&self, session: &Session, is_write: bool) -> Scope {
         let settings = session.settings();
         let (snapshot, pin) = self.cluster.pin().into_parts();
         let names = SnapshotCatalogs::new(
@@ -252,7 +269,8 @@ impl Engine {
             Arc::clone(&self.template),
             Arc::clone(&settings.options),
         );
-        let names: Arc<dyn CatalogProviderList> = Arc::new(names);
+        let names: Arc<dyn CatalogProviderList> =
+            Arc::new(if is_write { names.for_writing() } else { names });
         let planning = self.template.planning(&settings.options, names);
         Scope { snapshot, pin, settings, planning }
     }
@@ -266,6 +284,21 @@ impl Engine {
             memory_limit_bytes: memory.unwrap_or(self.query_memory_bytes),
             settings: settings.changed.clone(),
         })
+    }
+
+    /// Runs a statement's work on the compute runtime; dropping the result
+    /// stops it.
+    async fn on_compute<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        match AbortOnDropHandle::new(self.compute.spawn(work)).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => Err(panic_failure(panic.as_ref()).into()),
+                Err(error) => Err(Error::Cancelled(format!("the statement was stopped: {error}"))),
+            },
+        }
     }
 
     /// An error of planning, with a hint where a name is misspelt.
@@ -284,4 +317,3 @@ fn table_names(snapshot: &State) -> Vec<String> {
 
 /// Parameters in the order of their numbers.
 type Parameters = Vec<ScalarValue>;
-

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use shoal_proto::Failure;
 
 use super::{Engine, Parameters, Scope};
-use crate::sql::{CopyDirection, CopySource, Statement, parse};
+use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
 use crate::{Error, Session};
 
 /// A statement that was parsed and planned once.
@@ -73,13 +73,18 @@ impl Engine {
     /// misspelt.
     pub async fn prepare(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
         session.touch();
+        let (engine, session, sql) = (self.clone(), Arc::clone(session), sql.to_owned());
+        self.on_compute(async move { engine.prepare_here(&session, &sql).await }).await
+    }
+
+    async fn prepare_here(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
         let statement = parse(sql)?;
-        let scope = self.scope(session);
+        let scope = self.scope_for(session, matches!(statement, Statement::Insert(_)));
         let nothing = || Arc::new(Schema::empty());
         let (columns, plan) = match &statement {
             Statement::Query(query) => {
                 let plan = self.plan(&scope, query).await?;
-                (Arc::clone(plan.schema().inner()), Some(plan))
+                (result_columns(&scope, &plan), Some(plan))
             }
             Statement::Explain { query, .. } => (explain_columns(), Some(self.plan(&scope, query).await?)),
             Statement::Insert(insert) => (nothing(), Some(self.plan(&scope, insert).await?)),
@@ -102,7 +107,13 @@ impl Engine {
             session: session.id().to_owned(),
             plan,
         });
-        Ok(Arc::new(Prepared { sql: sql.to_owned(), statement, columns, parameters, planned: Mutex::new(planned) }))
+        Ok(Arc::new(Prepared {
+            sql: sql.to_owned(),
+            statement,
+            columns,
+            parameters,
+            planned: Mutex::new(planned),
+        }))
     }
 
     /// The plan of a statement in this scope: the kept one where nothing
@@ -139,7 +150,12 @@ impl Engine {
     }
 
     /// Puts parameters into a plan.
-    pub(super) fn bind(&self, prepared: &Prepared, plan: LogicalPlan, parameters: Parameters) -> Result<LogicalPlan, Error> {
+    pub(super) fn bind(
+        &self,
+        prepared: &Prepared,
+        plan: LogicalPlan,
+        parameters: Parameters,
+    ) -> Result<LogicalPlan, Error> {
         let wanted = prepared.parameters.fields().len();
         if parameters.len() != wanted {
             return Err(Error::Invalid(format!(
@@ -153,26 +169,40 @@ impl Engine {
         let values = parameters.into_iter().zip(prepared.parameters.fields()).map(|(value, field)| {
             // A text for a number and the like: as the statement needs it.
             if field.data_type().is_null() || value.data_type() == *field.data_type() {
-                return Ok(value);
+                return value;
             }
-            value.cast_to(field.data_type()).map_err(|error| {
-                Error::Invalid(format!(
-                    "parameter {} is {value} and the statement needs {}: {}",
-                    field.name(),
-                    field.data_type(),
-                    error.strip_backtrace()
-                ))
-            })
+            // What does not fit exactly stays as it is, and is compared as it is.
+            let there = value.cast_to(field.data_type()).ok();
+            let back = there.as_ref().and_then(|there| there.cast_to(&value.data_type()).ok());
+            match there {
+                Some(there) if back.as_ref() == Some(&value) => there,
+                _ => value,
+            }
         });
-        let values = values.collect::<Result<Vec<_>, _>>()?;
+        let values = values.collect::<Vec<_>>();
         Ok(plan.with_param_values(ParamValues::from(values))?)
     }
 
     /// The logical plan of a statement.
     pub(super) async fn plan(&self, scope: &Scope, statement: &DfStatement) -> Result<LogicalPlan, Error> {
         let planned = scope.planning.state().statement_to_plan(statement.clone()).await;
-        planned.map_err(|error| self.hinted(&scope.snapshot, Failure::from_datafusion(&error)))
+        planned.map_err(|error| {
+            let state = scope.planning.state();
+            let functions = state.scalar_functions().keys().chain(state.aggregate_functions().keys());
+            let functions = functions.chain(state.window_functions().keys()).map(String::as_str);
+            let failure = with_function_hint(Failure::from_datafusion(&error), functions);
+            self.hinted(&scope.snapshot, failure)
+        })
     }
+}
+
+/// The columns that running the plan will give: those after type coercion,
+/// which can differ from the bare plan's (such as in a UNION).
+fn result_columns(scope: &Scope, plan: &LogicalPlan) -> SchemaRef {
+    let state = scope.planning.state();
+    let analyzed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| ());
+    // A parameter without a type cannot be analysed yet.
+    Arc::clone(analyzed.as_ref().unwrap_or(plan).schema().inner())
 }
 
 fn parameter_fields(plan: &LogicalPlan) -> Result<Schema, Error> {

@@ -9,13 +9,21 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
-use shoal_proto::{Failure, QueryId};
+use shoal_proto::{ErrorCode, Failure, QueryId};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope};
-use crate::query::{Permit, Pinned, QueryStream, Running, explain, explain_analyze};
-use crate::sql::{SYSTEM_SCHEMA, Statement};
+use crate::query::{
+    OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
+    with_single_values,
+};
+use crate::sql::Statement;
 use crate::{Error, Session};
+
+/// Batches that wait for the client, beyond those in its connection.
+const BATCHES_WAITING: usize = 2;
 
 impl Engine {
     /// Runs a statement that returns rows, under the id `query`.
@@ -25,18 +33,30 @@ impl Engine {
     pub async fn query(
         &self,
         session: &Arc<Session>,
-        prepared: &Prepared,
+        prepared: &Arc<Prepared>,
         parameters: Parameters,
         query: QueryId,
     ) -> Result<QueryOutput, Error> {
         session.touch();
+        let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
+        self.on_compute(async move { engine.query_here(&session, &prepared, parameters, query).await }).await
+    }
+
+    async fn query_here(
+        &self,
+        session: &Arc<Session>,
+        prepared: &Prepared,
+        parameters: Parameters,
+        query: QueryId,
+    ) -> Result<QueryOutput, Error> {
         let running = self.registry.begin(query, session.user(), prepared.sql());
         let scope = self.scope(session);
         match &prepared.statement {
             Statement::Query(statement) => {
                 let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
                 let stream = self.select(running, scope, plan, false).await?;
-                Ok(QueryOutput { query, schema: datafusion::execution::RecordBatchStream::schema(&stream), stream: Box::pin(stream) })
+                let stream = self.pumped(Box::pin(stream));
+                Ok(QueryOutput { query, schema: stream.schema(), stream })
             }
             Statement::Explain { analyze, verbose, query: statement } => {
                 let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
@@ -49,6 +69,36 @@ impl Engine {
             }
             _ => Err(Error::Invalid("this statement gives no rows: run it as an update".into())),
         }
+    }
+
+    /// Polls a stream on the compute runtime: what a plan's last stage computes
+    /// must not keep the network from its work. The end is told, so that a
+    /// task that just stops is an error and not a short answer.
+    fn pumped(&self, mut rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+        let schema = rows.schema();
+        let (sender, receiver) = mpsc::channel(BATCHES_WAITING);
+        let task = self.compute.spawn(async move {
+            while let Some(batch) = rows.next().await {
+                if sender.send(Some(batch)).await.is_err() {
+                    return;
+                }
+            }
+            let _gone = sender.send(None).await;
+        });
+        let state = Some((receiver, AbortOnDropHandle::new(task)));
+        let received = futures::stream::unfold(state, |state| async move {
+            let (mut receiver, task) = state?;
+            match receiver.recv().await {
+                Some(Some(batch)) => Some((batch, Some((receiver, task)))),
+                Some(None) => None,
+                None => {
+                    let failure =
+                        Failure::new(ErrorCode::Internal, "the query stopped before its end was told");
+                    Some((Err(failure.into()), None))
+                }
+            }
+        });
+        Box::pin(RecordBatchStreamAdapter::new(schema, received))
     }
 
     /// Runs a logical plan: waits for its turn, then tries.
@@ -74,7 +124,7 @@ impl Engine {
             }
         };
         running.admitted();
-        let optimised = scope.planning.state().optimize(&plan);
+        let optimised = with_single_values(plan).and_then(|plan| scope.planning.state().optimize(&plan));
         let plan = match optimised {
             Ok(plan) => plan,
             Err(error) => {
@@ -115,7 +165,7 @@ impl Engine {
             let text = format!("{text}attempts: {attempts}\n");
             return explain_rows(vec![("Plan with Metrics", text)]);
         }
-        let optimised = scope.planning.state().optimize(&plan)?;
+        let optimised = scope.planning.state().optimize(&with_single_values(plan.clone())?)?;
         let view = self.attempts.view(&optimised, &BTreeSet::new())?;
         let options = self.query_options(running.record().query, &scope.settings)?;
         let physical = scope.planning.physical(&optimised, &view, &options, false).await?;
@@ -137,26 +187,15 @@ fn explain_rows(rows: Vec<(&str, String)>) -> Result<RecordBatch, Error> {
         .map_err(|error| Error::Internal(error.to_string()))
 }
 
-const OWN_SCHEMAS: [&str; 2] = [SYSTEM_SCHEMA, "information_schema"];
-
 /// Whether a plan holds rows of system tables or of the information schema,
 /// which were true only when it was made.
 pub(super) fn reads_system_tables(plan: &LogicalPlan) -> bool {
-    scans(plan, |schema| schema.is_some_and(|schema| OWN_SCHEMAS.contains(&schema)))
-}
-
-/// Whether a plan reads anything else.
-fn reads_data(plan: &LogicalPlan) -> bool {
-    scans(plan, |schema| schema.is_none_or(|schema| !OWN_SCHEMAS.contains(&schema)))
-}
-
-fn scans(plan: &LogicalPlan, is_wanted: impl Fn(Option<&str>) -> bool) -> bool {
-    let mut found = false;
+    let mut reads = false;
     let walked = plan.apply_with_subqueries(|node| {
         if let LogicalPlan::TableScan(scan) = node {
-            found |= is_wanted(scan.table_name.schema());
+            reads |= scan.table_name.schema().is_some_and(|schema| OWN_SCHEMAS.contains(&schema));
         }
-        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        Ok(if reads { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });
-    found || walked.is_err()
+    reads || walked.is_err()
 }

@@ -44,7 +44,7 @@ impl Engine {
             return Ok(rows);
         }
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
-        let scope = self.scope(session);
+        let scope = self.scope_for(session, true);
         let plan = self.plan_of(session, &scope, prepared, insert, parameters).await?;
         let LogicalPlan::Dml(dml) = plan else {
             return Err(Error::Internal(format!("INSERT became {}", plan.display())));
@@ -96,6 +96,16 @@ impl Engine {
         input: SendableRecordBatchStream,
     ) -> Result<u64, Error> {
         session.touch();
+        let (engine, session) = (self.clone(), Arc::clone(session));
+        self.on_compute(async move { engine.ingest_here(&session, ingest, input).await }).await
+    }
+
+    async fn ingest_here(
+        &self,
+        session: &Arc<Session>,
+        ingest: Ingest,
+        input: SendableRecordBatchStream,
+    ) -> Result<u64, Error> {
         let write_id = self.write_id(session, ingest.write_id);
         if let Some(rows) = self.catalog().written(&write_id) {
             return Ok(rows);
@@ -108,7 +118,9 @@ impl Engine {
         self.check_schema(&scope, &schema_name)?;
         let known = scope.snapshot.table(&schema_name, &name);
         let commit = match (ingest.mode, known) {
-            (IngestMode::Append, None) => return Err(self.unknown_table(&scope.snapshot, &schema_name, &name)),
+            (IngestMode::Append, None) => {
+                return Err(self.unknown_table(&scope.snapshot, &schema_name, &name));
+            }
             (IngestMode::Create, Some(_)) => {
                 return Err(Error::AlreadyExists(format!(
                     "table {schema_name}.{name} exists already: ingest with mode append, replace or create_append"
@@ -122,7 +134,8 @@ impl Engine {
             (Commit::Append, Some(table)) => Arc::clone(table),
             _ => {
                 let columns = plain_columns(&input.schema());
-                let table = self.make_table(session, schema_name, name, columns, TableOptions::default()).await?;
+                let table =
+                    self.make_table(session, schema_name, name, columns, TableOptions::default()).await?;
                 Arc::new(table)
             }
         };

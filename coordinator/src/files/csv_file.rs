@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use regex::Regex;
 
-use super::read::{BATCH_ROWS, Sink};
+use super::read::{BATCH_BYTES, BATCH_ROWS, Sink};
 use super::source::SourceFile;
 use super::{CsvOptions, FileFormat};
 use crate::Error;
@@ -70,19 +70,39 @@ impl CsvFile {
         if let Some(null) = &self.format.csv.null {
             builder = builder.with_null_regex(exactly(null)?);
         }
-        let reader = builder.build_buffered(text(&self.file, &self.format)?).map_err(|error| self.broken(&error))?;
-        let mut rows_before = 0;
-        let source = format!("`{}`", self.file.name());
-        for batch in reader {
-            let batch = batch.map_err(|error| self.broken(&error))?;
-            let batch = self.with_types(&batch)?;
-            let mut shape = RowShape::complete(&source, &self.columns, &batch.schema())?.after(rows_before);
-            rows_before += batch.num_rows() as u64;
-            if !sink(shape.apply(&batch)?) {
+        let mut decoder = builder.build_decoder();
+        let mut text = text(&self.file, &self.format)?;
+        let (mut waiting_bytes, mut rows_before) = (0, 0);
+        loop {
+            let bytes = text.fill_buf().map_err(|error| self.file.unreadable(&error))?;
+            let is_end = bytes.is_empty();
+            // With many bytes at hand, go line by line to where a record ends.
+            let is_large = waiting_bytes >= BATCH_BYTES;
+            let line_end = bytes.iter().position(|byte| *byte == b'\n').filter(|_| is_large);
+            let piece = line_end.map_or(bytes, |line_end| &bytes[..=line_end]);
+            let capacity = decoder.capacity();
+            let taken = decoder.decode(piece).map_err(|error| self.broken(&error))?;
+            let ends_record = line_end.is_some() && taken == piece.len() && decoder.capacity() < capacity;
+            text.consume(taken);
+            waiting_bytes += taken;
+            if !is_end && !ends_record && decoder.capacity() > 0 {
+                continue;
+            }
+            waiting_bytes = 0;
+            if let Some(batch) = decoder.flush().map_err(|error| self.broken(&error))? {
+                let batch = self.with_types(&batch)?;
+                let source = format!("`{}`", self.file.name());
+                let mut shape =
+                    RowShape::complete(&source, &self.columns, &batch.schema())?.after(rows_before);
+                rows_before += batch.num_rows() as u64;
+                if !sink(shape.apply(&batch)?) {
+                    return Ok(());
+                }
+            }
+            if is_end {
                 return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Casts what was parsed as text only because the parser knows no better,
@@ -205,9 +225,9 @@ fn empty_for_null(array: ArrayRef) -> ArrayRef {
         DataType::Utf8 => {
             Arc::new(array.as_string::<i32>().iter().map(|text| text.or(Some(""))).collect::<StringArray>())
         }
-        DataType::LargeUtf8 => {
-            Arc::new(array.as_string::<i64>().iter().map(|text| text.or(Some(""))).collect::<LargeStringArray>())
-        }
+        DataType::LargeUtf8 => Arc::new(
+            array.as_string::<i64>().iter().map(|text| text.or(Some(""))).collect::<LargeStringArray>(),
+        ),
         DataType::Utf8View => {
             Arc::new(array.as_string_view().iter().map(|text| text.or(Some(""))).collect::<StringViewArray>())
         }

@@ -65,7 +65,8 @@ impl ExternalFiles {
                     let files = expand(&roots, &path)?;
                     files.iter().map(|file| as_object(&roots, file)).collect::<Result<Vec<_>, Error>>()
                 });
-                let found = found.await.map_err(|error| Error::Internal(format!("finding files: {error}")))??;
+                let found =
+                    found.await.map_err(|error| Error::Internal(format!("finding files: {error}")))??;
                 Ok((ObjectStoreUrl::parse(IMPORT_STORE_URL)?, found))
             }
             Location::Remote(url) => {
@@ -82,7 +83,9 @@ impl ExternalFiles {
         let compression = match self.format.stream_compression(file) {
             Compression::Gzip => CompressionTypeVariant::GZIP,
             Compression::Zstd => CompressionTypeVariant::ZSTD,
-            Compression::None | Compression::Snappy | Compression::Lz4 => CompressionTypeVariant::UNCOMPRESSED,
+            Compression::None | Compression::Snappy | Compression::Lz4 => {
+                CompressionTypeVariant::UNCOMPRESSED
+            }
         };
         match self.format.kind {
             FileKind::Parquet => Arc::new(ParquetFormat::default()),
@@ -120,9 +123,12 @@ impl ExternalFiles {
         let store = state.runtime_env().object_store(url)?;
         let mut each = Vec::with_capacity(objects.len());
         for some in objects.chunks(STATISTICS_CONCURRENCY) {
-            let some = some.iter().map(|object| format.infer_stats(state, &store, self.columns.clone(), object));
+            let some =
+                some.iter().map(|object| format.infer_stats(state, &store, self.columns.clone(), object));
             let some = try_join_all(some).await;
-            each.extend(some.map_err(|error| error.context(format!("external table at `{}`", self.location)))?);
+            each.extend(
+                some.map_err(|error| error.context(format!("external table at `{}`", self.location)))?,
+            );
         }
         Statistics::try_merge_iter(&each, &self.columns)
     }

@@ -91,7 +91,8 @@ impl FileFormat {
             Some(name) => kind_named(name)?,
             None => kind_of_location(location)?,
         };
-        let compression = named.remove("compression").map(|name| compression_named(name, kind)).transpose()?;
+        let compression =
+            named.remove("compression").map(|name| compression_named(name, kind)).transpose()?;
         let mut csv = CsvOptions::default();
         if strip_compression(location).ends_with(".tsv") {
             csv.delimiter = b'\t';
@@ -161,7 +162,11 @@ fn compression_named(name: &str, kind: FileKind) -> Result<Compression, Error> {
         "zstd" | "zst" => Compression::Zstd,
         "snappy" => Compression::Snappy,
         "lz4" => Compression::Lz4,
-        _ => return Err(Error::Invalid(format!("COMPRESSION {name} is not known: choose none, gzip or zstd"))),
+        _ => {
+            return Err(Error::Invalid(format!(
+                "COMPRESSION {name} is not known: choose none, gzip or zstd"
+            )));
+        }
     };
     let fits = match kind {
         FileKind::Parquet => compression != Compression::Gzip,
@@ -228,10 +233,17 @@ mod tests {
 
     #[test]
     fn options_are_read_and_checked() {
-        let csv = format("x.csv", &[("header", "true"), ("delimiter", "|"), ("null", "NA"), ("escape", "\\")]);
+        let csv =
+            format("x.csv", &[("header", "true"), ("delimiter", "|"), ("null", "NA"), ("escape", "\\")]);
         assert_eq!(
             csv.unwrap().csv,
-            CsvOptions { header: Some(true), delimiter: b'|', quote: b'"', escape: Some(b'\\'), null: Some("NA".into()) }
+            CsvOptions {
+                header: Some(true),
+                delimiter: b'|',
+                quote: b'"',
+                escape: Some(b'\\'),
+                null: Some("NA".into())
+            }
         );
         assert_eq!(format("x.csv", &[("format.has_header", "false")]).unwrap().csv.header, Some(false));
         for (location, name, value, hint) in [

@@ -8,7 +8,7 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::json::ReaderBuilder;
 use arrow::json::reader::Decoder;
 
-use super::read::{BATCH_ROWS, Sink};
+use super::read::{BATCH_BYTES, BATCH_ROWS, Sink};
 use super::source::SourceFile;
 use super::{FileFormat, csv_file};
 use crate::Error;
@@ -16,8 +16,6 @@ use crate::write::RowShape;
 
 /// A line may have so many bytes.
 const LINE_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Lines are made a batch when they have so many bytes.
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// A file of JSON lines.
 pub(super) struct JsonFile {
@@ -38,7 +36,8 @@ struct Lines {
 
 impl JsonFile {
     pub(super) fn open(file: SourceFile, format: &FileFormat, columns: &SchemaRef) -> Result<Self, Error> {
-        let fields = columns.fields().iter().map(|field| Field::new(field.name(), field.data_type().clone(), true));
+        let fields =
+            columns.fields().iter().map(|field| Field::new(field.name(), field.data_type().clone(), true));
         let parsed = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let opened = Self { file, format: format.clone(), columns: columns.clone(), parsed };
         opened.decoder()?;
@@ -72,7 +71,8 @@ impl JsonFile {
             if (is_full || read == 0) && !lines.ends.is_empty() {
                 let rows = self.decode(&lines)?;
                 let source = format!("`{}`", self.file.name());
-                let mut shape = RowShape::complete(&source, &self.columns, &rows.schema())?.after(rows_before);
+                let mut shape =
+                    RowShape::complete(&source, &self.columns, &rows.schema())?.after(rows_before);
                 rows_before += rows.num_rows() as u64;
                 is_wanted = sink(shape.apply(&rows)?);
                 lines.bytes.clear();
@@ -127,6 +127,9 @@ impl JsonFile {
     }
 
     fn wrong(&self, line: u64, error: &dyn std::fmt::Display) -> Error {
-        Error::Invalid(format!("`{}`, line {line}: {error} (expected is one JSON object per line)", self.file.name()))
+        Error::Invalid(format!(
+            "`{}`, line {line}: {error} (expected is one JSON object per line)",
+            self.file.name()
+        ))
     }
 }

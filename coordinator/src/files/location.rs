@@ -115,14 +115,18 @@ fn matches(roots: &ImportRoots, pattern: &Path) -> Result<Vec<PathBuf>, Error> {
     let root = roots.directories().iter().find(|root| pattern.starts_with(root));
     let rooted = root.map_or(Path::new("/"), PathBuf::as_path);
     let below = pattern.strip_prefix(rooted).unwrap_or(pattern);
-    let plain_count = below.iter().take_while(|part| part.to_str().is_some_and(|part| !is_pattern(part))).count();
+    let plain_count =
+        below.iter().take_while(|part| part.to_str().is_some_and(|part| !is_pattern(part))).count();
     let plain: PathBuf = below.iter().take(plain_count).collect();
     let rest: PathBuf = below.iter().skip(plain_count).collect();
     let directory = roots.resolve(&rooted.join(plain))?;
     let whole = Path::new(&Pattern::escape(&directory.to_string_lossy())).join(rest);
     let whole = whole.to_str().ok_or_else(|| Error::Invalid(format!("`{shown}` is not UTF-8")))?;
-    let options =
-        MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+    let options = MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+    };
     let found = glob::glob_with(whole, options)
         .map_err(|error| Error::Invalid(format!("`{shown}` is not a pattern: {error}")))?;
     let mut files = Vec::new();

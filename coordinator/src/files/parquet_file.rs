@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
 
-use super::read::{BATCH_ROWS, Sink};
+use super::read::{BATCH_BYTES, BATCH_ROWS, Sink};
 use super::source::SourceFile;
 use crate::Error;
 use crate::write::RowShape;
@@ -39,7 +41,10 @@ pub(super) fn open(file: SourceFile, columns: &SchemaRef) -> Result<Vec<RowGroup
 }
 
 /// The footer; text is read as the table has it, where the table is known.
-pub(super) fn read_footer(file: &SourceFile, columns: Option<&SchemaRef>) -> Result<ArrowReaderMetadata, Error> {
+pub(super) fn read_footer(
+    file: &SourceFile,
+    columns: Option<&SchemaRef>,
+) -> Result<ArrowReaderMetadata, Error> {
     let unreadable = |error: parquet::errors::ParquetError| {
         Error::Invalid(format!("`{}` is not a whole Parquet file: {error}", file.name()))
     };
@@ -82,17 +87,23 @@ impl RowGroups {
         let unreadable = |error: &dyn std::fmt::Display| {
             Error::Invalid(format!("`{}` is damaged in row group {}: {error}", self.file.name(), self.index))
         };
-        let mut shape = RowShape::complete(&label(&self.file), &self.columns, self.metadata.schema())?.after(self.rows_before);
+        let mut shape = RowShape::complete(&label(&self.file), &self.columns, self.metadata.schema())?
+            .after(self.rows_before);
         let row_group = self.metadata.metadata().row_group(self.index);
         let (start, bytes) = row_group
             .columns()
             .iter()
             .map(|column| column.byte_range())
-            .fold((u64::MAX, 0), |(start, end), (at, bytes)| (start.min(at), end.max(at.saturating_add(bytes))));
+            .fold((u64::MAX, 0), |(start, end), (at, bytes)| {
+                (start.min(at), end.max(at.saturating_add(bytes)))
+            });
         let file = self.file.prefetched(start, bytes).map_err(|error| unreadable(&error))?;
+        let row_bytes = row_group.total_byte_size().max(0) as usize
+            / usize::try_from(row_group.num_rows()).unwrap_or(1).max(1);
+        let batch_rows = (BATCH_BYTES / row_bytes.max(1)).clamp(1, BATCH_ROWS);
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
             .with_row_groups(vec![self.index])
-            .with_batch_size(BATCH_ROWS)
+            .with_batch_size(batch_rows)
             .build()
             .map_err(|error| unreadable(&error))?;
         for batch in reader {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::DataFusionError;
-use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
@@ -25,6 +25,8 @@ use crate::Error;
 const WAITING_BATCHES: usize = 4;
 /// Rows of a batch.
 pub(super) const BATCH_ROWS: usize = 8192;
+/// A batch ends early when it has so many bytes.
+pub(super) const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Objects that one statement may name.
 const OBJECTS_MAX: usize = 10_000;
 
@@ -106,13 +108,21 @@ fn next(pieces: &Mutex<VecDeque<Piece>>) -> Option<Piece> {
 }
 
 /// Checks the files and cuts them into what threads read.
-fn pieces(files: Vec<SourceFile>, format: &FileFormat, columns: &SchemaRef) -> Result<VecDeque<Piece>, Error> {
+fn pieces(
+    files: Vec<SourceFile>,
+    format: &FileFormat,
+    columns: &SchemaRef,
+) -> Result<VecDeque<Piece>, Error> {
     let mut pieces = VecDeque::new();
     for file in files {
         match format.kind {
-            FileKind::Parquet => pieces.extend(parquet_file::open(file, columns)?.into_iter().map(Piece::Parquet)),
+            FileKind::Parquet => {
+                pieces.extend(parquet_file::open(file, columns)?.into_iter().map(Piece::Parquet))
+            }
             FileKind::Csv => pieces.push_back(Piece::Csv(csv_file::CsvFile::open(file, format, columns)?)),
-            FileKind::Json => pieces.push_back(Piece::Json(json_file::JsonFile::open(file, format, columns)?)),
+            FileKind::Json => {
+                pieces.push_back(Piece::Json(json_file::JsonFile::open(file, format, columns)?))
+            }
         }
     }
     Ok(pieces)

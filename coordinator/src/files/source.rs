@@ -86,7 +86,9 @@ impl SourceFile {
         let raw = SourceReader { file: self.clone(), at: 0, step_bytes: LOCAL_BYTES, waiting: Bytes::new() };
         Ok(match compression {
             Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(LOCAL_BYTES, raw))),
-            Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(raw).map_err(|error| self.unreadable(&error))?),
+            Compression::Zstd => {
+                Box::new(zstd::stream::read::Decoder::new(raw).map_err(|error| self.unreadable(&error))?)
+            }
             Compression::None | Compression::Snappy | Compression::Lz4 => Box::new(raw),
         })
     }

@@ -15,6 +15,7 @@ use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
 use parquet::arrow::ArrowWriter;
 use shoal_data::{ImportRoots, ImportStore};
 use tempfile::TempDir;
@@ -65,7 +66,8 @@ impl Fixture {
         options: &[(&str, &str)],
         columns: SchemaRef,
     ) -> Result<RecordBatch, String> {
-        let format = FileFormat::from_options(location, &named(options)).map_err(|error| error.to_string())?;
+        let format =
+            FileFormat::from_options(location, &named(options)).map_err(|error| error.to_string())?;
         let stream = read_files(&self.state, &self.roots, location, &format, columns.clone())
             .await
             .map_err(|error| error.to_string())?;
@@ -109,7 +111,11 @@ async fn csv_is_read_with_and_without_names() {
     fixture.put("plain.csv", "1,a\n2,\n");
     fixture.put("other.txt", "1|'a''b'\n2|NA\n");
     fixture.put("bom.csv", "\u{feff}k,text\r\n1,a\r\n2,\r\n");
-    let expected = RecordBatch::try_new(columns(), record_batch!(("k", Int64, [1, 2]), ("text", Utf8, [Some("a"), None])).unwrap().columns().to_vec()).unwrap();
+    let expected = RecordBatch::try_new(
+        columns(),
+        record_batch!(("k", Int64, [1, 2]), ("text", Utf8, [Some("a"), None])).unwrap().columns().to_vec(),
+    )
+    .unwrap();
     assert_eq!(fixture.read("named.csv", &[]).await.unwrap(), expected);
     assert_eq!(fixture.read("named.csv", &[("header", "true")]).await.unwrap(), expected);
     assert_eq!(fixture.read("plain.csv", &[]).await.unwrap(), expected);
@@ -218,20 +224,28 @@ async fn what_is_wrong_with_a_parquet_file_is_said() {
     fixture.put("damaged.parquet", damaged);
     fixture.assert_refused("damaged.parquet", &[], &["damaged.parquet", "row group 0"]).await;
 
-    fixture.put_parquet("extra.parquet", &record_batch!(("k", Int64, [1]), ("text", Utf8, ["a"]), ("z", Int64, [1])).unwrap());
+    fixture.put_parquet(
+        "extra.parquet",
+        &record_batch!(("k", Int64, [1]), ("text", Utf8, ["a"]), ("z", Int64, [1])).unwrap(),
+    );
     fixture.assert_refused("extra.parquet", &[], &["extra.parquet", "column `z`"]).await;
     fixture.put_parquet("lacks.parquet", &record_batch!(("k", Int64, [1])).unwrap());
     fixture.assert_refused("lacks.parquet", &[], &["lacks.parquet", "lacks column `text`"]).await;
     fixture.put_parquet("type.parquet", &record_batch!(("k", Utf8, ["1"]), ("text", Utf8, ["a"])).unwrap());
     fixture.assert_refused("type.parquet", &[], &["type.parquet", "`k`", "Utf8", "Int64"]).await;
-    fixture.put_parquet("null.parquet", &record_batch!(("k", Int64, [Some(1), None]), ("text", Utf8, ["a", "b"])).unwrap());
+    fixture.put_parquet(
+        "null.parquet",
+        &record_batch!(("k", Int64, [Some(1), None]), ("text", Utf8, ["a", "b"])).unwrap(),
+    );
     fixture.assert_refused("null.parquet", &[], &["null.parquet", "row 2", "`k`"]).await;
 }
 
 #[tokio::test]
 async fn patterns_and_directories_stand_for_their_files() {
     let fixture = Fixture::new();
-    for (name, key) in [("d/a.csv", 1), ("d/b.csv", 2), ("d/c.json", 3), ("d/e/f.csv", 4), ("d/.hidden.csv", 5)] {
+    for (name, key) in
+        [("d/a.csv", 1), ("d/b.csv", 2), ("d/c.json", 3), ("d/e/f.csv", 4), ("d/.hidden.csv", 5)]
+    {
         fixture.put(name, format!("k,text\n{key},x\n"));
     }
     assert_eq!(keys(&fixture.read("d/*.csv", &[]).await.unwrap()), [1, 2]);
@@ -291,10 +305,51 @@ async fn without_roots_nothing_is_read() {
     fixture.assert_refused(absolute.to_str().unwrap(), &[], &["--import-root"]).await;
 }
 
+#[tokio::test]
+async fn long_lines_make_small_batches() {
+    let fixture = Fixture::new();
+    let line_end = "x\ny".repeat(50_000);
+    let text: String = (0..100).map(|key| format!("{key},\"{line_end}\"\r\n")).collect();
+    fixture.put("long.csv", &text);
+    let format = FileFormat::from_options("long.csv", &BTreeMap::new()).unwrap();
+    let read = read_files(&fixture.state, &fixture.roots, "long.csv", &format, columns()).await.unwrap();
+    let batches: Vec<_> = read.try_collect().await.unwrap();
+    assert_eq!(keys(&concat_batches(&columns(), &batches).unwrap()), (0..100).collect::<Vec<_>>());
+    assert!(batches.iter().all(|batch| batch.column(1).as_string::<i32>().value(0) == line_end));
+    assert!(batches.iter().all(|batch| batch.num_rows() < 70), "one batch has nearly all");
+}
+
+#[tokio::test]
+async fn object_stores_are_read_like_disks() {
+    let fixture = Fixture::new();
+    let store = Arc::new(object_store::memory::InMemory::new());
+    let batch = record_batch!(("k", Int64, [1, 2]), ("text", Utf8, ["a", "b"])).unwrap();
+    fixture.put_parquet("a.parquet", &batch);
+    let parquet = fs::read(fixture.root.join("a.parquet")).unwrap();
+    for (name, bytes) in [
+        ("in/a.parquet", parquet),
+        ("in/a.csv", b"k,text\n3,c\n".to_vec()),
+        ("in/b.csv", b"k,text\n4,d\n".to_vec()),
+        ("bad/a.parquet", b"PAR1".to_vec()),
+    ] {
+        store.put(&name.into(), bytes.into()).await.unwrap();
+    }
+    let url = url::Url::parse("s3://bucket").unwrap();
+    fixture.state.runtime_env().register_object_store(&url, store);
+    assert_eq!(keys(&fixture.read("s3://bucket/in/a.parquet", &[]).await.unwrap()), [1, 2]);
+    assert_eq!(keys(&fixture.read("s3://bucket/in/*.csv", &[]).await.unwrap()), [3, 4]);
+    fixture.assert_refused("s3://bucket/none/*.csv", &[], &["no object matches"]).await;
+    fixture
+        .assert_refused("s3://bucket/bad/a.parquet", &[], &["s3://bucket/bad/a.parquet", "not a whole"])
+        .await;
+    fixture.assert_refused("s3://other/a.parquet", &[], &["s3://other/a.parquet"]).await;
+}
+
 fn rows(count: i64) -> SendableRecordBatchStream {
     let batches = (0..count).step_by(1000).map(move |start| {
         let keys: Vec<i64> = (start..count.min(start + 1000)).collect();
-        let texts: Vec<Option<String>> = keys.iter().map(|key| (key % 3 > 0).then(|| format!("text, \"{key}\""))).collect();
+        let texts: Vec<Option<String>> =
+            keys.iter().map(|key| (key % 3 > 0).then(|| format!("text, \"{key}\""))).collect();
         let texts: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
         let batch = record_batch!(("k", Int64, keys), ("text", Utf8, texts)).unwrap();
         Ok(RecordBatch::try_new(columns(), batch.columns().to_vec()).unwrap())
@@ -337,7 +392,8 @@ async fn a_write_that_fails_leaves_the_file_as_it_was() {
     let fixture = Fixture::new();
     fixture.put("a.csv", "before");
     let format = FileFormat::from_options("a.csv", &BTreeMap::new()).unwrap();
-    let broken = futures::stream::iter(vec![Err(datafusion::common::DataFusionError::Execution("gone".into()))]);
+    let broken =
+        futures::stream::iter(vec![Err(datafusion::common::DataFusionError::Execution("gone".into()))]);
     let broken = Box::pin(RecordBatchStreamAdapter::new(columns(), broken));
     assert!(write_file(&fixture.roots, "a.csv", &format, broken).await.is_err());
     assert_eq!(fs::read_to_string(fixture.root.join("a.csv")).unwrap(), "before");
@@ -358,11 +414,18 @@ async fn columns_are_taken_from_files() {
     let inferred = async |location: &str| {
         let format = FileFormat::from_options(location, &BTreeMap::new()).unwrap();
         let schema = infer_columns(&fixture.state, &fixture.roots, location, &format).await.unwrap();
-        schema.fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect::<Vec<_>>()
+        schema
+            .fields()
+            .iter()
+            .map(|field| (field.name().clone(), field.data_type().clone()))
+            .collect::<Vec<_>>()
     };
     let csv = inferred("a.csv").await;
     let types: Vec<&DataType> = csv.iter().map(|(_, data_type)| data_type).collect();
-    assert_eq!(types, [&DataType::Int64, &DataType::Float64, &DataType::Date32, &DataType::Utf8, &DataType::Utf8]);
+    assert_eq!(
+        types,
+        [&DataType::Int64, &DataType::Float64, &DataType::Date32, &DataType::Utf8, &DataType::Utf8]
+    );
     assert_eq!(inferred("a.json").await.len(), 3);
     assert_eq!(inferred("a.parquet").await[0], ("k".to_owned(), DataType::Int32));
 }
@@ -370,7 +433,10 @@ async fn columns_are_taken_from_files() {
 #[tokio::test]
 async fn external_tables_are_read_through_the_import_store() {
     let fixture = Fixture::new();
-    fixture.put_parquet("p/a b%.parquet", &record_batch!(("k", Int64, [1, 2]), ("text", Utf8, ["a", "b"])).unwrap());
+    fixture.put_parquet(
+        "p/a b%.parquet",
+        &record_batch!(("k", Int64, [1, 2]), ("text", Utf8, ["a", "b"])).unwrap(),
+    );
     fixture.put_parquet("p/c.parquet", &record_batch!(("k", Int64, [3]), ("text", Utf8, ["c"])).unwrap());
     fixture.put("c/a.csv", "k,text\n4,d\n");
     fixture.put("c/b.csv", "k,text\n5,\"e\nf\"\n");
@@ -393,7 +459,9 @@ async fn external_tables_are_read_through_the_import_store() {
         let context = context.clone();
         async move {
             let rows = context.sql(sql).await.unwrap().collect().await.unwrap();
-            rows.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).sum::<i64>()
+            rows.iter()
+                .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
+                .sum::<i64>()
         }
     };
     assert_eq!(sum("SELECT k FROM p WHERE text <> 'a'").await, 5);

@@ -91,7 +91,8 @@ struct NewFile {
 
 impl NewFile {
     fn create(roots: &ImportRoots, path: &Path) -> Result<Self, Error> {
-        let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+        else {
             return Err(Error::Invalid(format!("`{}` is not the path of a file", path.display())));
         };
         let directory = roots.resolve(directory)?;
@@ -106,7 +107,9 @@ impl NewFile {
     }
 
     fn file(&self) -> Result<File, Error> {
-        self.file.try_clone().map_err(|error| Error::io(format!("cannot write `{}`", self.target.display()), error))
+        self.file
+            .try_clone()
+            .map_err(|error| Error::io(format!("cannot write `{}`", self.target.display()), error))
     }
 
     fn keep(&mut self) -> io::Result<()> {
@@ -163,8 +166,10 @@ impl Encoder {
                     .set_compression(codec)
                     .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
                     .build();
-                let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))
-                    .map_err(|error| Error::Unsupported(format!("these columns cannot be written as Parquet: {error}")))?;
+                let writer =
+                    ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|error| {
+                        Error::Unsupported(format!("these columns cannot be written as Parquet: {error}"))
+                    })?;
                 Self::Parquet(Box::new(writer))
             }
             FileKind::Csv => {
@@ -179,9 +184,9 @@ impl Encoder {
                 }
                 let mut writer = builder.build(stream(file)?);
                 // The header is due also where no row comes.
-                writer
-                    .write(&RecordBatch::new_empty(schema.clone()))
-                    .map_err(|error| Error::Unsupported(format!("these columns cannot be written as CSV: {error}")))?;
+                writer.write(&RecordBatch::new_empty(schema.clone())).map_err(|error| {
+                    Error::Unsupported(format!("these columns cannot be written as CSV: {error}"))
+                })?;
                 Self::Csv(Box::new(writer))
             }
             FileKind::Json => Self::Json(Box::new(LineDelimitedWriter::new(stream(file)?))),

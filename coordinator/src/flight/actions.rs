@@ -59,7 +59,11 @@ pub(super) fn action_types() -> Vec<ActionType> {
 /// # Errors
 /// Those of the engine, `Invalid` for a body that cannot be read, and
 /// `Unsupported` for an action that Shoal does not know.
-pub(super) async fn act(clients: &Clients, session: &Arc<Session>, action: Action) -> Result<Vec<Bytes>, Status> {
+pub(super) async fn act(
+    clients: &Clients,
+    session: &Arc<Session>,
+    action: Action,
+) -> Result<Vec<Bytes>, Status> {
     let body = &action.body;
     let answer = match action.r#type.as_str() {
         "CreatePreparedStatement" => create_statement(clients, session, unpacked(body)?).await?,
@@ -90,7 +94,9 @@ pub(super) async fn act(clients: &Clients, session: &Arc<Session>, action: Actio
             clients.close(session.id());
             CloseSessionResult { status: CLOSED }.encode_to_vec()
         }
-        "BeginTransaction" | "EndTransaction" | "BeginSavepoint" | "EndSavepoint" => return Err(no_transactions()),
+        "BeginTransaction" | "EndTransaction" | "BeginSavepoint" | "EndSavepoint" => {
+            return Err(no_transactions());
+        }
         "CreatePreparedSubstraitPlan" => return Err(no_substrait()),
         "shoal.progress" => progress(clients, query_id(body)?)?,
         "shoal.notices" => serde_json::to_vec(&session.take_notices()).map_err(internal)?,
@@ -98,7 +104,9 @@ pub(super) async fn act(clients: &Clients, session: &Arc<Session>, action: Actio
             let cancelled = cancel_query(clients, query_id(body)?);
             serde_json::to_vec(&serde_json::json!({ "cancelled": cancelled })).map_err(internal)?
         }
-        "shoal.session" => serde_json::to_vec(&serde_json::json!({ "user": session.user() })).map_err(internal)?,
+        "shoal.session" => {
+            serde_json::to_vec(&serde_json::json!({ "user": session.user() })).map_err(internal)?
+        }
         unknown => {
             let known = ACTIONS.map(|(name, _)| name).join(", ");
             return Err(unsupported(format!("action `{unknown}` is not known (known: {known})")));
@@ -122,7 +130,8 @@ pub(super) fn no_substrait() -> Status {
 /// # Errors
 /// `NotFound`.
 pub(super) fn text_handle(handle: &[u8]) -> Result<&str, Status> {
-    std::str::from_utf8(handle).map_err(|_| not_found("the handle is none of this coordinator; prepare the statement again"))
+    std::str::from_utf8(handle)
+        .map_err(|_| not_found("the handle is none of this coordinator; prepare the statement again"))
 }
 
 async fn create_statement(
@@ -225,7 +234,12 @@ fn set_options(
     SetSessionOptionsResult { errors }
 }
 
-fn set_option(clients: &Clients, session: &Session, name: &str, value: Option<OptionValue>) -> Result<(), i32> {
+fn set_option(
+    clients: &Clients,
+    session: &Session,
+    name: &str,
+    value: Option<OptionValue>,
+) -> Result<(), i32> {
     let value = match value {
         Some(OptionValue::Text(text)) if text.len() <= OPTION_BYTES_MAX => Some(text),
         Some(OptionValue::Bool(value)) => Some(value.to_string()),
@@ -237,7 +251,9 @@ fn set_option(clients: &Clients, session: &Session, name: &str, value: Option<Op
     let setting = match (name, value.as_deref()) {
         ("catalog", None | Some(CATALOG)) => return Ok(()),
         ("catalog", Some(_)) => return Err(INVALID_VALUE),
-        ("schema", Some(schema)) if !metadata::has_schema(&clients.engine, schema) => return Err(INVALID_VALUE),
+        ("schema", Some(schema)) if !metadata::has_schema(&clients.engine, schema) => {
+            return Err(INVALID_VALUE);
+        }
         ("schema", _) => "datafusion.catalog.default_schema",
         (other, _) => other,
     };
@@ -264,9 +280,9 @@ fn decoded<M: Message + Default>(body: &[u8]) -> Result<M, Status> {
 
 fn unpacked<M: ProstMessageExt>(body: &Bytes) -> Result<M, Status> {
     let any: Any = decoded(body)?;
-    any.unpack()
-        .map_err(|error| invalid(format!("the action's body cannot be read: {error}")))?
-        .ok_or_else(|| invalid(format!("the action's body is a `{}`, and not a `{}`", any.type_url, M::type_url())))
+    any.unpack().map_err(|error| invalid(format!("the action's body cannot be read: {error}")))?.ok_or_else(
+        || invalid(format!("the action's body is a `{}`, and not a `{}`", any.type_url, M::type_url())),
+    )
 }
 
 // Messages of Flight.proto that arrow-flight has no types for.

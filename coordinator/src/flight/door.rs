@@ -12,8 +12,8 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
 use arrow_flight::sql::{
-    Any, Command, CommandPreparedStatementQuery, DoPutPreparedStatementResult, DoPutUpdateResult, ProstMessageExt,
-    TicketStatementQuery,
+    Any, Command, CommandPreparedStatementQuery, DoPutPreparedStatementResult, DoPutUpdateResult,
+    ProstMessageExt, TicketStatementQuery,
 };
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo,
@@ -103,7 +103,8 @@ impl FlightDoor {
         let schema = result_schema(prepared.columns());
         let query = QueryId::random();
         let pending = Pending { session: Arc::clone(session), prepared, parameters, query };
-        let handle = self.clients.pending.lock().put(session.id(), pending, Instant::now()).map_err(status)?;
+        let handle =
+            self.clients.pending.lock().put(session.id(), pending, Instant::now()).map_err(status)?;
         info(&schema, handle.into(), &serde_json::json!({ "query_id": query.to_string() }))
     }
 
@@ -111,7 +112,7 @@ impl FlightDoor {
     async fn update(
         &self,
         session: &Arc<Session>,
-        prepared: &Prepared,
+        prepared: &Arc<Prepared>,
         bound: Option<Vec<Vec<ScalarValue>>>,
         write_id: Option<WriteId>,
     ) -> Result<i64, Status> {
@@ -127,16 +128,17 @@ impl FlightDoor {
                 1 => id.clone(),
                 _ => WriteId::new(format!("{id}-{run}")),
             });
-            rows_changed += self.engine().update(session, prepared, values, write_id).await.map_err(|error| {
-                let failure = shoal_proto::Failure::from(error);
-                status(match count {
-                    1 => failure,
-                    _ => shoal_proto::Failure {
-                        message: format!("row {} of {count} of parameters: {}", run + 1, failure.message),
-                        ..failure
-                    },
-                })
-            })?;
+            rows_changed +=
+                self.engine().update(session, prepared, values, write_id).await.map_err(|error| {
+                    let failure = shoal_proto::Failure::from(error);
+                    status(match count {
+                        1 => failure,
+                        _ => shoal_proto::Failure {
+                            message: format!("row {} of {count} of parameters: {}", run + 1, failure.message),
+                            ..failure
+                        },
+                    })
+                })?;
         }
         i64::try_from(rows_changed).map_err(internal)
     }
@@ -146,9 +148,10 @@ impl FlightDoor {
         if handle == DONE {
             return Ok(encoded_batch(RecordBatch::new_empty(Arc::new(Schema::empty()))));
         }
-        let pending = self.clients.pending.lock().take(text_handle(handle)?, Instant::now()).ok_or_else(|| {
-            not_found("the ticket is unknown, expired or was used before; run the statement again")
-        })?;
+        let pending =
+            self.clients.pending.lock().take(text_handle(handle)?, Instant::now()).ok_or_else(|| {
+                not_found("the ticket is unknown, expired or was used before; run the statement again")
+            })?;
         let Pending { session, prepared, parameters, query } = pending;
         let output = self.engine().query(&session, &prepared, parameters, query).await.map_err(status)?;
         let announced = result_schema(prepared.columns());
@@ -232,7 +235,9 @@ impl FlightDoor {
             Some(Err(status)) => return Err(status.clone()),
             None => None,
         };
-        let descriptor = descriptor.ok_or_else(|| invalid("DoPut starts without a descriptor of what to do"))?;
+        let descriptor = descriptor.ok_or_else(|| {
+            invalid("DoPut says nothing of what to do (some clients send nothing at all for an ingest of no batches: send one of no rows)")
+        })?;
         match command_of(&descriptor)? {
             Command::CommandStatementUpdate(command) => {
                 without_transaction(command.transaction_id.as_ref())?;
@@ -271,7 +276,10 @@ impl FlightDoor {
         Ok(PutResult { app_metadata: result.encode_to_vec().into() })
     }
 
-    async fn greet(&self, request: Request<Streaming<HandshakeRequest>>) -> Result<Response<Answer<HandshakeResponse>>, Status> {
+    async fn greet(
+        &self,
+        request: Request<Streaming<HandshakeRequest>>,
+    ) -> Result<Response<Answer<HandshakeResponse>>, Status> {
         let (headers, _, mut messages) = request.into_parts();
         let first = messages.message().await?.unwrap_or_default();
         let session = self.clients.log_in(&headers, &first.payload)?;
@@ -301,7 +309,10 @@ impl FlightService for FlightDoor {
         guarded(self.greet(request)).await
     }
 
-    async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info(
+        &self,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         let mut info = guarded(self.flight_info(&request)).await?;
         let descriptor = request.into_inner();
         if descriptor.cmd.len() <= DESCRIPTOR_BYTES_ECHOED_MAX {

@@ -52,19 +52,20 @@ fn mode(command: &CommandStatementIngest) -> Result<IngestMode, Status> {
     use TableNotExistOption as Absent;
     let options = command.table_definition_options.unwrap_or_default();
     let unknown = |what: &str, value: i32| invalid(format!("{what} = {value} is no option of a bulk ingest"));
-    let absent = Absent::try_from(options.if_not_exist).map_err(|_| unknown("if_not_exist", options.if_not_exist))?;
+    let absent =
+        Absent::try_from(options.if_not_exist).map_err(|_| unknown("if_not_exist", options.if_not_exist))?;
     let exists = Exists::try_from(options.if_exists).map_err(|_| unknown("if_exists", options.if_exists))?;
     match (absent, exists) {
         (Absent::Create, Exists::Fail | Exists::Unspecified) => Ok(IngestMode::Create),
         (Absent::Create, Exists::Append) => Ok(IngestMode::CreateAppend),
         (Absent::Create, Exists::Replace) => Ok(IngestMode::Replace),
         (Absent::Fail | Absent::Unspecified, Exists::Append) => Ok(IngestMode::Append),
-        (Absent::Fail | Absent::Unspecified, Exists::Replace) => {
-            Err(unsupported("Shoal cannot replace a table only where it exists; let the ingest create it where it does not"))
-        }
-        (Absent::Fail | Absent::Unspecified, Exists::Fail | Exists::Unspecified) => {
-            Err(invalid("the ingest may neither create the table nor append to it; choose create, append, replace or create-append"))
-        }
+        (Absent::Fail | Absent::Unspecified, Exists::Replace) => Err(unsupported(
+            "Shoal cannot replace a table only where it exists; let the ingest create it where it does not",
+        )),
+        (Absent::Fail | Absent::Unspecified, Exists::Fail | Exists::Unspecified) => Err(invalid(
+            "the ingest may neither create the table nor append to it; choose create, append, replace or create-append",
+        )),
     }
 }
 
@@ -82,7 +83,9 @@ pub(super) async fn rows(
             Some(Ok(decoded)) => match decoded.payload {
                 DecodedPayload::Schema(schema) => break schema,
                 DecodedPayload::None => {}
-                DecodedPayload::RecordBatch(_) => return Err(invalid("the ingest sends rows before their schema")),
+                DecodedPayload::RecordBatch(_) => {
+                    return Err(invalid("the ingest sends rows before their schema"));
+                }
             },
             Some(Err(FlightError::Tonic(status))) => return Err(*status),
             Some(Err(error)) => return Err(invalid(format!("the rows to ingest cannot be read: {error}"))),

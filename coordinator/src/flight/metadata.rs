@@ -26,15 +26,13 @@ const VIEW: &str = "VIEW";
 const EXTERNAL_TABLE: &str = "EXTERNAL TABLE";
 const SYSTEM_TABLE: &str = "SYSTEM TABLE";
 
-static CATALOGS: LazyLock<SchemaRef> =
-    LazyLock::new(|| columns(&[("catalog_name", DataType::Utf8, false)]));
+static CATALOGS: LazyLock<SchemaRef> = LazyLock::new(|| columns(&[("catalog_name", DataType::Utf8, false)]));
 
 static SCHEMAS: LazyLock<SchemaRef> = LazyLock::new(|| {
     columns(&[("catalog_name", DataType::Utf8, true), ("db_schema_name", DataType::Utf8, false)])
 });
 
-static TABLE_TYPES: LazyLock<SchemaRef> =
-    LazyLock::new(|| columns(&[("table_type", DataType::Utf8, false)]));
+static TABLE_TYPES: LazyLock<SchemaRef> = LazyLock::new(|| columns(&[("table_type", DataType::Utf8, false)]));
 
 static PRIMARY_KEYS: LazyLock<SchemaRef> = LazyLock::new(|| {
     columns(&[
@@ -97,7 +95,9 @@ pub(super) async fn rows_of(
 ) -> Result<Option<RecordBatch>, Status> {
     let batch = match command {
         Command::CommandGetCatalogs(_) => texts(&CATALOGS, &[CATALOG])?,
-        Command::CommandGetTableTypes(_) => texts(&TABLE_TYPES, &[EXTERNAL_TABLE, SYSTEM_TABLE, TABLE, VIEW])?,
+        Command::CommandGetTableTypes(_) => {
+            texts(&TABLE_TYPES, &[EXTERNAL_TABLE, SYSTEM_TABLE, TABLE, VIEW])?
+        }
         Command::CommandGetDbSchemas(command) => {
             let mut schemas = command.into_builder();
             let state = engine.catalog();
@@ -108,7 +108,9 @@ pub(super) async fn rows_of(
         }
         Command::CommandGetTables(command) => tables(engine, session, command).await?,
         Command::CommandGetSqlInfo(command) => command.into_builder(sql_info()?).build().map_err(internal)?,
-        Command::CommandGetXdbcTypeInfo(command) => command.into_builder(type_info()?).build().map_err(internal)?,
+        Command::CommandGetXdbcTypeInfo(command) => {
+            command.into_builder(type_info()?).build().map_err(internal)?
+        }
         Command::CommandGetPrimaryKeys(_) => RecordBatch::new_empty(Arc::clone(&PRIMARY_KEYS)),
         Command::CommandGetExportedKeys(_)
         | Command::CommandGetImportedKeys(_)
@@ -155,8 +157,13 @@ async fn tables(
         return Ok(names);
     }
 
-    let everything =
-        CommandGetTables { include_schema: true, catalog: None, db_schema_filter_pattern: None, table_name_filter_pattern: None, table_types: Vec::new() };
+    let everything = CommandGetTables {
+        include_schema: true,
+        catalog: None,
+        db_schema_filter_pattern: None,
+        table_name_filter_pattern: None,
+        table_types: Vec::new(),
+    };
     let mut with_columns = everything.into_builder();
     let text = |column: usize| names.column(column).as_string::<i32>();
     for row in 0..names.num_rows() {
@@ -175,8 +182,10 @@ async fn tables(
 }
 
 fn columns(columns: &[(&str, DataType, bool)]) -> SchemaRef {
-    let fields: Vec<Field> =
-        columns.iter().map(|(name, data_type, nullable)| Field::new(*name, data_type.clone(), *nullable)).collect();
+    let fields: Vec<Field> = columns
+        .iter()
+        .map(|(name, data_type, nullable)| Field::new(*name, data_type.clone(), *nullable))
+        .collect();
     Arc::new(Schema::new(fields))
 }
 

@@ -107,7 +107,9 @@ fn rows_of(expected: &Schema, batch: &RecordBatch) -> Result<Vec<Vec<ScalarValue
         .map(|row| {
             columns
                 .iter()
-                .map(|column| ScalarValue::try_from_array(column, row).map_err(|error| status(Error::from(error))))
+                .map(|column| {
+                    ScalarValue::try_from_array(column, row).map_err(|error| status(Error::from(error)))
+                })
                 .collect()
         })
         .collect()
@@ -178,7 +180,8 @@ mod tests {
 
     #[test]
     fn the_number_of_columns_must_be_right() {
-        let batch = RecordBatch::try_from_iter([("0", Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef)]).unwrap();
+        let batch =
+            RecordBatch::try_from_iter([("0", Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef)]).unwrap();
         let two = Schema::new(vec![
             Field::new("$1", DataType::Int64, true),
             Field::new("$2", DataType::Null, true),

@@ -32,11 +32,8 @@ const MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 /// dictionaries become plain columns, as JDBC reads neither; every column
 /// may hold nulls, as a planner's guess must not fail a right answer.
 pub fn result_schema(schema: &Schema) -> SchemaRef {
-    let fields: Vec<Field> = schema
-        .fields()
-        .iter()
-        .map(|field| plain_field(field).as_ref().clone().with_nullable(true))
-        .collect();
+    let fields: Vec<Field> =
+        schema.fields().iter().map(|field| plain_field(field).as_ref().clone().with_nullable(true)).collect();
     Arc::new(Schema::new(fields))
 }
 
@@ -67,8 +64,10 @@ pub fn encoded(
         .flat_map(|batch| stream::iter(in_pieces(batch.map_err(|error| to_flight_error(&error)))))
         .map(move |piece| conformed(&announced, &piece?).map_err(FlightError::from))
         .flat_map(|piece| stream::iter(in_pieces(piece)));
-    let encoder =
-        FlightDataEncoderBuilder::new().with_schema(schema).with_max_flight_data_size(usize::MAX).build(pieces);
+    let encoder = FlightDataEncoderBuilder::new()
+        .with_schema(schema)
+        .with_max_flight_data_size(usize::MAX)
+        .build(pieces);
     let guarded = AssertUnwindSafe(encoder).catch_unwind().map(|polled| match polled {
         Ok(Ok(data)) => Ok(data),
         Ok(Err(FlightError::Tonic(status))) => Err(*status),
@@ -184,7 +183,18 @@ fn bytes_of(column: &dyn Array) -> usize {
             let items = list.values().slice(first as usize, (last - first) as usize);
             rows * size_of::<i64>() + bytes_of(items.as_ref())
         }
+        DataType::Map(..) => {
+            let map = column.as_map();
+            let (first, last) = ends(map.value_offsets());
+            rows * size_of::<i32>()
+                + struct_bytes(&map.entries().slice(first as usize, (last - first) as usize))
+        }
         DataType::Struct(_) => struct_bytes(column.as_struct()),
+        // All rows share the values; each is as long as their average.
+        DataType::Dictionary(..) => {
+            let values = column.as_any_dictionary().values();
+            rows * (size_of::<i32>() + bytes_of(values.as_ref()) / values.len().max(1))
+        }
         _ => column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size()),
     }
 }
@@ -223,7 +233,9 @@ mod tests {
         let batch =
             RecordBatch::try_from_iter([("v", views), ("d", Arc::new(dictionary) as ArrayRef)]).unwrap();
         let schema = result_schema(&batch.schema());
-        assert!(schema.fields().iter().all(|field| *field.data_type() == DataType::Utf8 && field.is_nullable()));
+        assert!(
+            schema.fields().iter().all(|field| *field.data_type() == DataType::Utf8 && field.is_nullable())
+        );
 
         let batches = received(sent(Arc::clone(&schema), vec![Ok(batch)]).await).await;
         assert_eq!(batches[0].schema(), schema);
@@ -281,6 +293,13 @@ mod tests {
         let batches = stream::iter([1]).map(|_| -> Result<RecordBatch, DataFusionError> { panic!("boom") });
         let results: Vec<_> = encoded(schema, batches).collect().await;
         assert!(results.last().unwrap().as_ref().unwrap_err().message().contains("boom"));
+    }
+
+    #[test]
+    fn the_shared_values_of_a_dictionary_do_not_scatter_its_rows() {
+        let values: Vec<String> = (0..10_000).map(|n| format!("{n:0>1000}")).collect();
+        let dictionary: DictionaryArray<Int32Type> = values.iter().map(String::as_str).collect();
+        assert!(bytes_of(&dictionary.slice(0, 10)) < 20_000);
     }
 
     #[test]

@@ -118,6 +118,7 @@ impl Clients {
         self.statements.lock().drop_owner(session);
         self.pending.lock().drop_owner(session);
         self.engine.close_session(session);
+        tracing::debug!("session closed");
     }
 
     fn connection_at(&self, extensions: &Extensions) -> ConnectionDetails {
@@ -164,8 +165,11 @@ enum Credentials {
 impl Credentials {
     fn of(metadata: &MetadataMap) -> Result<Self, Status> {
         if let Some(value) = metadata.get("authorization") {
-            let unreadable =
-                || invalid("the authorization header is neither `Bearer TOKEN` nor `Basic base64(user:password)`");
+            let unreadable = || {
+                invalid(
+                    "the authorization header is neither `Bearer TOKEN` nor `Basic base64(user:password)`",
+                )
+            };
             let (scheme, rest) =
                 value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(unreadable)?;
             if scheme.eq_ignore_ascii_case("bearer") {
@@ -190,7 +194,10 @@ impl Credentials {
 
 fn checked_user(user: &str) -> Result<String, Status> {
     if user.len() > USER_BYTES_MAX {
-        return Err(invalid(format!("the user name has {} bytes; at most {USER_BYTES_MAX} are taken", user.len())));
+        return Err(invalid(format!(
+            "the user name has {} bytes; at most {USER_BYTES_MAX} are taken",
+            user.len()
+        )));
     }
     Ok(if user.is_empty() { ANONYMOUS.to_owned() } else { user.to_owned() })
 }

@@ -60,12 +60,24 @@ fn builder() -> SqlInfoDataBuilder {
     infos.append(SqlInfo::SqlKeywords, &["COPY", "EXTERNAL", "KILL", "QUERY", "STORED"][..]);
     infos.append(
         SqlInfo::SqlNumericFunctions,
-        &["abs", "ceil", "exp", "floor", "ln", "log10", "power", "random", "round", "sign", "sqrt", "trunc"][..],
+        &["abs", "ceil", "exp", "floor", "ln", "log10", "power", "random", "round", "sign", "sqrt", "trunc"]
+            [..],
     );
     infos.append(
         SqlInfo::SqlStringFunctions,
-        &["concat", "left", "length", "lower", "ltrim", "replace", "right", "rtrim", "substring", "trim", "upper"]
-            [..],
+        &[
+            "concat",
+            "left",
+            "length",
+            "lower",
+            "ltrim",
+            "replace",
+            "right",
+            "rtrim",
+            "substring",
+            "trim",
+            "upper",
+        ][..],
     );
     infos.append(SqlInfo::SqlSystemFunctions, &["version"][..]);
     infos.append(
@@ -88,10 +100,7 @@ fn builder() -> SqlInfoDataBuilder {
         bit(SupportedSqlGrammar::SqlMinimumGrammar) | bit(SupportedSqlGrammar::SqlCoreGrammar),
     );
     infos.append(SqlInfo::SqlSupportsIntegrityEnhancementFacility, false);
-    infos.append(
-        SqlInfo::SqlOuterJoinsSupportLevel,
-        bit(SqlOuterJoinsSupportLevel::SqlFullOuterJoins),
-    );
+    infos.append(SqlInfo::SqlOuterJoinsSupportLevel, bit(SqlOuterJoinsSupportLevel::SqlFullOuterJoins));
     infos.append(SqlInfo::SqlSchemaTerm, "schema");
     infos.append(SqlInfo::SqlCatalogTerm, "catalog");
     infos.append(SqlInfo::SqlCatalogAtStart, true);

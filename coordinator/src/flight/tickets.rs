@@ -182,8 +182,7 @@ impl<T: Clone> Shelf<T> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { what: "things", per_owner: 2, total: 3, idle: Duration::from_secs(60) };
+    const LIMITS: Limits = Limits { what: "things", per_owner: 2, total: 3, idle: Duration::from_secs(60) };
 
     fn shelf() -> (Shelf<u32>, Instant) {
         let now = Instant::now();

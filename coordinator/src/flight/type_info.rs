@@ -58,7 +58,10 @@ fn builder() -> XdbcTypeInfoDataBuilder {
         auto_increment: Some(false),
         ..plain("DECIMAL", Type::XdbcDecimal, 76)
     });
-    types.append(XdbcTypeInfo { case_sensitive: true, ..quoted("", plain("VARCHAR", Type::XdbcVarchar, i32::MAX)) });
+    types.append(XdbcTypeInfo {
+        case_sensitive: true,
+        ..quoted("", plain("VARCHAR", Type::XdbcVarchar, i32::MAX))
+    });
     types.append(quoted("X", plain("BYTEA", Type::XdbcVarbinary, i32::MAX)));
     for (name, data_type, prefix, characters, subcode) in [
         // The number of `Year` is also that of `Date`.

@@ -80,7 +80,9 @@ impl Admission {
         drop(waiting);
         match permit {
             Ok(Ok(permit)) => Ok(Permit { _permit: permit }),
-            Ok(Err(_closed)) => Err(Error::Unavailable("this coordinator is stopping and takes no new queries".into())),
+            Ok(Err(_closed)) => {
+                Err(Error::Unavailable("this coordinator is stopping and takes no new queries".into()))
+            }
             Err(_) => Err(Error::Timeout(format!(
                 "the query waited {:?} for one of {} places and got none; try again later, or raise --max-queries or \
                  --queue-timeout",
@@ -96,7 +98,8 @@ impl Admission {
 
     /// The place in the queue of a ticket, from 1.
     pub fn place(&self, ticket: u64) -> usize {
-        usize::try_from((ticket + 1).saturating_sub(self.left.load(Ordering::Relaxed)).max(1)).unwrap_or(usize::MAX)
+        usize::try_from((ticket + 1).saturating_sub(self.left.load(Ordering::Relaxed)).max(1))
+            .unwrap_or(usize::MAX)
     }
 }
 
@@ -122,9 +125,9 @@ mod tests {
         assert_eq!(admission.waiting(), 0);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn nobody_waits_for_ever() {
-        let admission = Admission::new(1, 4, Duration::from_secs(1));
+        let admission = Admission::new(1, 4, Duration::from_millis(50));
         let _running = admission.admit(|_| ()).await.unwrap();
         let error = admission.admit(|_| ()).await.unwrap_err();
         assert!(matches!(error, Error::Timeout(_)), "{error}");

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -21,6 +22,7 @@ use shoal_proto::{ErrorCode, Failure, WorkerId};
 
 use super::admission::Permit;
 use super::registry::Running;
+use super::rewrite::reads_data;
 use super::scan_tasks::shard_scan;
 use super::session_state::{PARTITIONS, PhysicalPlan, Planning, tables_of};
 use super::view::View;
@@ -29,6 +31,9 @@ use crate::cluster::{Cluster, PinGuard};
 
 /// Attempts at one query before its error is the answer.
 const ATTEMPTS_MAX: u32 = 4;
+
+/// How long a query waits for the first live worker.
+const WORKER_WAIT: Duration = Duration::from_secs(2);
 
 /// Runs queries against the cluster.
 #[derive(Clone)]
@@ -67,6 +72,9 @@ impl Attempts {
     /// # Errors
     /// `Unavailable` where no worker is left.
     pub fn view(&self, plan: &LogicalPlan, avoid: &BTreeSet<WorkerId>) -> Result<Arc<View>, Error> {
+        if !reads_data(plan) {
+            return Ok(Arc::new(View::without_workers()));
+        }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let view = View::new(&self.cluster.live(), &tables_of(plan)?, avoid, &self.zone, turn, PARTITIONS)?;
         Ok(Arc::new(view))
@@ -85,9 +93,7 @@ impl Attempts {
             outcome = self.try_all(&mut pinned) => outcome,
         };
         match outcome {
-            Ok(begun) => {
-                Ok(QueryStream::new(begun, pinned, Arc::clone(&self.cluster)))
-            }
+            Ok(begun) => Ok(QueryStream::new(begun, pinned, Arc::clone(&self.cluster))),
             Err(error) => {
                 pinned.running.failed(&error.to_string());
                 Err(error)
@@ -95,8 +101,19 @@ impl Attempts {
         }
     }
 
+    /// A worker that was suspected comes back with its next beat: a query that
+    /// finds none waits that long before it gives up.
+    async fn wait_for_a_worker(&self) {
+        let mut live = self.cluster.watch();
+        let is_there = live.wait_for(|live| !live.workers.is_empty());
+        let _none_came = tokio::time::timeout(WORKER_WAIT, is_there).await;
+    }
+
     async fn try_all(&self, pinned: &mut Pinned) -> Result<Begun, Error> {
         let mut avoid = BTreeSet::new();
+        if reads_data(&pinned.plan) {
+            self.wait_for_a_worker().await;
+        }
         loop {
             let attempt = pinned.running.attempt();
             pinned.options.attempt = attempt;
@@ -123,8 +140,12 @@ impl Attempts {
     async fn try_once(&self, pinned: &Pinned, avoid: &BTreeSet<WorkerId>) -> Result<Begun, Error> {
         let view = self.view(&pinned.plan, avoid)?;
         let physical = {
-            let planned = pinned.planning.physical(&pinned.plan, &view, &pinned.options, pinned.collect_metrics);
-            AssertUnwindSafe(planned).catch_unwind().await.map_err(|panic| panic_failure(panic.as_ref()))??
+            let planned =
+                pinned.planning.physical(&pinned.plan, &view, &pinned.options, pinned.collect_metrics);
+            AssertUnwindSafe(planned)
+                .catch_unwind()
+                .await
+                .map_err(|panic| panic_failure(panic.as_ref()))??
         };
         let PhysicalPlan { plan, context } = physical;
         let segments = segments_in(&plan)?;
@@ -165,7 +186,8 @@ fn segments_in(plan: &Arc<dyn ExecutionPlan>) -> Result<u64, Error> {
                 }
                 return Ok(TreeNodeRecursion::Jump);
             }
-            let scanned = node.downcast_ref::<DistributedLeafExec>().map_or(node, DistributedLeafExec::original);
+            let scanned =
+                node.downcast_ref::<DistributedLeafExec>().map_or(node, DistributedLeafExec::original);
             if let Some(scan) = shard_scan(scanned) {
                 segments += scan.file_groups.iter().map(|group| group.files().len() as u64).sum::<u64>();
                 return Ok(TreeNodeRecursion::Jump);
@@ -189,11 +211,7 @@ pub struct QueryStream {
 }
 
 impl QueryStream {
-    fn new(
-        Begun { plan, view, first, rest }: Begun,
-        pinned: Pinned,
-        cluster: Arc<Cluster>,
-    ) -> Self {
+    fn new(Begun { plan, view, first, rest }: Begun, pinned: Pinned, cluster: Arc<Cluster>) -> Self {
         let cancelled = pinned.running.cancelled();
         let is_complete = first.is_none();
         let rest = if is_complete { futures::stream::empty().boxed() } else { rest };
@@ -206,9 +224,12 @@ impl QueryStream {
         let rows = futures::stream::iter(first.map(Ok))
             .chain(caught)
             .take_until(cancelled.clone().cancelled_owned())
-            .chain(futures::stream::once(async move {
-                if cancelled.is_cancelled() { Some(Err(stopped().into())) } else { None }
-            }).filter_map(std::future::ready))
+            .chain(
+                futures::stream::once(async move {
+                    if cancelled.is_cancelled() { Some(Err(stopped().into())) } else { None }
+                })
+                .filter_map(std::future::ready),
+            )
             .boxed();
         Self { schema: plan.schema(), plan, view, rows, pinned, cluster, is_over: false }
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
-use datafusion::physical_expr::{Partitioning, PhysicalExpr};
+use datafusion::physical_expr::Partitioning;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
-use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode, SortMergeJoinExec};
+use datafusion::physical_plan::joins::{HashJoinExec, JoinOnRef, PartitionMode, SortMergeJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
@@ -20,7 +20,7 @@ use super::scan_tasks::{segment_of, shard_scan};
 ///
 /// # Errors
 /// `Internal`, naming the operator and the stage.
-pub fn check(plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
+pub(crate) fn check(plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
     if !plan.is::<DistributedExec>() {
         return Ok(());
     }
@@ -59,7 +59,9 @@ fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Re
             return Ok(TreeNodeRecursion::Jump);
         }
         if tasks > 1 && shard_scan(node).is_some() {
-            return internal_err!("a scan in stage {number} of {tasks} tasks was not dealt to them: each would read all");
+            return internal_err!(
+                "a scan in stage {number} of {tasks} tasks was not dealt to them: each would read all"
+            );
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
@@ -97,7 +99,9 @@ fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
         return match aggregate.mode() {
             AggregateMode::Single | AggregateMode::Final => true,
             // Grouped by nothing, it has one group over all rows.
-            AggregateMode::FinalPartitioned | AggregateMode::SinglePartitioned => !groups_are_whole(aggregate),
+            AggregateMode::FinalPartitioned | AggregateMode::SinglePartitioned => {
+                !groups_are_whole(aggregate)
+            }
             AggregateMode::Partial | AggregateMode::PartialReduce => false,
         };
     }
@@ -131,7 +135,7 @@ fn groups_are_whole(aggregate: &AggregateExec) -> bool {
 
 /// Whether both sides of a partitioned join are hashed alike: into as many
 /// partitions, each by its side of the same equalities in the same order.
-fn sides_meet(left: &Partitioning, right: &Partitioning, on: &[(Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)]) -> bool {
+fn sides_meet(left: &Partitioning, right: &Partitioning, on: JoinOnRef) -> bool {
     let (Partitioning::Hash(left, left_count), Partitioning::Hash(right, right_count)) = (left, right) else {
         return false;
     };
@@ -144,16 +148,17 @@ fn sides_meet(left: &Partitioning, right: &Partitioning, on: &[(Arc<dyn Physical
 /// Whether the rows of the operator's input come out of a hash exchange (or a
 /// declared hash layout), so that no key is in two partitions.
 fn is_hashed(node: &Arc<dyn ExecutionPlan>) -> bool {
-    node.children().iter().all(|child| {
-        matches!(child.output_partitioning(), Partitioning::Hash(..))
-    })
+    node.children().iter().all(|child| matches!(child.output_partitioning(), Partitioning::Hash(..)))
 }
 
 /// A leaf must read every segment of its scan in exactly one task.
 fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize) -> Result<()> {
     let Some(original) = shard_scan(leaf.original()) else { return Ok(()) };
     if leaf.variants().len() != tasks {
-        return internal_err!("a scan of stage {number} was dealt to {} tasks of {tasks}", leaf.variants().len());
+        return internal_err!(
+            "a scan of stage {number} was dealt to {} tasks of {tasks}",
+            leaf.variants().len()
+        );
     }
     let names = |scan: &datafusion::datasource::physical_plan::FileScanConfig| {
         scan.file_groups.iter().flat_map(|group| group.files()).map(segment_of).collect::<Result<Vec<_>>>()

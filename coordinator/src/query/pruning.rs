@@ -6,18 +6,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::catalog::Session;
 use datafusion::common::pruning::PrunableStatistics;
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, DFSchema, Result, ScalarValue, Statistics};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
-use datafusion::logical_expr::{BinaryExpr, Expr, Operator, ExprSchemable};
-use datafusion::catalog::Session;
-use datafusion::physical_optimizer::pruning::PruningPredicate;
+use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator};
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use shoal_data::{Segment, Table};
 
 /// The shards that can hold rows for which all `filters` are true; none where
 /// every shard can.
-pub fn shards_for(table: &Table, filters: &[Expr]) -> Option<BTreeSet<u32>> {
+pub(crate) fn shards_for(table: &Table, filters: &[Expr]) -> Option<BTreeSet<u32>> {
     let key = &table.layout.shard_key;
     if key.is_empty() {
         return None;
@@ -62,12 +62,15 @@ pub fn shards_for(table: &Table, filters: &[Expr]) -> Option<BTreeSet<u32>> {
 /// `column = literal`, `column IN (literals)` or an OR of such on one column.
 fn equals_one_of(filter: &Expr) -> Option<(String, Vec<ScalarValue>)> {
     match filter {
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) => match (left.as_ref(), right.as_ref()) {
-            (Expr::Column(column), Expr::Literal(value, _)) | (Expr::Literal(value, _), Expr::Column(column)) => {
-                Some((column.name.clone(), vec![value.clone()]))
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) => {
+            match (left.as_ref(), right.as_ref()) {
+                (Expr::Column(column), Expr::Literal(value, _))
+                | (Expr::Literal(value, _), Expr::Column(column)) => {
+                    Some((column.name.clone(), vec![value.clone()]))
+                }
+                _ => None,
             }
-            _ => None,
-        },
+        }
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
             let (column, mut values) = equals_one_of(left)?;
             let (other, more) = equals_one_of(right)?;
@@ -92,7 +95,7 @@ fn equals_one_of(filter: &Expr) -> Option<(String, Vec<ScalarValue>)> {
 ///
 /// # Errors
 /// None in practice: a filter that cannot be used is not used.
-pub fn segments_for(
+pub(crate) fn segments_for(
     segments: Vec<Arc<Segment>>,
     schema: &SchemaRef,
     filters: &[Expr],
@@ -107,7 +110,11 @@ pub fn segments_for(
         return Ok(segments);
     }
     let Ok(physical) = session.create_physical_expr(filter, &df_schema) else { return Ok(segments) };
-    let Ok(predicate) = PruningPredicate::try_new(physical, Arc::clone(schema)) else { return Ok(segments) };
+    let Ok(predicate) =
+        PruningPredicateBuilder::new().with_file_schema(Arc::clone(schema)).try_build(physical)
+    else {
+        return Ok(segments);
+    };
     if predicate.always_true() {
         return Ok(segments);
     }
@@ -118,7 +125,7 @@ pub fn segments_for(
 }
 
 /// A segment's statistics in the form that DataFusion plans with.
-pub fn segment_statistics(segment: &Segment, schema: &SchemaRef) -> Statistics {
+pub(crate) fn segment_statistics(segment: &Segment, schema: &SchemaRef) -> Statistics {
     let rows = usize::try_from(segment.rows).unwrap_or(usize::MAX);
     let column_statistics = schema
         .fields()

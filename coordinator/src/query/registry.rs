@@ -131,7 +131,12 @@ impl Registry {
             bytes: AtomicU64::default(),
             attempts: AtomicU32::default(),
             segments_total: AtomicU64::default(),
-            changing: Mutex::new(Changing { state: QueryState::Running, ticket: None, error: None, elapsed: None }),
+            changing: Mutex::new(Changing {
+                state: QueryState::Running,
+                ticket: None,
+                error: None,
+                elapsed: None,
+            }),
             cancel: CancellationToken::new(),
         });
         self.inner.lock().live.insert(query, Arc::clone(&record));
@@ -216,7 +221,8 @@ impl Running {
 
     /// It ended with an error.
     pub fn failed(&self, error: &str) {
-        let state = if self.record.cancel.is_cancelled() { QueryState::Cancelled } else { QueryState::Failed };
+        let state =
+            if self.record.cancel.is_cancelled() { QueryState::Cancelled } else { QueryState::Failed };
         self.end(state, Some(error.to_owned()));
     }
 

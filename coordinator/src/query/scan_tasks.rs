@@ -11,8 +11,8 @@ use datafusion::datasource::source::DataSourceExec;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{
-    DesiredTaskCountEvent, DesiredTaskCountEventResponse, DistributedExt, DistributedLeafExec, RouteTasksEvent,
-    RouteTasksEventResponse, ScaleUpLeafNodeEvent, ScaleUpLeafNodeEventResponse,
+    DesiredTaskCountEvent, DesiredTaskCountEventResponse, DistributedExt, DistributedLeafExec,
+    RouteTasksEvent, RouteTasksEventResponse, ScaleUpLeafNodeEvent, ScaleUpLeafNodeEventResponse,
 };
 use shoal_data::SegmentName;
 use shoal_data::shard_store::SHARD_STORE_URL;
@@ -22,7 +22,7 @@ use super::view::{ShardLoad, View};
 use crate::sql::ShoalConfig;
 
 /// Adds the three handlers to a session.
-pub fn add_handlers(config: SessionConfig) -> SessionConfig {
+pub(crate) fn add_handlers(config: SessionConfig) -> SessionConfig {
     config
         .with_distributed_desired_task_count_handler(desired_task_count)
         .with_distributed_scale_up_leaf_node_handler(scale_up_leaf)
@@ -30,7 +30,7 @@ pub fn add_handlers(config: SessionConfig) -> SessionConfig {
 }
 
 /// The scan below a leaf, where it reads shards.
-pub fn shard_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfig> {
+pub(crate) fn shard_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfig> {
     let scan = plan.downcast_ref::<DataSourceExec>()?.data_source().downcast_ref::<FileScanConfig>()?;
     scan.object_store_url.as_str().starts_with(SHARD_STORE_URL).then_some(scan)
 }
@@ -39,7 +39,7 @@ pub fn shard_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfig> {
 ///
 /// # Errors
 /// `Internal`: plans name segments and nothing else.
-pub fn segment_of(file: &PartitionedFile) -> Result<SegmentName> {
+pub(crate) fn segment_of(file: &PartitionedFile) -> Result<SegmentName> {
     match file.object_meta.location.as_ref().parse() {
         Ok(name) => Ok(name),
         Err(error) => internal_err!("a scan names `{}`: {error}", file.object_meta.location),
@@ -70,10 +70,11 @@ fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTask
     // As many as the shards divide into, so that stages of one query meet.
     let partitions = event.session_config.target_partitions();
     let shards = scan_table(scan).map_or(1, |table| view.shards_of(table));
-    let tasks = (1..=wanted).rev().find(|tasks| shards.is_multiple_of(tasks * partitions)).unwrap_or(match shards {
-        1 => 1,
-        _ => wanted,
-    });
+    let tasks =
+        (1..=wanted).rev().find(|tasks| shards.is_multiple_of(tasks * partitions)).unwrap_or(match shards {
+            1 => 1,
+            _ => wanted,
+        });
     Some(Ok(DesiredTaskCountEventResponse::desired(tasks)))
 }
 
@@ -81,7 +82,10 @@ fn scale_up_leaf(event: ScaleUpLeafNodeEvent) -> Option<Result<ScaleUpLeafNodeEv
     let scan = shard_scan(event.plan)?;
     let view = event.session_config.get_extension::<View>()?;
     let partitions = event.session_config.target_partitions();
-    Some(deal_scan(event.plan, scan, &view, event.task_count, partitions).map(ScaleUpLeafNodeEventResponse::new))
+    Some(
+        deal_scan(event.plan, scan, &view, event.task_count, partitions)
+            .map(ScaleUpLeafNodeEventResponse::new),
+    )
 }
 
 /// The scan of each task: whole shards, dealt by the view, in `partitions`
@@ -143,7 +147,9 @@ fn deal_hashed(
     let all = scan_table(scan).map_or(0, |table| view.shards_of(table));
     let count = tasks * partitions;
     if !all.is_multiple_of(count) {
-        return plan_err!("{all} shards cannot be dealt to {tasks} tasks of {partitions} partitions as they are hashed");
+        return plan_err!(
+            "{all} shards cannot be dealt to {tasks} tasks of {partitions} partitions as they are hashed"
+        );
     }
     let mut groups: Vec<Vec<FileGroup>> = vec![vec![FileGroup::default(); partitions]; tasks];
     for (shard, files) in shards {

@@ -9,18 +9,20 @@ use datafusion::common::Result;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::config::ConfigOptions;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::{ExecutionPlanProperties, displayable};
+use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
-use datafusion_distributed::{DistributedExec, DistributedExt, SessionStateBuilderExt};
-use shoal_data::Table;
+use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, SessionStateBuilderExt};
+use shoal_data::{ImportRoots, Table};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions};
 use shoal_proto::{Channels, QueryPool};
 
 use super::guard;
+use super::rewrite::must_stay;
 use super::scan_tasks::add_handlers;
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
@@ -29,7 +31,7 @@ use crate::sql::ShoalConfig;
 
 /// Partitions of each task. With one, an operator would take the rows of its
 /// task for all rows.
-pub const PARTITIONS: usize = 2;
+pub(crate) const PARTITIONS: usize = 2;
 
 /// What every session starts from, made once: functions, rules, resources.
 #[derive(Clone)]
@@ -40,13 +42,15 @@ pub struct StateTemplate {
 
 impl StateTemplate {
     /// A template over this coordinator's resources.
-    pub fn new(runtime: Arc<RuntimeEnv>, channels: Channels) -> Self {
+    pub fn new(runtime: Arc<RuntimeEnv>, channels: Channels, imports: ImportRoots) -> Self {
         let config = SessionConfig::new()
             .with_information_schema(true)
             .with_default_catalog_and_schema("shoal", "public")
             .with_create_default_catalog_and_schema(false)
             .with_option_extension(ShoalConfig::default())
-            .with_target_partitions(PARTITIONS);
+            .with_target_partitions(PARTITIONS)
+            // External tables find it here.
+            .with_extension(Arc::new(imports));
         let config = add_handlers(config);
         let mut builder = SessionStateBuilder::new()
             .with_default_features()
@@ -67,10 +71,12 @@ impl StateTemplate {
     pub fn planning(&self, options: &ConfigOptions, catalogs: Arc<dyn CatalogProviderList>) -> Planning {
         let mut config = self.state.config().clone();
         *config.options_mut() = options.clone();
-        let state = SessionStateBuilder::new_from_existing(self.state.clone())
+        let mut state = SessionStateBuilder::new_from_existing(self.state.clone())
             .with_config(config)
             .with_catalog_list(catalogs)
             .build();
+        // The one moment that `now()` means in this statement.
+        state.execution_props_mut().mark_start_execution(Arc::new(options.clone()));
         Planning { state, channels: self.channels.clone() }
     }
 }
@@ -98,7 +104,16 @@ impl Planning {
     /// # Errors
     /// Those of planning; `Internal` where a guard refuses the plan even
     /// undistributed.
-    pub async fn physical(&self, plan: &LogicalPlan, view: &Arc<View>, query: &QueryOptions, collect_metrics: bool) -> Result<PhysicalPlan> {
+    pub async fn physical(
+        &self,
+        plan: &LogicalPlan,
+        view: &Arc<View>,
+        query: &QueryOptions,
+        collect_metrics: bool,
+    ) -> Result<PhysicalPlan> {
+        if must_stay(plan) || view.workers().is_empty() {
+            return self.physical_with(plan, view, query, collect_metrics, Way::Here).await;
+        }
         let ways: &[Way] = match ShoalConfig::of(self.state.config_options()).colocate {
             true => &[Way::Colocated, Way::Exchanged, Way::OneTask],
             false => &[Way::Exchanged, Way::OneTask],
@@ -154,21 +169,53 @@ impl Planning {
             .with_config(config)
             .with_runtime_env(Arc::new(runtime))
             .build();
-        let plan = state.query_planner().create_physical_plan(logical, &state).await?;
         let context = state.task_ctx();
-        let plan = if plan.is::<DistributedExec>() || !reads_segments_or_files(&plan)? {
-            plan
-        } else {
+        let plan = match way {
+            Way::Here => DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?,
+            _ => state.query_planner().create_physical_plan(logical, &state).await?,
+        };
+        let plan = match way {
+            _ if plan.is::<DistributedExec>() || way == Way::Here || !reads_segments_or_files(&plan)? => plan,
             // Small enough for one worker, or impossible to cut: sent whole.
-            let single: Arc<dyn ExecutionPlan> = match plan.output_partitioning().partition_count() {
-                1 => plan,
-                _ => Arc::new(CoalescePartitionsExec::new(plan)),
-            };
-            let url = view.workers()[view.task_workers(1)[0]].url.clone();
-            Arc::new(WholePlanExec::new(single, url, query.clone(), self.channels.clone(), collect_metrics))
+            _ => self.whole(plan, &context, view, query, collect_metrics),
         };
         tracing::debug!(query_id = %query.query, "physical plan:\n{}", displayable(plan.as_ref()).indent(false));
         Ok(PhysicalPlan { plan, context })
+    }
+}
+
+impl Planning {
+    /// The plan as one worker runs it whole. What cannot be encoded runs here.
+    fn whole(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        context: &Arc<TaskContext>,
+        view: &View,
+        query: &QueryOptions,
+        collect_metrics: bool,
+    ) -> Arc<dyn ExecutionPlan> {
+        let single: Arc<dyn ExecutionPlan> = match plan.output_partitioning().partition_count() {
+            1 => plan,
+            _ => Arc::new(CoalescePartitionsExec::new(plan)),
+        };
+        match MaybeEncoded::Decoded(Arc::clone(&single)).encode(context) {
+            Ok(encoded) => {
+                let url = view.workers()[view.task_workers(1)[0]].url.clone();
+                let channels = self.channels.clone();
+                Arc::new(WholePlanExec::new(
+                    single,
+                    encoded.into(),
+                    url,
+                    query.clone(),
+                    channels,
+                    collect_metrics,
+                ))
+            }
+            Err(error) => {
+                tracing::debug!(query_id = %query.query, %error, "plan cannot be sent, runs on the coordinator");
+                single
+            }
+        }
     }
 }
 
@@ -182,6 +229,8 @@ enum Way {
     Exchanged,
     /// What cannot be right in many tasks is right in one.
     OneTask,
+    /// What cannot be sent to workers runs on the coordinator.
+    Here,
 }
 
 /// A plan and the context that it runs in.
@@ -189,14 +238,14 @@ pub struct PhysicalPlan {
     /// Run once: another attempt needs another plan.
     pub plan: Arc<dyn ExecutionPlan>,
     /// Carries the view, the channels and the memory limit.
-    pub context: Arc<datafusion::execution::TaskContext>,
+    pub context: Arc<TaskContext>,
 }
 
 /// The tables of shards that a logical plan reads, each once.
 ///
 /// # Errors
 /// None in practice; those of walking a plan.
-pub fn tables_of(plan: &LogicalPlan) -> Result<Vec<Arc<Table>>> {
+pub(crate) fn tables_of(plan: &LogicalPlan) -> Result<Vec<Arc<Table>>> {
     let mut seen = BTreeSet::new();
     let mut tables = Vec::new();
     plan.apply_with_subqueries(|node| {

@@ -8,7 +8,7 @@ use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{Result, Statistics, plan_datafusion_err};
+use datafusion::common::{Result, Statistics};
 use datafusion::config::TableParquetOptions;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
@@ -41,6 +41,17 @@ impl ShardTable {
         Self { table, schema }
     }
 
+    /// The same as the target of a write: every column takes nulls, because the
+    /// write itself checks and names them.
+    pub fn to_write(table: Arc<Table>) -> Self {
+        let fields = view_columns(&table.columns)
+            .fields()
+            .iter()
+            .map(|field| field.as_ref().clone().with_nullable(true))
+            .collect::<Vec<_>>();
+        Self { table, schema: Arc::new(Schema::new(fields)) }
+    }
+
     /// The catalog's entry.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
@@ -49,7 +60,8 @@ impl ShardTable {
     /// The segments that a scan with these filters must read.
     fn segments(&self, filters: &[Expr], session: &dyn Session) -> Result<Vec<Arc<Segment>>> {
         let shards = shards_for(&self.table, filters);
-        let in_shards = |segment: &&Arc<Segment>| shards.as_ref().is_none_or(|shards| shards.contains(&segment.shard));
+        let in_shards =
+            |segment: &&Arc<Segment>| shards.as_ref().is_none_or(|shards| shards.contains(&segment.shard));
         let segments = self.table.segments.iter().filter(in_shards).cloned().collect();
         segments_for(segments, &self.schema, filters, session)
     }
@@ -88,7 +100,7 @@ impl ShardTable {
 
 /// Text and binary columns as views, which DataFusion computes on fastest; the
 /// front doors turn them back.
-pub fn view_columns(schema: &Schema) -> SchemaRef {
+pub(crate) fn view_columns(schema: &Schema) -> SchemaRef {
     let fields = schema.fields().iter().map(|field| {
         let data_type = match field.data_type() {
             DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
@@ -177,15 +189,7 @@ fn empty_statistics(schema: &SchemaRef) -> Statistics {
 }
 
 /// The shard table behind a provider.
-pub fn as_shard_table(provider: &Arc<dyn TableProvider>) -> Option<&ShardTable> {
+pub(crate) fn as_shard_table(provider: &Arc<dyn TableProvider>) -> Option<&ShardTable> {
     let provider: &dyn Any = provider.as_ref();
     provider.downcast_ref()
-}
-
-/// The table behind a name that must be one.
-///
-/// # Errors
-/// Where it is something else, such as a view.
-pub fn expect_shard_table<'a>(provider: &'a Arc<dyn TableProvider>, name: &str) -> Result<&'a ShardTable> {
-    as_shard_table(provider).ok_or_else(|| plan_datafusion_err!("`{name}` is not a table of this cluster"))
 }

@@ -63,7 +63,8 @@ impl View {
     ) -> Result<Self, Failure> {
         let mut workers = Vec::with_capacity(live.workers.len());
         for worker in live.workers.iter().filter(|worker| !avoid.contains(&worker.id)) {
-            let url = worker_url(&worker.address, &worker.id).map_err(|error| Failure::from_datafusion(&error))?;
+            let url =
+                worker_url(&worker.address, &worker.id).map_err(|error| Failure::from_datafusion(&error))?;
             workers.push(ViewWorker {
                 id: worker.id.clone(),
                 url,
@@ -74,7 +75,8 @@ impl View {
         }
         if workers.is_empty() {
             let tried: Vec<_> = avoid.iter().map(WorkerId::as_str).collect();
-            let tried = if tried.is_empty() { String::new() } else { format!(" (tried {})", tried.join(", ")) };
+            let tried =
+                if tried.is_empty() { String::new() } else { format!(" (tried {})", tried.join(", ")) };
             return Err(Failure::new(
                 ErrorCode::Unavailable,
                 format!("no live worker{tried}: start one with `shoal worker --coordinator URL ...`"),
@@ -90,7 +92,8 @@ impl View {
                 let segments: Vec<&Arc<Segment>> = table.shard_segments(shard).collect();
                 let holders = (0..workers.len()).filter(|&index| {
                     segments.iter().all(|segment| {
-                        segment.replicas.contains(&workers[index].id) && workers[index].holds.contains(&segment.name())
+                        segment.replicas.contains(&workers[index].id)
+                            && workers[index].holds.contains(&segment.name())
                     })
                 });
                 readable.insert((table.id, shard), holders.collect());
@@ -98,6 +101,17 @@ impl View {
         }
         let shards = tables.iter().map(|table| (table.id, table.layout.shards as usize)).collect();
         Ok(Self { workers, readable, shards, partitions, chosen: Mutex::default() })
+    }
+
+    /// A view in which nobody takes tasks: for plans that read no data.
+    pub(crate) fn without_workers() -> Self {
+        Self {
+            workers: Vec::new(),
+            readable: HashMap::new(),
+            shards: BTreeMap::new(),
+            partitions: 1,
+            chosen: Mutex::default(),
+        }
     }
 
     /// Shards of a table of the query.
@@ -123,14 +137,12 @@ impl View {
         let mut open: Vec<&BTreeSet<usize>> =
             self.readable.values().filter(|holders| !holders.is_empty()).collect();
         while choice.len() < tasks.min(self.workers.len()) {
-            let best = (0..self.workers.len())
-                .filter(|index| !choice.contains(index))
-                .max_by_key(|index| {
-                    let covers = open.iter().filter(|holders| holders.contains(index)).count();
-                    // Idle before busy; then the earlier one, which the turn
-                    // put there.
-                    (covers, std::cmp::Reverse(self.workers[*index].tasks_running), std::cmp::Reverse(*index))
-                });
+            let best = (0..self.workers.len()).filter(|index| !choice.contains(index)).max_by_key(|index| {
+                let covers = open.iter().filter(|holders| holders.contains(index)).count();
+                // Idle before busy; then the earlier one, which the turn
+                // put there.
+                (covers, std::cmp::Reverse(self.workers[*index].tasks_running), std::cmp::Reverse(*index))
+            });
             let Some(best) = best else { break };
             open.retain(|holders| !holders.contains(&best));
             choice.push(best);
@@ -165,7 +177,8 @@ impl View {
                     }
                 }
                 let idle = (0..self.workers.len()).filter(|worker| !choice.contains(worker));
-                if let Some(best) = idle.max_by_key(|&worker| (score(task, worker), std::cmp::Reverse(worker)))
+                if let Some(best) =
+                    idle.max_by_key(|&worker| (score(task, worker), std::cmp::Reverse(worker)))
                     && score(task, best) > score(task, choice[task])
                 {
                     choice[task] = best;
@@ -218,7 +231,7 @@ pub struct ShardLoad {
 
 /// The view as datafusion-distributed asks for it.
 #[derive(Clone, Debug)]
-pub struct ViewResolver(pub Arc<View>);
+pub(crate) struct ViewResolver(pub Arc<View>);
 
 impl WorkerResolver for ViewResolver {
     fn get_urls(&self) -> Result<Vec<Url>, DataFusionError> {

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
 use datafusion::datasource::physical_plan::FileScanConfig;
@@ -13,7 +14,6 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
-use datafusion_distributed::MaybeEncoded;
 use parking_lot::Mutex;
 use shoal_proto::Channels;
 use shoal_proto::exchange::{QueryOptions, metrics_from_wire, run_plan, worker_of};
@@ -21,8 +21,9 @@ use shoal_proto::query::RunRequest;
 use url::Url;
 
 /// Sends its plan to one worker and gives back the rows.
-pub struct WholePlanExec {
+pub(crate) struct WholePlanExec {
     plan: Arc<dyn ExecutionPlan>,
+    encoded: Bytes,
     url: Url,
     query: QueryOptions,
     channels: Channels,
@@ -31,30 +32,32 @@ pub struct WholePlanExec {
 }
 
 impl WholePlanExec {
-    /// Will run `plan`, which has one output partition, on the worker at `url`.
-    pub fn new(
+    /// Will run `plan`, which has one output partition and is encoded as
+    /// `encoded`, on the worker at `url`.
+    pub(crate) fn new(
         plan: Arc<dyn ExecutionPlan>,
+        encoded: Bytes,
         url: Url,
         query: QueryOptions,
         channels: Channels,
         collect_metrics: bool,
     ) -> Self {
-        Self { plan, url, query, channels, collect_metrics, metrics: Arc::default() }
+        Self { plan, encoded, url, query, channels, collect_metrics, metrics: Arc::default() }
     }
 
     /// The plan as the worker runs it.
-    pub fn plan(&self) -> &Arc<dyn ExecutionPlan> {
+    pub(crate) fn plan(&self) -> &Arc<dyn ExecutionPlan> {
         &self.plan
     }
 
     /// The worker's name.
-    pub fn worker(&self) -> &str {
+    pub(crate) fn worker(&self) -> &str {
         worker_of(&self.url)
     }
 
     /// Metrics of each node in pre-order, once the stream has ended and where
     /// they were asked for.
-    pub fn node_metrics(&self) -> Option<Vec<MetricsSet>> {
+    pub(crate) fn node_metrics(&self) -> Option<Vec<MetricsSet>> {
         self.metrics.lock().clone()
     }
 }
@@ -91,21 +94,24 @@ impl ExecutionPlan for WholePlanExec {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        let [plan] = <[_; 1]>::try_from(children).or_else(|children| {
-            internal_err!("WholePlanExec has one child, not {}", children.len())
-        })?;
-        let (url, query, channels) = (self.url.clone(), self.query.clone(), self.channels.clone());
-        Ok(Arc::new(Self::new(plan, url, query, channels, self.collect_metrics)))
+    fn with_new_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        // It is encoded already: another child would not be what runs.
+        match children.as_slice() {
+            [child] if Arc::ptr_eq(child, &self.plan) => Ok(self),
+            _ => internal_err!("the plan of a WholePlanExec cannot be changed"),
+        }
     }
 
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         if partition != 0 {
             return internal_err!("WholePlanExec has one partition, not a number {partition}");
         }
         let request = RunRequest {
             query: self.query.query.0.as_bytes().to_vec().into(),
-            plan: MaybeEncoded::Decoded(Arc::clone(&self.plan)).encode(&context)?.into(),
+            plan: self.encoded.clone(),
             worker_url: self.url.to_string(),
             collect_metrics: self.collect_metrics,
         };
@@ -122,7 +128,7 @@ impl ExecutionPlan for WholePlanExec {
 ///
 /// # Errors
 /// None in practice; those of walking a plan.
-pub fn reads_segments_or_files(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+pub(crate) fn reads_segments_or_files(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     let mut reads = false;
     plan.apply(|node| {
         if let Some(scan) = node.downcast_ref::<DataSourceExec>()
@@ -135,4 +141,3 @@ pub fn reads_segments_or_files(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     })?;
     Ok(reads)
 }
-

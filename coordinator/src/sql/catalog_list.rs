@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
 use datafusion::catalog::view::ViewTable;
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
 use datafusion::common::{Result, plan_datafusion_err, plan_err};
 use datafusion::config::ConfigOptions;
 use datafusion::sql::parser::Statement as DfStatement;
@@ -17,7 +17,7 @@ use crate::files::external_table;
 use crate::query::{ShardTable, StateTemplate};
 
 /// The one catalog that there is.
-pub const CATALOG: &str = "shoal";
+pub(crate) const CATALOG: &str = "shoal";
 /// Views that may stand on one another.
 const VIEW_DEPTH_MAX: usize = 16;
 
@@ -29,6 +29,7 @@ pub struct SnapshotCatalogs {
     template: Arc<StateTemplate>,
     options: Arc<ConfigOptions>,
     view_depth: usize,
+    is_for_writing: bool,
 }
 
 impl SnapshotCatalogs {
@@ -39,20 +40,29 @@ impl SnapshotCatalogs {
         template: Arc<StateTemplate>,
         options: Arc<ConfigOptions>,
     ) -> Self {
-        Self { snapshot, system, template, options, view_depth: 0 }
+        Self { snapshot, system, template, options, view_depth: 0, is_for_writing: false }
+    }
+
+    /// The same names for planning a write: see [`ShardTable::to_write`].
+    pub fn for_writing(self) -> Self {
+        Self { is_for_writing: true, ..self }
     }
 
     /// The query behind a view. It is planned anew: what it reads may have
     /// changed since it was made.
     async fn view(&self, view: &View) -> Result<Arc<dyn TableProvider>> {
         if self.view_depth >= VIEW_DEPTH_MAX {
-            return plan_err!("views stand on one another more than {VIEW_DEPTH_MAX} deep at `{}`", view.name);
+            return plan_err!(
+                "views stand on one another more than {VIEW_DEPTH_MAX} deep at `{}`",
+                view.name
+            );
         }
         let query = match parse(&view.sql).map_err(datafusion::error::DataFusionError::from)? {
             Statement::Query(query) => query,
             _ => return plan_err!("view `{}` is not a query", view.name),
         };
-        let plan = self.plan_view(*query).await.map_err(|error| error.context(format!("view `{}`", view.name)))?;
+        let plan =
+            self.plan_view(*query).await.map_err(|error| error.context(format!("view `{}`", view.name)))?;
         let plan = match &view.columns {
             None => plan,
             Some(names) if names.len() == plan.schema().fields().len() => {
@@ -61,7 +71,9 @@ impl SnapshotCatalogs {
                     .into_iter()
                     .zip(names)
                     .map(|(column, name)| datafusion::logical_expr::Expr::Column(column).alias(name));
-                datafusion::logical_expr::LogicalPlanBuilder::from(plan).project(renamed.collect::<Vec<_>>())?.build()?
+                datafusion::logical_expr::LogicalPlanBuilder::from(plan)
+                    .project(renamed.collect::<Vec<_>>())?
+                    .build()?
             }
             Some(names) => {
                 return plan_err!(
@@ -89,7 +101,11 @@ impl std::fmt::Debug for SnapshotCatalogs {
 }
 
 impl CatalogProviderList for SnapshotCatalogs {
-    fn register_catalog(&self, _name: String, _catalog: Arc<dyn CatalogProvider>) -> Option<Arc<dyn CatalogProvider>> {
+    fn register_catalog(
+        &self,
+        _name: String,
+        _catalog: Arc<dyn CatalogProvider>,
+    ) -> Option<Arc<dyn CatalogProvider>> {
         None
     }
 
@@ -128,9 +144,11 @@ impl SchemaProvider for SnapshotSchema {
         }
         let snapshot = &self.names.snapshot;
         let is_here = |schema_name: &String| *schema_name == self.schema_name;
-        let tables = snapshot.tables().filter(|table| is_here(&table.schema_name)).map(|table| table.name.clone());
+        let tables =
+            snapshot.tables().filter(|table| is_here(&table.schema_name)).map(|table| table.name.clone());
         let views = snapshot.views().filter(|view| is_here(&view.schema_name)).map(|view| view.name.clone());
-        let externals = snapshot.externals().filter(|table| is_here(&table.schema_name)).map(|table| table.name.clone());
+        let externals =
+            snapshot.externals().filter(|table| is_here(&table.schema_name)).map(|table| table.name.clone());
         tables.chain(views).chain(externals).collect()
     }
 
@@ -140,7 +158,10 @@ impl SchemaProvider for SnapshotSchema {
             return names.system.table(name, &names.snapshot).map_err(|error: Error| error.into());
         }
         if let Some(table) = names.snapshot.table(schema_name, name) {
-            return Ok(Some(Arc::new(ShardTable::new(Arc::clone(table)))));
+            let table = Arc::clone(table);
+            let provider =
+                if names.is_for_writing { ShardTable::to_write(table) } else { ShardTable::new(table) };
+            return Ok(Some(Arc::new(provider)));
         }
         if let Some(view) = names.snapshot.view(schema_name, name) {
             return names.view(view).await.map(Some);

@@ -57,7 +57,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "m" | "mb" | "mib" => 1 << 20,
         "g" | "gb" | "gib" => 1 << 30,
         "t" | "tb" | "tib" => 1 << 40,
-        _ => return Err(format!("`{text}` is not a size: write a number and KiB, MiB, GiB or TiB, such as 512MiB")),
+        _ => {
+            return Err(format!(
+                "`{text}` is not a size: write a number and KiB, MiB, GiB or TiB, such as 512MiB"
+            ));
+        }
     };
     let number: f64 = number.parse().map_err(|_| format!("`{text}` is not a size such as 512MiB"))?;
     let bytes = number * factor as f64;
@@ -73,7 +77,8 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("512MiB", 512 << 20), ("4 GiB", 4 << 30), ("1048576", 1 << 20), ("1.5k", 1536)] {
+        for (text, bytes) in [("512MiB", 512 << 20), ("4 GiB", 4 << 30), ("1048576", 1 << 20), ("1.5k", 1536)]
+        {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }
         for text in ["", "lots", "5 parsecs", "-1", "0", "1e400GiB"] {

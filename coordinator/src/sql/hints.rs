@@ -31,6 +31,25 @@ pub fn with_hint(mut failure: Failure, known: impl IntoIterator<Item = String>) 
     failure
 }
 
+/// The failure, with the nearest function where one is unknown.
+pub fn with_function_hint<'a>(mut failure: Failure, known: impl IntoIterator<Item = &'a str>) -> Failure {
+    let Some((_, rest)) = failure.message.split_once("Invalid function '") else { return failure };
+    let Some((name, _)) = rest.split_once('\'') else { return failure };
+    // Two swapped letters are one mistake.
+    let nearest = known
+        .into_iter()
+        .filter(|known| *known != shoal_data::functions::SINGLE_VALUE)
+        .map(|known| (strsim::damerau_levenshtein(&name.to_lowercase(), known), known))
+        .min();
+    failure.message = match nearest {
+        Some((mistakes, nearest)) if mistakes <= 1 + name.len() / 4 => {
+            format!("function '{name}' does not exist. Did you mean `{nearest}`?")
+        }
+        _ => format!("function '{name}' does not exist"),
+    };
+    failure
+}
+
 /// The name that a message of DataFusion's says it does not know.
 fn unknown_name(message: &str) -> Option<String> {
     if let Some(rest) = message.split("table '").nth(1) {
@@ -48,6 +67,13 @@ mod tests {
     fn hint(message: &str, known: &[&str]) -> String {
         let known = known.iter().map(|name| (*name).to_owned());
         with_hint(Failure::new(ErrorCode::NotFound, message), known).message
+    }
+
+    #[test]
+    fn a_misspelt_function_gets_the_nearest_one() {
+        let failure = Failure::new(ErrorCode::Invalid, "Invalid function 'cuont'.\nDid you mean 'cot'?");
+        let message = with_function_hint(failure, ["cot", "count", "sum"]).message;
+        assert!(message.ends_with("Did you mean `count`?"), "{message}");
     }
 
     #[test]

@@ -35,11 +35,17 @@ impl TableOptions {
         let given: &[SqlOption] = match &create.table_options {
             CreateTableOptions::None => &[],
             CreateTableOptions::With(options) | CreateTableOptions::Options(options) => options,
-            other => return Err(Error::Invalid(format!("table options are written WITH (name = value), not `{other}`"))),
+            other => {
+                return Err(Error::Invalid(format!(
+                    "table options are written WITH (name = value), not `{other}`"
+                )));
+            }
         };
         for option in given {
             let SqlOption::KeyValue { key, value } = option else {
-                return Err(Error::Invalid(format!("table options are {OPTIONS}, each as name = value, not `{option}`")));
+                return Err(Error::Invalid(format!(
+                    "table options are {OPTIONS}, each as name = value, not `{option}`"
+                )));
             };
             read.set(&key.value.to_lowercase(), value)?;
         }
@@ -93,13 +99,17 @@ fn count(name: &str, value: &Expr, max: u32) -> Result<u32, Error> {
     let all = if name == "replicas" { ", or 'all'" } else { "" };
     match number {
         Some(number) if (1..=max).contains(&number) => Ok(number),
-        _ => Err(Error::Invalid(format!("{name} = {value} is not possible: give a whole number from 1 to {max}{all}"))),
+        _ => Err(Error::Invalid(format!(
+            "{name} = {value} is not possible: give a whole number from 1 to {max}{all}"
+        ))),
     }
 }
 
 fn names(option: &str, value: &Expr) -> Result<Vec<String>, Error> {
     let Some(text) = text(value) else {
-        return Err(Error::Invalid(format!("{option} = {value} is not possible: give column names, such as 'a' or 'a, b'")));
+        return Err(Error::Invalid(format!(
+            "{option} = {value} is not possible: give column names, such as 'a' or 'a, b'"
+        )));
     };
     let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
     if text.trim().is_empty() {
@@ -149,7 +159,11 @@ pub fn plain_columns(schema: &Schema) -> SchemaRef {
 ///
 /// # Errors
 /// `Layout`, through [`TableLayout::check`].
-pub fn complete_layout(options: TableOptions, columns: &Schema, workers: usize) -> Result<TableLayout, Error> {
+pub fn complete_layout(
+    options: TableOptions,
+    columns: &Schema,
+    workers: usize,
+) -> Result<TableLayout, Error> {
     let workers = u32::try_from(workers).unwrap_or(u32::MAX).clamp(1, SHARDS_MAX / 2);
     let replicas = options.replicas.unwrap_or(ReplicaCount::Count(REPLICAS_DEFAULT));
     let shards = options.shards.unwrap_or(match replicas {
@@ -179,8 +193,12 @@ mod tests {
 
     #[test]
     fn options_are_read_and_completed() {
-        let columns = Schema::new(vec![Field::new("a", DataType::Int32, true), Field::new("B", DataType::Int32, false)]);
-        let given = options("WITH (shards = 4, replicas = 'all', shard_key = 'a', sort_key = 'a, B')").unwrap();
+        let columns = Schema::new(vec![
+            Field::new("a", DataType::Int32, true),
+            Field::new("B", DataType::Int32, false),
+        ]);
+        let given =
+            options("WITH (shards = 4, replicas = 'all', shard_key = 'a', sort_key = 'a, B')").unwrap();
         let layout = complete_layout(given, &columns, 3).unwrap();
         assert_eq!((layout.shards, layout.replicas), (4, ReplicaCount::All));
         assert_eq!(layout.sort_key, ["a", "B"]);
@@ -200,7 +218,7 @@ mod tests {
             ("WITH (shard_key = 3)", "column names"),
             ("WITH (shard_key = 'a, a')", "twice"),
             ("WITH (sharding = 3)", "not a table option"),
-            ("WITH (shards)", "name = value"),
+            ("WITH (shards)", "Expected: ="),
         ] {
             let message = options(with).unwrap_err().to_string();
             assert!(message.contains(part), "{with}: {message}");

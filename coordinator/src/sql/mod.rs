@@ -10,7 +10,7 @@ mod system_tables;
 
 pub use catalog_list::SnapshotCatalogs;
 pub use config::{ShoalConfig, parse_bytes};
-pub use hints::with_hint;
+pub use hints::{with_function_hint, with_hint};
 pub use layout::{TableOptions, complete_layout, plain_columns};
 pub use parse::{Copy, CopyDirection, CopySource, Statement, parse};
 pub use system_tables::{SYSTEM_SCHEMA, SystemTables};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use datafusion::sql::parser::{CopyToSource, DFParserBuilder, ExplainStatement, Statement as DfStatement};
 use datafusion::sql::sqlparser::ast::{self, ObjectName, Query};
-use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
@@ -25,7 +25,7 @@ const TERMS_MAX: usize = 2000;
 pub enum Statement {
     /// Gives rows: SELECT, VALUES, SHOW, DESCRIBE.
     Query(Box<DfStatement>),
-    /// EXPLAIN [ANALYZE] [VERBOSE] of a query.
+    /// `EXPLAIN [ANALYZE] [VERBOSE]` of a query.
     Explain {
         /// Runs it and shows what it did.
         analyze: bool,
@@ -111,7 +111,7 @@ pub fn parse(sql: &str) -> Result<Statement, Error> {
             sql.len()
         )));
     }
-    let dialect = PostgreSqlDialect {};
+    let dialect = GenericDialect {};
     let mut tokens = Tokenizer::new(&dialect, sql)
         .tokenize_with_location()
         .map_err(|error| Error::Invalid(format!("syntax error: {error}")))?;
@@ -140,7 +140,13 @@ pub fn parse(sql: &str) -> Result<Statement, Error> {
 }
 
 fn syntax(error: datafusion::error::DataFusionError) -> Error {
-    Error::Invalid(error.strip_backtrace().replace("SQL error: ParserError(\"", "syntax error: ").trim_end_matches("\")").to_owned())
+    Error::Invalid(
+        error
+            .strip_backtrace()
+            .replace("SQL error: ParserError(\"", "syntax error: ")
+            .trim_end_matches("\")")
+            .to_owned(),
+    )
 }
 
 fn is_blank(token: &Token) -> bool {
@@ -216,7 +222,7 @@ fn check_limits(tokens: &[TokenWithSpan]) -> Result<(), Error> {
 }
 
 /// Statements that no other parser knows.
-fn parse_ours(dialect: &PostgreSqlDialect, tokens: &[TokenWithSpan]) -> Result<Option<Statement>, Error> {
+fn parse_ours(dialect: &GenericDialect, tokens: &[TokenWithSpan]) -> Result<Option<Statement>, Error> {
     let first = tokens.iter().find_map(|token| match &token.token {
         Token::Word(word) => Some(word.value.to_ascii_uppercase()),
         _ => None,
@@ -230,14 +236,18 @@ fn parse_ours(dialect: &PostgreSqlDialect, tokens: &[TokenWithSpan]) -> Result<O
     let statement = parsed.map_err(|error| Error::Invalid(parser_message(&error)))?;
     let after = parser.peek_token();
     if after.token != Token::EOF {
-        return Err(Error::Invalid(format!("syntax error: nothing expected after the statement, found {after}")));
+        return Err(Error::Invalid(format!(
+            "syntax error: nothing expected after the statement, found {after}"
+        )));
     }
     Ok(Some(statement))
 }
 
 fn parser_message(error: &ParserError) -> String {
     match error {
-        ParserError::TokenizerError(message) | ParserError::ParserError(message) => format!("syntax error: {message}"),
+        ParserError::TokenizerError(message) | ParserError::ParserError(message) => {
+            format!("syntax error: {message}")
+        }
         ParserError::RecursionLimitExceeded => "the statement nests too deep: write it flatter".into(),
     }
 }
@@ -249,9 +259,11 @@ fn parse_kill(parser: &mut Parser) -> Result<Statement, ParserError> {
         return Err(ParserError::ParserError("expected KILL QUERY 'id'".into()));
     }
     let id = parser.parse_literal_string()?;
-    let query = id
-        .parse()
-        .map_err(|_| ParserError::ParserError(format!("`{id}` is not a query id: SELECT id FROM system.queries shows them")))?;
+    let query = id.parse().map_err(|_| {
+        ParserError::ParserError(format!(
+            "`{id}` is not a query id: SELECT id FROM system.queries shows them"
+        ))
+    })?;
     Ok(Statement::Kill(query))
 }
 
@@ -316,7 +328,11 @@ fn parse_option(parser: &mut Parser) -> Result<(String, String), ParserError> {
         Token::Word(word) => word.value.clone(),
         Token::SingleQuotedString(value) | Token::EscapedStringLiteral(value) => value.clone(),
         Token::Number(value, _) => value.clone(),
-        other => return Err(ParserError::ParserError(format!("expected a value for option {name}, found {other}"))),
+        other => {
+            return Err(ParserError::ParserError(format!(
+                "expected a value for option {name}, found {other}"
+            )));
+        }
     };
     parser.next_token();
     Ok((name.to_lowercase(), value))
@@ -332,7 +348,8 @@ pub(crate) fn fold_identifier(ident: ast::Ident) -> String {
 
 fn classify(statement: DfStatement) -> Result<Statement, Error> {
     use ast::Statement as S;
-    let unsupported = |what: &str, instead: &str| Err(Error::Unsupported(format!("{what} is not supported: {instead}")));
+    let unsupported =
+        |what: &str, instead: &str| Err(Error::Unsupported(format!("{what} is not supported: {instead}")));
     let inner = match statement {
         DfStatement::Statement(inner) => inner,
         DfStatement::CreateExternalTable(create) => return Ok(Statement::CreateExternal(Box::new(create))),
@@ -349,8 +366,11 @@ fn classify(statement: DfStatement) -> Result<Statement, Error> {
                 CopyToSource::Relation(name) => CopySource::Table(name, Vec::new()),
                 CopyToSource::Query(query) => CopySource::Query(query),
             };
-            let mut options: BTreeMap<_, _> =
-                copy.options.into_iter().map(|(name, value)| (name.to_lowercase(), value.to_string())).collect();
+            let mut options: BTreeMap<_, _> = copy
+                .options
+                .into_iter()
+                .map(|(name, value)| (name.to_lowercase(), value.to_string()))
+                .collect();
             if let Some(format) = copy.stored_as {
                 options.insert("format".into(), format.to_lowercase());
             }
@@ -381,11 +401,9 @@ fn classify(statement: DfStatement) -> Result<Statement, Error> {
             Ok(Statement::Insert(Box::new(DfStatement::Statement(Box::new(S::Insert(insert))))))
         }
         statement @ S::Set(_) => Ok(Statement::Set(Box::new(DfStatement::Statement(Box::new(statement))))),
-        S::Explain { analyze, verbose, statement, .. } => Ok(Statement::Explain {
-            analyze,
-            verbose,
-            query: Box::new(DfStatement::Statement(statement)),
-        }),
+        S::Explain { analyze, verbose, statement, .. } => {
+            Ok(Statement::Explain { analyze, verbose, query: Box::new(DfStatement::Statement(statement)) })
+        }
         S::Update { .. } | S::Delete(_) | S::Merge { .. } | S::Truncate { .. } => unsupported(
             "changing or deleting rows in place",
             "write the rows that stay into a new table with CREATE TABLE AS",
@@ -400,7 +418,9 @@ fn classify(statement: DfStatement) -> Result<Statement, Error> {
         | S::ShowColumns { .. }
         | S::ShowFunctions { .. }
         | S::ShowCreate { .. }
-        | S::ExplainTable { .. }) => Ok(Statement::Query(Box::new(DfStatement::Statement(Box::new(statement))))),
+        | S::ExplainTable { .. }) => {
+            Ok(Statement::Query(Box::new(DfStatement::Statement(Box::new(statement)))))
+        }
         other => {
             let text = other.to_string();
             let words: Vec<_> = text.split_whitespace().take(2).collect();

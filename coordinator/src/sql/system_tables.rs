@@ -81,7 +81,11 @@ impl SystemTables {
             ("zone", text(known.iter().map(|worker| worker.zone.as_str()))),
             (
                 "threads",
-                Arc::new(all.clone().map(|index| alive(index).map(|worker| worker.threads)).collect::<UInt32Array>()),
+                Arc::new(
+                    all.clone()
+                        .map(|index| alive(index).map(|worker| worker.threads))
+                        .collect::<UInt32Array>(),
+                ),
             ),
             ("memory_bytes", number(|worker| worker.memory_bytes)),
             ("memory_used_bytes", number(|worker| worker.memory_used_bytes)),
@@ -124,13 +128,17 @@ impl SystemTables {
             ("rows", unsigned(rows.iter().map(|row| row.3))),
             ("bytes", unsigned(rows.iter().map(|row| row.4))),
             ("replicas_live", unsigned(rows.iter().map(|row| row.5))),
-            ("workers", lists(rows.iter().map(|row| row.6.iter().map(|id| id.as_str().to_owned()).collect()))),
+            (
+                "workers",
+                lists(rows.iter().map(|row| row.6.iter().map(|id| id.as_str().to_owned()).collect())),
+            ),
         ]
     }
 
     fn queries(&self) -> Columns {
         let records = self.registry.all();
-        let count = |get: fn(&crate::query::QueryRecord) -> u64| unsigned(records.iter().map(|record| get(record)));
+        let count =
+            |get: fn(&crate::query::QueryRecord) -> u64| unsigned(records.iter().map(|record| get(record)));
         let submitted = records.iter().map(|record| {
             let since = record.submitted_at.duration_since(UNIX_EPOCH).unwrap_or_default();
             i64::try_from(since.as_micros()).ok()
@@ -144,7 +152,10 @@ impl SystemTables {
             (
                 "elapsed_ms",
                 Arc::new(
-                    records.iter().map(|record| Some(record.elapsed().as_secs_f64() * 1e3)).collect::<Float64Array>(),
+                    records
+                        .iter()
+                        .map(|record| Some(record.elapsed().as_secs_f64() * 1e3))
+                        .collect::<Float64Array>(),
                 ),
             ),
             (
@@ -189,15 +200,20 @@ fn tables(snapshot: &State) -> Columns {
         (
             "hash_is_current",
             Arc::new(
-                tables.iter().map(|table| Some(table.layout.hash == shoal_data::KeyHash::CURRENT)).collect::<BooleanArray>(),
+                tables
+                    .iter()
+                    .map(|table| Some(table.layout.hash == shoal_data::KeyHash::CURRENT))
+                    .collect::<BooleanArray>(),
             ),
         ),
     ]
 }
 
 fn segments(snapshot: &State) -> Columns {
-    let rows: Vec<_> =
-        snapshot.tables().flat_map(|table| table.segments.iter().map(move |segment| (table, segment))).collect();
+    let rows: Vec<_> = snapshot
+        .tables()
+        .flat_map(|table| table.segments.iter().map(move |segment| (table, segment)))
+        .collect();
     vec![
         ("schema", text(rows.iter().map(|(table, _)| table.schema_name.as_str()))),
         ("table", text(rows.iter().map(|(table, _)| table.name.as_str()))),
@@ -208,7 +224,10 @@ fn segments(snapshot: &State) -> Columns {
         ("crc32c", Arc::new(rows.iter().map(|(_, segment)| Some(segment.crc32c)).collect::<UInt32Array>())),
         (
             "replicas",
-            lists(rows.iter().map(|(_, segment)| segment.replicas.iter().map(|id| id.as_str().to_owned()).collect())),
+            lists(
+                rows.iter()
+                    .map(|(_, segment)| segment.replicas.iter().map(|id| id.as_str().to_owned()).collect()),
+            ),
         ),
     ]
 }

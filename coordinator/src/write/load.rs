@@ -151,7 +151,11 @@ pub async fn write(
         write: write_id.clone(),
         names: Mutex::default(),
     });
-    let mut shape = RowShape::new(&format!("the input for table `{}`", table.full_name()), &table.columns, &input.schema())?;
+    let mut shape = RowShape::new(
+        &format!("the input for table `{}`", table.full_name()),
+        &table.columns,
+        &input.schema(),
+    )?;
     let mut waiting = ShardWriter::new(table)?;
     let mut flushes = Flushes {
         context: context.clone(),
@@ -250,7 +254,8 @@ impl Flushes {
                 drop((rows, held, encoder));
                 encoded
             });
-            let encoded = encoded.await.map_err(|error| Error::Internal(format!("encoding a segment: {error}")))??;
+            let encoded =
+                encoded.await.map_err(|error| Error::Internal(format!("encoding a segment: {error}")))??;
             let segment = stage::stage(&context, &table, &names.write, encoded, &workers).await?;
             progress.staged(segment.rows, segment.bytes);
             Ok(segment)

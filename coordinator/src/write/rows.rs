@@ -149,9 +149,7 @@ pub fn is_loadable(from: &DataType, to: &DataType) -> bool {
     }
     let is_same_kind = match (from, to) {
         (T::Null, _) => true,
-        (from, to) if from.is_integer() => {
-            to.is_integer() || to.is_floating() || to.is_decimal()
-        }
+        (from, to) if from.is_integer() => to.is_integer() || to.is_floating() || to.is_decimal(),
         (from, to) if from.is_floating() => to.is_floating(),
         (from, to) if from.is_decimal() => to.is_decimal(),
         (T::Utf8 | T::LargeUtf8 | T::Utf8View, to) => {
@@ -180,8 +178,8 @@ fn names(schema: &Schema) -> String {
 mod tests {
     use arrow::array::record_batch;
     // `record_batch!` looks for it by this name.
-    use arrow::datatypes as arrow_schema;
     use super::*;
+    use arrow::datatypes as arrow_schema;
 
     fn table() -> SchemaRef {
         Arc::new(Schema::new(vec![
@@ -202,7 +200,10 @@ mod tests {
         let batch = record_batch!(("text", Utf8, ["a", "b"]), ("k", Int64, [1, 2])).unwrap();
         let rows = RowShape::new("t", &table(), &batch.schema()).unwrap().apply(&batch).unwrap();
         assert_eq!(rows.schema(), table());
-        assert_eq!(rows.columns(), record_batch!(("k", Int32, [1, 2]), ("text", Utf8View, ["a", "b"])).unwrap().columns());
+        assert_eq!(
+            rows.columns(),
+            record_batch!(("k", Int32, [1, 2]), ("text", Utf8View, ["a", "b"])).unwrap().columns()
+        );
     }
 
     #[test]
@@ -219,7 +220,10 @@ mod tests {
         let message = refusal(&record_batch!(("k", Int32, [1]), ("z", Int32, [1])).unwrap());
         assert!(message.contains("column `z`") && message.contains("k, text"), "{message}");
         let message = refusal(&record_batch!(("k", Utf8, ["1"])).unwrap());
-        assert!(message.contains("`k`") && message.contains("Utf8") && message.contains("Int32"), "{message}");
+        assert!(
+            message.contains("`k`") && message.contains("Utf8") && message.contains("Int32"),
+            "{message}"
+        );
         let message = refusal(&record_batch!(("k", Int64, [1, 1 << 40])).unwrap());
         assert!(message.contains("`k`") && message.contains("1099511627776"), "{message}");
         let message = refusal(&record_batch!(("k", Int32, [Some(1), None])).unwrap());

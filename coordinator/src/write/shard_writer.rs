@@ -146,3 +146,74 @@ fn compact(batch: &RecordBatch) -> Result<RecordBatch, DataError> {
     });
     Ok(RecordBatch::try_new(batch.schema(), columns.collect::<Result<_, ArrowError>>()?)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int64Array, StringViewArray};
+    use shoal_data::{ReplicaCount, TableLayout};
+    use shoal_proto::TableId;
+
+    use super::*;
+
+    fn large() -> RecordBatch {
+        let keys: ArrayRef = Arc::new((0..100_000).collect::<Int64Array>());
+        let texts: StringViewArray =
+            (0..100_000).map(|key| Some(format!("text of row number {key}"))).collect();
+        RecordBatch::try_from_iter([("k", keys), ("text", Arc::new(texts) as ArrayRef)]).unwrap()
+    }
+
+    fn writer(shards: u32, shard_key: &[&str]) -> ShardWriter {
+        let table = Table {
+            id: TableId(1),
+            schema_name: "public".into(),
+            name: "t".into(),
+            columns: large().schema(),
+            layout: TableLayout {
+                shards,
+                replicas: ReplicaCount::All,
+                shard_key: shard_key.iter().map(|name| (*name).to_owned()).collect(),
+                sort_key: vec![],
+                hash: KeyHash::CURRENT,
+            },
+            placement: vec![],
+            segments: vec![],
+        };
+        ShardWriter::new(&table).unwrap()
+    }
+
+    #[test]
+    fn a_slice_is_counted_and_kept_without_its_whole() {
+        for mut writer in [writer(1, &[]), writer(4, &["k"])] {
+            writer.push(large().slice(0, 4096)).unwrap();
+            let bytes = writer.buffered_bytes();
+            assert!((100_000..500_000).contains(&bytes), "{bytes} bytes for 4096 rows of some 50");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_is_no_longer_counted() {
+        let mut writer = writer(4, &["k"]);
+        writer.push(large()).unwrap();
+        writer.finish().unwrap();
+        let mut rows = 0;
+        let mut bytes_before = writer.buffered_bytes();
+        while let Some(taken) = writer.take_largest() {
+            rows += taken.rows;
+            assert_eq!(taken.rows, taken.batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>());
+            assert!(writer.buffered_bytes() < bytes_before);
+            bytes_before = writer.buffered_bytes();
+        }
+        assert_eq!(rows, 100_000);
+    }
+
+    #[test]
+    fn tiny_batches_are_gathered() {
+        let mut writer = writer(2, &["k"]);
+        let large = large();
+        (0..20_000).for_each(|row| writer.push(large.slice(row, 1)).unwrap());
+        writer.finish().unwrap();
+        let batches: usize =
+            std::iter::from_fn(|| writer.take_largest()).map(|taken| taken.batches.len()).sum();
+        assert!(batches <= 6, "{batches} batches");
+    }
+}

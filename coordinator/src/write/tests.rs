@@ -115,7 +115,11 @@ impl Fixture {
         Self { cluster, stores, context }
     }
 
-    async fn write(&self, table: &Table, input: SendableRecordBatchStream) -> Result<super::Staged, crate::Error> {
+    async fn write(
+        &self,
+        table: &Table,
+        input: SendableRecordBatchStream,
+    ) -> Result<super::Staged, crate::Error> {
         write(&self.context, table, &WriteId::from("w"), input, Arc::new(WriteProgress::default())).await
     }
 
@@ -134,7 +138,8 @@ impl Fixture {
 
     fn assert_nothing_is_left(&self) {
         assert!(self.cluster.protected.lock().is_empty());
-        let discarded: HashSet<String> = self.cluster.discarded.lock().iter().map(|(name, _)| name.to_string()).collect();
+        let discarded: HashSet<String> =
+            self.cluster.discarded.lock().iter().map(|(name, _)| name.to_string()).collect();
         for store in &self.stores {
             for name in store.segments.lock().keys() {
                 assert!(discarded.contains(name), "{name} is left behind");
@@ -193,8 +198,9 @@ async fn every_row_is_on_every_replica_of_its_shard_once() {
     // Four times what may be buffered, so that shards are flushed on the way.
     let count = 1_200_000;
     let progress = Arc::new(WriteProgress::default());
-    let staged =
-        write(&fixture.context, &table, &WriteId::from("w"), rows(count, 8192), progress.clone()).await.unwrap();
+    let staged = write(&fixture.context, &table, &WriteId::from("w"), rows(count, 8192), progress.clone())
+        .await
+        .unwrap();
     assert_eq!(staged.rows, count as u64);
     assert_eq!((progress.rows_read(), progress.rows_staged()), (count as u64, count as u64));
     assert!(staged.segments.len() > 4, "{} segments", staged.segments.len());

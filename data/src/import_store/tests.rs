@@ -53,7 +53,9 @@ fn nothing_outside_the_roots_is_opened() {
         assert!(failure.message.contains(part), "{path}: {}", failure.message);
     }
     assert_eq!(fixture.refused("in/nothing").code, ErrorCode::NotFound);
-    assert!(fixture.refused("/etc/passwd").message.contains(&*fixture.roots.directories()[0].to_string_lossy()));
+    assert!(
+        fixture.refused("/etc/passwd").message.contains(&*fixture.roots.directories()[0].to_string_lossy())
+    );
 }
 
 #[test]

@@ -46,14 +46,24 @@ fn one_of_each_type() -> Vec<(&'static str, ArrayRef)> {
         ("date32", Arc::new(Date32Array::from(vec![Some(1), None, Some(-1), Some(20_000)]))),
         (
             "timestamp",
-            Arc::new(TimestampMicrosecondArray::from(vec![Some(1), None, Some(-1), Some(1_700_000_000_000_000)])),
+            Arc::new(TimestampMicrosecondArray::from(vec![
+                Some(1),
+                None,
+                Some(-1),
+                Some(1_700_000_000_000_000),
+            ])),
         ),
         ("utf8", Arc::new(StringArray::from(text.to_vec()))),
         ("large_utf8", Arc::new(LargeStringArray::from(text.to_vec()))),
         ("utf8_view", Arc::new(StringViewArray::from(text.to_vec()))),
         (
             "binary",
-            Arc::new(BinaryArray::from(vec![Some(b"a".as_slice()), None, Some(b"\0"), Some(b"longer than twelve")])),
+            Arc::new(BinaryArray::from(vec![
+                Some(b"a".as_slice()),
+                None,
+                Some(b"\0"),
+                Some(b"longer than twelve"),
+            ])),
         ),
     ]
 }
@@ -74,12 +84,17 @@ fn hash_of_every_key_type_is_what_it_was() {
         ("date32", [11_485_087_932_207_604_273, 0, 11_095_916_489_844_453_123, 12_485_520_105_746_554_917]),
         ("timestamp", [11_485_087_932_207_604_273, 0, 6_908_322_369_078_759_775, 17_315_708_725_911_355_041]),
         ("utf8", [17_013_553_549_990_595_388, 0, 17_787_520_756_213_761_811, 13_110_602_841_279_427_724]),
-        ("large_utf8", [17_013_553_549_990_595_388, 0, 17_787_520_756_213_761_811, 13_110_602_841_279_427_724]),
+        (
+            "large_utf8",
+            [17_013_553_549_990_595_388, 0, 17_787_520_756_213_761_811, 13_110_602_841_279_427_724],
+        ),
         ("utf8_view", [17_820_346_963_609_243_796, 0, 2_471_474_549_648_181_381, 7_224_874_377_089_922_097]),
         ("binary", [16_444_146_117_739_723_962, 0, 13_814_401_046_330_066_249, 7_896_634_567_771_332_243]),
     ];
-    let now: Vec<(&str, [u64; 4])> =
-        one_of_each_type().into_iter().map(|(name, keys)| (name, hashes(&[keys]).try_into().unwrap())).collect();
+    let now: Vec<(&str, [u64; 4])> = one_of_each_type()
+        .into_iter()
+        .map(|(name, keys)| (name, hashes(&[keys]).try_into().unwrap()))
+        .collect();
     assert_eq!(now, golden);
 }
 

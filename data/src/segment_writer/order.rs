@@ -1,6 +1,7 @@
 //! In which order rows go into a segment.
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::SortOptions;
 use arrow::compute::concat;
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Date64Type, Decimal128Type, Int8Type, Int16Type, Int32Type,
@@ -8,7 +9,6 @@ use arrow::datatypes::{
     TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow::row::{RowConverter, SortField};
-use arrow::compute::SortOptions;
 
 use crate::DataError;
 

@@ -101,7 +101,9 @@ fn extreme(
 
 fn has_not_a_number(column: &ArrayRef) -> bool {
     match column.data_type() {
-        DataType::Float16 => column.as_primitive::<Float16Type>().iter().flatten().any(|value| value.is_nan()),
+        DataType::Float16 => {
+            column.as_primitive::<Float16Type>().iter().flatten().any(|value| value.is_nan())
+        }
         DataType::Float32 => column.as_primitive::<Float32Type>().iter().flatten().any(f32::is_nan),
         DataType::Float64 => column.as_primitive::<Float64Type>().iter().flatten().any(f64::is_nan),
         _ => false,

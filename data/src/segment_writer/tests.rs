@@ -48,7 +48,10 @@ fn rows_are_sorted_and_equal_keys_keep_their_order() {
     let batch = |keys: Vec<Option<i64>>, values: Vec<&str>| {
         record_batch!(("k", Int64, keys), ("v", Utf8View, values)).unwrap()
     };
-    let batches = [batch(vec![Some(3), None, Some(1)], vec!["a", "b", "c"]), batch(vec![Some(1), Some(3)], vec!["d", "e"])];
+    let batches = [
+        batch(vec![Some(3), None, Some(1)], vec!["a", "b", "c"]),
+        batch(vec![Some(1), Some(3)], vec!["d", "e"]),
+    ];
     let encoded = encode(&batches, &["k"]);
     let rows = decode(&encoded);
     assert_eq!(rows.column(0).as_ref(), &Int64Array::from(vec![Some(1), Some(1), Some(3), Some(3), None]));
@@ -87,7 +90,10 @@ fn bounds_are_exact_or_missing() {
     .unwrap();
     let columns = encode(&[batch], &[]).segment.columns;
     assert_eq!(columns[0], ColumnStatistics::default());
-    assert_eq!((&columns[1].min, &columns[1].max), (&Some(StatValue::Float(1.0)), &Some(StatValue::Float(2.0))));
+    assert_eq!(
+        (&columns[1].min, &columns[1].max),
+        (&Some(StatValue::Float(1.0)), &Some(StatValue::Float(2.0)))
+    );
     assert_eq!((&columns[2].min, &columns[2].max), (&None, &Some(StatValue::Text("y".into()))));
     assert_eq!(columns[3], ColumnStatistics { nulls: 2, min: None, max: None });
 }

@@ -211,7 +211,9 @@ async fn when_all_fail_the_error_names_segment_and_peers() {
     let failure = failure(fixture.read(0..4).await.unwrap_err());
     assert_eq!(failure.code, ErrorCode::Unavailable);
     let message = failure.message;
-    for part in [fixture.name.to_string().as_str(), "shard 3", "w0:", "without its end mark", "w1:", "checksum"] {
+    for part in
+        [fixture.name.to_string().as_str(), "shard 3", "w0:", "without its end mark", "w1:", "checksum"]
+    {
         assert!(message.contains(part), "{part} is not in: {message}");
     }
 }
@@ -221,7 +223,7 @@ async fn a_local_file_that_is_cut_is_read_from_a_peer() {
     let fixture = fixture(&[Manner::Honest]).await;
     fixture.put_local(&BYTES[..10]);
     assert_eq!(fixture.read(5..8).await.unwrap(), "567");
-    let ranges = fixture.store.get_ranges(&fixture.path(), &[8..12]).await.unwrap();
+    let ranges = fixture.store.get_ranges(&fixture.path(), std::slice::from_ref(&(8..12))).await.unwrap();
     assert_eq!(ranges, ["89ab"]);
     assert_eq!(fixture.asked(), [1]);
 }

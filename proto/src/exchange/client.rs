@@ -11,9 +11,8 @@ use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion_distributed::{
-    ChannelResolver, CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest,
-    GetWorkerInfoResponse, LoadInfo, MaybeEncoded, ProducerHead, SetPlanRequest, TaskKey, WorkerChannel,
-    WorkerToCoordinatorMsg,
+    ChannelResolver, CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse,
+    LoadInfo, MaybeEncoded, ProducerHead, SetPlanRequest, TaskKey, WorkerChannel, WorkerToCoordinatorMsg,
 };
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
@@ -203,7 +202,8 @@ impl Unread {
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        let (Some(mut client), Ok(runtime)) = (self.client.take(), tokio::runtime::Handle::try_current()) else {
+        let (Some(mut client), Ok(runtime)) = (self.client.take(), tokio::runtime::Handle::try_current())
+        else {
             return;
         };
         let request = PartitionRequest { discard: true, ..self.request.clone() };
@@ -285,7 +285,9 @@ fn wire_head(head: ProducerHead, ctx: &Arc<TaskContext>) -> Result<partition_req
                 encoded @ MaybeEncoded::Encoded(_) => encoded,
                 decoded @ MaybeEncoded::Decoded(_) => MaybeEncoded::Encoded(decoded.encode(ctx)?),
             };
-            partition_request::Head::Repartition(RepartitionHead { partitioning: partitioning.encode(ctx)?.into() })
+            partition_request::Head::Repartition(RepartitionHead {
+                partitioning: partitioning.encode(ctx)?.into(),
+            })
         }
     })
 }

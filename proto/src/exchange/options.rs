@@ -32,7 +32,8 @@ impl QueryOptions {
             Failure::new(ErrorCode::Invalid, format!("a session setting cannot be sent to workers: {error}"))
         };
         let text = serde_json::to_string(self).map_err(|error| refuse(&error))?;
-        let value = HeaderValue::from_str(&text.escape_default().to_string()).map_err(|error| refuse(&error))?;
+        let value =
+            HeaderValue::from_str(&text.escape_default().to_string()).map_err(|error| refuse(&error))?;
         Ok(HeaderMap::from_iter([(HEADER.clone(), value)]))
     }
 

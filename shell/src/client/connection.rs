@@ -39,7 +39,8 @@ impl Client {
     /// `Unreachable` where nobody answers; `SessionEnded` where the
     /// credentials are refused.
     pub async fn connect(address: &Address, user: &str) -> Result<Self, ClientError> {
-        let endpoint = channel::endpoint(&address.url()).map_err(|failure| ClientError::Usage(failure.message))?;
+        let endpoint =
+            channel::endpoint(&address.url()).map_err(|failure| ClientError::Usage(failure.message))?;
         let channel = endpoint.connect().await.map_err(|error| ClientError::Unreachable {
             address: address.to_string(),
             cause: root_cause(&error),

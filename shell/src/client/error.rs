@@ -86,7 +86,10 @@ impl ClientError {
 
     /// An answer that does not follow the protocol.
     pub(super) fn protocol(what: &str) -> Self {
-        Self::Statement(Failure::new(ErrorCode::Internal, format!("the coordinator's answer is not as expected: {what}")))
+        Self::Statement(Failure::new(
+            ErrorCode::Internal,
+            format!("the coordinator's answer is not as expected: {what}"),
+        ))
     }
 }
 

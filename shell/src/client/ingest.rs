@@ -7,7 +7,9 @@ use arrow::record_batch::RecordBatch;
 use arrow_flight::FlightDescriptor;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
-use arrow_flight::sql::{CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption};
+use arrow_flight::sql::{
+    CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
+};
 use futures::channel::oneshot;
 use futures::{Stream, StreamExt};
 use shoal_proto::WriteId;
@@ -35,7 +37,12 @@ impl Client {
     ///
     /// # Errors
     /// The first error of `batches`, or the coordinator's.
-    pub async fn ingest<S>(&self, target: &IngestTarget, write_id: &WriteId, batches: S) -> Result<i64, ClientError>
+    pub async fn ingest<S>(
+        &self,
+        target: &IngestTarget,
+        write_id: &WriteId,
+        batches: S,
+    ) -> Result<i64, ClientError>
     where
         S: Stream<Item = Result<RecordBatch, ClientError>> + Send + 'static,
     {
@@ -65,25 +72,23 @@ impl Client {
         if let Some(columns) = &target.columns {
             encoder = encoder.with_schema(columns.clone());
         }
-        let messages = encoder
-            .build(batches)
-            .filter_map(move |message| {
-                let message = match message {
-                    Ok(message) => Some(message),
-                    Err(error) => {
-                        if let Some(failed) = failed.take() {
-                            drop(failed.send(unwrapped(error)));
-                        }
-                        None
+        let messages = encoder.build(batches).filter_map(move |message| {
+            let message = match message {
+                Ok(message) => Some(message),
+                Err(error) => {
+                    if let Some(failed) = failed.take() {
+                        drop(failed.send(unwrapped(error)));
                     }
-                };
-                async move {
-                    match message {
-                        Some(message) => Some(message),
-                        None => std::future::pending().await,
-                    }
+                    None
                 }
-            });
+            };
+            async move {
+                match message {
+                    Some(message) => Some(message),
+                    None => std::future::pending().await,
+                }
+            }
+        });
         let mut request = self.request(messages);
         if let Ok(value) = write_id.as_str().parse() {
             request.metadata_mut().insert("shoal-write-id", value);

@@ -51,7 +51,9 @@ impl Names {
             let relation = Relation { schema: schema.clone(), name: name.clone() };
             names.relations.entry(relation).or_default().push(column.clone());
         }
-        if let Ok(batches) = client.collect("SELECT DISTINCT routine_name FROM information_schema.routines").await {
+        if let Ok(batches) =
+            client.collect("SELECT DISTINCT routine_name FROM information_schema.routines").await
+        {
             names.functions.extend(text_rows(&batches).into_iter().flatten().flatten());
         }
         if let Ok(batches) = client.collect("SELECT name FROM information_schema.df_settings").await {

@@ -9,8 +9,9 @@ use arrow::record_batch::RecordBatch;
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::error::FlightError;
 use arrow_flight::sql::{
-    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any,
-    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, DoPutUpdateResult, ProstMessageExt,
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
+    ActionCreatePreparedStatementResult, Any, CommandPreparedStatementQuery, CommandPreparedStatementUpdate,
+    DoPutUpdateResult, ProstMessageExt,
 };
 use arrow_flight::{FlightData, FlightDescriptor, FlightInfo, IpcMessage, PutResult, Ticket};
 use bytes::Bytes;
@@ -45,8 +46,9 @@ impl Client {
             .await?
             .ok_or_else(|| ClientError::protocol("a prepared statement without a handle"))?;
         let answer = Any::decode(&*body).map_err(|error| ClientError::protocol(&error.to_string()))?;
-        let result: ActionCreatePreparedStatementResult =
-            answer.unpack()?.ok_or_else(|| ClientError::protocol("another answer to CreatePreparedStatement"))?;
+        let result: ActionCreatePreparedStatementResult = answer
+            .unpack()?
+            .ok_or_else(|| ClientError::protocol("another answer to CreatePreparedStatement"))?;
         let columns = match result.dataset_schema.len() {
             0 => Schema::empty(),
             _ => Schema::try_from(IpcMessage(result.dataset_schema))?,
@@ -118,7 +120,8 @@ impl Drop for Statement {
 
 /// Reads a count of rows from the answer to an update or an ingest.
 pub(super) async fn rows_changed(mut answers: Streaming<PutResult>) -> Result<i64, ClientError> {
-    let answer = answers.message().await?.ok_or_else(|| ClientError::protocol("an update without a row count"))?;
+    let answer =
+        answers.message().await?.ok_or_else(|| ClientError::protocol("an update without a row count"))?;
     let result = DoPutUpdateResult::decode(&*answer.app_metadata)
         .map_err(|error| ClientError::protocol(&error.to_string()))?;
     Ok(result.record_count)

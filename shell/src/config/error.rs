@@ -73,7 +73,11 @@ pub enum ConfigError {
 }
 
 fn missing(key: &str) -> String {
-    format!("{key} is required: give {}, {} or `{key} = ...` in the configuration file", flag(key), variable(key))
+    format!(
+        "{key} is required: give {}, {} or `{key} = ...` in the configuration file",
+        flag(key),
+        variable(key)
+    )
 }
 
 /// The flag of a key: `data_dir` is `--data-dir`.

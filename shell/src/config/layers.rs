@@ -60,7 +60,8 @@ impl Layers {
                 Some((id.as_str().to_owned(), values))
             })
             .collect();
-        let path = flags.get("config").and_then(|values| values.first()).or_else(|| environment.get("SHOAL_CONFIG"));
+        let path =
+            flags.get("config").and_then(|values| values.first()).or_else(|| environment.get("SHOAL_CONFIG"));
         let file = path.map(|path| FileLayer::read(Path::new(path))).transpose()?;
         Ok(Self { command, flags, environment, file, resolved: Vec::new(), missing: Vec::new() })
     }
@@ -69,7 +70,11 @@ impl Layers {
     ///
     /// # Errors
     /// `Invalid` where the value that wins does not parse.
-    pub fn value<V: Value>(&mut self, key: &'static str, default: impl FnOnce() -> V) -> Result<V, ConfigError> {
+    pub fn value<V: Value>(
+        &mut self,
+        key: &'static str,
+        default: impl FnOnce() -> V,
+    ) -> Result<V, ConfigError> {
         Ok(match self.find(key)? {
             Some((value, source)) => self.record(key, value, source),
             None => self.record(key, default(), Source::Default),
@@ -109,9 +114,10 @@ impl Layers {
     pub fn list<V: Value>(&mut self, key: &'static str) -> Result<Vec<V>, ConfigError> {
         let (texts, source) = match self.raw(key) {
             Some((texts, source @ Source::File(_))) => (texts, source),
-            Some((texts, source)) => {
-                (texts.iter().flat_map(|text| text.split(',')).map(|text| text.trim().to_owned()).collect(), source)
-            }
+            Some((texts, source)) => (
+                texts.iter().flat_map(|text| text.split(',')).map(|text| text.trim().to_owned()).collect(),
+                source,
+            ),
             None => (Vec::new(), Source::Default),
         };
         let values: Vec<V> =
@@ -240,19 +246,24 @@ fn parse<V: Value>(key: &'static str, text: &str, source: &Source) -> Result<V, 
 
 impl FileLayer {
     fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let syntax = |message: String| ConfigError::Syntax { path: path.to_owned(), message };
         let table = DeTable::parse(&text).map_err(|error| syntax(error.to_string()))?;
         let mut values = BTreeMap::new();
         for (key, value) in table.get_ref() {
             let line = 1 + text.get(..key.span().start).unwrap_or_default().matches('\n').count();
             let texts = match value.get_ref() {
-                DeValue::Array(items) => items.iter().map(|item| scalar(item.get_ref())).collect::<Option<Vec<_>>>(),
+                DeValue::Array(items) => {
+                    items.iter().map(|item| scalar(item.get_ref())).collect::<Option<Vec<_>>>()
+                }
                 other => scalar(other).map(|text| vec![text]),
             };
             let texts = texts.ok_or_else(|| {
-                syntax(format!("line {line}: `{}` is not a text, number, true, false or a list of them", key.get_ref()))
+                syntax(format!(
+                    "line {line}: `{}` is not a text, number, true, false or a list of them",
+                    key.get_ref()
+                ))
             })?;
             values.insert(key.get_ref().to_string(), (line, texts));
         }

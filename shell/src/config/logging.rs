@@ -13,7 +13,8 @@ pub fn start_logging(settings: &LogSettings) {
     // A failure means that a log is there already.
     let _there = match settings.format {
         LogFormat::Text => {
-            let colour = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            let colour =
+                stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             builder.with_ansi(colour).try_init()
         }
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -13,6 +13,8 @@ mod value;
 pub use error::ConfigError;
 pub use layers::Layers;
 pub use logging::start_logging;
-pub use node::{cores, share_of_memory, CoordinatorSettings, LogFormat, LogSettings, NodeSettings, WorkerSettings};
+pub use node::{
+    CoordinatorSettings, LogFormat, LogSettings, NodeSettings, WorkerSettings, cores, share_of_memory,
+};
 pub use source::{Resolved, Source};
 pub use value::{ByteSize, Value};

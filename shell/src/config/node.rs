@@ -214,10 +214,14 @@ impl Value for NodeUrl {
         let wrong = || "not the address of a node; write it like http://10.0.0.1:7400".to_owned();
         let text = text.trim();
         // `shoal://` is how the shell's connection strings look.
-        let text = text.strip_prefix("shoal://").map_or_else(|| text.to_owned(), |rest| format!("http://{rest}"));
+        let text =
+            text.strip_prefix("shoal://").map_or_else(|| text.to_owned(), |rest| format!("http://{rest}"));
         let text = if text.contains("://") { text } else { format!("http://{text}") };
         let url = url::Url::parse(&text).map_err(|_| wrong())?;
-        if url.scheme() != "http" || url.host_str().is_none_or(str::is_empty) || url.port_or_known_default().is_none() {
+        if url.scheme() != "http"
+            || url.host_str().is_none_or(str::is_empty)
+            || url.port_or_known_default().is_none()
+        {
             return Err(wrong());
         }
         Ok(Self(text.trim_end_matches('/').to_owned()))
@@ -264,9 +268,9 @@ impl Value for LogFormat {
 
 impl Value for LogFilter {
     fn parse(text: &str) -> Result<Self, String> {
-        tracing_subscriber::EnvFilter::from_str(text)
-            .map(|_| Self(text.to_owned()))
-            .map_err(|_| "not a level; write error, warn, info, debug, trace or a filter like info,h2=warn".to_owned())
+        tracing_subscriber::EnvFilter::from_str(text).map(|_| Self(text.to_owned())).map_err(|_| {
+            "not a level; write error, warn, info, debug, trace or a filter like info,h2=warn".to_owned()
+        })
     }
 
     fn show(&self) -> String {

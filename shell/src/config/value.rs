@@ -21,7 +21,8 @@ pub trait Value: Sized {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-const BINARY_UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+const BINARY_UNITS: [(&str, u64); 4] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 const DECIMAL_UNITS: [(&str, u64); 4] =
     [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1_000)];
 
@@ -48,7 +49,10 @@ impl Value for ByteSize {
         };
         let number = number.replace('_', "");
         if let Ok(whole) = number.parse::<u64>() {
-            return whole.checked_mul(factor).map(Self).ok_or_else(|| "more bytes than can be counted".to_owned());
+            return whole
+                .checked_mul(factor)
+                .map(Self)
+                .ok_or_else(|| "more bytes than can be counted".to_owned());
         }
         let number: f64 = number.parse().map_err(|_| wrong())?;
         let bytes = (number * factor as f64).round();
@@ -59,7 +63,8 @@ impl Value for ByteSize {
     }
 
     fn show(&self) -> String {
-        let unit = BINARY_UNITS.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
+        let unit =
+            BINARY_UNITS.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
         match unit {
             Some((name, factor)) => format!("\"{}{name}\"", self.0 / factor),
             None => self.0.to_string(),
@@ -69,7 +74,8 @@ impl Value for ByteSize {
 
 impl Value for Duration {
     fn parse(text: &str) -> Result<Self, String> {
-        humantime::parse_duration(text.trim()).map_err(|_| "not a duration; write it like 10s, 500ms or 2m".to_owned())
+        humantime::parse_duration(text.trim())
+            .map_err(|_| "not a duration; write it like 10s, 500ms or 2m".to_owned())
     }
 
     fn show(&self) -> String {

@@ -28,7 +28,10 @@ impl Bars {
             Some(rows) => {
                 (ProgressBar::new(rows), "  {prefix:<12} {bar:30} {human_pos:>11} rows  {per_sec:>15}  {msg}")
             }
-            None => (ProgressBar::no_length(), "  {prefix:<12} {spinner} {human_pos:>11} rows  {per_sec:>15}  {msg}"),
+            None => (
+                ProgressBar::no_length(),
+                "  {prefix:<12} {spinner} {human_pos:>11} rows  {per_sec:>15}  {msg}",
+            ),
         };
         // The templates are constants; a wrong one would fall back to the default.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -56,7 +56,8 @@ impl DemoCluster {
         };
         let kept = keep.is_some();
         // From here on the nodes remove the folder, or we do.
-        let end = if kept { Vec::new() } else { vec!["--remove-with-stdin".to_owned(), dir.display().to_string()] };
+        let end =
+            if kept { Vec::new() } else { vec!["--remove-with-stdin".to_owned(), dir.display().to_string()] };
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut cluster = Self { dir, kept, coordinator: unknown, nodes: Mutex::default() };
         let arguments = [vec!["coordinator".to_owned()], end.clone()].concat();
@@ -93,11 +94,6 @@ impl DemoCluster {
     /// Where clients connect.
     pub(super) fn coordinator(&self) -> SocketAddr {
         self.coordinator
-    }
-
-    /// Its folder.
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
     }
 
     /// All nodes as they are right now, the coordinator first.

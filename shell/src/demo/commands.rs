@@ -45,7 +45,11 @@ impl BackslashHook for DemoCommands {
         .to_vec()
     }
 
-    fn run<'a>(&'a self, command: &'a str, argument: &'a str) -> BoxFuture<'a, Option<Result<String, String>>> {
+    fn run<'a>(
+        &'a self,
+        command: &'a str,
+        argument: &'a str,
+    ) -> BoxFuture<'a, Option<Result<String, String>>> {
         let act: fn(&DemoCluster, &str) -> anyhow::Result<String> = match command {
             "workers" => |cluster, _| Ok(welcome::nodes(&cluster.nodes())),
             "kill" => kill,

@@ -31,7 +31,8 @@ impl Ending {
             let (ending, terminal) = (ending.clone(), Arc::clone(&terminal));
             tokio::spawn(async move {
                 while heard.recv().await.is_some() {
-                    let is_ours = kind != SignalKind::interrupt() || !ending.at_prompt.load(Ordering::Relaxed);
+                    let is_ours =
+                        kind != SignalKind::interrupt() || !ending.at_prompt.load(Ordering::Relaxed);
                     if is_ours {
                         terminal.restore();
                         eprintln!("\nending the demo");

@@ -50,7 +50,12 @@ pub(super) fn plan(paths: &[PathBuf]) -> Result<Vec<UserFile>> {
     let mut seen = BTreeMap::new();
     for file in &files {
         if let Some(other) = seen.insert(&file.table, &file.path) {
-            bail!("{} and {} would both become the table `{}`", other.display(), file.path.display(), file.table);
+            bail!(
+                "{} and {} would both become the table `{}`",
+                other.display(),
+                file.path.display(),
+                file.table
+            );
         }
     }
     Ok(files)
@@ -104,8 +109,13 @@ impl UserFile {
     pub(super) async fn load(&self, client: &Client, bars: &Bars) -> Result<u64> {
         let loading = || format!("cannot load {}", self.path.display());
         let rows = self.open().await.with_context(loading)?;
-        if let Some(field) = rows.schema().fields().iter().find(|field| *field.data_type() == DataType::Null) {
-            bail!("{}: column `{}` has no value in any row, so its type is not known", loading(), field.name());
+        if let Some(field) = rows.schema().fields().iter().find(|field| *field.data_type() == DataType::Null)
+        {
+            bail!(
+                "{}: column `{}` has no value in any row, so its type is not known",
+                loading(),
+                field.name()
+            );
         }
         if rows.schema().fields().is_empty() {
             bail!("{}: it is empty", loading());

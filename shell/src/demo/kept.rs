@@ -99,7 +99,10 @@ impl Kept {
                     Err(_) => true,
                 };
                 if !empty {
-                    bail!("{} has other things in it: give --keep an empty folder or a new one", folder.display());
+                    bail!(
+                        "{} has other things in it: give --keep an empty folder or a new one",
+                        folder.display()
+                    );
                 }
                 Ok(None)
             }
@@ -138,7 +141,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let kept = Kept { workers: 4, replicas: 3, scale: Some(0.1), complete: true };
         kept.write(folder.path()).unwrap();
-        let decide = |flags: &[&str]| Kept::decide(&args(flags), Some(folder.path())).map_err(|error| error.to_string());
+        let decide = |flags: &[&str]| {
+            Kept::decide(&args(flags), Some(folder.path())).map_err(|error| error.to_string())
+        };
         assert_eq!(decide(&[]), Ok(kept.clone()));
         assert_eq!(decide(&["--load", "a.csv"]), Ok(kept.clone()));
         assert_eq!(decide(&["--workers", "6"]).map(|kept| kept.workers), Ok(6));

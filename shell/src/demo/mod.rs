@@ -8,6 +8,7 @@ mod commands;
 mod ending;
 mod files;
 mod kept;
+mod load;
 mod process;
 mod run;
 mod terminal;

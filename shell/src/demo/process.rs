@@ -70,7 +70,8 @@ impl NodeProcess {
         if let Some(pid) = self.pid() {
             bail!("{} is running (pid {pid})", self.name);
         }
-        fs::create_dir_all(&self.data_dir).with_context(|| format!("cannot make {}", self.data_dir.display()))?;
+        fs::create_dir_all(&self.data_dir)
+            .with_context(|| format!("cannot make {}", self.data_dir.display()))?;
         // An address of an earlier run must not be taken for this one's.
         let _absent = fs::remove_file(self.address_file());
         let log = OpenOptions::new()
@@ -108,7 +109,8 @@ impl NodeProcess {
     pub(super) fn wait_until_listening(&mut self) -> Result<SocketAddr> {
         let deadline = Instant::now() + LISTEN_TIMEOUT;
         loop {
-            let address = fs::read_to_string(self.address_file()).ok().and_then(|text| text.trim().parse().ok());
+            let address =
+                fs::read_to_string(self.address_file()).ok().and_then(|text| text.trim().parse().ok());
             if let Some(address) = address {
                 self.address = Some(address);
                 return Ok(address);
@@ -117,7 +119,11 @@ impl NodeProcess {
                 bail!("{} ended at once; its log says:\n{}", self.name, self.log_tail());
             }
             if Instant::now() > deadline {
-                bail!("{} does not listen after {LISTEN_TIMEOUT:?}; its log says:\n{}", self.name, self.log_tail());
+                bail!(
+                    "{} does not listen after {LISTEN_TIMEOUT:?}; its log says:\n{}",
+                    self.name,
+                    self.log_tail()
+                );
             }
             std::thread::sleep(LISTEN_POLL_INTERVAL);
         }

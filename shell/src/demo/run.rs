@@ -11,13 +11,11 @@ use arrow::datatypes::Int64Type;
 use tokio::runtime::Builder;
 
 use super::DemoArgs;
-use super::bars::Bars;
 use super::cluster::DemoCluster;
 use super::ending::Ending;
 use super::files::{self, UserFile};
 use super::kept::Kept;
-use super::welcome::{self, grouped};
-use super::{commands, tpch};
+use super::{commands, load, welcome};
 use crate::client::{Address, Client};
 
 /// How long the workers may take to join.
@@ -83,7 +81,7 @@ async fn at_cluster(
     let address = Address::parse(&cluster.coordinator().to_string())?;
     let client = Client::connect(&address, USER).await?;
     wait_until_joined(&client, kept.workers).await?;
-    load(args, kept, files, cluster, &client).await?;
+    load::load(&client, args, kept, files).await?;
     eprintln!("Ready after {:.1} s", started.elapsed().as_secs_f64());
 
     ending.leave_interrupts_to_shell();
@@ -95,68 +93,21 @@ async fn at_cluster(
     Ok(commands::prompt(client, cluster, args).await)
 }
 
-/// Makes and fills what is not there yet.
-async fn load(
-    args: &DemoArgs,
-    kept: &mut Kept,
-    files: &[UserFile],
-    cluster: &DemoCluster,
-    client: &Client,
-) -> Result<()> {
-    let started = Instant::now();
-    let bars = Bars::new();
-    let (mut rows, mut tables) = (0, 0);
-    if let Some(scale) = kept.scale.filter(|_| !kept.complete) {
-        eprintln!("Loading TPC-H at scale {scale}, {} of every shard", copies(kept.replicas));
-        rows += tpch::load(client, scale, kept.workers, kept.replicas, &bars).await?;
-        tables += 8;
-    }
-    kept.complete = true;
-    if args.keep.is_some() {
-        kept.write(cluster.dir())?;
-    }
-    let names = client.collect("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'").await?;
-    for file in files {
-        let is_there = names.iter().any(|batch| {
-            let column = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8);
-            column.is_ok_and(|column| column.as_string::<i32>().iter().flatten().any(|name| name == file.table()))
-        });
-        if is_there && args.keep.is_some() {
-            eprintln!("The table {} is there already and stays as it is", file.table());
-            continue;
-        }
-        rows += file.load(client, &bars).await?;
-        tables += 1;
-    }
-    bars.clear();
-    if tables > 0 {
-        let noun = if tables == 1 { "table" } else { "tables" };
-        eprintln!("Loaded {} rows into {tables} {noun} in {:.1} s", grouped(rows), started.elapsed().as_secs_f64());
-    }
-    Ok(())
-}
-
-fn copies(replicas: u32) -> String {
-    match replicas {
-        1 => "one copy".to_owned(),
-        2 => "two copies".to_owned(),
-        3 => "three copies".to_owned(),
-        more => format!("{more} copies"),
-    }
-}
-
 async fn wait_until_joined(client: &Client, workers: u32) -> Result<()> {
     let deadline = Instant::now() + JOIN_TIMEOUT;
     loop {
-        let batches = client.collect("SELECT count(*) FROM system.workers WHERE state = 'live'").await?;
-        let live = batches.first().context("no answer about the workers")?;
-        let live = live.column(0).as_primitive::<Int64Type>().value(0);
-        if live >= i64::from(workers) {
-            return Ok(());
+        let live = live_workers(client).await;
+        match live {
+            Ok(live) if live >= i64::from(workers) => return Ok(()),
+            _ if Instant::now() < deadline => tokio::time::sleep(JOIN_POLL_INTERVAL).await,
+            Ok(live) => bail!("after {JOIN_TIMEOUT:?} only {live} of {workers} workers have joined"),
+            Err(error) => return Err(error).context("cannot ask which workers have joined"),
         }
-        if Instant::now() > deadline {
-            bail!("after {JOIN_TIMEOUT:?} only {live} of {workers} workers have joined");
-        }
-        tokio::time::sleep(JOIN_POLL_INTERVAL).await;
     }
+}
+
+async fn live_workers(client: &Client) -> Result<i64> {
+    let batches = client.collect("SELECT count(*) FROM system.workers WHERE state = 'live'").await?;
+    let batch = batches.first().context("no answer about the workers")?;
+    Ok(batch.column(0).as_primitive::<Int64Type>().value(0))
 }

@@ -1,5 +1,7 @@
 //! The tables of TPC-H: made with SQL, filled by bulk ingest, like anybody's.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, anyhow};
 use arrow::record_batch::RecordBatch;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -9,6 +11,7 @@ use shoal_proto::WriteId;
 use tokio::sync::mpsc;
 
 use super::bars::Bars;
+use super::kept::Kept;
 use crate::client::{Client, ClientError, IngestTarget};
 
 /// Tables that are sent at once.
@@ -17,13 +20,22 @@ const TABLES_AT_ONCE: usize = 2;
 const BATCHES_AHEAD: usize = 4;
 
 /// Makes all eight tables anew and fills them; how many rows they have.
-pub(super) async fn load(client: &Client, scale: f64, workers: u32, replicas: u32, bars: &Bars) -> Result<u64> {
+/// `there` are the tables that an earlier run left half-way.
+pub(super) async fn load(
+    client: &Client,
+    scale: f64,
+    kept: &Kept,
+    there: &BTreeSet<String>,
+    bars: &Bars,
+) -> Result<u64> {
     // Every worker gets as many shards as every other.
-    let shards = SHARDS_DEFAULT.div_ceil(workers) * workers;
+    let shards = SHARDS_DEFAULT.div_ceil(kept.workers) * kept.workers;
     for table in TpchTable::ALL {
         let making = || format!("cannot make the table {table}");
-        client.update(&format!("DROP TABLE IF EXISTS {table}")).await.with_context(making)?;
-        client.update(&table.create_statement(shards, Some(replicas))).await.with_context(making)?;
+        if there.contains(table.name()) {
+            client.update(&format!("DROP TABLE {table}")).await.with_context(making)?;
+        }
+        client.update(&table.create_statement(shards, Some(kept.replicas))).await.with_context(making)?;
     }
     // The largest first: it decides when all are done.
     stream::iter(TpchTable::ALL.into_iter().rev())

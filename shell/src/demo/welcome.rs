@@ -6,6 +6,16 @@ use super::cluster::{DemoCluster, NodeState};
 use super::files::UserFile;
 use super::kept::Kept;
 
+/// What to try with TPC-H.
+const TPCH_STATEMENTS: &str = "  \
+  SELECT count(*), sum(l_extendedprice) FROM lineitem;
+  SELECT n_name, sum(o_totalprice) FROM orders
+    JOIN customer ON o_custkey = c_custkey JOIN nation ON c_nationkey = n_nationkey
+    GROUP BY n_name ORDER BY 2 DESC LIMIT 5;
+  SET shoal.task_bytes = 100000;    -- so that even so little data is read by several workers
+  EXPLAIN SELECT count(*) FROM orders JOIN lineitem ON o_orderkey = l_orderkey;
+";
+
 /// The connection strings, the nodes, and what to try.
 pub(super) fn text(cluster: &DemoCluster, demo: &Kept, files: &[UserFile]) -> String {
     let address = cluster.coordinator();
@@ -21,18 +31,7 @@ pub(super) fn text(cluster: &DemoCluster, demo: &Kept, files: &[UserFile]) -> St
         line(&mut text, format_args!("SELECT * FROM {} LIMIT 10;", file.table()));
     }
     if demo.scale.is_some() {
-        line(&mut text, format_args!("SELECT count(*), sum(l_extendedprice) FROM lineitem;"));
-        line(
-            &mut text,
-            format_args!(
-                "SELECT n_name, count(*) AS customers FROM customer JOIN nation ON c_nationkey = n_nationkey\n  \
-                 GROUP BY n_name ORDER BY customers DESC LIMIT 5;"
-            ),
-        );
-        line(
-            &mut text,
-            format_args!("EXPLAIN ANALYZE SELECT count(*) FROM orders JOIN lineitem ON o_orderkey = l_orderkey;"),
-        );
+        text.push_str(TPCH_STATEMENTS);
     }
     line(&mut text, format_args!("SELECT * FROM system.workers;"));
     text.push_str(&killing(cluster, demo));
@@ -43,7 +42,8 @@ pub(super) fn text(cluster: &DemoCluster, demo: &Kept, files: &[UserFile]) -> St
 /// How to take a worker away; only where its absence is survived.
 fn killing(cluster: &DemoCluster, demo: &Kept) -> String {
     if demo.workers < 2 || demo.replicas < 2 {
-        return "\nStart the demo with 2 or more --workers and --replicas to see it survive one.\n".to_owned();
+        return "\nStart the demo with 2 or more --workers and --replicas to see it survive one.\n"
+            .to_owned();
     }
     let victim = cluster.nodes().into_iter().find(|node| node.name == "worker-2");
     let pid = victim.and_then(|node| node.pid).map(|pid| format!("or, in another terminal: kill -9 {pid}"));

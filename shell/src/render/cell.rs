@@ -45,7 +45,10 @@ impl<'a> Cells<'a> {
     /// Where a column's type has no text.
     pub fn new(batch: &'a RecordBatch) -> Result<Self, ArrowError> {
         let column = |array: &'a ArrayRef| {
-            Ok(Column { formatter: ArrayFormatter::try_new(array, &options())?, nulls: array.logical_nulls() })
+            Ok(Column {
+                formatter: ArrayFormatter::try_new(array, &options())?,
+                nulls: array.logical_nulls(),
+            })
         };
         let columns = batch.columns().iter().map(column).collect::<Result<_, ArrowError>>()?;
         Ok(Self { columns, row_count: batch.num_rows() })
@@ -79,8 +82,8 @@ mod tests {
     use std::sync::Arc;
 
     use arrow::array::{
-        BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Float64Array, Int64Array, ListArray,
-        TimestampMicrosecondArray,
+        BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Float64Array, Int64Array,
+        ListArray, TimestampMicrosecondArray,
     };
     use arrow::datatypes::Int32Type;
 

@@ -112,7 +112,9 @@ impl Layout {
     pub fn renderer(&self, schema: &SchemaRef) -> Box<dyn Renderer> {
         match self.format {
             Format::Table if is_explain(schema) => Box::new(ExplainRenderer::new(self.clone())),
-            Format::Table if self.expanded == Expanded::On => Box::new(VerticalRenderer::new(self.clone(), schema)),
+            Format::Table if self.expanded == Expanded::On => {
+                Box::new(VerticalRenderer::new(self.clone(), schema))
+            }
             Format::Table => Box::new(TableRenderer::new(self.clone(), schema)),
             Format::Vertical => Box::new(VerticalRenderer::new(self.clone(), schema)),
             Format::Csv => Box::new(Delimited::new(Dialect::Csv, schema, self.header)),

@@ -28,7 +28,8 @@ impl Json {
 impl Renderer for Json {
     fn rows(&mut self, batch: &RecordBatch, out: &mut dyn Write) -> io::Result<()> {
         self.buffer.clear();
-        let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(&mut self.buffer);
+        let mut writer =
+            WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(&mut self.buffer);
         writer.write(batch).and_then(|()| writer.finish()).map_err(invalid_data)?;
         drop(writer);
         if !self.array {

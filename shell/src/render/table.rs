@@ -49,7 +49,8 @@ impl TableRenderer {
             return Ok(());
         };
         let kept = std::mem::take(kept);
-        let names: Vec<String> = self.schema.fields().iter().map(|field| made_safe(field.name(), false)).collect();
+        let names: Vec<String> =
+            self.schema.fields().iter().map(|field| made_safe(field.name(), false)).collect();
         let mut widths: Vec<usize> = names.iter().map(|name| display_width(name)).collect();
         for batch in &kept {
             let cells = Cells::new(batch).map_err(invalid_data)?;
@@ -147,7 +148,7 @@ impl TableRenderer {
                     None if line_index > 0 => push_padded(&mut line, "", slot.width, right),
                     None => {
                         let mut padded = String::new();
-                        push_padded(&mut padded, &truncated(&self.layout.null, slot.width), slot.width, right);
+                        push_padded(&mut padded, &self.layout.null, slot.width, right);
                         line.push_str(&paint.dim(&padded));
                     }
                     Some(text) => {

@@ -10,8 +10,10 @@ use super::*;
 fn batch() -> RecordBatch {
     let keys: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), Some(20), None]));
     let names: ArrayRef = Arc::new(StringArray::from(vec![Some("pear"), None, Some("日本 \"x\", y|z")]));
-    let prices = Decimal128Array::from(vec![Some(150), Some(-1), None]).with_precision_and_scale(9, 2).unwrap();
-    RecordBatch::try_from_iter([("k", keys), ("name", names), ("price", Arc::new(prices) as ArrayRef)]).unwrap()
+    let prices =
+        Decimal128Array::from(vec![Some(150), Some(-1), None]).with_precision_and_scale(9, 2).unwrap();
+    RecordBatch::try_from_iter([("k", keys), ("name", names), ("price", Arc::new(prices) as ArrayRef)])
+        .unwrap()
 }
 
 fn rendered(layout: &Layout, batches: &[RecordBatch]) -> String {
@@ -38,7 +40,7 @@ fn format(format: Format) -> Layout {
 fn a_table_aligns_its_columns() {
     check(
         &format(Format::Table),
-        "   k | name          | price
+        "    k | name          | price
 ------+---------------+-------
     1 | pear          |  1.50
    20 | NULL          | -0.01
@@ -60,11 +62,10 @@ fn a_table_on_a_terminal_has_lines_and_colours() {
     let text = rendered(&layout, &[batch().slice(1, 1)]);
     assert_eq!(
         text,
-        "  \x1b[1m k\x1b[0m \x1b[2m│\x1b[0m \x1b[1mname\x1b[0m \x1b[2m│\x1b[0m \x1b[1mprice\x1b[0m
+        " \x1b[1m k\x1b[0m \x1b[2m│\x1b[0m \x1b[1mname\x1b[0m \x1b[2m│\x1b[0m \x1b[1mprice\x1b[0m
 \x1b[2m────┼──────┼───────\x1b[0m
  20 \x1b[2m│\x1b[0m \x1b[2mNULL\x1b[0m \x1b[2m│\x1b[0m -0.01
 "
-        .replacen("  \x1b[1m k", " \x1b[1m k", 1)
     );
 }
 
@@ -75,11 +76,11 @@ fn a_table_that_is_too_wide_is_cut_or_turned() {
     let batch = RecordBatch::try_from_iter([("text", long), ("number", numbers)]).unwrap();
     let narrow = Layout { width: Some(36), footer: false, ..Layout::default() };
     assert_eq!(
-        rendered(&narrow, &[batch.clone()]),
-        " text               |       number
---------------------+--------------
- a long text that … | 123456789012
- short              |            1
+        rendered(&narrow, std::slice::from_ref(&batch)),
+        " text                |       number
+---------------------+--------------
+ a long text that g… | 123456789012
+ short               |            1
 "
     );
     let turned = Layout { expanded: Expanded::Auto, ..narrow };
@@ -133,11 +134,11 @@ fn rows_after_the_sized_ones_are_written_at_once() {
 fn an_empty_result_still_has_its_columns() {
     let empty = batch().slice(0, 0);
     assert_eq!(
-        rendered(&format(Format::Table), &[empty.clone()]),
+        rendered(&format(Format::Table), std::slice::from_ref(&empty)),
         " k | name | price\n---+------+-------\n(0 rows)\n"
     );
-    assert_eq!(rendered(&format(Format::Csv), &[empty.clone()]), "k,name,price\n");
-    assert_eq!(rendered(&format(Format::Json), &[empty.clone()]), "[]\n");
+    assert_eq!(rendered(&format(Format::Csv), std::slice::from_ref(&empty)), "k,name,price\n");
+    assert_eq!(rendered(&format(Format::Json), std::slice::from_ref(&empty)), "[]\n");
     assert_eq!(rendered(&format(Format::Ndjson), &[empty]), "");
 }
 
@@ -147,7 +148,7 @@ fn lines_within_a_cell_stay_within_its_column() {
     let numbers: ArrayRef = Arc::new(Int64Array::from(vec![7]));
     let batch = RecordBatch::try_from_iter([("t", texts), ("n", numbers)]).unwrap();
     assert_eq!(
-        rendered(&Layout { footer: false, ..Layout::default() }, &[batch.clone()]),
+        rendered(&Layout { footer: false, ..Layout::default() }, std::slice::from_ref(&batch)),
         " t          | n\n------------+---\n one        | 7\n two\\x1b[2J |\n"
     );
     let vertical = Layout { expanded: Expanded::On, footer: false, ..Layout::default() };
@@ -219,7 +220,8 @@ fn markdown_escapes_its_own_marks() {
 #[test]
 fn plans_are_shown_in_full() {
     let kinds: ArrayRef = Arc::new(StringArray::from(vec!["logical_plan", "physical_plan"]));
-    let plans: ArrayRef = Arc::new(StringArray::from(vec!["Projection: a\n  Scan: t\n", "ScanExec: a very long line"]));
+    let plans: ArrayRef =
+        Arc::new(StringArray::from(vec!["Projection: a\n  Scan: t\n", "ScanExec: a very long line"]));
     let batch = RecordBatch::try_from_iter([("plan_type", kinds), ("plan", plans)]).unwrap();
     let narrow = Layout { width: Some(20), ..Layout::default() };
     assert_eq!(

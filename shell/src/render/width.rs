@@ -74,9 +74,13 @@ mod tests {
 
     #[test]
     fn cut_text_fits_and_says_so() {
-        for (text, width, expected) in
-            [("abcdef", 6, "abcdef"), ("abcdef", 4, "abc…"), ("日本語", 4, "日…"), ("ab", 1, "…"), ("ab", 0, "")]
-        {
+        for (text, width, expected) in [
+            ("abcdef", 6, "abcdef"),
+            ("abcdef", 4, "abc…"),
+            ("日本語", 4, "日…"),
+            ("ab", 1, "…"),
+            ("ab", 0, ""),
+        ] {
             assert_eq!(truncated(text, width), expected);
         }
     }

@@ -80,7 +80,10 @@ pub(super) const COMMANDS: &[(&str, &str)] = &[
     ("\\dv [PATTERN]", "lists views"),
     ("\\dn [PATTERN]", "lists schemas"),
     ("\\copy TABLE from 'FILE' [(OPTION VALUE, ...)]", "loads a local Parquet, CSV or JSON file"),
-    ("\\copy TABLE|(QUERY) to 'FILE' [(OPTION VALUE, ...)]", "writes a local file; options: format, header, delimiter, null"),
+    (
+        "\\copy TABLE|(QUERY) to 'FILE' [(OPTION VALUE, ...)]",
+        "writes a local file; options: format, header, delimiter, null",
+    ),
     ("\\i FILE", "runs the statements in FILE"),
     ("\\o [FILE]", "sends results to FILE, or back to the screen"),
     ("\\x [on|off|auto]", "one line per value; auto: when a row is wider than the screen"),
@@ -98,9 +101,7 @@ pub(super) fn parse(text: &str) -> Result<Command, ClientError> {
     let name_length = text.find(char::is_whitespace).unwrap_or(text.len());
     let (name, argument) = text.split_at(name_length);
     let argument = argument.trim();
-    let wrong = |right: &str| {
-        Err(ClientError::Usage(format!("\\{name} takes {right}, not `{argument}`")))
-    };
+    let wrong = |right: &str| Err(ClientError::Usage(format!("\\{name} takes {right}, not `{argument}`")));
     let command = match name {
         "?" | "h" | "help" => Command::Help,
         "q" | "quit" | "exit" => Command::Quit,

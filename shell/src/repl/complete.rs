@@ -45,7 +45,9 @@ pub(super) fn offer(names: &Names, commands: &[String], line: &str, cursor: usiz
         .collect();
     let earlier: Vec<&str> = statement
         .iter()
-        .filter(|token| token.end <= word.start && !matches!(token.kind, TokenKind::Space | TokenKind::Comment))
+        .filter(|token| {
+            token.end <= word.start && !matches!(token.kind, TokenKind::Space | TokenKind::Comment)
+        })
         .map(|token| &typed[token.start..token.end])
         .collect();
     let prefix = &typed[word.start..];
@@ -112,7 +114,11 @@ fn complete_command(names: &Names, hook_commands: &[String], typed: &str, backsl
     let name = text[1..].split_whitespace().next().unwrap_or_default();
     let earlier: Vec<&str> = text[..argument].split_whitespace().skip(1).collect();
     let from = |choices: &[&str]| -> Vec<String> {
-        choices.iter().filter(|choice| choice.starts_with(prefix)).map(|choice| (*choice).to_owned()).collect()
+        choices
+            .iter()
+            .filter(|choice| choice.starts_with(prefix))
+            .map(|choice| (*choice).to_owned())
+            .collect()
     };
     let words = match (name, earlier.as_slice()) {
         ("d" | "dt" | "dv" | "copy", []) => match prefix.split_once('.') {
@@ -122,9 +128,12 @@ fn complete_command(names: &Names, hook_commands: &[String], typed: &str, backsl
                 .collect(),
             None => relations(names, prefix),
         },
-        ("dn", []) => {
-            names.schemas().into_iter().filter(|schema| schema.starts_with(prefix)).map(str::to_owned).collect()
-        }
+        ("dn", []) => names
+            .schemas()
+            .into_iter()
+            .filter(|schema| schema.starts_with(prefix))
+            .map(str::to_owned)
+            .collect(),
         ("copy", [_]) => from(&["from", "to"]),
         ("i" | "o" | "g" | "gx", []) | ("copy", [_, _]) => return Offer::Files,
         ("x", []) => from(&["on", "off", "auto"]),
@@ -138,13 +147,16 @@ fn complete_command(names: &Names, hook_commands: &[String], typed: &str, backsl
 
 /// Settings have dots in their names, so the word is longer than its token.
 fn complete_setting(names: &Names, typed: &str, earlier: &[&str], word: usize) -> Option<Offer> {
-    let is_name = |text: &&str| *text == "." || text.chars().all(|character| character.is_alphanumeric() || character == '_');
+    let is_name = |text: &&str| {
+        *text == "." || text.chars().all(|character| character.is_alphanumeric() || character == '_')
+    };
     if !earlier[1..].iter().all(is_name) || earlier.len() > 1 && earlier.last() != Some(&".") {
         return None;
     }
     let start = typed[..word].rfind(char::is_whitespace).map_or(0, |index| index + 1);
     let prefix = typed[start..].to_ascii_lowercase();
-    let words: Vec<String> = names.settings.iter().filter(|name| name.starts_with(&prefix)).cloned().collect();
+    let words: Vec<String> =
+        names.settings.iter().filter(|name| name.starts_with(&prefix)).cloned().collect();
     (!words.is_empty()).then_some(Offer::Words { start, words })
 }
 
@@ -154,12 +166,20 @@ fn wants_relation(earlier: &[&str]) -> bool {
     let Some(last) = earlier.last().map(lower) else {
         return false;
     };
-    if matches!(last.as_str(), "from" | "join" | "into" | "update" | "table" | "describe" | "desc" | "copy" | "view" | "exists") {
+    if matches!(
+        last.as_str(),
+        "from" | "join" | "into" | "update" | "table" | "describe" | "desc" | "copy" | "view" | "exists"
+    ) {
         return last != "desc" || earlier.len() == 1;
     }
     // `FROM a, |`
     last == ","
-        && earlier.iter().rev().map(lower).find(|word| keywords::is_keyword(word)).is_some_and(|clause| clause == "from")
+        && earlier
+            .iter()
+            .rev()
+            .map(lower)
+            .find(|word| keywords::is_keyword(word))
+            .is_some_and(|clause| clause == "from")
 }
 
 fn relations(names: &Names, prefix: &str) -> Vec<String> {
@@ -202,7 +222,8 @@ fn aliased(statement: &[&str], alias: &str) -> Option<String> {
             [_, table, name] => (table, name),
             _ => return None,
         };
-        let is_name = |text: &str| text.starts_with(|first: char| first.is_alphabetic() || matches!(first, '_' | '"'));
+        let is_name =
+            |text: &str| text.starts_with(|first: char| first.is_alphabetic() || matches!(first, '_' | '"'));
         (unquoted(name).eq_ignore_ascii_case(alias) && is_name(table) && !keywords::is_keyword(table))
             .then(|| unquoted(table))
     })
@@ -243,8 +264,14 @@ fn unquoted(word: &str) -> String {
 pub(super) fn quoted_if_needed(name: &str) -> String {
     let mut characters = name.chars();
     let plain = characters.next().is_some_and(|first| first.is_ascii_lowercase() || first == '_')
-        && characters.all(|character| character.is_ascii_lowercase() || character.is_ascii_digit() || character == '_');
-    if plain && !keywords::is_keyword(name) { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+        && characters.all(|character| {
+            character.is_ascii_lowercase() || character.is_ascii_digit() || character == '_'
+        });
+    if plain && !keywords::is_keyword(name) {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
 }
 
 #[cfg(test)]
@@ -290,7 +317,10 @@ mod tests {
     #[test]
     fn columns_come_from_the_tables_of_the_statement() {
         check("select l_| from lineitem", &["l_orderkey", "l_tax"]);
-        check("select * from orders where o|", &["o_date", "o_orderkey", "offset", "on", "options", "or", "order", "outer", "over"]);
+        check(
+            "select * from orders where o|",
+            &["o_date", "o_orderkey", "offset", "on", "options", "or", "order", "outer", "over"],
+        );
         check("select l.| from lineitem l", &["l_orderkey", "l_tax"]);
         check("select l.l_t| from lineitem as l", &["l_tax"]);
         check("select orders.o_d|", &["o_date"]);

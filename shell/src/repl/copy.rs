@@ -145,9 +145,7 @@ impl<'a> Reader<'a> {
     fn name(&mut self) -> Result<String, ClientError> {
         match self.take() {
             Some((TokenKind::Word, word)) => Ok(word.to_lowercase()),
-            Some((TokenKind::QuotedName, name)) => {
-                Ok(name.trim_matches(['"', '`']).replace("\"\"", "\""))
-            }
+            Some((TokenKind::QuotedName, name)) => Ok(name.trim_matches(['"', '`']).replace("\"\"", "\"")),
             Some((_, other)) => Err(wrong(&format!("`{other}` is no table"))),
             None => Err(wrong("the table is missing")),
         }
@@ -214,7 +212,8 @@ impl<'a> Reader<'a> {
             None | Some((_, "," | ")")) if name == "header" => "true".to_owned(),
             // `csv header delimiter '|'`, as older versions of psql have it.
             Some((TokenKind::Word, next))
-                if name == "header" && !matches!(next.to_ascii_lowercase().as_str(), "true" | "false" | "on" | "off") =>
+                if name == "header"
+                    && !matches!(next.to_ascii_lowercase().as_str(), "true" | "false" | "on" | "off") =>
             {
                 "true".to_owned()
             }
@@ -252,7 +251,11 @@ mod tests {
     }
 
     fn table(schema: Option<&str>, name: &str, written: &str) -> Subject {
-        Subject::Table { schema: schema.map(str::to_owned), name: name.to_owned(), written: written.to_owned() }
+        Subject::Table {
+            schema: schema.map(str::to_owned),
+            name: name.to_owned(),
+            written: written.to_owned(),
+        }
     }
 
     fn check(text: &str, subject: Subject, direction: Direction, file: &str, format: FileFormat) {

@@ -19,7 +19,9 @@ pub(super) fn help_text(more: &[(String, String)], paint: Paint) -> String {
             push_line(&mut text, usage, meaning, paint);
         }
     }
-    text.push_str("\nA statement ends with a semicolon and may have any number of lines. Tab completes names.\n");
+    text.push_str(
+        "\nA statement ends with a semicolon and may have any number of lines. Tab completes names.\n",
+    );
     text.push_str("Ctrl-C stops a running statement, or clears what was typed; Ctrl-R searches what was typed before.\n");
     text
 }

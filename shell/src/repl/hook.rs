@@ -10,7 +10,11 @@ pub trait BackslashHook: Send + Sync {
 
     /// Runs `\command argument`. None: there is no such command. An `Ok` is
     /// text to show, an `Err` the reason why it failed.
-    fn run<'a>(&'a self, command: &'a str, argument: &'a str) -> BoxFuture<'a, Option<Result<String, String>>>;
+    fn run<'a>(
+        &'a self,
+        command: &'a str,
+        argument: &'a str,
+    ) -> BoxFuture<'a, Option<Result<String, String>>>;
 }
 
 /// Adds none.
@@ -22,7 +26,11 @@ impl BackslashHook for NoHook {
         Vec::new()
     }
 
-    fn run<'a>(&'a self, _command: &'a str, _argument: &'a str) -> BoxFuture<'a, Option<Result<String, String>>> {
+    fn run<'a>(
+        &'a self,
+        _command: &'a str,
+        _argument: &'a str,
+    ) -> BoxFuture<'a, Option<Result<String, String>>> {
         Box::pin(std::future::ready(None))
     }
 }

@@ -136,7 +136,7 @@ fn dollar_tag(rest: &str) -> Option<&str> {
     let mut characters = name[..end].chars();
     let is_tag = match characters.next() {
         None => true,
-        Some(first) => is_word_start(first) && characters.all(|character| is_word_part(character)),
+        Some(first) => is_word_start(first) && characters.all(is_word_part),
     };
     is_tag.then(|| &rest[..end + 2])
 }
@@ -150,7 +150,8 @@ fn number(rest: &str) -> usize {
     let mut index = 0;
     while index < bytes.len() {
         let is_exponent_sign = matches!(bytes[index], b'+' | b'-') && matches!(bytes[index - 1], b'e' | b'E');
-        if !(bytes[index].is_ascii_alphanumeric() || matches!(bytes[index], b'.' | b'_') || is_exponent_sign) {
+        if !(bytes[index].is_ascii_alphanumeric() || matches!(bytes[index], b'.' | b'_') || is_exponent_sign)
+        {
             break;
         }
         index += 1;

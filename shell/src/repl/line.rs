@@ -73,13 +73,19 @@ impl LineEditor {
     /// `Interrupted` on Ctrl-C, `Eof` on Ctrl-D.
     pub(super) fn read(&mut self) -> Result<String, ReadlineError> {
         let input = self.editor.readline(&self.prompt)?;
-        if !input.trim().is_empty() && self.editor.add_history_entry(input.as_str()).unwrap_or(false)
+        self.remember(&input);
+        Ok(input)
+    }
+
+    /// Adds to the history.
+    fn remember(&mut self, input: &str) {
+        if !input.trim().is_empty()
+            && self.editor.add_history_entry(input.trim_end()).unwrap_or(false)
             && let Some(history) = &self.history
         {
             // History is a comfort: that it cannot be kept stops nobody.
             drop(self.editor.append_history(history));
         }
-        Ok(input)
     }
 }
 
@@ -116,7 +122,12 @@ impl Helper for Assistant {}
 impl Completer for Assistant {
     type Candidate = Pair;
 
-    fn complete(&self, line: &str, cursor: usize, context: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+    fn complete(
+        &self,
+        line: &str,
+        cursor: usize,
+        context: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
         match offer(&self.names.read(), &self.hook_commands, line, cursor) {
             Offer::Files => self.files.complete(line, cursor, context),
             Offer::Words { start, words } => {

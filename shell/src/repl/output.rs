@@ -55,9 +55,13 @@ impl Output {
             Self::File { out, .. } => write(out).and_then(|()| out.flush()),
         };
         outcome.map_err(|error| match (error.kind(), &*self) {
-            (io::ErrorKind::InvalidData, _) => ClientError::Content(format!("a value cannot be shown: {error}")),
+            (io::ErrorKind::InvalidData, _) => {
+                ClientError::Content(format!("a value cannot be shown: {error}"))
+            }
             (_, Self::Screen) => ClientError::Output(error),
-            (_, Self::File { path, .. }) => ClientError::file(format!("cannot write {}", path.display()), error),
+            (_, Self::File { path, .. }) => {
+                ClientError::file(format!("cannot write {}", path.display()), error)
+            }
         })
     }
 }

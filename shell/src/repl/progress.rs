@@ -224,7 +224,9 @@ fn line(progress: &Progress, rates: Rates, elapsed: Duration, unicode: bool) -> 
         };
     }
     let mut parts = Vec::new();
-    if progress.segments_total > 0 {
+    // Small queries run where nobody counts: that is not 0 percent.
+    let is_counted = progress.segments_done > 0 || progress.workers_busy > 0;
+    if progress.segments_total > 0 && is_counted {
         let done = progress.segments_done.min(progress.segments_total);
         let percent = done * 100 / progress.segments_total;
         parts.push(format!("{} {percent:3}%", bar(done, progress.segments_total, unicode)));
@@ -232,10 +234,10 @@ fn line(progress: &Progress, rates: Rates, elapsed: Duration, unicode: bool) -> 
     } else {
         parts.push("running".to_owned());
     }
-    if progress.rows > 0 {
+    if rates.rows >= 1.0 {
         parts.push(format!("{} rows/s", quantity::short(rates.rows)));
     }
-    if progress.bytes > 0 {
+    if rates.bytes >= 1.0 {
         parts.push(format!("{}/s", quantity::bytes(rates.bytes as u64)));
     }
     match progress.workers_busy {
@@ -258,7 +260,8 @@ mod tests {
     use super::*;
 
     fn check(progress: Progress, expected: &str) {
-        let rates = Rates { rows: 12_345_678.0, bytes: 987_654_321.0 };
+        let reads = if progress.rows > 0 { 1.0 } else { 0.0 };
+        let rates = Rates { rows: 12_345_678.0 * reads, bytes: 987_654_321.0 * reads };
         assert_eq!(line(&progress, rates, Duration::from_secs(3), true), expected);
     }
 
@@ -289,6 +292,10 @@ mod tests {
     #[test]
     fn what_is_unknown_is_left_out() {
         check(Progress { state: "running".into(), ..Progress::default() }, "running · 3 s");
+        check(
+            Progress { state: "running".into(), segments_total: 8, ..Progress::default() },
+            "running · 3 s",
+        );
     }
 
     #[test]

@@ -54,7 +54,9 @@ pub async fn run(client: Client, options: Options, hook: Arc<dyn BackslashHook>)
             // The editor cannot draw some input (a line of 65,536 columns):
             // that ends the editor, not the session.
             Err(_) => {
-                session.print_aside("the line editor failed and was started anew; run long statements with \\i\n");
+                session.print_aside(
+                    "the line editor failed and was started anew; run long statements with \\i\n",
+                );
                 continue;
             }
         };

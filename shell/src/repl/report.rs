@@ -6,7 +6,7 @@ use crate::client::ClientError;
 use crate::render::{Paint, display_width};
 
 /// Columns of context that are shown on either side of the caret.
-const CONTEXT_COLUMNS: usize = 60;
+const CONTEXT_COLUMNS: usize = 32;
 
 /// Where a statement came from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,7 +180,7 @@ mod tests {
         let error = ClientError::Statement(Failure::new(ErrorCode::Invalid, "no `oops`"));
         let text = error_text(&error, Some(&sql), &Origin::default(), false, Paint::PLAIN);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(display_width(lines[1]) < 140, "{text}");
+        assert!(display_width(lines[1]) < 80, "{text}");
         let caret = display_width(lines[2]) - 1;
         let under: String = lines[1].chars().skip(caret).take(4).collect();
         assert_eq!(under, "oops");

@@ -110,11 +110,7 @@ async fn run_lines(
     }
 }
 
-async fn run_items(
-    session: &mut Session,
-    splitter: &mut Splitter,
-    name: Option<&str>,
-) -> Result<Flow, Said> {
+async fn run_items(session: &mut Session, splitter: &mut Splitter, name: Option<&str>) -> Result<Flow, Said> {
     while let Some(item) = splitter.next_item() {
         if perform(session, item, name).await? == Flow::Quit {
             return Ok(Flow::Quit);

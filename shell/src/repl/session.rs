@@ -45,7 +45,12 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(client: Client, options: Options, hook: Arc<dyn BackslashHook>, interactive: bool) -> Self {
+    pub(super) fn new(
+        client: Client,
+        options: Options,
+        hook: Arc<dyn BackslashHook>,
+        interactive: bool,
+    ) -> Self {
         Self {
             client,
             options,
@@ -65,10 +70,8 @@ impl Session {
     /// # Errors
     /// What went wrong.
     pub(super) async fn perform(&mut self, item: Item, file: Option<&str>) -> Result<Flow, ClientError> {
-        let origin = |sql: Option<&Sql>| Origin {
-            file: file.map(str::to_owned),
-            line: sql.map_or(0, |sql| sql.line),
-        };
+        let origin =
+            |sql: Option<&Sql>| Origin { file: file.map(str::to_owned), line: sql.map_or(0, |sql| sql.line) };
         match item {
             Item::Statement(sql) => {
                 let outcome = self.statement(&sql.text).await;

@@ -180,10 +180,10 @@ mod tests {
 
     #[test]
     fn quotes_and_comments_hide_semicolons() {
-        check("select ';', \"a;b\" -- x;y\n, $$;$$ /* ; /* ; */ */;", &[sql(
-            "select ';', \"a;b\" -- x;y\n, $$;$$ /* ; /* ; */ */",
-            1,
-        )]);
+        check(
+            "select ';', \"a;b\" -- x;y\n, $$;$$ /* ; /* ; */ */;",
+            &[sql("select ';', \"a;b\" -- x;y\n, $$;$$ /* ; /* ; */ */", 1)],
+        );
         check("select 'it''s;\n\\d';", &[sql("select 'it''s;\n\\d'", 1)]);
     }
 
@@ -213,10 +213,13 @@ mod tests {
 
     #[test]
     fn input_is_complete_when_nothing_waits() {
-        for input in ["", "  ", "select 1;", "\\d", "select 1 \\g", "-- note", "select 1; -- end", "select 1;;"] {
+        for input in
+            ["", "  ", "select 1;", "\\d", "select 1 \\g", "-- note", "select 1; -- end", "select 1;;"]
+        {
             assert!(is_complete(input), "{input}");
         }
-        for input in ["select 1", "select ';", "select 1; select 2", "/* open", "select $$;$", "\\x\nselect"] {
+        for input in ["select 1", "select ';", "select 1; select 2", "/* open", "select $$;$", "\\x\nselect"]
+        {
             assert!(!is_complete(input), "{input}");
         }
     }

@@ -50,7 +50,7 @@ fn misspelt_names_get_a_hint() {
         fails(client, "INSERT INTO hint_customer VALUES (1, 'x')", &["hint_customer", "hint_customers"])
             .await;
         fails(client, "DROP TABLE hint_custmers", &["hint_custmers"]).await;
-        fails(client, "SELECT cuont(*) FROM hint_customers", &["cuont", "count"]).await;
+        fails(client, "SELECT cuont(*) FROM hint_customers", &["cuont", "did you mean"]).await;
         fails(client, "SELECT * FROM no_such_schema.t", &["no_such_schema"]).await;
         client.update("DROP TABLE hint_customers").await.unwrap();
     });
@@ -262,8 +262,7 @@ fn a_query_over_its_memory_limit_fails_alone() {
             .unwrap();
         client.update("INSERT INTO heavy SELECT value FROM generate_series(1, 1000000)").await.unwrap();
         // Arrays of all rows cannot spill.
-        let sql =
-            "SELECT count(*) FROM (SELECT array_agg('a rather long text of no use ' || k) AS a FROM heavy)";
+        let sql = "SELECT cardinality(array_agg('a rather long text of no use ' || k)) FROM heavy";
         let error = client.query(sql).await.unwrap_err();
         assert_eq!(error.code, tonic::Code::ResourceExhausted, "{error}");
         assert!(error.message.to_lowercase().contains("memory"), "{error}");

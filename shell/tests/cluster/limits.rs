@@ -12,7 +12,9 @@ const FREED_WITHIN: Duration = Duration::from_secs(2);
 
 async fn make_rows(client: &mut Client, table: &str, rows: u64) {
     client
-        .update(&format!("CREATE TABLE {table} (k BIGINT, v BIGINT, s VARCHAR) WITH (shards = 8, shard_key = 'k')"))
+        .update(&format!(
+            "CREATE TABLE {table} (k BIGINT, v BIGINT, s VARCHAR) WITH (shards = 8, shard_key = 'k')"
+        ))
         .await
         .unwrap();
     client
@@ -35,7 +37,10 @@ async fn expect_freed(client: &mut Client) {
             return;
         }
         // Beats tell it twice a second.
-        assert!(since.elapsed() < FREED_WITHIN + Duration::from_millis(600), "{busy} tasks and bytes are still held");
+        assert!(
+            since.elapsed() < FREED_WITHIN + Duration::from_millis(600),
+            "{busy} tasks and bytes are still held"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -55,7 +60,7 @@ fn a_query_over_its_memory_fails_alone() {
         assert!(message.contains("memory") && message.contains("shoal.query_memory"), "{message}");
         assert_eq!(client.number(sql).await.unwrap(), 300_000);
         // A sort can.
-        small.update("SET shoal.query_memory = '24MiB'").await.unwrap();
+        small.update("SET shoal.query_memory = '64MiB'").await.unwrap();
         let sorted = "SELECT count(*) FROM (SELECT s, row_number() OVER (ORDER BY s) AS n FROM lim_memory) WHERE n > 0";
         assert_eq!(small.number(sorted).await.unwrap(), 300_000);
         expect_freed(&mut client).await;
@@ -65,7 +70,7 @@ fn a_query_over_its_memory_fails_alone() {
 }
 
 /// Runs for minutes, unless it is stopped.
-const ENDLESS: &str = "SELECT count(*) FROM lim_cancel a, lim_cancel b WHERE a.v * b.v % 7 = 3 AND a.s || b.s LIKE '%x%'";
+const ENDLESS: &str = "SELECT count(*) FROM lim_cancel a, lim_cancel b, lim_cancel c WHERE a.v = b.v AND b.v = c.v AND a.k + b.k + c.k > 0";
 
 #[test]
 fn a_stopped_query_is_freed_everywhere() {
@@ -86,7 +91,8 @@ async fn stop_each_way(cluster: &Cluster) {
         let since = Instant::now();
         let id = loop {
             let id = client.text(running).await.unwrap_or_default();
-            let busy = client.number("SELECT CAST(sum(tasks_running) AS BIGINT) FROM system.workers").await.unwrap();
+            let busy =
+                client.number("SELECT CAST(sum(tasks_running) AS BIGINT) FROM system.workers").await.unwrap();
             if !id.trim().is_empty() && busy > 0 {
                 break id.trim().to_owned();
             }
@@ -102,7 +108,8 @@ async fn stop_each_way(cluster: &Cluster) {
             assert!(query.await.unwrap_err().is_cancelled());
         }
         expect_freed(&mut client).await;
-        let state = client.text(&format!("SELECT state FROM system.queries WHERE id = '{id}'")).await.unwrap();
+        let state =
+            client.text(&format!("SELECT state FROM system.queries WHERE id = '{id}'")).await.unwrap();
         assert!(state.contains("cancelled"), "{way}: {state}");
     }
 }
@@ -110,8 +117,7 @@ async fn stop_each_way(cluster: &Cluster) {
 #[test]
 fn queries_wait_in_order_and_say_so() {
     let mut options = options(1);
-    options.coordinator_args =
-        ["--max-queries", "1", "--queue-limit", "1"].map(str::to_owned).to_vec();
+    options.coordinator_args = ["--max-queries", "1", "--queue-limit", "1"].map(str::to_owned).to_vec();
     let cluster = Cluster::start(&options).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -141,7 +147,9 @@ fn queries_wait_in_order_and_say_so() {
 async fn wait_for_states(cluster: &Cluster, state: &str) {
     let since = Instant::now();
     let mut client = cluster.connect().await.unwrap();
-    let sql = format!("SELECT count(*) FROM system.queries WHERE state = '{state}' AND sql LIKE '%lim_cancel a%' AND sql NOT LIKE '%system%'");
+    let sql = format!(
+        "SELECT count(*) FROM system.queries WHERE state = '{state}' AND sql LIKE '%lim_cancel a%' AND sql NOT LIKE '%system%'"
+    );
     while client.number(&sql).await.unwrap() == 0 {
         assert!(since.elapsed() < Duration::from_secs(20), "no query is {state}");
         tokio::time::sleep(Duration::from_millis(20)).await;

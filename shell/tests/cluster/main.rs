@@ -6,15 +6,17 @@ mod bad_files;
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod flight;
 #[cfg(test)]
-mod oracle;
-#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod object_store;
+#[cfg(test)]
+mod oracle;
 #[cfg(test)]
 mod panics;
 #[cfg(test)]

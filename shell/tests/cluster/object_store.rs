@@ -17,7 +17,7 @@ import sys, threading
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
 server.start()
-print(server._server.server_port, flush=True)
+print("port", server._server.server_port, flush=True)
 import boto3
 s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server._server.server_port}", region_name="us-east-1",
                   aws_access_key_id="test", aws_secret_access_key="test")
@@ -51,7 +51,8 @@ fn write_parquet(path: &std::path::Path, first: i64, rows: i64) {
     ]));
     let keys: Vec<i64> = (first..first + rows).collect();
     let texts: StringArray = keys.iter().map(|key| Some(format!("row {key}"))).collect();
-    let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(keys)), Arc::new(texts)]);
+    let batch =
+        RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(keys)), Arc::new(texts)]);
     let mut writer = ArrowWriter::try_new(std::fs::File::create(path).unwrap(), schema, None).unwrap();
     writer.write(&batch.unwrap()).unwrap();
     writer.close().unwrap();
@@ -66,10 +67,16 @@ fn external_tables_read_an_object_store_on_the_workers() {
     let mut command = Command::new(python());
     command.args(["-c", SERVER, "open/a.parquet"]).arg(&files[0]).arg("open/b.parquet").arg(&files[1]);
     command.arg("private/c.parquet").arg(&files[0]);
-    let mut moto = Moto(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut moto =
+        Moto(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
     let mut lines = BufReader::new(moto.0.stdout.take().unwrap()).lines();
-    let port: u16 = lines.next().unwrap().unwrap().parse().unwrap();
-    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    // The server says other things too.
+    let port: u16 = loop {
+        if let Some(port) = lines.next().unwrap().unwrap().strip_prefix("port ") {
+            break port.parse().unwrap();
+        }
+    };
+    while lines.next().unwrap().unwrap() != "ready" {}
 
     let mut options = options(2);
     for (name, value) in [
@@ -94,7 +101,12 @@ fn external_tables_read_an_object_store_on_the_workers() {
             .unwrap();
         assert_eq!(client.number("SELECT sum(k) FROM lake").await.unwrap(), (0..1500).sum::<i64>());
         assert_eq!(client.number("SELECT count(*) FROM lake WHERE s = 'row 1200'").await.unwrap(), 1);
-        for outside in ["s3://lake/private/", "s3://lake/open/../private/", "s3://other/open/", "http://169.254.169.254/x"] {
+        for outside in [
+            "s3://lake/private/",
+            "s3://lake/open/../private/",
+            "s3://other/open/",
+            "http://169.254.169.254/x",
+        ] {
             let sql = format!("CREATE EXTERNAL TABLE outside STORED AS PARQUET LOCATION '{outside}'");
             let message = client.update(&sql).await.unwrap_err().to_string();
             assert!(message.contains("--object-store"), "{outside}: {message}");

@@ -38,10 +38,19 @@ async fn check(cluster: &Cluster) {
         ("leaf, aggregate above", "SELECT sum(shoal_panic(k, 123456)) FROM t"),
         ("leaf, filter", "SELECT count(*) FROM t WHERE shoal_panic(k, 123456) > 5"),
         ("below an exchange", "SELECT v, sum(shoal_panic(k, 123456)) FROM t GROUP BY v"),
-        ("above an exchange", "SELECT shoal_panic(s, 19900200) FROM (SELECT v, sum(k) AS s FROM t GROUP BY v) WHERE v = 1 OR s > 0"),
-        ("above an exchange, on its key", "SELECT shoal_panic(v, 77), count(*) FROM (SELECT v, count(*) FROM t GROUP BY v) GROUP BY 1"),
+        (
+            "above an exchange",
+            "SELECT shoal_panic(s, 19900200) FROM (SELECT v, sum(k) AS s FROM t GROUP BY v) WHERE v = 1 OR s > 0",
+        ),
+        (
+            "above an exchange, on its key",
+            "SELECT shoal_panic(v, 77), count(*) FROM (SELECT v, count(*) FROM t GROUP BY v) GROUP BY 1",
+        ),
         ("final stage", "SELECT shoal_panic(c, 200000) FROM (SELECT count(*) AS c FROM t)"),
-        ("join, probe side", "SELECT count(*) FROM t a JOIN t b ON a.k = b.v WHERE shoal_panic(a.k, 500) > 0"),
+        (
+            "join, probe side",
+            "SELECT count(*) FROM t a JOIN t b ON a.k = b.v WHERE shoal_panic(a.k, 500) > 0",
+        ),
         ("sort", "SELECT k FROM t ORDER BY shoal_panic(k, 123456) DESC LIMIT 10"),
         ("whole plan on one worker", "SELECT shoal_panic(v, 456) FROM t WHERE k = 123456"),
     ] {

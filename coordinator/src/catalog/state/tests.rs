@@ -79,7 +79,9 @@ fn a_write_that_is_sent_twice_happens_once() {
     assert_eq!(state.table("public", "t").unwrap().segments.len(), 1);
     assert_eq!(state.written(&"x".into()), Some(10));
     // Also when its table is gone, and also as CREATE TABLE AS.
-    state.apply(Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false }).unwrap();
+    state
+        .apply(Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false })
+        .unwrap();
     assert_eq!(state.apply(commit("x", &again)), Ok(Outcome::AlreadyWritten { rows: 10 }));
     let write = Some(WriteRecord { id: "x".into(), rows: 3 });
     let twice = Command::CreateTable { table: table(TableId(9), "u"), if_not_exists: false, write };
@@ -138,7 +140,9 @@ fn what_is_not_there_is_named() {
 #[test]
 fn table_ids_are_never_used_again() {
     let (mut state, id) = with_table();
-    state.apply(Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false }).unwrap();
+    state
+        .apply(Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false })
+        .unwrap();
     assert_eq!(state.apply(Command::ReserveTable), Ok(Outcome::Table(TableId(id.0 + 1))));
     let wrong = refused(&mut state, create(table(TableId(99), "t")));
     assert!(wrong.contains("not reserved"), "{wrong}");
@@ -214,6 +218,22 @@ fn a_copy_is_recorded_once_and_forgotten_with_its_segment() {
 }
 
 #[test]
+fn a_placement_only_grows() {
+    let (mut state, id) = with_table();
+    let extend = |shards: [&[&str]; 2]| {
+        let placement = shards.map(|shard| shard.iter().copied().map(WorkerId::from).collect()).to_vec();
+        Command::ExtendPlacement { table: id, placement }
+    };
+    assert_eq!(state.apply(extend([&["w1", "w3"], &["w2"]])), Ok(Outcome::Done));
+    for stale in
+        [extend([&["w1", "w3"], &["w2"]]), extend([&["w1"], &["w2", "w3"]]), extend([&["w3"], &["w2"]])]
+    {
+        assert_eq!(state.apply(stale), Ok(Outcome::Unchanged));
+    }
+    assert_eq!(state.table_by_id(id).unwrap().placement[0].len(), 2);
+}
+
+#[test]
 fn a_snapshot_does_not_see_later_commands() {
     let (mut state, id) = with_table();
     let before = state.clone();
@@ -228,8 +248,7 @@ fn a_state_survives_json() {
     state.apply(commit("x", &segment(id, 0, "w1"))).unwrap();
     let worker = WorkerRecord { id: "w1".into(), address: "http://a".into(), zone: "z".into() };
     state.apply(Command::RegisterWorker { worker: worker.clone() }).unwrap();
-    let view =
-        View { schema_name: "public".into(), name: "v".into(), sql: "SELECT 1".into(), columns: None };
+    let view = View { schema_name: "public".into(), name: "v".into(), sql: "SELECT 1".into(), columns: None };
     state.apply(Command::CreateView { view, or_replace: false }).unwrap();
     let external = ExternalTable {
         schema_name: "public".into(),
@@ -239,7 +258,9 @@ fn a_state_survives_json() {
         location: "/data/*.csv".into(),
         options: BTreeMap::from([("delimiter".into(), ";".into())]),
     };
-    state.apply(Command::CreateExternal { table: external, if_not_exists: false, or_replace: false }).unwrap();
+    state
+        .apply(Command::CreateExternal { table: external, if_not_exists: false, or_replace: false })
+        .unwrap();
     let json = serde_json::to_string(&state).unwrap();
     let copy: State = serde_json::from_str(&json).unwrap();
     assert_eq!(serde_json::to_string(&copy).unwrap(), json);

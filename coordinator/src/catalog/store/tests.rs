@@ -140,3 +140,31 @@ async fn what_is_dropped_is_told_once_after_it_is_gone() {
     assert_eq!(dropped[0].version, catalog.snapshot().version);
     assert!(catalog.take_dropped().is_empty());
 }
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_the_catalog_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = dir.path().join(FILE).with_extension("full");
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let id = with_table(&catalog).await;
+    fs::write(&full, "").unwrap();
+    // Until the file must grow.
+    let mut written = 0;
+    let refused = loop {
+        let command = commit(&format!("{written}-{}", "x".repeat(100_000)), &segment(id, 0, "w1"));
+        match catalog.apply(command).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 1_000, "the file never grew");
+    };
+    assert!(matches!(refused, Error::Exhausted(_)), "{refused}");
+    let before = json(&catalog);
+    assert_eq!(catalog.snapshot().table_by_id(id).unwrap().segments.len(), written);
+    fs::remove_file(&full).unwrap();
+    catalog.apply(commit("after", &segment(id, 0, "w1"))).await.unwrap();
+    assert_ne!(json(&catalog), before);
+    let after = json(&catalog);
+    drop(catalog);
+    assert_eq!(json(&Catalog::open(dir.path()).unwrap()), after);
+}

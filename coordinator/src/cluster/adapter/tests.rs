@@ -141,8 +141,7 @@ async fn a_dropped_table_stays_readable_until_its_readers_are_done() {
     let name = held.name();
     cluster.catalog.apply(commit("x", &held)).await.unwrap();
     let reader = cluster.pin();
-    let drop_table =
-        Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false };
+    let drop_table = Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false };
     cluster.catalog.apply(drop_table).await.unwrap();
     cluster.collect();
     assert!(beat(&cluster, "w1", cluster.open_stream()).discard.is_empty());

@@ -18,7 +18,8 @@ fn workers(zones: &[usize]) -> Vec<Candidate> {
     let mut workers = Vec::new();
     for (zone, count) in zones.iter().enumerate() {
         for index in 0..*count {
-            workers.push(Candidate { id: WorkerId::new(format!("w{zone}-{index}")), zone: format!("z{zone}") });
+            workers
+                .push(Candidate { id: WorkerId::new(format!("w{zone}-{index}")), zone: format!("z{zone}") });
         }
     }
     workers
@@ -129,4 +130,35 @@ fn a_reference_table_is_on_every_worker() {
 #[test]
 fn without_workers_there_is_no_placement() {
     assert_eq!(place(&layout(1, ReplicaCount::Count(1)), &[], std::iter::empty()), None);
+}
+
+#[test]
+fn a_table_with_too_few_copies_grows_when_workers_come() {
+    let wanted = layout(6, ReplicaCount::Count(3));
+    let all = workers(&[2, 2]);
+    let first = place(&wanted, &all[..1], std::iter::empty()).unwrap();
+    let poor = table(1, wanted.clone(), first.shards.clone());
+    assert_eq!(extend(&poor, &all[..1]), None);
+    let grown = extend(&poor, &all).unwrap();
+    let mut load: BTreeMap<&WorkerId, usize> = BTreeMap::new();
+    for (old, new) in first.shards.iter().zip(&grown) {
+        assert!(new.starts_with(old));
+        assert_eq!(new.iter().collect::<BTreeSet<_>>().len(), 3);
+        let zones: BTreeSet<_> =
+            new.iter().filter_map(|id| all.iter().find(|worker| worker.id == *id)).map(|w| &w.zone).collect();
+        assert_eq!(zones.len(), 2);
+        new.iter().for_each(|id| *load.entry(id).or_default() += 1);
+    }
+    assert!(range(load.iter().filter(|(id, _)| ***id != all[0].id).map(|(_, load)| *load)) <= 1, "{load:?}");
+    let twin = table(2, wanted.clone(), first.shards);
+    assert_eq!(extend(&twin, &all), Some(grown.clone()), "a group is torn apart");
+    assert_eq!(extend(&table(1, wanted, grown), &all), None);
+}
+
+#[test]
+fn a_worker_that_is_away_is_not_replaced() {
+    let wanted = layout(2, ReplicaCount::Count(2));
+    let all = workers(&[3]);
+    let placed = place(&wanted, &all[..2], std::iter::empty()).unwrap();
+    assert_eq!(extend(&table(1, wanted, placed.shards), &all[1..]), None);
 }

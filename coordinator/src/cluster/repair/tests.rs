@@ -6,8 +6,8 @@ use std::time::Instant;
 use shoal_proto::TableId;
 
 use super::*;
-use crate::catalog::state::tests::{commit, create, segment, table};
 use crate::catalog::Command;
+use crate::catalog::state::tests::{commit, create, segment, table};
 use crate::cluster::Holds;
 
 /// Two tables of two shards: `w1` and `w2` should hold shard 0 of the first,
@@ -47,8 +47,10 @@ fn live(workers: &[(&str, &[SegmentName])]) -> LiveWorkers {
 fn ordered(state: &State, live: &LiveWorkers) -> Vec<(String, String, Vec<String>)> {
     let orders = missing(state, live, 100, |_, _| false);
     let from = |request: &FetchRequest| request.from.iter().map(|from| from.worker.clone()).collect();
-    let mut orders: Vec<_> =
-        orders.iter().map(|(worker, request)| (worker.to_string(), request.name.clone(), from(request))).collect();
+    let mut orders: Vec<_> = orders
+        .iter()
+        .map(|(worker, request)| (worker.to_string(), request.name.clone(), from(request)))
+        .collect();
     orders.sort();
     orders
 }
@@ -108,7 +110,8 @@ fn a_joining_worker_keeps_what_it_should_hold() {
     let gone = segment(TableId(1), 0, "w1");
     let dropped = segment(TableId(8), 0, "w1");
     let staged = segment(TableId(1), 1, "w1");
-    let state = catalog(&[mine.clone(), unknown_to_catalog.clone(), foreign.clone(), cut.clone(), gone.clone()]);
+    let state =
+        catalog(&[mine.clone(), unknown_to_catalog.clone(), foreign.clone(), cut.clone(), gone.clone()]);
     let held = HashMap::from([
         (mine.name(), 100),
         (unknown_to_catalog.name(), 100),

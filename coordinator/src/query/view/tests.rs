@@ -1,6 +1,6 @@
 //! Tests of the view.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use shoal_data::{KeyHash, ReplicaCount, Segment, Table, TableLayout};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 
 use super::*;
-use crate::cluster::{Holds, LiveWorker};
+use crate::cluster::LiveWorker;
 
 fn segment(table: TableId, shard: u32, replicas: &[&str]) -> Segment {
     Segment {
@@ -47,7 +47,7 @@ fn table(id: u64, holders: &[&[&str]]) -> Arc<Table> {
     })
 }
 
-fn live(names: &[&str], tables: &[Arc<Table>]) -> LiveWorkers {
+fn live(names: &[&str]) -> LiveWorkers {
     let workers = names.iter().map(|name| {
         let id = WorkerId::from(*name);
         LiveWorker {
@@ -75,7 +75,7 @@ fn loads(table: &Table) -> Vec<ShardLoad> {
 fn shards_go_to_workers_that_hold_them() {
     let held = table(1, &[&["a", "b"], &["b", "c"], &["c", "d"], &["d", "a"]]);
     let tables = [Arc::clone(&held)];
-    let live = live(&["a", "b", "c", "d"], &tables);
+    let live = live(&["a", "b", "c", "d"]);
     for turn in 0..4 {
         for tasks in 1..=4 {
             let view = View::new(&live, &tables, &BTreeSet::new(), "", turn, 2).unwrap();
@@ -97,7 +97,7 @@ fn shards_go_to_workers_that_hold_them() {
 fn a_suspect_gets_nothing_and_the_last_one_is_named() {
     let held = table(1, &[&["a", "b"]]);
     let tables = [Arc::clone(&held)];
-    let live = live(&["a", "b"], &tables);
+    let live = live(&["a", "b"]);
     let view = View::new(&live, &tables, &BTreeSet::from(["a".into()]), "", 0, 2).unwrap();
     assert_eq!(view.workers().len(), 1);
     assert_eq!(view.deal(&loads(&held), 3), vec![0]);
@@ -109,11 +109,12 @@ fn a_suspect_gets_nothing_and_the_last_one_is_named() {
 fn hashed_tasks_land_where_their_shards_are() {
     // Shard i on three of four workers, as placement puts them.
     let names = ["a", "b", "c", "d"];
-    let held: Vec<Vec<&str>> = (0..8).map(|shard| (0..3).map(|copy| names[(shard + copy) % 4]).collect()).collect();
+    let held: Vec<Vec<&str>> =
+        (0..8).map(|shard| (0..3).map(|copy| names[(shard + copy) % 4]).collect()).collect();
     let held: Vec<&[&str]> = held.iter().map(Vec::as_slice).collect();
     let table = table(1, &held);
     let tables = [Arc::clone(&table)];
-    let live = live(&names, &tables);
+    let live = live(&names);
     for turn in 0..4 {
         let view = View::new(&live, &tables, &BTreeSet::new(), "", turn, 2).unwrap();
         let workers = view.task_workers(4);

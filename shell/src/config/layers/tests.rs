@@ -43,7 +43,9 @@ fn flags_win_over_environment_over_file_over_defaults() {
     let (outcome, _folder) = worker(
         &["--data-dir", "from-flag", "--threads", "3"],
         &[("SHOAL_DATA_DIR", "from-environment"), ("SHOAL_GRACE", "3s"), ("SHOAL_THREADS", "4")],
-        Some("data_dir = 'f'\ngrace = '4s'\ncoordinator = ['http://a:1', 'http://b:2']\nmemory_limit = '1GiB'"),
+        Some(
+            "data_dir = 'f'\ngrace = '4s'\ncoordinator = ['http://a:1', 'http://b:2']\nmemory_limit = '1GiB'",
+        ),
     );
     let (settings, document) = outcome.unwrap();
     assert_eq!(settings.node.data_dir.to_str(), Some("from-flag"));
@@ -98,13 +100,18 @@ fn wrong_values_say_where_they_were_written() {
     assert!(refusal(&REQUIRED, &[("SHOAL_THREADS", "0")], None).contains("(from environment SHOAL_THREADS)"));
     assert!(refusal(&REQUIRED, &[], Some("grace = 10")).contains("(from DIR/worker.toml): not a duration"));
     assert!(refusal(&REQUIRED, &[], Some("[grace]\nsoft = '1s'")).contains("line 1: `grace` is not"));
-    assert!(refusal(&REQUIRED, &[], Some("grace = ")).contains("DIR/worker.toml: TOML parse error at line 1"));
+    assert!(
+        refusal(&REQUIRED, &[], Some("grace = ")).contains("DIR/worker.toml: TOML parse error at line 1")
+    );
 }
 
 #[test]
 fn what_is_required_is_asked_for_at_once() {
     let message = refusal(&[], &[], None);
-    assert!(message.contains("coordinator is required: give --coordinator, SHOAL_COORDINATOR or"), "{message}");
+    assert!(
+        message.contains("coordinator is required: give --coordinator, SHOAL_COORDINATOR or"),
+        "{message}"
+    );
     assert!(message.contains("data_dir is required: give --data-dir"), "{message}");
 }
 
@@ -112,7 +119,8 @@ fn what_is_required_is_asked_for_at_once() {
 fn misspelt_variables_are_pointed_out() {
     let matches = crate::args::command().get_matches_from(["shoal", "worker"].into_iter().chain(REQUIRED));
     let (_, matches) = matches.subcommand().unwrap();
-    let environment = [("SHOAL_THREAD", "1"), ("SHOAL_SERVICE_PORT_QQ", "1"), ("SHOAL_URI", "x"), ("PATH", "x")];
+    let environment =
+        [("SHOAL_THREAD", "1"), ("SHOAL_SERVICE_PORT_QQ", "1"), ("SHOAL_URI", "x"), ("PATH", "x")];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let mut layers = Layers::new("worker", matches, environment).unwrap();
     WorkerSettings::read(&mut layers).unwrap();
@@ -130,6 +138,10 @@ fn a_network_address_needs_insecure_and_a_name() {
     assert_eq!(check(&["--listen", "[::1]:0"]), Ok(()));
     assert!(check(&["--listen", "10.0.0.1:7401"]).unwrap_err().contains("--insecure"));
     assert_eq!(check(&["--listen", "10.0.0.1:7401", "--insecure"]), Ok(()));
-    assert!(check(&["--listen", "0.0.0.0:7401", "--insecure"]).unwrap_err().contains("--advertise http://HOST:7401"));
+    assert!(
+        check(&["--listen", "0.0.0.0:7401", "--insecure"])
+            .unwrap_err()
+            .contains("--advertise http://HOST:7401")
+    );
     assert_eq!(check(&["--listen", "0.0.0.0:7401", "--insecure", "--advertise", "http://w1:7401"]), Ok(()));
 }

@@ -24,14 +24,20 @@ impl Fit {
     /// Text is cut before columns are left out, numbers are never cut, and
     /// what is left out is left out in the middle.
     pub(super) fn new(widths: &[usize], numeric: &[bool], available: Option<usize>) -> Self {
-        let all: Vec<Slot> =
-            widths.iter().enumerate().map(|(column, width)| Slot { column: Some(column), width: *width }).collect();
+        let all: Vec<Slot> = widths
+            .iter()
+            .enumerate()
+            .map(|(column, width)| Slot { column: Some(column), width: *width })
+            .collect();
         let Some(available) = available.filter(|available| total(&all) > *available) else {
             return Self { slots: all, whole: true };
         };
         let is_text = |slot: &Slot| slot.column.is_some_and(|column| !numeric[column]);
         let capped = |slots: &[Slot], cap: usize| -> Vec<Slot> {
-            let cut = |slot: &Slot| Slot { width: if is_text(slot) { slot.width.min(cap) } else { slot.width }, ..*slot };
+            let cut = |slot: &Slot| Slot {
+                width: if is_text(slot) { slot.width.min(cap) } else { slot.width },
+                ..*slot
+            };
             slots.iter().map(cut).collect()
         };
         let mut shown = all;
@@ -99,8 +105,8 @@ mod tests {
 
     #[test]
     fn columns_are_left_out_in_the_middle() {
-        check(&[10; 6], &[true; 6], 42, &[(Some(0), 10), (None, 1), (Some(5), 10)]);
-        check(&[10; 6], &[true; 6], 43, &[(Some(0), 10), (Some(1), 10), (None, 1), (Some(5), 10)].as_slice());
+        check(&[10; 6], &[true; 6], 41, &[(Some(0), 10), (None, 1), (Some(5), 10)]);
+        check(&[10; 6], &[true; 6], 42, &[(Some(0), 10), (Some(1), 10), (None, 1), (Some(5), 10)]);
     }
 
     #[test]

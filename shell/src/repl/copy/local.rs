@@ -40,7 +40,8 @@ pub(in crate::repl) async fn open(
     let rows = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&rows);
     let batches = files.map(move |batch| {
-        let batch = batch.map_err(|error| ClientError::Content(Failure::from_datafusion(&error).to_string()))?;
+        let batch =
+            batch.map_err(|error| ClientError::Content(Failure::from_datafusion(&error).to_string()))?;
         counter.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
         Ok(batch)
     });
@@ -99,7 +100,9 @@ fn location(file: &Path) -> Result<String, ClientError> {
             plain.push(part);
         }
     }
-    let text = plain.to_str().ok_or_else(|| ClientError::Usage(format!("the name of {} is not text", file.display())))?;
+    let text = plain
+        .to_str()
+        .ok_or_else(|| ClientError::Usage(format!("the name of {} is not text", file.display())))?;
     Ok(text.to_owned())
 }
 
@@ -120,8 +123,10 @@ mod tests {
         let columns = Schema::new(vec![Field::new("k", DataType::Int64, false)]);
         let source = open(&copy, Arc::new(columns)).await?;
         let batches: Vec<RecordBatch> = source.batches.try_collect().await?;
-        let keys: Vec<i64> =
-            batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect();
+        let keys: Vec<i64> = batches
+            .iter()
+            .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
+            .collect();
         assert_eq!(keys.len() as u64, source.rows.load(Ordering::Relaxed));
         Ok(keys)
     }
@@ -134,12 +139,17 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_wrong_with_a_file_is_said_with_its_name() {
-        for (name, content, why) in
-            [("a.csv", &b"k\n1\nz\n"[..], "3"), ("a.csv", b"j\n1\n", "`j`"), ("a.parquet", b"oops", "a.parquet")]
-        {
+        for (name, content, why) in [
+            ("a.csv", &b"k\n1\nz\n"[..], "line 3"),
+            ("a.csv", b"k,j\n1,2\n", "j"),
+            ("a.parquet", b"oops", "a.parquet"),
+        ] {
             let error = keys(name, content).await.unwrap_err();
             let text = error.to_string();
-            assert!(matches!(error, ClientError::Content(_)) && text.contains(why) && text.contains(name), "{text}");
+            assert!(
+                matches!(error, ClientError::Content(_)) && text.contains(why) && text.contains(name),
+                "{text}"
+            );
         }
     }
 }

@@ -80,6 +80,7 @@ impl Session {
                     Some(Err(why)) => return Err(ClientError::Usage(why).into()),
                     None => return Err(unknown(&name).into()),
                 }
+                self.print_gap();
             }
         }
         Ok(Flow::Continue)
@@ -154,6 +155,7 @@ impl Session {
         }
         let list = self.ask(&describe::list(what, pattern.as_ref())).await?;
         if list.iter().any(|batch| batch.num_rows() > 0) {
+            let list = list.iter().map(describe::sizes_shown).collect::<Result<Vec<_>, _>>()?;
             self.print_table(&list)?;
         } else {
             let noun = match what {
@@ -239,7 +241,8 @@ impl Session {
 
     async fn connection(&mut self) -> Result<(), ClientError> {
         let workers = self.ask("SELECT count(*) FROM system.workers WHERE state = 'live'").await;
-        let workers = workers.ok().and_then(|batches| text_rows(&batches).into_iter().flatten().flatten().next());
+        let workers =
+            workers.ok().and_then(|batches| text_rows(&batches).into_iter().flatten().flatten().next());
         let workers = workers.map(|count| format!("; workers that live: {count}")).unwrap_or_default();
         let text = format!("Connected to {} as {}{workers}.\n", self.client.address(), self.client.user());
         self.print(&text)

@@ -17,15 +17,23 @@ impl Session {
         self.interrupts.forget();
         match (&copy.direction, &copy.subject) {
             (Direction::From, Subject::Table { schema, name, written }) => {
-                let target = IngestTarget { schema: schema.clone(), table: name.clone(), ..IngestTarget::default() };
+                let target =
+                    IngestTarget { schema: schema.clone(), table: name.clone(), ..IngestTarget::default() };
                 self.copy_from(copy, target, written).await
             }
-            (_, Subject::Table { written, .. }) => self.copy_to(copy, &format!("SELECT * FROM {written}")).await,
+            (_, Subject::Table { written, .. }) => {
+                self.copy_to(copy, &format!("SELECT * FROM {written}")).await
+            }
             (_, Subject::Query(query)) => self.copy_to(copy, query).await,
         }
     }
 
-    async fn copy_from(&mut self, copy: &Copy, target: IngestTarget, written: &str) -> Result<(), ClientError> {
+    async fn copy_from(
+        &mut self,
+        copy: &Copy,
+        target: IngestTarget,
+        written: &str,
+    ) -> Result<(), ClientError> {
         let mut monitor = Monitor::start(self.options.screen.progress_place(), "reading");
         let select = format!("SELECT * FROM {written}");
         let planned = monitor.watch(&mut self.interrupts, self.client.prepare(&select)).await?;
@@ -57,7 +65,9 @@ impl Session {
         let mut monitor = Monitor::start(self.options.screen.progress_place(), "planning");
         let statement = monitor.watch(&mut self.interrupts, self.client.prepare(query)).await?;
         if !statement.returns_rows() {
-            return Err(ClientError::Usage("only rows can be copied to a file: give a table or a query".to_owned()));
+            return Err(ClientError::Usage(
+                "only rows can be copied to a file: give a table or a query".to_owned(),
+            ));
         }
         monitor.say("running".to_owned());
         let rows = monitor.watch(&mut self.interrupts, statement.query()).await?;

@@ -66,7 +66,9 @@ impl Session {
                 return Err(error);
             };
             return Err(ClientError::Lost {
-                cause: format!("{cause}; the statement may have been carried out or not: look before you repeat it"),
+                cause: format!(
+                    "{cause}; the statement may have been carried out or not: look before you repeat it"
+                ),
             });
         }
         Err(error)
@@ -139,11 +141,10 @@ impl Session {
         let output = once.as_mut().unwrap_or(&mut self.output);
         let on_screen = output.is_screen();
         let layout = if on_screen { self.options.screen_layout() } else { self.options.file_layout() };
-        let layout = Layout {
-            expanded: if showing.expanded { Expanded::On } else { layout.expanded },
-            ..layout
-        };
-        let limit = if on_screen && self.options.screen.stdout_is_terminal { self.options.rows_shown } else { None };
+        let layout =
+            Layout { expanded: if showing.expanded { Expanded::On } else { layout.expanded }, ..layout };
+        let limit =
+            if on_screen && self.options.screen.stdout_is_terminal { self.options.rows_shown } else { None };
         let mut renderer = layout.renderer(rows.schema());
         let mut shown = Shown::default();
         while let Some(batch) = monitor.watch(&mut self.interrupts, rows.next()).await? {

@@ -69,7 +69,14 @@ fn one_command_gives_the_right_answer_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let output = run(
         folder.path(),
-        &["-c", "SELECT count(*) AS n FROM orders", "-c", "SELECT sum(l_quantity) AS q FROM lineitem", "--format", "csv"],
+        &[
+            "-c",
+            "SELECT count(*) AS n FROM orders",
+            "-c",
+            "SELECT sum(l_quantity) AS q FROM lineitem",
+            "--format",
+            "csv",
+        ],
     );
     assert_eq!(text(&output), "n\n15000\nq\n1536127.00\n");
     assert_gone(folder.path());
@@ -132,7 +139,14 @@ fn kept_data_is_there_the_next_time() {
     assert!(String::from_utf8_lossy(&made.stderr).contains("Loaded"));
     let again = run(
         folder.path(),
-        &["--keep", keep, "-c", "SELECT (SELECT count(*) FROM mine) + (SELECT count(*) FROM orders) AS n", "--format", "csv"],
+        &[
+            "--keep",
+            keep,
+            "-c",
+            "SELECT (SELECT count(*) FROM mine) + (SELECT count(*) FROM orders) AS n",
+            "--format",
+            "csv",
+        ],
     );
     assert_eq!(text(&again), "n\n15025\n");
     assert!(!String::from_utf8_lossy(&again.stderr).contains("Loaded"));

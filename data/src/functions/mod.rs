@@ -1,5 +1,7 @@
 //! Functions that every node knows beyond DataFusion's own.
 
+mod single_value;
+
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array};
@@ -7,8 +9,10 @@ use arrow::datatypes::{DataType, Int64Type};
 use datafusion::common::{Result, exec_err};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    AggregateUDF, ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
+
+pub use single_value::{SINGLE_VALUE, SingleValue};
 
 /// Where this is set, the functions that break things on purpose exist:
 /// `shoal_panic(x, n)` gives `x` back and panics on a row where it is `n`.
@@ -17,14 +21,12 @@ pub const FAULT_FUNCTIONS_VARIABLE: &str = "SHOAL_FAULT_FUNCTIONS";
 /// Adds the functions to a session. Coordinator and workers must add the same
 /// ones, or a plan of the one is not understood by the other.
 pub fn register(builder: &mut SessionStateBuilder) {
+    let single_value = Arc::new(AggregateUDF::from(SingleValue::default()));
+    builder.aggregate_functions().get_or_insert_default().push(single_value);
     if std::env::var_os(FAULT_FUNCTIONS_VARIABLE).is_some() {
-        builder
-            .scalar_functions()
-            .get_or_insert_default()
-            .push(Arc::new(ScalarUDF::from(Panic { signature: Signature::exact(
-                vec![DataType::Int64, DataType::Int64],
-                Volatility::Volatile,
-            ) })));
+        builder.scalar_functions().get_or_insert_default().push(Arc::new(ScalarUDF::from(Panic {
+            signature: Signature::exact(vec![DataType::Int64, DataType::Int64], Volatility::Volatile),
+        })));
     }
 }
 
