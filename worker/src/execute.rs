@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -38,6 +39,8 @@ use uuid::Uuid;
 
 use crate::session::{TaskSessions, with_counted_readers};
 
+/// How often tasks that ended are let go of.
+const FORGET_INTERVAL: Duration = Duration::from_millis(400);
 /// Frames that wait between the plan and the network, per partition.
 const FRAMES_WAITING: usize = 2;
 
@@ -62,6 +65,7 @@ impl ExecutionService {
     ) -> Self {
         let sessions = TaskSessions::new(worker_id.clone(), Arc::clone(&node), channels, threads);
         let worker = Worker::from_session_builder(sessions.clone()).with_runtime_env(node);
+        forget_ended_tasks(&compute, worker.clone());
         Self { worker_id, worker, sessions, compute, tasks_running: Arc::default() }
     }
 
@@ -219,6 +223,25 @@ impl ExecutionService {
             physical_plan_from_bytes_with_proto_converter(&request.plan, &context, &codec, &converter)?;
         Ok((with_counted_readers(plan, &scope)?, context))
     }
+}
+
+/// The library keeps tasks in a cache that lets go of what ended only when it
+/// is used again: a worker without queries would hold their memory. So it is
+/// used again, with a key that no task has.
+fn forget_ended_tasks(compute: &Handle, worker: Worker) {
+    compute.spawn(async move {
+        let mut ticks = tokio::time::interval(FORGET_INTERVAL);
+        loop {
+            ticks.tick().await;
+            let nothing = ExecuteTaskRequest {
+                task_key: TaskKey { query_id: Uuid::nil(), stage_id: 0, task_number: 0 },
+                target_partition_start: 0,
+                target_partition_end: 0,
+                producer_head: ProducerHead::None,
+            };
+            let _nobody_waits = tokio::time::timeout(Duration::ZERO, worker.execute_task(nothing)).await;
+        }
+    });
 }
 
 /// Metrics of each node of a plan that ran, in pre-order.

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use shoal_proto::Failure;
 
 use super::{Engine, Parameters, Scope};
+use crate::query::with_single_values;
 use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
 use crate::{Error, Session};
 
@@ -196,13 +197,13 @@ impl Engine {
     }
 }
 
-/// The columns that running the plan will give: those after type coercion,
-/// which can differ from the bare plan's (such as in a UNION).
+/// The columns that running the plan will give: those of the optimised plan,
+/// whose types can differ from the bare plan's (a UNION, `round(d, 2)`).
 fn result_columns(scope: &Scope, plan: &LogicalPlan) -> SchemaRef {
     let state = scope.planning.state();
-    let analyzed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| ());
-    // A parameter without a type cannot be analysed yet.
-    Arc::clone(analyzed.as_ref().unwrap_or(plan).schema().inner())
+    let optimised = with_single_values(plan.clone()).and_then(|plan| state.optimize(&plan));
+    // A parameter without a value may be more than the optimiser can do.
+    Arc::clone(optimised.as_ref().unwrap_or(plan).schema().inner())
 }
 
 fn parameter_fields(plan: &LogicalPlan) -> Result<Schema, Error> {

@@ -12,7 +12,7 @@ use datafusion::datasource::file_format::FileFormat as EngineFormat;
 use datafusion::datasource::file_format::csv::CsvFormat;
 use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
-use datafusion::datasource::listing::{ListingTableUrl, PartitionedFile};
+use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder};
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -25,6 +25,7 @@ use object_store::ObjectMeta;
 use shoal_data::ImportRoots;
 use shoal_data::import_store::{IMPORT_STORE_URL, modified_unix_ms, object_path};
 
+use super::location::listing_url;
 use super::{Compression, FileFormat, FileKind, Location, expand, resolve};
 use crate::Error;
 use crate::catalog::ExternalTable;
@@ -70,7 +71,7 @@ impl ExternalFiles {
                 Ok((ObjectStoreUrl::parse(IMPORT_STORE_URL)?, found))
             }
             Location::Remote(url) => {
-                let table = ListingTableUrl::parse(url.as_str())?;
+                let table = listing_url(&url)?;
                 let store = state.runtime_env().object_store(&table)?;
                 let found = table.list_prefixed_files(state, store.as_ref(), None, "").await?;
                 Ok((table.object_store(), found.try_collect().await?))

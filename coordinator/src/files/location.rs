@@ -3,6 +3,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use datafusion::datasource::listing::ListingTableUrl;
+use datafusion::error::DataFusionError;
 use glob::{MatchOptions, Pattern};
 use shoal_data::ImportRoots;
 use url::Url;
@@ -62,6 +64,21 @@ pub fn resolve(roots: &ImportRoots, location: &str) -> Result<Location, Error> {
             "`{location}` cannot be read: no import roots are configured; start the coordinator with --import-root DIR"
         ))),
     }
+}
+
+/// A URL as DataFusion lists what is below it. It takes patterns from paths
+/// only, so the pattern in a URL is cut off here.
+///
+/// # Errors
+/// Where the pattern is none.
+pub(super) fn listing_url(url: &Url) -> Result<ListingTableUrl, DataFusionError> {
+    let path = url.path();
+    let Some(wildcard) = path.find(['*', '?', '[']) else { return ListingTableUrl::parse(url.as_str()) };
+    let (folder, pattern) = path.split_at(path[..wildcard].rfind('/').map_or(0, |slash| slash + 1));
+    let pattern = glob::Pattern::new(pattern).map_err(|error| DataFusionError::External(Box::new(error)))?;
+    let mut base = url.clone();
+    base.set_path(folder);
+    ListingTableUrl::try_new(base, Some(pattern))
 }
 
 fn is_scheme(text: &str) -> bool {

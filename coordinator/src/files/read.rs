@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use url::Url;
 
+use super::location::listing_url;
 use super::source::SourceFile;
 use super::{FileFormat, FileKind, Location, csv_file, expand, json_file, parquet_file, resolve};
 use crate::Error;
@@ -152,7 +153,7 @@ async fn objects(state: &SessionState, url: &Url) -> Result<Vec<SourceFile>, Err
     let unknown = |error: DataFusionError| {
         Error::Invalid(format!("`{url}` cannot be read: {}", error.strip_backtrace()))
     };
-    let table = datafusion::datasource::listing::ListingTableUrl::parse(url.as_str()).map_err(unknown)?;
+    let table = listing_url(url).map_err(unknown)?;
     let base: ObjectStoreUrl = table.object_store();
     let store = state.runtime_env().object_store(&base).map_err(unknown)?;
     let listed = table.list_prefixed_files(state, store.as_ref(), None, "").await.map_err(unknown)?;

@@ -169,7 +169,8 @@ fn a_row_of_20_mb_is_written_and_read() {
 
 #[test]
 fn a_client_that_reads_nothing_costs_bounded_memory() {
-    let cluster = shared(2);
+    // What other tests do in a shared one would count.
+    let cluster = &crate::fixture::own(2);
     with_client(cluster, async |client| {
         const ROWS: i64 = 4_000_000;
         client
@@ -253,7 +254,7 @@ fn send(address: std::net::SocketAddr, preface: &[u8], bytes: &[u8]) {
 #[test]
 fn a_query_over_its_memory_limit_fails_alone() {
     let mut options = crate::fixture::options(2);
-    options.worker_args = vec!["--memory-limit".into(), "64MiB".into()];
+    options.worker_args = vec!["--memory-limit".into(), "8MiB".into()];
     let cluster = Cluster::start(&options).unwrap();
     with_client(&cluster, async |client| {
         client
