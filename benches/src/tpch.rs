@@ -218,6 +218,7 @@ async fn check_answers(lanes: &mut [Lane], queries: &[usize], data: &TpchData) -
         let sql =
             shoal_data::sample::query(*number).with_context(|| format!("TPC-H has no query {number}"))?;
         let order = oracle.order(sql).await?;
+        let started = Instant::now();
         let mut expected: Option<Answer> = None;
         let mut expected_as_floats: Option<Answer> = None;
         for lane in lanes.iter_mut() {
@@ -253,6 +254,11 @@ async fn check_answers(lanes: &mut [Lane], queries: &[usize], data: &TpchData) -
                 }
             }
         }
+        let rows = expected.map_or(0, |answer| answer.row_count());
+        say(format!(
+            "q{number}: answers of {rows} rows compared after {:.1} s",
+            started.elapsed().as_secs_f64()
+        ));
     }
     Ok(())
 }

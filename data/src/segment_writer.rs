@@ -3,8 +3,8 @@
 
 use std::collections::HashSet;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
-use arrow::compute::interleave_record_batch;
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute::{concat, take_record_batch};
 use arrow::datatypes::{DataType, SchemaRef};
 use bytes::Bytes;
 use datafusion::common::hash_utils::create_hashes;
@@ -72,8 +72,8 @@ impl SegmentWriter {
 
     /// Makes one segment of `batches`, which have the table's columns and at
     /// least one row. Rows are sorted ascending, nulls last; rows of equal key
-    /// keep their order. Takes some 50 ns of CPU per row and column, and as
-    /// memory the file and some 16k rows.
+    /// keep their order. Takes some 30 ns of CPU per row and column, and as
+    /// memory the file and one column of the rows once more.
     ///
     /// # Errors
     /// `Layout` for batches without rows, otherwise what the encoder says.
@@ -81,25 +81,22 @@ impl SegmentWriter {
         &self,
         shard: u32,
         id: SegmentId,
-        batches: &[RecordBatch],
+        batches: Vec<RecordBatch>,
     ) -> Result<EncodedSegment, DataError> {
-        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-        if rows == 0 {
+        let rows = joined(&self.columns, batches)?;
+        if rows.num_rows() == 0 {
             return Err(DataError::Layout("a segment has at least one row".into()));
         }
-        let order = order::sorted(batches, &self.sort_key)?;
-        let properties = self.properties(batches, &order)?;
-        let file = Vec::with_capacity(rows * 32);
+        let order = order::sorted(rows.columns(), &self.sort_key)?.map(UInt32Array::from);
+        let properties = self.properties(&rows)?;
+        let file = Vec::with_capacity(rows.num_rows() * 32);
         let mut writer = ArrowWriter::try_new(file, self.columns.clone(), Some(properties))?;
-        let sources: Vec<&RecordBatch> = batches.iter().collect();
         let mut statistics = statistics::Collector::new(&self.columns);
-        for indices in order.chunks(GATHER_ROWS) {
-            let gathered = match sources.as_slice() {
-                // Nothing to gather: a slice does.
-                [only] if self.sort_key.is_empty() => {
-                    only.slice(indices.first().map_or(0, |(_, row)| *row), indices.len())
-                }
-                sources => interleave_record_batch(sources, indices)?,
+        for start in (0..rows.num_rows()).step_by(GATHER_ROWS) {
+            let length = GATHER_ROWS.min(rows.num_rows() - start);
+            let gathered = match &order {
+                None => rows.slice(start, length),
+                Some(order) => take_record_batch(&rows, &order.slice(start, length))?,
             };
             statistics.take(&gathered)?;
             writer.write(&gathered)?;
@@ -111,7 +108,7 @@ impl SegmentWriter {
             id,
             table: self.table,
             shard,
-            rows: rows as u64,
+            rows: rows.num_rows() as u64,
             bytes: bytes.len() as u64,
             crc32c: checksum::crc32c(&bytes),
             columns,
@@ -125,11 +122,7 @@ impl SegmentWriter {
         SegmentName { table: self.table, shard, segment: id }
     }
 
-    fn properties(
-        &self,
-        batches: &[RecordBatch],
-        order: &[(usize, usize)],
-    ) -> Result<WriterProperties, DataError> {
+    fn properties(&self, rows: &RecordBatch) -> Result<WriterProperties, DataError> {
         let mut properties = segment_properties();
         if !self.sort_key.is_empty()
             && self.columns.fields().iter().all(|field| !field.data_type().is_nested())
@@ -141,10 +134,9 @@ impl SegmentWriter {
             });
             properties = properties.set_sorting_columns(Some(sorted.collect()));
         }
-        let step = order.len().div_ceil(SAMPLE_ROWS);
-        let sample: Vec<(usize, usize)> = order.iter().copied().step_by(step).collect();
-        let sources: Vec<&RecordBatch> = batches.iter().collect();
-        let sample = interleave_record_batch(&sources, &sample)?;
+        let step = rows.num_rows().div_ceil(SAMPLE_ROWS);
+        let sample = UInt32Array::from_iter_values((0..rows.num_rows() as u32).step_by(step));
+        let sample = take_record_batch(rows, &sample)?;
         for (field, column) in self.columns.fields().iter().zip(sample.columns()) {
             if field.data_type().is_nested() || has_dictionary_use(column)? {
                 continue;
@@ -154,6 +146,27 @@ impl SegmentWriter {
         }
         Ok(properties.build())
     }
+}
+
+/// All rows in one batch: gathering from one array per column is much faster
+/// than from hundreds. Frees each column's pieces once they are joined.
+fn joined(schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<RecordBatch, DataError> {
+    if let [only] = batches.as_slice() {
+        return Ok(only.clone());
+    }
+    let mut pieces: Vec<Vec<ArrayRef>> = vec![Vec::with_capacity(batches.len()); schema.fields().len()];
+    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+    for batch in batches {
+        let (_, columns, _) = batch.into_parts();
+        pieces.iter_mut().zip(columns).for_each(|(pieces, column)| pieces.push(column));
+    }
+    let mut columns = Vec::with_capacity(pieces.len());
+    for pieces in pieces {
+        let pieces: Vec<&dyn Array> = pieces.iter().map(AsRef::as_ref).collect();
+        columns.push(concat(&pieces)?);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
 }
 
 /// What every segment is written with, before its columns are looked at.

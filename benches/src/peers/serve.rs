@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use arrow::array::{ArrayRef, AsArray};
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
@@ -153,10 +154,19 @@ async fn execute(
 fn write_rows(path: &Path, schema: &SchemaRef, batches: &[RecordBatch]) -> Result<()> {
     let mut writer = FileWriter::try_new(File::create(path)?, schema)?;
     for batch in batches {
-        writer.write(batch)?;
+        writer.write(&without_shared_text(batch)?)?;
     }
     writer.finish()?;
     Ok(())
+}
+
+/// Sorted batches share their text, and each would be written with all of it.
+fn without_shared_text(batch: &RecordBatch) -> Result<RecordBatch> {
+    let columns = batch.columns().iter().map(|column| match column.as_string_view_opt() {
+        Some(text) => Arc::new(text.gc()) as ArrayRef,
+        None => Arc::clone(column),
+    });
+    Ok(RecordBatch::try_new(batch.schema(), columns.collect())?)
 }
 
 /// Registers the tables that a file lists.

@@ -161,8 +161,9 @@ impl Engine {
             CopySource::Table(name, columns) => self.plan_table(&scope, name, columns).await?,
         };
         let plan = self.bind(prepared, plan, parameters)?;
+        let state = scope.planning.state().clone();
         let rows = self.select(running, scope, plan, false).await?;
-        write_file(&self.imports, &copy.location, &format, Box::pin(rows)).await
+        write_file(&state, &self.imports, &copy.location, &format, Box::pin(rows)).await
     }
 
     /// `SELECT columns FROM table`.

@@ -12,6 +12,7 @@ mod json_file;
 mod location;
 mod parquet_file;
 mod read;
+mod sink;
 mod source;
 mod write;
 

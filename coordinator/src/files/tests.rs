@@ -372,7 +372,10 @@ async fn what_is_written_can_be_read_back() {
         ("b.json.zst", vec![]),
     ] {
         let format = FileFormat::from_options(name, &named(&options)).unwrap();
-        assert_eq!(write_file(&fixture.roots, name, &format, rows(5000)).await.unwrap(), 5000);
+        assert_eq!(
+            write_file(&fixture.state, &fixture.roots, name, &format, rows(5000)).await.unwrap(),
+            5000
+        );
         assert_eq!(fixture.read(name, &options).await.unwrap(), expected, "{name}");
     }
     let left: Vec<_> = fs::read_dir(&fixture.root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -383,7 +386,7 @@ async fn what_is_written_can_be_read_back() {
 async fn a_file_without_rows_still_has_names() {
     let fixture = Fixture::new();
     let format = FileFormat::from_options("a.csv", &BTreeMap::new()).unwrap();
-    assert_eq!(write_file(&fixture.roots, "a.csv", &format, rows(0)).await.unwrap(), 0);
+    assert_eq!(write_file(&fixture.state, &fixture.roots, "a.csv", &format, rows(0)).await.unwrap(), 0);
     assert_eq!(fs::read_to_string(fixture.root.join("a.csv")).unwrap(), "k,text\n");
 }
 
@@ -395,13 +398,16 @@ async fn a_write_that_fails_leaves_the_file_as_it_was() {
     let broken =
         futures::stream::iter(vec![Err(datafusion::common::DataFusionError::Execution("gone".into()))]);
     let broken = Box::pin(RecordBatchStreamAdapter::new(columns(), broken));
-    assert!(write_file(&fixture.roots, "a.csv", &format, broken).await.is_err());
+    assert!(write_file(&fixture.state, &fixture.roots, "a.csv", &format, broken).await.is_err());
     assert_eq!(fs::read_to_string(fixture.root.join("a.csv")).unwrap(), "before");
     for location in ["../x.csv", "/etc/x.csv", "nowhere/x.csv", "s3://bucket/x.csv"] {
-        assert!(write_file(&fixture.roots, location, &format, rows(1)).await.is_err(), "{location}");
+        assert!(
+            write_file(&fixture.state, &fixture.roots, location, &format, rows(1)).await.is_err(),
+            "{location}"
+        );
     }
     fs::create_dir(fixture.root.join("d.csv")).unwrap();
-    let error = write_file(&fixture.roots, "d.csv", &format, rows(1)).await.unwrap_err();
+    let error = write_file(&fixture.state, &fixture.roots, "d.csv", &format, rows(1)).await.unwrap_err();
     assert!(error.to_string().contains("directory"), "{error}");
 }
 

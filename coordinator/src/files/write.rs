@@ -1,15 +1,13 @@
-//! COPY TO: rows into one file below the import roots. The file is there as a
-//! whole or not at all.
+//! COPY TO: rows into one file below the import roots, or one object of an
+//! object store. It is there as a whole or not at all.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
 use arrow::csv::WriterBuilder;
 use arrow::datatypes::SchemaRef;
 use arrow::json::LineDelimitedWriter;
-use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use flate2::write::GzEncoder;
 use futures::StreamExt;
 use parquet::arrow::ArrowWriter;
@@ -17,8 +15,8 @@ use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use shoal_data::ImportRoots;
 use tokio::sync::mpsc;
-use uuid::Uuid;
 
+use super::sink::{NewFile, NewObject, Sink, SinkWriter};
 use super::{Compression, FileFormat, FileKind, Location, resolve};
 use crate::Error;
 
@@ -27,36 +25,40 @@ const WAITING_BATCHES: usize = 4;
 /// Rows of a Parquet row group.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
 
-/// Writes all rows into one file, which takes the place of one that is there;
-/// the number of rows. The directory must exist below an import root.
+/// Writes all rows into one file or object, which takes the place of one that
+/// is there; the number of rows. A directory must exist below an import root;
+/// whether an object store may be used, the caller has checked.
 ///
 /// # Errors
-/// `Invalid` for a location outside the roots, `Unsupported` for object
-/// stores, `Exhausted` where the disk is full, and what the input says. Then
-/// the file is what it was.
+/// `Invalid` for a location outside the roots, `Exhausted` where the disk is
+/// full, and what the input or the object store says. Then the file is what it
+/// was.
 pub async fn write_file(
+    state: &SessionState,
     roots: &ImportRoots,
     location: &str,
     format: &FileFormat,
     mut input: SendableRecordBatchStream,
 ) -> Result<u64, Error> {
-    let path = match resolve(roots, location)? {
-        Location::Local(path) => path,
-        Location::Remote(url) => {
-            return Err(Error::Unsupported(format!(
-                "COPY TO `{url}`: files are written below the import roots only"
-            )));
-        }
+    let target = resolve(roots, location)?;
+    let remote = match &target {
+        Location::Local(_) => None,
+        Location::Remote(url) => Some(NewObject::create(state, url)?),
     };
     let (sender, mut receiver) = mpsc::channel::<RecordBatch>(WAITING_BATCHES);
     let (finished_sender, finished) = tokio::sync::oneshot::channel::<()>();
     let (roots, format, schema) = (roots.clone(), format.clone(), input.schema());
+    let location = location.to_owned();
     let writing = tokio::task::spawn_blocking(move || {
-        let mut file = NewFile::create(&roots, &path)?;
-        let what = format!("cannot write `{}`", path.display());
+        let mut sink = match (target, remote) {
+            (Location::Local(path), _) => Sink::File(NewFile::create(&roots, &path)?),
+            (Location::Remote(_), Some(object)) => Sink::Object(object),
+            (Location::Remote(url), None) => return Err(Error::Internal(format!("no store for {url}"))),
+        };
+        let what = format!("cannot write `{location}`");
         let mut rows = 0;
         {
-            let mut encoder = Encoder::new(file.file()?, &path, &format, &schema)?;
+            let mut encoder = Encoder::new(sink.writer()?, &location, &format, &schema)?;
             while let Some(batch) = receiver.blocking_recv() {
                 rows += batch.num_rows() as u64;
                 encoder.write(&batch).map_err(|error| error.named(&what))?;
@@ -67,7 +69,7 @@ pub async fn write_file(
             }
             encoder.finish().map_err(|error| error.named(&what))?;
         }
-        file.keep().map_err(|error| Error::io(what, error))?;
+        sink.keep().map_err(|error| Error::io(what, error))?;
         Ok(rows)
     });
     while let Some(batch) = input.next().await {
@@ -81,75 +83,23 @@ pub async fn write_file(
     writing.await.map_err(|error| Error::Internal(format!("writing a file: {error}")))?
 }
 
-/// A file under another name until it is whole.
-struct NewFile {
-    temporary: PathBuf,
-    target: PathBuf,
-    file: File,
-    is_kept: bool,
-}
-
-impl NewFile {
-    fn create(roots: &ImportRoots, path: &Path) -> Result<Self, Error> {
-        let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
-        else {
-            return Err(Error::Invalid(format!("`{}` is not the path of a file", path.display())));
-        };
-        let directory = roots.resolve(directory)?;
-        let target = directory.join(name);
-        if target.is_dir() {
-            return Err(Error::Invalid(format!("`{}` is a directory: add a file name", path.display())));
-        }
-        let temporary = directory.join(format!(".{name}.{}.tmp", Uuid::new_v4().simple()));
-        let file = File::create_new(&temporary)
-            .map_err(|error| Error::io(format!("cannot write in `{}`", directory.display()), error))?;
-        Ok(Self { temporary, target, file, is_kept: false })
-    }
-
-    fn file(&self) -> Result<File, Error> {
-        self.file
-            .try_clone()
-            .map_err(|error| Error::io(format!("cannot write `{}`", self.target.display()), error))
-    }
-
-    fn keep(&mut self) -> io::Result<()> {
-        self.file.sync_all()?;
-        std::fs::rename(&self.temporary, &self.target)?;
-        self.is_kept = true;
-        match self.target.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if !self.is_kept
-            && let Err(error) = std::fs::remove_file(&self.temporary)
-        {
-            tracing::warn!(path = %self.temporary.display(), %error, "temporary file not removed");
-        }
-    }
-}
-
 /// Rows into the bytes of a format.
 enum Encoder {
-    Parquet(Box<ArrowWriter<BufWriter<File>>>),
+    Parquet(Box<ArrowWriter<BufWriter<SinkWriter>>>),
     Csv(Box<arrow::csv::Writer<Box<dyn Finish>>>),
     Json(Box<LineDelimitedWriter<Box<dyn Finish>>>),
 }
 
 impl Encoder {
-    fn new(file: File, path: &Path, format: &FileFormat, schema: &SchemaRef) -> Result<Self, Error> {
+    fn new(file: SinkWriter, location: &str, format: &FileFormat, schema: &SchemaRef) -> Result<Self, Error> {
         let file = BufWriter::new(file);
-        let compression = format.stream_compression(&path.to_string_lossy());
-        let stream = |file: BufWriter<File>| -> Result<Box<dyn Finish>, Error> {
+        let compression = format.stream_compression(location);
+        let stream = |file: BufWriter<SinkWriter>| -> Result<Box<dyn Finish>, Error> {
             Ok(match compression {
                 Compression::Gzip => Box::new(GzEncoder::new(file, flate2::Compression::default())),
                 Compression::Zstd => Box::new(
                     zstd::stream::write::Encoder::new(file, zstd::DEFAULT_COMPRESSION_LEVEL)
-                        .map_err(|error| Error::io(format!("cannot write `{}`", path.display()), error))?,
+                        .map_err(|error| Error::io(format!("cannot write `{location}`"), error))?,
                 ),
                 Compression::None | Compression::Snappy | Compression::Lz4 => Box::new(file),
             })
@@ -243,19 +193,19 @@ trait Finish: Write + Send {
     fn finish(self: Box<Self>) -> io::Result<()>;
 }
 
-impl Finish for BufWriter<File> {
+impl Finish for BufWriter<SinkWriter> {
     fn finish(mut self: Box<Self>) -> io::Result<()> {
         self.flush()
     }
 }
 
-impl Finish for GzEncoder<BufWriter<File>> {
+impl Finish for GzEncoder<BufWriter<SinkWriter>> {
     fn finish(self: Box<Self>) -> io::Result<()> {
         (*self).finish()?.flush()
     }
 }
 
-impl Finish for zstd::stream::write::Encoder<'static, BufWriter<File>> {
+impl Finish for zstd::stream::write::Encoder<'static, BufWriter<SinkWriter>> {
     fn finish(self: Box<Self>) -> io::Result<()> {
         (*self).finish()?.flush()
     }

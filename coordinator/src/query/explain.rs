@@ -3,21 +3,22 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
-use datafusion_distributed::{
-    DistributedExec, DistributedMetricsFormat, NetworkBoundaryExt, Stage, display_plan_ascii,
-};
+use datafusion_distributed::{DistributedExec, NetworkBoundaryExt, Stage, display_plan_ascii};
 
 use super::view::View;
 use super::whole_plan::WholePlanExec;
 
+mod analyze;
+
+pub use analyze::explain_analyze;
+
 /// A plan as text, each stage with its workers.
 pub fn explain(plan: &Arc<dyn ExecutionPlan>, view: &View) -> String {
     if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
-        return whole_plan_text(whole, None);
+        let plan = displayable(whole.plan().as_ref()).indent(false).to_string();
+        return format!("on worker {}\n{plan}", whole.worker());
     }
     if plan.is::<DistributedExec>() {
         return with_workers(&display_plan_ascii(plan.as_ref(), false), plan, view);
@@ -25,51 +26,18 @@ pub fn explain(plan: &Arc<dyn ExecutionPlan>, view: &View) -> String {
     format!("on the coordinator\n{}", displayable(plan.as_ref()).indent(false))
 }
 
-/// A plan that has run to its end, with what each operator did.
-///
-/// # Errors
-/// Where metrics cannot be put together; the query itself was well.
-pub async fn explain_analyze(plan: &Arc<dyn ExecutionPlan>, view: &View, is_verbose: bool) -> Result<String> {
-    if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
-        return Ok(whole_plan_text(whole, Some(whole.node_metrics().unwrap_or_default())));
-    }
-    if plan.is::<DistributedExec>() {
-        let format =
-            if is_verbose { DistributedMetricsFormat::PerTask } else { DistributedMetricsFormat::Aggregated };
-        let text = datafusion_distributed::explain_analyze(Arc::clone(plan), format).await?;
-        return Ok(with_workers(&text, plan, view));
-    }
-    let displayed = datafusion::physical_plan::display::DisplayableExecutionPlan::with_metrics(plan.as_ref());
-    Ok(format!("on the coordinator\n{}", displayed.indent(is_verbose)))
-}
-
-fn whole_plan_text(whole: &WholePlanExec, metrics: Option<Vec<MetricsSet>>) -> String {
-    let mut text = format!("┌───── Whole plan ── worker {}\n", whole.worker());
-    let mut index = 0;
-    whole_plan_lines(whole.plan(), 0, metrics.as_deref(), &mut index, &mut text);
-    text.push_str("└──────────────────────────────────────────────────\n");
-    text
-}
-
-fn whole_plan_lines(
-    node: &Arc<dyn ExecutionPlan>,
-    depth: usize,
-    metrics: Option<&[MetricsSet]>,
-    index: &mut usize,
-    text: &mut String,
-) {
-    let line = displayable(node.as_ref()).one_line().to_string();
-    let measured = metrics.and_then(|metrics| metrics.get(*index)).map(|metrics| {
-        let metrics = metrics.aggregate_by_name().sorted_for_display().timestamps_removed();
-        format!(", metrics=[{metrics}]")
-    });
-    *index += 1;
-    // Writing to a string does not fail.
-    let _written =
-        writeln!(text, "│ {}{}{}", "  ".repeat(depth), line.trim_end(), measured.unwrap_or_default());
-    for child in node.children() {
-        whole_plan_lines(child, depth + 1, metrics, index, text);
-    }
+/// An operator's line with the files that it reads counted instead of named:
+/// their names say nothing to a reader and fill a screen.
+fn shortened(line: &str) -> String {
+    let Some((before, files)) = line.split_once("file_groups={") else {
+        return line.to_owned();
+    };
+    let Some((files, after)) = files.split_once("]}") else {
+        return line.to_owned();
+    };
+    let count =
+        files.split([',', '[', ']', ' ']).filter(|word| word.contains('.') || word.contains('/')).count();
+    format!("{before}files={count}{after}")
 }
 
 /// Adds to the head line of each stage the workers that its tasks run on.
@@ -104,4 +72,17 @@ fn with_workers(text: &str, plan: &Arc<dyn ExecutionPlan>, view: &View) -> Strin
         lines.push('\n');
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn files_are_counted() {
+        let line = "DataSourceExec: file_groups={2 groups: [[7/0/01a2.parquet, 7/2/01a3.parquet], [7/1/01a4.parquet]]}, \
+                    projection=[a]";
+        assert_eq!(shortened(line), "DataSourceExec: files=3, projection=[a]");
+        assert_eq!(shortened("FilterExec: a@0 = 1"), "FilterExec: a@0 = 1");
+    }
 }

@@ -210,7 +210,7 @@ impl Flushes {
             let encoding_bytes = self.encoding_bytes.load(Ordering::Relaxed);
             let held_bytes = waiting.buffered_bytes() + encoding_bytes;
             // Flush early enough that encoders work while rows still come.
-            if held_bytes < share_bytes / 4 * 3 {
+            if held_bytes < share_bytes / 4 * 3 && !waiting.has_full_segment() {
                 return Ok(());
             }
             if self.tasks.len() < self.context.encoder_count
@@ -219,7 +219,7 @@ impl Flushes {
                 self.start(rows).await?;
                 continue;
             }
-            if held_bytes < share_bytes {
+            if held_bytes < share_bytes && !waiting.has_full_segment() {
                 return Ok(());
             }
             match self.tasks.join_next().await {
@@ -250,8 +250,8 @@ impl Flushes {
         self.tasks.spawn(async move {
             let encoder = context.encoders.clone().acquire_owned().await;
             let encoded = tokio::task::spawn_blocking(move || {
-                let encoded = writer.encode(rows.shard, id, &rows.batches);
-                drop((rows, held, encoder));
+                let encoded = writer.encode(rows.shard, id, rows.batches);
+                drop((held, encoder));
                 encoded
             });
             let encoded =

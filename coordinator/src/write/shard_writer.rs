@@ -13,6 +13,11 @@ use shoal_data::{DataError, KeyHash, Table};
 const BATCH_ROWS_MIN: usize = 2048;
 /// Rows of a gathered batch.
 const BATCH_ROWS: usize = 8192;
+/// Fewer rows are dealt when they take this much memory.
+const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Rows of one segment take at most about this much memory, so that joined
+/// they stay far below the 2 GiB that an array of text can address.
+const SEGMENT_ROWS_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// Bytes of a column that may be kept alive beyond its own.
 const SHARED_BYTES_MAX: usize = 4096;
 
@@ -69,6 +74,9 @@ impl ShardWriter {
     /// Takes rows.
     pub(super) fn push(&mut self, batch: RecordBatch) -> Result<(), DataError> {
         self.gathering.push_batch(batch)?;
+        if self.gathering.size() > BATCH_BYTES_MAX {
+            self.gathering.finish_buffered_batch()?;
+        }
         self.deal_gathered()
     }
 
@@ -76,6 +84,11 @@ impl ShardWriter {
     pub(super) fn finish(&mut self) -> Result<(), DataError> {
         self.gathering.finish_buffered_batch()?;
         self.deal_gathered()
+    }
+
+    /// Whether a shard has as many rows as one segment should.
+    pub(super) fn has_full_segment(&self) -> bool {
+        self.shards.iter().any(|shard| shard.bytes >= SEGMENT_ROWS_BYTES_MAX)
     }
 
     /// The rows of the shard that has most, or none if no rows wait.

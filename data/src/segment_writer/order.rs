@@ -1,8 +1,7 @@
 //! In which order rows go into a segment.
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::SortOptions;
-use arrow::compute::concat;
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Date64Type, Decimal128Type, Int8Type, Int16Type, Int32Type,
     Int64Type, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
@@ -12,30 +11,21 @@ use arrow::row::{RowConverter, SortField};
 
 use crate::DataError;
 
-/// Every row as (batch, row in it), sorted by the key columns: ascending,
-/// nulls last, equal keys in the order in which they came.
-pub(super) fn sorted(batches: &[RecordBatch], key: &[usize]) -> Result<Vec<(usize, usize)>, DataError> {
-    let as_written: Vec<(usize, usize)> = batches
-        .iter()
-        .enumerate()
-        .flat_map(|(batch, rows)| (0..rows.num_rows()).map(move |row| (batch, row)))
-        .collect();
-    if key.is_empty() {
-        return Ok(as_written);
-    }
-    let key = key.iter().map(|index| {
-        let pieces: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(*index).as_ref()).collect();
-        concat(&pieces)
-    });
-    let key = key.collect::<Result<Vec<ArrayRef>, _>>()?;
-    let rows = match key.as_slice() {
-        [only] => match integers_sorted(only) {
-            Some(rows) => rows,
-            None => rows_sorted(&key)?,
+/// The rows of `columns` sorted by those of them that are the key: ascending,
+/// nulls last, equal keys in the order in which they came. None without a
+/// key: the rows stay as they are.
+pub(super) fn sorted(columns: &[ArrayRef], key: &[usize]) -> Result<Option<Vec<u32>>, DataError> {
+    Ok(match key {
+        [] => None,
+        [only] => match integers_sorted(&columns[*only]) {
+            Some(rows) => Some(rows),
+            None => Some(rows_sorted(std::slice::from_ref(&columns[*only]))?),
         },
-        _ => rows_sorted(&key)?,
-    };
-    Ok(rows.into_iter().map(|row| as_written[row as usize]).collect())
+        several => {
+            let key: Vec<ArrayRef> = several.iter().map(|index| columns[*index].clone()).collect();
+            Some(rows_sorted(&key)?)
+        }
+    })
 }
 
 /// The order of a column of integers (also as dates, timestamps, decimals)

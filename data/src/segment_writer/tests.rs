@@ -33,7 +33,7 @@ fn table(columns: SchemaRef, sort_key: &[&str]) -> Table {
 
 fn encode(batches: &[RecordBatch], sort_key: &[&str]) -> EncodedSegment {
     let table = table(batches[0].schema(), sort_key);
-    SegmentWriter::new(&table).unwrap().encode(1, SegmentId::random(), batches).unwrap()
+    SegmentWriter::new(&table).unwrap().encode(1, SegmentId::random(), batches.to_vec()).unwrap()
 }
 
 fn decode(encoded: &EncodedSegment) -> RecordBatch {
@@ -126,7 +126,7 @@ fn dictionaries_are_kept_where_values_come_back() {
 fn a_segment_without_rows_is_refused() {
     let batch = record_batch!(("k", Int64, [1])).unwrap().slice(0, 0);
     let table = table(batch.schema(), &[]);
-    assert!(SegmentWriter::new(&table).unwrap().encode(0, SegmentId::random(), &[batch]).is_err());
+    assert!(SegmentWriter::new(&table).unwrap().encode(0, SegmentId::random(), vec![batch]).is_err());
 }
 
 proptest! {

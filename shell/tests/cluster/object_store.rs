@@ -101,6 +101,28 @@ fn external_tables_read_an_object_store_on_the_workers() {
             .unwrap();
         assert_eq!(client.number("SELECT sum(k) FROM lake").await.unwrap(), (0..1500).sum::<i64>());
         assert_eq!(client.number("SELECT count(*) FROM lake WHERE s = 'row 1200'").await.unwrap(), 1);
+        for format in ["parquet", "csv"] {
+            let name = format!("s3://lake/open/out/copy.{format}.zst");
+            let name = if format == "parquet" { "s3://lake/open/out/copy.parquet" } else { &name };
+            let sql = format!("COPY (SELECT * FROM lake WHERE k < 1200) TO '{name}' (FORMAT {format})");
+            assert_eq!(client.update(&sql).await.unwrap(), 1200);
+            client.update(&format!("CREATE TABLE back_{format} (k BIGINT, s TEXT)")).await.unwrap();
+            let sql = format!("COPY back_{format} FROM '{name}' (FORMAT {format})");
+            assert_eq!(client.update(&sql).await.unwrap(), 1200);
+            let sum = format!("SELECT sum(k) FROM back_{format} WHERE s = 'row ' || k");
+            assert_eq!(client.number(&sum).await.unwrap(), (0..1200).sum::<i64>());
+        }
+        // A query that fails halfway leaves no object behind.
+        let broken =
+            "COPY (SELECT 1 / (k - 1400) AS q FROM lake) TO 's3://lake/open/broken.csv' (FORMAT csv)";
+        assert!(client.update(broken).await.is_err());
+        let read = "CREATE EXTERNAL TABLE broken STORED AS CSV LOCATION 's3://lake/open/broken.csv'";
+        assert!(client.update(read).await.is_err());
+        for target in ["s3://lake/private/x.csv", "s3://lake/open/", "s3://lake/open/*.csv"] {
+            let sql = format!("COPY (SELECT 1) TO '{target}' (FORMAT csv)");
+            let message = client.update(&sql).await.unwrap_err().to_string();
+            assert!(message.contains(target), "{message}");
+        }
         for outside in [
             "s3://lake/private/",
             "s3://lake/open/../private/",

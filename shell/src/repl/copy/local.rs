@@ -74,7 +74,8 @@ pub(in crate::repl) async fn write(copy: &Copy, rows: Rows) -> Result<u64, Clien
         }
     });
     let stream = RecordBatchStreamAdapter::new(schema, batches);
-    let written = write_file(&everywhere(), &location, &copy.format, Box::pin(stream)).await;
+    let state = SessionContext::new().state();
+    let written = write_file(&state, &everywhere(), &location, &copy.format, Box::pin(stream)).await;
     written.map_err(|error| {
         let cause = failed.lock().take();
         cause.unwrap_or_else(|| ClientError::Content(Failure::from(error).to_string()))
