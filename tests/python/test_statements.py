@@ -145,10 +145,28 @@ def test_executemany_of_no_rows_writes_nothing(cursor, table):
     assert rows(cursor, f"SELECT count(*) FROM {table}") == [(0,)]
 
 
+def test_executemany_of_values_is_one_write(cursor, table):
+    cursor.execute(f"CREATE TABLE {table} (n BIGINT, t TEXT, d DOUBLE) WITH (shards = 4)")
+    cursor.executemany(f"INSERT INTO {table} VALUES (? + 1, ?, 0.5)", [(n, f"row {n}") for n in range(1000)])
+    assert cursor.rowcount == 1000
+    assert rows(cursor, f"SELECT count(*), sum(n), sum(d) FROM {table}") == [(1000, 500500, 500.0)]
+    assert rows(cursor, f"SELECT count(*) FROM {table} WHERE t = 'row ' || (n - 1)") == [(1000,)]
+    segments = rows(cursor, f"SELECT count(*) FROM system.segments WHERE \"table\" LIKE '%{table}'")
+    assert 1 <= segments[0][0] <= 4
+
+
+def test_executemany_of_other_statements_runs_once_for_each_row(cursor, table):
+    cursor.execute(f"CREATE TABLE {table} (n BIGINT)")
+    cursor.executemany(f"INSERT INTO {table} SELECT * FROM generate_series(1, ?)", [(2,), (3,)])
+    assert cursor.rowcount == 5
+    assert rows(cursor, f"SELECT n FROM {table} ORDER BY n") == [(1,), (1,), (2,), (2,), (3,)]
+
+
 def test_executemany_names_the_row_that_fails(cursor, table):
     cursor.execute(f"CREATE TABLE {table} (n BIGINT NOT NULL)")
-    with pytest.raises(flightsql.Error, match="row 2 of 3"):
+    with pytest.raises(flightsql.Error, match="row 2"):
         cursor.executemany(f"INSERT INTO {table} VALUES (?)", [(1,), (None,), (3,)])
+    assert rows(cursor, f"SELECT count(*) FROM {table}") == [(0,)]
 
 
 def test_settings_stay_with_their_connection(connection, cursor):

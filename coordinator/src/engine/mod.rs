@@ -3,6 +3,7 @@
 
 mod copy;
 mod ddl;
+mod many_rows;
 mod prepared;
 mod runtime;
 mod select;

@@ -127,6 +127,18 @@ impl Engine {
         statement: &DfStatement,
         parameters: Parameters,
     ) -> Result<LogicalPlan, Error> {
+        let plan = self.unbound_plan_of(session, scope, prepared, statement).await?;
+        self.bind(prepared, plan, parameters)
+    }
+
+    /// The same without parameters put in.
+    pub(super) async fn unbound_plan_of(
+        &self,
+        session: &Session,
+        scope: &Scope,
+        prepared: &Prepared,
+        statement: &DfStatement,
+    ) -> Result<LogicalPlan, Error> {
         // System tables are filled when they are planned.
         let kept = prepared.planned.lock().clone().filter(|kept| {
             kept.catalog_version == scope.snapshot.version
@@ -147,7 +159,7 @@ impl Engine {
                 plan
             }
         };
-        self.bind(prepared, plan, parameters)
+        Ok(plan)
     }
 
     /// Puts parameters into a plan.

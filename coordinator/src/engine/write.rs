@@ -11,9 +11,10 @@ use shoal_data::Table;
 use shoal_proto::{QueryId, WriteId};
 
 use super::ddl::{check_name, full_name, resolved};
-use super::{Engine, Ingest, IngestMode, Parameters, Prepared};
+use super::many_rows::with_all_rows;
+use super::{Engine, Ingest, IngestMode, Parameters, Prepared, Scope};
 use crate::catalog::{Command, Outcome, WriteRecord};
-use crate::sql::{TableOptions, plain_columns};
+use crate::sql::{Statement, TableOptions, plain_columns};
 use crate::write::WriteProgress;
 use crate::{Error, Session};
 
@@ -39,13 +40,52 @@ impl Engine {
         parameters: Parameters,
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
+        let scope = self.scope_for(session, true);
+        let plan = self.plan_of(session, &scope, prepared, insert, parameters).await?;
+        self.insert_plan(session, prepared, scope, plan, write_id).await
+    }
+
+    /// Runs an `INSERT ... VALUES` with all rows of parameters as one write.
+    /// None where the statement is of another kind: run it once per row.
+    ///
+    /// # Errors
+    /// Then no row was written.
+    pub async fn insert_rows(
+        &self,
+        session: &Arc<Session>,
+        prepared: &Arc<Prepared>,
+        runs: Vec<Parameters>,
+        write_id: Option<WriteId>,
+    ) -> Result<Option<u64>, Error> {
+        let Statement::Insert(_) = &prepared.statement else { return Ok(None) };
+        session.touch();
+        let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
+        self.on_compute(async move {
+            let Statement::Insert(insert) = &prepared.statement else { return Ok(None) };
+            let scope = engine.scope_for(&session, true);
+            let plan = engine.unbound_plan_of(&session, &scope, &prepared, insert).await?;
+            let bind = |plan, parameters| engine.bind(&prepared, plan, parameters);
+            match with_all_rows(&plan, runs, bind)? {
+                Some(plan) => engine.insert_plan(&session, &prepared, scope, plan, write_id).await.map(Some),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    async fn insert_plan(
+        &self,
+        session: &Arc<Session>,
+        prepared: &Prepared,
+        scope: Scope,
+        plan: LogicalPlan,
+        write_id: Option<WriteId>,
+    ) -> Result<u64, Error> {
         let write_id = self.write_id(session, write_id);
         if let Some(rows) = self.catalog().written(&write_id) {
             return Ok(rows);
         }
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
-        let scope = self.scope_for(session, true);
-        let plan = self.plan_of(session, &scope, prepared, insert, parameters).await?;
         let LogicalPlan::Dml(dml) = plan else {
             return Err(Error::Internal(format!("INSERT became {}", plan.display())));
         };

@@ -108,7 +108,8 @@ impl FlightDoor {
         info(&schema, handle.into(), &serde_json::json!({ "query_id": query.to_string() }))
     }
 
-    /// Runs a statement once for each row of parameters, in order.
+    /// Runs a statement for each row of parameters: an INSERT of values as one
+    /// write, anything else row by row.
     async fn update(
         &self,
         session: &Arc<Session>,
@@ -121,6 +122,12 @@ impl FlightDoor {
         }
         let runs = parameters::for_each_run(prepared, bound)?;
         let count = runs.len();
+        if count > 1 {
+            let inserted = self.engine().insert_rows(session, prepared, runs.clone(), write_id.clone());
+            if let Some(rows) = inserted.await.map_err(status)? {
+                return i64::try_from(rows).map_err(internal);
+            }
+        }
         let mut rows_changed = 0;
         for (run, values) in runs.into_iter().enumerate() {
             // Each run is a write of its own, also when all are sent again.
