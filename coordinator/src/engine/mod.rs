@@ -143,12 +143,13 @@ impl Engine {
         spill_dir: PathBuf,
         compute: Handle,
     ) -> Result<Self, Error> {
+        let attempts = Attempts::new(Arc::clone(&cluster), "", &spill_dir);
         let runtime = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
         let registry = Registry::default();
         let admission = Admission::new(config.queries_max, config.queue_max, config.queue_timeout);
         Ok(Self {
             template: Arc::new(StateTemplate::new(runtime, channels.clone(), imports.clone())),
-            attempts: Attempts::new(Arc::clone(&cluster), ""),
+            attempts,
             system: SystemTables::new(Arc::clone(&cluster), registry.clone(), admission.clone()),
             writes: WriteContext::new(Arc::clone(&cluster), channels, config.write_buffer_bytes),
             query_memory_bytes: config.query_memory_bytes,

@@ -16,10 +16,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope};
 use crate::query::{
-    OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
+    Failover, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
     with_single_values,
 };
-use crate::sql::Statement;
+use crate::sql::{ShoalConfig, Statement};
 use crate::{Error, Session};
 
 /// Batches that wait for the client, beyond those in its connection.
@@ -161,14 +161,21 @@ impl Engine {
                 batch?;
             }
             let text = explain_analyze(stream.plan(), stream.view(), verbose).await?;
-            let attempts = stream.running().record().attempts.load(std::sync::atomic::Ordering::Relaxed);
-            let text = format!("{text}attempts: {attempts}\n");
+            let record = stream.running().record();
+            let attempts = record.attempts.load(std::sync::atomic::Ordering::Relaxed);
+            let mut text = format!("{text}attempts: {attempts}\n");
+            for loss in record.losses() {
+                text.push_str(&format!("lost: {loss}\n"));
+            }
             return explain_rows(vec![("Plan with Metrics", text)]);
         }
         let optimised = scope.planning.state().optimize(&with_single_values(plan.clone())?)?;
         let view = self.attempts.view(&optimised, &BTreeSet::new())?;
         let options = self.query_options(running.record().query, &scope.settings)?;
-        let physical = scope.planning.physical(&optimised, &view, &options, false).await?;
+        let failover = ShoalConfig::of(&scope.settings.options)
+            .failover
+            .then(|| Failover { cluster: Arc::clone(&self.cluster), record: None });
+        let physical = scope.planning.physical(&optimised, &view, &options, false, failover).await?;
         let mut rows = Vec::new();
         if verbose {
             rows.push(("initial_logical_plan", plan.display_indent().to_string()));

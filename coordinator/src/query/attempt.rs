@@ -1,13 +1,16 @@
-//! The attempts at a query. As long as no row was handed out, a lost worker
-//! costs another attempt: without it, through a fresh view, with a fresh plan.
+//! The attempts at a query. Until its rows are released, a lost worker costs
+//! another attempt: without it, through a fresh view, with a fresh plan. Rows
+//! are released when an attempt is complete; those of a scan at once, as it
+//! resumes by itself ([`ShardStreamsExec`]).
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -15,22 +18,26 @@ use datafusion::common::Result as DfResult;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
 use shoal_proto::exchange::{QueryOptions, panic_failure};
-use shoal_proto::{ErrorCode, Failure, WorkerId};
+use shoal_proto::{Failure, WorkerId};
 
+use self::spool::{Room, Spool, SpoolLimits};
 use super::admission::Permit;
 use super::registry::Running;
+use super::retry::{Attempted, Decision, Event};
 use super::rewrite::reads_data;
 use super::scan_tasks::shard_scan;
-use super::session_state::{PARTITIONS, PhysicalPlan, Planning, tables_of};
+use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, tables_of};
+use super::shard_streams::ShardStreamsExec;
 use super::view::View;
 use crate::Error;
 use crate::cluster::{Cluster, PinGuard};
+use crate::sql::ShoalConfig;
 
-/// Attempts at one query before its error is the answer.
-const ATTEMPTS_MAX: u32 = 4;
+mod spool;
 
 /// How long a query waits for the first live worker.
 const WORKER_WAIT: Duration = Duration::from_secs(2);
@@ -40,6 +47,7 @@ const WORKER_WAIT: Duration = Duration::from_secs(2);
 pub struct Attempts {
     cluster: Arc<Cluster>,
     zone: String,
+    spool_dir: PathBuf,
     turn: Arc<AtomicUsize>,
 }
 
@@ -61,10 +69,17 @@ pub struct Pinned {
     pub collect_metrics: bool,
 }
 
+impl Pinned {
+    fn settings(&self) -> ShoalConfig {
+        ShoalConfig::of(self.planning.state().config_options())
+    }
+}
+
 impl Attempts {
-    /// Over this cluster; workers of `zone` are preferred.
-    pub fn new(cluster: Arc<Cluster>, zone: &str) -> Self {
-        Self { cluster, zone: zone.to_owned(), turn: Arc::default() }
+    /// Over this cluster; workers of `zone` are preferred. Rows that wait and
+    /// do not fit in memory wait in `spool_dir`.
+    pub fn new(cluster: Arc<Cluster>, zone: &str, spool_dir: &Path) -> Self {
+        Self { cluster, zone: zone.to_owned(), spool_dir: spool_dir.to_owned(), turn: Arc::default() }
     }
 
     /// The view for an attempt at `plan`.
@@ -80,8 +95,8 @@ impl Attempts {
         Ok(Arc::new(view))
     }
 
-    /// Tries until the first rows are there, or the end, or an error that no
-    /// further attempt can cure.
+    /// Tries until rows may go to the client, or an error that no further
+    /// attempt can cure.
     ///
     /// # Errors
     /// The last attempt's; `Cancelled` where somebody stopped the query.
@@ -93,7 +108,7 @@ impl Attempts {
             outcome = self.try_all(&mut pinned) => outcome,
         };
         match outcome {
-            Ok(begun) => Ok(QueryStream::new(begun, pinned, Arc::clone(&self.cluster))),
+            Ok(released) => Ok(QueryStream::new(released, pinned, Arc::clone(&self.cluster))),
             Err(error) => {
                 pinned.running.failed(&error.to_string());
                 Err(error)
@@ -109,63 +124,111 @@ impl Attempts {
         let _none_came = tokio::time::timeout(WORKER_WAIT, is_there).await;
     }
 
-    async fn try_all(&self, pinned: &mut Pinned) -> Result<Begun, Error> {
-        let mut avoid = BTreeSet::new();
-        if reads_data(&pinned.plan) {
-            self.wait_for_a_worker().await;
-        }
+    async fn try_all(&self, pinned: &mut Pinned) -> Result<Released, Error> {
+        let mut attempted = Attempted::new(Instant::now());
         loop {
+            if reads_data(&pinned.plan) {
+                self.wait_for_a_worker().await;
+            }
+            attempted.begin();
             let attempt = pinned.running.attempt();
             pinned.options.attempt = attempt;
-            let failure = match self.try_once(pinned, &avoid).await {
-                Ok(begun) => return Ok(begun),
-                Err(error) => Failure::from(error),
+            let event = match self.view(&pinned.plan, attempted.avoid()) {
+                Err(error) => Event::NoWorkerLeft(Failure::from(error)),
+                Ok(view) => match self.try_once(pinned, view, &mut attempted).await {
+                    Ok(released) => return Ok(released),
+                    Err(error) => Event::Failed(Failure::from(error)),
+                },
             };
-            let worker = failure.worker.as_deref().map(WorkerId::from);
-            let can_retry = failure.code.is_retryable() && attempt < ATTEMPTS_MAX && worker.is_some();
+            let losses = attempted.losses().len();
+            let decision = attempted.on(event, Instant::now());
+            for loss in &attempted.losses()[losses..] {
+                pinned.running.record().lost(&format!("attempt {attempt}: {}: {}", loss.worker, loss.why));
+            }
+            let (suspect, outcome) = match decision {
+                Decision::GoOn => (None, Ok(())),
+                Decision::Again { suspect } => (suspect, Ok(())),
+                Decision::Fail { failure, suspect } => (suspect, Err(failure)),
+            };
+            let why = attempted.losses().last().map_or("", |loss| loss.why.as_str());
             tracing::warn!(
-                query_id = %pinned.options.query, attempt, worker = failure.worker, can_retry,
-                "attempt failed: {}", failure.message
+                query_id = %pinned.options.query, attempt, again = outcome.is_ok(), why, "attempt failed"
             );
-            if let (Some(worker), ErrorCode::Unavailable) = (&worker, failure.code) {
-                self.cluster.suspect(worker, &failure.message);
+            if let Some(worker) = suspect {
+                self.cluster.suspect(&worker, why);
             }
-            if !can_retry {
-                return Err(failure.into());
-            }
-            avoid.extend(worker);
+            outcome?;
         }
     }
 
-    async fn try_once(&self, pinned: &Pinned, avoid: &BTreeSet<WorkerId>) -> Result<Begun, Error> {
-        let view = self.view(&pinned.plan, avoid)?;
+    /// One attempt, up to the moment when its rows may go to the client.
+    async fn try_once(
+        &self,
+        pinned: &Pinned,
+        view: Arc<View>,
+        attempted: &mut Attempted,
+    ) -> Result<Released, Error> {
+        let settings = pinned.settings();
+        let failover = settings.failover.then(|| Failover {
+            cluster: Arc::clone(&self.cluster),
+            record: Some(Arc::clone(pinned.running.record())),
+        });
         let physical = {
-            let planned =
-                pinned.planning.physical(&pinned.plan, &view, &pinned.options, pinned.collect_metrics);
-            AssertUnwindSafe(planned)
-                .catch_unwind()
-                .await
-                .map_err(|panic| panic_failure(panic.as_ref()))??
+            let planned = pinned.planning.physical(
+                &pinned.plan,
+                &view,
+                &pinned.options,
+                pinned.collect_metrics,
+                failover,
+            );
+            caught(planned).await??
         };
         let PhysicalPlan { plan, context } = physical;
         let segments = segments_in(&plan)?;
         pinned.running.record().segments_total.store(segments, Ordering::Relaxed);
-        let mut stream = datafusion::physical_plan::execute_stream(Arc::clone(&plan), context)?;
-        let first = AssertUnwindSafe(stream.next())
-            .catch_unwind()
-            .await
-            .map_err(|panic| panic_failure(panic.as_ref()))?
-            .transpose()?;
-        Ok(Begun { plan, view, first, rest: stream })
+        let mut rows = datafusion::physical_plan::execute_stream(Arc::clone(&plan), Arc::clone(&context))?;
+        let is_safe = !settings.failover || view.workers().is_empty() || plan.is::<ShardStreamsExec>();
+        if is_safe {
+            let first = caught(rows.next()).await?.transpose()?;
+            attempted.on(Event::Released, Instant::now());
+            let schema = rows.schema();
+            let is_complete = first.is_none();
+            let rest = if is_complete { futures::stream::empty().boxed() } else { rows.boxed() };
+            let rows = futures::stream::iter(first.map(Ok)).chain(rest);
+            let rows = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
+            return Ok(Released { plan, view, rows, is_complete });
+        }
+        let limits = SpoolLimits {
+            memory_bytes: settings.spool_memory,
+            disk_bytes: settings.spool_disk as u64,
+            dir: self.spool_dir.clone(),
+        };
+        let schema = rows.schema();
+        let mut spool = Spool::new(Arc::clone(&schema), limits, &context.runtime_env().memory_pool);
+        while let Some(batch) = caught(rows.next()).await? {
+            if spool.push(batch?).await? == Room::Full {
+                tracing::info!(query_id = %pinned.options.query, "spool is full: rows are handed out");
+                attempted.on(Event::Released, Instant::now());
+                let rows = Box::pin(RecordBatchStreamAdapter::new(schema, spool.into_rows().chain(rows)));
+                return Ok(Released { plan, view, rows, is_complete: false });
+            }
+        }
+        Ok(Released { plan, view, rows: spool.into_rows(), is_complete: true })
     }
 }
 
-/// An attempt whose first rows are there.
-struct Begun {
+/// What a future gives; a panic in it as an error.
+async fn caught<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+    AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| panic_failure(panic.as_ref()))
+}
+
+/// An attempt whose rows may go to the client.
+struct Released {
     plan: Arc<dyn ExecutionPlan>,
     view: Arc<View>,
-    first: Option<RecordBatch>,
-    rest: SendableRecordBatchStream,
+    rows: SendableRecordBatchStream,
+    /// Whether the attempt is over: no worker is needed any more.
+    is_complete: bool,
 }
 
 fn stopped() -> Error {
@@ -185,6 +248,9 @@ fn segments_in(plan: &Arc<dyn ExecutionPlan>) -> Result<u64, Error> {
                     open.push(Arc::clone(&stage.plan));
                 }
                 return Ok(TreeNodeRecursion::Jump);
+            }
+            if let Some(streams) = node.downcast_ref::<ShardStreamsExec>() {
+                segments += streams.segments();
             }
             let scanned =
                 node.downcast_ref::<DistributedLeafExec>().map_or(node, DistributedLeafExec::original);
@@ -211,18 +277,20 @@ pub struct QueryStream {
 }
 
 impl QueryStream {
-    fn new(Begun { plan, view, first, rest }: Begun, pinned: Pinned, cluster: Arc<Cluster>) -> Self {
+    fn new(released: Released, mut pinned: Pinned, cluster: Arc<Cluster>) -> Self {
+        let Released { plan, view, rows, is_complete } = released;
         let cancelled = pinned.running.cancelled();
-        let is_complete = first.is_none();
-        let rest = if is_complete { futures::stream::empty().boxed() } else { rest };
-        let caught = AssertUnwindSafe(rest).catch_unwind().map(|item| match item {
+        if is_complete {
+            // Others may run while the client takes what is there.
+            pinned.permit = None;
+        }
+        let caught = AssertUnwindSafe(rows).catch_unwind().map(|item| match item {
             Ok(item) => item,
             Err(panic) => Err(panic_failure(panic.as_ref()).into()),
         });
         // The wait is inside the stream, so that a stop is noticed also while
         // no row comes.
-        let rows = futures::stream::iter(first.map(Ok))
-            .chain(caught)
+        let rows = caught
             .take_until(cancelled.clone().cancelled_owned())
             .chain(
                 futures::stream::once(async move {
@@ -265,7 +333,7 @@ impl Stream for QueryStream {
             Poll::Ready(Some(Err(error))) => {
                 let failure = Failure::from_datafusion(error);
                 self.pinned.running.failed(&failure.to_string());
-                if let (Some(worker), ErrorCode::Unavailable) = (&failure.worker, failure.code) {
+                if let (Some(worker), shoal_proto::ErrorCode::Unavailable) = (&failure.worker, failure.code) {
                     self.cluster.suspect(&WorkerId::from(worker.as_str()), &failure.message);
                 }
                 // Nothing after an error is polled: what still runs is freed now.

@@ -7,6 +7,9 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion_distributed::{DistributedExec, NetworkBoundaryExt, Stage, display_plan_ascii};
 
+use shoal_proto::WorkerId;
+
+use super::shard_streams::ShardStreamsExec;
 use super::view::View;
 use super::whole_plan::WholePlanExec;
 
@@ -19,6 +22,15 @@ pub fn explain(plan: &Arc<dyn ExecutionPlan>, view: &View) -> String {
     if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
         let plan = displayable(whole.plan().as_ref()).indent(false).to_string();
         return format!("on worker {}\n{plan}", whole.worker());
+    }
+    if let Some(streams) = plan.downcast_ref::<ShardStreamsExec>() {
+        let plan = displayable(streams.plan().as_ref()).indent(false).to_string();
+        let workers: Vec<&str> = streams.workers().into_iter().map(WorkerId::as_str).collect();
+        return format!(
+            "Stage 1 ── tasks={}, one per shard, streamed ── workers: {}\n{plan}",
+            streams.shards(),
+            workers.join(", ")
+        );
     }
     if plan.is::<DistributedExec>() {
         return with_workers(&display_plan_ascii(plan.as_ref(), false), plan, view);

@@ -15,6 +15,9 @@ const RECENT_MAX: usize = 1000;
 /// Bytes of SQL that are remembered of each.
 const SQL_BYTES_MAX: usize = 4096;
 
+/// Losses that are remembered of each.
+const LOSSES_MAX: usize = 100;
+
 /// Where a query is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryState {
@@ -73,9 +76,23 @@ struct Changing {
     ticket: Option<u64>,
     error: Option<String>,
     elapsed: Option<Duration>,
+    losses: Vec<String>,
 }
 
 impl QueryRecord {
+    /// A worker was lost on the way; what and why.
+    pub fn lost(&self, what: &str) {
+        let mut changing = self.changing.lock();
+        if changing.losses.len() < LOSSES_MAX {
+            changing.losses.push(what.to_owned());
+        }
+    }
+
+    /// What was lost on the way, in order.
+    pub fn losses(&self) -> Vec<String> {
+        self.changing.lock().losses.clone()
+    }
+
     /// Where it is.
     pub fn state(&self) -> QueryState {
         self.changing.lock().state
@@ -136,6 +153,7 @@ impl Registry {
                 ticket: None,
                 error: None,
                 elapsed: None,
+                losses: Vec::new(),
             }),
             cancel: CancellationToken::new(),
         });
@@ -229,8 +247,10 @@ impl Running {
     fn end(&self, state: QueryState, error: Option<String>) {
         let mut changing = self.record.changing.lock();
         if changing.elapsed.is_none() {
-            *changing =
-                Changing { state, ticket: None, error, elapsed: Some(self.record.submitted.elapsed()) };
+            changing.state = state;
+            changing.ticket = None;
+            changing.error = error;
+            changing.elapsed = Some(self.record.submitted.elapsed());
         }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) fn segment_of(file: &PartitionedFile) -> Result<SegmentName> {
 }
 
 /// Bytes that a scan reads, by the share of the columns that it keeps.
-fn scan_bytes(scan: &FileScanConfig) -> u64 {
+pub(crate) fn scan_bytes(scan: &FileScanConfig) -> u64 {
     let files = scan.file_groups.iter().flat_map(FileGroup::files);
     let bytes: u64 = files.map(PartitionedFile::effective_size).sum();
     let all = scan.file_schema().fields().len().max(1) as u64;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use datafusion::catalog::CatalogProviderList;
 use datafusion::common::Result;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::config::ConfigOptions;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
@@ -22,16 +22,22 @@ use shoal_proto::exchange::{ExchangeResolver, QueryOptions};
 use shoal_proto::{Channels, QueryPool};
 
 use super::guard;
+use super::registry::QueryRecord;
 use super::rewrite::must_stay;
-use super::scan_tasks::add_handlers;
+use super::scan_tasks::{add_handlers, scan_bytes, shard_scan};
+use super::shard_streams::{ShardStreamsExec, StreamContext, is_row_by_row};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
 use super::whole_plan::{WholePlanExec, reads_segments_or_files};
+use crate::cluster::Cluster;
 use crate::sql::ShoalConfig;
 
 /// Partitions of each task. With one, an operator would take the rows of its
 /// task for all rows.
 pub(crate) const PARTITIONS: usize = 2;
+
+/// A scan of fewer bytes runs on one worker without asking what else could be.
+const SMALL_SCAN_BYTES: u64 = 1024 * 1024;
 
 /// What every session starts from, made once: functions, rules, resources.
 #[derive(Clone)]
@@ -110,9 +116,16 @@ impl Planning {
         view: &Arc<View>,
         query: &QueryOptions,
         collect_metrics: bool,
+        failover: Option<Failover>,
     ) -> Result<PhysicalPlan> {
         if must_stay(plan) || view.workers().is_empty() {
             return self.physical_with(plan, view, query, collect_metrics, Way::Here).await;
+        }
+        if let Some(failover) = failover
+            && is_row_by_row(plan)?
+            && let Some(planned) = self.streamed(plan, view, query, collect_metrics, failover).await?
+        {
+            return Ok(planned);
         }
         let ways: &[Way] = match ShoalConfig::of(self.state.config_options()).colocate {
             true => &[Way::Colocated, Way::Exchanged, Way::OneTask],
@@ -136,14 +149,47 @@ impl Planning {
         Err(refusal.unwrap_or_else(|| datafusion::common::internal_datafusion_err!("no way to plan")))
     }
 
-    async fn physical_with(
+    /// The plan of a scan whose rows stream from each shard. None where
+    /// another plan is better.
+    async fn streamed(
         &self,
         logical: &LogicalPlan,
         view: &Arc<View>,
         query: &QueryOptions,
         collect_metrics: bool,
+        failover: Failover,
+    ) -> Result<Option<PhysicalPlan>> {
+        let state = self.state_for(view, query, collect_metrics, Way::Streamed)?;
+        let context = state.task_ctx();
+        let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
+        let Some(bytes) = only_scan_bytes(&plan)? else { return Ok(None) };
+        let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
+        if bytes <= SMALL_SCAN_BYTES.min(task_bytes) {
+            let plan = self.whole(plan, &context, view, query, collect_metrics);
+            return Ok(Some(PhysicalPlan { plan, context }));
+        }
+        let can_be_sent = || MaybeEncoded::Decoded(Arc::clone(&plan)).encode(&context).is_ok();
+        if bytes <= task_bytes || !can_be_sent() {
+            return Ok(None);
+        }
+        let streams = StreamContext {
+            cluster: failover.cluster,
+            record: failover.record,
+            channels: self.channels.clone(),
+            query: query.clone(),
+            collect_metrics,
+        };
+        let streams = ShardStreamsExec::new(&plan, view, streams)?;
+        Ok(streams.map(|plan| PhysicalPlan { plan: Arc::new(plan), context }))
+    }
+
+    fn state_for(
+        &self,
+        view: &Arc<View>,
+        query: &QueryOptions,
+        collect_metrics: bool,
         way: Way,
-    ) -> Result<PhysicalPlan> {
+    ) -> Result<SessionState> {
         let mut config = self
             .state
             .config()
@@ -162,13 +208,28 @@ impl Planning {
         if let Some(shoal) = options.extensions.get_mut::<ShoalConfig>() {
             shoal.colocate = way == Way::Colocated;
         }
+        if way == Way::Streamed {
+            // One order of rows only.
+            options.execution.target_partitions = 1;
+        }
         let node = self.state.runtime_env();
         let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..node.as_ref().clone() };
-        let state = SessionStateBuilder::new_from_existing(self.state.clone())
+        Ok(SessionStateBuilder::new_from_existing(self.state.clone())
             .with_config(config)
             .with_runtime_env(Arc::new(runtime))
-            .build();
+            .build())
+    }
+
+    async fn physical_with(
+        &self,
+        logical: &LogicalPlan,
+        view: &Arc<View>,
+        query: &QueryOptions,
+        collect_metrics: bool,
+        way: Way,
+    ) -> Result<PhysicalPlan> {
+        let state = self.state_for(view, query, collect_metrics, way)?;
         let context = state.task_ctx();
         let plan = match way {
             Way::Here => DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?,
@@ -231,6 +292,30 @@ enum Way {
     OneTask,
     /// What cannot be sent to workers runs on the coordinator.
     Here,
+    /// A scan, shard by shard, that can be resumed.
+    Streamed,
+}
+
+/// What a plan that survives the loss of workers needs.
+pub struct Failover {
+    /// Who is alive, and whom to suspect.
+    pub cluster: Arc<Cluster>,
+    /// Where losses are told; none for a plan that is only explained.
+    pub record: Option<Arc<QueryRecord>>,
+}
+
+/// Bytes that a plan's one scan of shards reads; none for other plans.
+fn only_scan_bytes(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<u64>> {
+    let mut bytes = None;
+    let mut leaves = 0;
+    plan.apply(|node| {
+        if node.children().is_empty() {
+            leaves += 1;
+            bytes = shard_scan(node).map(scan_bytes);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(bytes.filter(|_| leaves == 1))
 }
 
 /// A plan and the context that it runs in.

@@ -15,6 +15,16 @@ extensions_options! {
         /// Memory that one query may hold on one node, such as '2GiB'; empty: the
         /// node's limit.
         pub query_memory: String, default = String::new()
+        /// Whether a query survives the loss of a worker after its first rows: they
+        /// wait in a spool until all are there, unless they can be resumed. Off,
+        /// rows are handed out as they come, and a worker lost after the first
+        /// fails the query.
+        pub failover: bool, default = true
+        /// Memory of the coordinator that the rows of one query may wait in.
+        pub spool_memory: usize, default = 64 * 1024 * 1024
+        /// Disk of the coordinator that they may wait on after that. A result that
+        /// is larger is handed out as it comes from there on.
+        pub spool_disk: usize, default = 16 * 1024 * 1024 * 1024
         /// Id of the next write of this session. A write that is sent twice under
         /// one id happens once. Used once, then empty again.
         pub write_id: String, default = String::new()

@@ -171,9 +171,18 @@ impl SystemTables {
             ("bytes", count(|record| record.bytes.load(Ordering::Relaxed))),
             ("segments", count(|record| record.segments_total.load(Ordering::Relaxed))),
             ("attempts", count(|record| record.attempts.load(Ordering::Relaxed).into())),
+            (
+                "lost",
+                Arc::new(records.iter().map(|record| joined(&record.losses())).collect::<StringArray>()),
+            ),
             ("error", Arc::new(records.iter().map(|record| record.error()).collect::<StringArray>())),
         ]
     }
+}
+
+/// Lines of text in one; none where there are none.
+fn joined(lines: &[String]) -> Option<String> {
+    (!lines.is_empty()).then(|| lines.join("; "))
 }
 
 fn tables(snapshot: &State) -> Columns {

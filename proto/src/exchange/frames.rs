@@ -221,7 +221,10 @@ fn from_flight(error: FlightError) -> DataFusionError {
 
 /// Views that hold much more than they show are copied, so that only what is
 /// shown crosses the wire: a filtered batch still holds the whole page's text.
-fn compact(batch: RecordBatch) -> Result<RecordBatch> {
+///
+/// # Errors
+/// None in practice; those of putting a batch together.
+pub fn compact(batch: RecordBatch) -> Result<RecordBatch> {
     let is_view = |array: &ArrayRef| matches!(array.data_type(), DataType::Utf8View | DataType::BinaryView);
     if !batch.columns().iter().any(is_view) {
         return Ok(batch);

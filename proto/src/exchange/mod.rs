@@ -12,6 +12,6 @@ mod options;
 
 pub use address::{address_of, worker_of, worker_url};
 pub use client::{ExchangeResolver, run_plan};
-pub use frames::{decode_frames, drive_stream, panic_failure};
+pub use frames::{compact, decode_frames, drive_stream, panic_failure};
 pub use metrics::{metrics_from_wire, metrics_to_wire, task_metrics_from_wire, task_metrics_to_wire};
 pub use options::QueryOptions;

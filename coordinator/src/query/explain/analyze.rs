@@ -13,7 +13,10 @@ use datafusion_distributed::{
     NetworkBoundaryExt, Stage, rewrite_distributed_plan_with_metrics,
 };
 
+use shoal_proto::WorkerId;
+
 use super::shortened;
+use crate::query::shard_streams::ShardStreamsExec;
 use crate::query::view::View;
 use crate::query::whole_plan::WholePlanExec;
 
@@ -29,6 +32,15 @@ pub async fn explain_analyze(plan: &Arc<dyn ExecutionPlan>, view: &View, is_verb
         let mut index = 0;
         report.operators_in_order(whole.plan(), 0, &measured, &mut index, &mut stage);
         report.section(&format!("Whole plan ── worker {}", whole.worker()), &stage, None);
+    } else if let Some(streams) = plan.downcast_ref::<ShardStreamsExec>() {
+        let measured = streams.node_metrics();
+        let mut stage = StageText::default();
+        let mut index = 0;
+        report.operators_in_order(streams.plan(), 0, &measured, &mut index, &mut stage);
+        let workers: Vec<&str> = streams.workers().into_iter().map(WorkerId::as_str).collect();
+        let title =
+            format!("Stage 1 ── {} streams, one per shard, on {}", streams.shards(), workers.join(", "));
+        report.section(&title, &stage, None);
     } else if plan.is::<DistributedExec>() {
         // Per task, so that the slowest one can be told.
         let format = DistributedMetricsFormat::PerTask;
@@ -196,7 +208,12 @@ impl Report {
 
 /// The sum of a metric over partitions and tasks.
 fn sum_of(metrics: &MetricsSet, name: &str) -> usize {
-    metrics.sum_by_name(name).map_or(0, |value| value.as_usize())
+    metrics
+        .iter()
+        .map(|metric| metric.value())
+        .filter(|value| value.name() == name)
+        .map(MetricValue::as_usize)
+        .sum()
 }
 
 fn time(elapsed: Duration) -> String {
