@@ -29,7 +29,10 @@ impl Oracle {
     /// DataFusion as it comes, with `partitions` partitions and an
     /// information schema.
     pub fn new(partitions: usize) -> Self {
-        let config = SessionConfig::new().with_target_partitions(partitions).with_information_schema(true);
+        let config = SessionConfig::new()
+            .with_target_partitions(partitions)
+            .with_information_schema(true)
+            .set_str("datafusion.execution.time_zone", "+00:00");
         Self { context: SessionContext::new_with_config(config) }
     }
 

@@ -134,6 +134,13 @@ impl SegmentWriter {
             });
             properties = properties.set_sorting_columns(Some(sorted.collect()));
         }
+        for (field, column) in self.columns.fields().iter().zip(rows.columns()) {
+            // Bounds leave such values out, and readers would skip their rows.
+            if statistics::has_not_a_number(column) {
+                let path = ColumnPath::new(vec![field.name().clone()]);
+                properties = properties.set_column_statistics_enabled(path, EnabledStatistics::None);
+            }
+        }
         let step = rows.num_rows().div_ceil(SAMPLE_ROWS);
         let sample = UInt32Array::from_iter_values((0..rows.num_rows() as u32).step_by(step));
         let sample = take_record_batch(rows, &sample)?;

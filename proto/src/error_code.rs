@@ -182,7 +182,7 @@ impl Failure {
             },
             _ => ErrorCode::Internal,
         };
-        Self::new(code, error.strip_backtrace())
+        Self::new(code, plainly(&error.strip_backtrace()))
     }
 
     /// The failure that a gRPC status stands for.
@@ -202,6 +202,33 @@ impl Failure {
             status.metadata_mut().insert(WORKER_HEADER, value);
         }
         status
+    }
+}
+
+/// A message without the words in front of it that say where inside the
+/// engine it arose; the code says what kind it is.
+fn plainly(message: &str) -> &str {
+    let mut rest = message;
+    loop {
+        let before = rest;
+        for words in [
+            "Error during planning: ",
+            "Schema error: ",
+            "Arrow error: ",
+            "Execution error: ",
+            "Invalid or Unsupported Configuration: ",
+            "This feature is not implemented: ",
+        ] {
+            rest = rest.strip_prefix(words).unwrap_or(rest);
+        }
+        if rest.starts_with("Optimizer rule '")
+            && let Some((_rule, cause)) = rest.split_once("caused by")
+        {
+            rest = cause.trim_start();
+        }
+        if rest == before {
+            return if rest.is_empty() { message } else { rest };
+        }
     }
 }
 
@@ -227,6 +254,15 @@ impl From<Failure> for DataFusionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_begin_with_what_is_wrong() {
+        let cast = "Optimizer rule 'simplify_expressions' failed\ncaused by\nArrow error: Cast error: Cannot cast 'x'";
+        assert_eq!(plainly(cast), "Cast error: Cannot cast 'x'");
+        assert_eq!(plainly("Error during planning: table 't' not found"), "table 't' not found");
+        assert_eq!(plainly("table 't' not found"), "table 't' not found");
+        assert_eq!(plainly("Arrow error: "), "Arrow error: ");
+    }
 
     #[test]
     fn codes_survive_the_wire() {

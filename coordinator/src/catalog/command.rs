@@ -177,6 +177,9 @@ pub struct View {
     /// Names given to its columns, where the statement gives them.
     #[serde(default)]
     pub columns: Option<Vec<String>>,
+    /// The schema of names without one, as it was when the view was made.
+    #[serde(default)]
+    pub default_schema: Option<String>,
 }
 
 /// Files that are read in place.

@@ -16,7 +16,7 @@ use super::ddl::{check_name, full_name};
 use super::write::Commit;
 use super::{Engine, Parameters, Prepared, Scope};
 use crate::catalog::{Command, ExternalTable};
-use crate::files::{FileFormat, Location, infer_columns, read_files, resolve, write_file};
+use crate::files::{Compression, FileFormat, Location, infer_columns, read_files, resolve, write_file};
 use crate::query::Running;
 use crate::sql::{Copy, CopyDirection, CopySource, plain_columns};
 use crate::{Error, Session};
@@ -46,6 +46,14 @@ impl Engine {
             create.options.iter().map(|(name, value)| (name.to_lowercase(), option_text(value))).collect();
         options.insert("format".into(), create.file_type.to_lowercase());
         let format = FileFormat::from_options(location, &options)?;
+        if create.file_type.eq_ignore_ascii_case("csv")
+            && format.stream_compression(location) != Compression::None
+        {
+            return Err(Error::Unsupported(format!(
+                "`{location}` is compressed: a compressed CSV file cannot be read in place. CREATE TABLE and COPY ... FROM \
+                 load it"
+            )));
+        }
         // Read once now, so that a table that cannot be read is not made.
         let found = infer_columns(scope.planning.state(), &self.imports, location, &format).await?;
         let columns = match create.columns.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::DataType;
 use datafusion::common::TableReference;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement};
 use datafusion::sql::parser::Statement as DfStatement;
@@ -17,6 +18,8 @@ use crate::{Error, Session};
 
 /// The longest name.
 const NAME_BYTES_MAX: usize = 128;
+/// Views that are followed to find whether one reads itself.
+const VIEW_DEPTH_MAX: usize = 32;
 
 impl Engine {
     /// Runs a statement that changes something; the rows that it changed.
@@ -123,6 +126,13 @@ impl Engine {
         if columns.fields().is_empty() {
             return Err(Error::Invalid(format!("table {schema_name}.{name} needs at least one column")));
         }
+        if let Some(field) = columns.fields().iter().find(|field| has_interval(field.data_type())) {
+            return Err(Error::Unsupported(format!(
+                "column `{}` of type INTERVAL is not supported, as Parquet files hold none: store two timestamps, or a \
+                 number of seconds",
+                field.name()
+            )));
+        }
         let workers = self.cluster.live().workers.len();
         let layout = complete_layout(options, &columns, workers)?;
         let placement = self.cluster.place(&layout)?;
@@ -182,6 +192,15 @@ impl Engine {
         }
         let mut plain = create.clone();
         plain.table_options = ast::CreateTableOptions::None;
+        if let Some(constraint) = plain
+            .constraints
+            .iter()
+            .find(|constraint| !matches!(constraint, ast::TableConstraint::PrimaryKey(_)))
+        {
+            return Err(Error::Unsupported(format!(
+                "`{constraint}` is not supported: rows are not checked but for NOT NULL and types"
+            )));
+        }
         plain.constraints.clear();
         for column in &mut plain.columns {
             column.options.retain(|option| !matches!(option.option, ast::ColumnOption::PrimaryKey(_)));
@@ -230,7 +249,13 @@ impl Engine {
             return Ok(0);
         }
         let columns = (!columns.is_empty()).then_some(columns);
-        let view = View { schema_name, name, sql: create.query.to_string(), columns };
+        let default_schema = Some(scope.settings.options.catalog.default_schema.clone());
+        if reads_view(&scope.snapshot, &create.query, default_schema.as_deref(), (&schema_name, &name), 0)? {
+            return Err(Error::Invalid(format!(
+                "view {schema_name}.{name} would read itself: give the new view another name"
+            )));
+        }
+        let view = View { schema_name, name, sql: create.query.to_string(), columns, default_schema };
         self.apply(Command::CreateView { view, or_replace: create.or_replace }).await
     }
 
@@ -248,8 +273,9 @@ impl Engine {
         }
         let (schema_name, name) = full_name(name, &settings)?;
         let snapshot = self.catalog();
+        let is_view = snapshot.view(&schema_name, &name).is_some();
         let found = match kind {
-            ast::ObjectType::View => snapshot.view(&schema_name, &name).is_some(),
+            ast::ObjectType::View => is_view,
             _ => {
                 snapshot.table(&schema_name, &name).is_some()
                     || snapshot.external(&schema_name, &name).is_some()
@@ -261,6 +287,16 @@ impl Engine {
                 kind.to_string().to_lowercase()
             ));
             return Ok(0);
+        }
+        let other = match kind {
+            ast::ObjectType::View if snapshot.table(&schema_name, &name).is_some() => {
+                Some("a table: DROP TABLE")
+            }
+            ast::ObjectType::Table if is_view => Some("a view: DROP VIEW"),
+            _ => None,
+        };
+        if !found && let Some(other) = other {
+            return Err(Error::Invalid(format!("{schema_name}.{name} is {other} drops it")));
         }
         if !found {
             return Err(self.unknown_table(&snapshot, &schema_name, &name));
@@ -307,6 +343,60 @@ impl Engine {
     pub(super) async fn plan_query(&self, scope: &Scope, query: &ast::Query) -> Result<LogicalPlan, Error> {
         let statement = ast::Statement::Query(Box::new(query.clone()));
         self.plan(scope, &DfStatement::Statement(Box::new(statement))).await
+    }
+}
+
+/// Whether a query reads a view, by itself or through other views.
+fn reads_view(
+    snapshot: &crate::catalog::State,
+    query: &ast::Query,
+    default_schema: Option<&str>,
+    wanted: (&str, &str),
+    depth: usize,
+) -> Result<bool, Error> {
+    let mut read = Vec::new();
+    let visited = ast::visit_relations(query, |relation| {
+        read.push(relation.clone());
+        std::ops::ControlFlow::<()>::Continue(())
+    });
+    debug_assert!(visited.is_continue(), "nothing breaks off");
+    for relation in read {
+        let parts: Option<Vec<String>> = relation
+            .0
+            .iter()
+            .map(|part| part.as_ident().map(|ident| fold_identifier(ident.clone())))
+            .collect();
+        let (schema_name, name) = match parts.as_deref() {
+            Some([name]) => (default_schema.unwrap_or("public").to_owned(), name.clone()),
+            Some([.., schema_name, name]) => (schema_name.clone(), name.clone()),
+            _ => continue,
+        };
+        if (schema_name.as_str(), name.as_str()) == wanted {
+            return Ok(true);
+        }
+        if let Some(view) = snapshot.view(&schema_name, &name)
+            && depth < VIEW_DEPTH_MAX
+            && let crate::sql::Statement::Query(statement) = crate::sql::parse(&view.sql)?
+            && let DfStatement::Statement(statement) = *statement
+            && let ast::Statement::Query(query) = *statement
+            && reads_view(snapshot, &query, view.default_schema.as_deref(), wanted, depth + 1)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether values of a type hold intervals.
+fn has_interval(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Interval(_) => true,
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            has_interval(item.data_type())
+        }
+        DataType::Struct(fields) => fields.iter().any(|field| has_interval(field.data_type())),
+        DataType::Map(entries, _) => has_interval(entries.data_type()),
+        _ => false,
     }
 }
 

@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use crate::catalog::State;
 use crate::cluster::{Cluster, PinGuard};
-use crate::query::{Admission, Attempts, Planning, Registry, StateTemplate};
+use crate::query::{Admission, Attempts, Planning, Registry, StateTemplate, TIME_ZONE};
 use crate::session::Settings;
 use crate::sql::{ShoalConfig, SnapshotCatalogs, SystemTables, with_hint};
 use crate::write::WriteContext;
@@ -119,6 +119,8 @@ pub struct QueryProgress {
     /// Since it was submitted.
     pub elapsed_ms: u64,
 }
+
+const TIME_ZONE_SETTING: &str = "datafusion.execution.time_zone";
 
 /// One statement's hold on the world: a pinned snapshot and the settings.
 struct Scope {
@@ -280,11 +282,16 @@ impl Engine {
     fn query_options(&self, query: QueryId, settings: &Settings) -> Result<QueryOptions, Error> {
         let shoal = ShoalConfig::of(&settings.options);
         let memory = shoal.query_memory_bytes().map_err(Error::Invalid)?;
+        // Workers start from plain settings: what differs there is told.
+        let mut changed = settings.changed.clone();
+        if !changed.iter().any(|(name, _)| name == TIME_ZONE_SETTING) {
+            changed.push((TIME_ZONE_SETTING.to_owned(), TIME_ZONE.to_owned()));
+        }
         Ok(QueryOptions {
             query,
             attempt: 1,
             memory_limit_bytes: memory.unwrap_or(self.query_memory_bytes),
-            settings: settings.changed.clone(),
+            settings: changed,
         })
     }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use shoal_proto::Failure;
 
 use super::{Engine, Parameters, Scope};
-use crate::query::with_single_values;
+use crate::query::as_meant;
 use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
 use crate::{Error, Session};
 
@@ -213,7 +213,7 @@ impl Engine {
 /// whose types can differ from the bare plan's (a UNION, `round(d, 2)`).
 fn result_columns(scope: &Scope, plan: &LogicalPlan) -> SchemaRef {
     let state = scope.planning.state();
-    let optimised = with_single_values(plan.clone()).and_then(|plan| state.optimize(&plan));
+    let optimised = as_meant(plan.clone()).and_then(|plan| state.optimize(&plan));
     // A parameter without a value may be more than the optimiser can do.
     Arc::clone(optimised.as_ref().unwrap_or(plan).schema().inner())
 }

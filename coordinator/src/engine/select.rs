@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{RecordBatch, StringArray};
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
@@ -16,14 +17,16 @@ use tokio_util::task::AbortOnDropHandle;
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope};
 use crate::query::{
-    Failover, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
-    with_single_values,
+    Failover, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, as_meant, explain, explain_analyze,
+    reads_data,
 };
 use crate::sql::{ShoalConfig, Statement};
 use crate::{Error, Session};
 
 /// Batches that wait for the client, beyond those in its connection.
 const BATCHES_WAITING: usize = 2;
+/// A client that takes no rows for so long does not keep others waiting.
+const SLOW_CLIENT: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Runs a statement that returns rows, under the id `query`.
@@ -55,7 +58,7 @@ impl Engine {
             Statement::Query(statement) => {
                 let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
                 let stream = self.select(running, scope, plan, false).await?;
-                let stream = self.pumped(Box::pin(stream));
+                let stream = self.pumped(stream);
                 Ok(QueryOutput { query, schema: stream.schema(), stream })
             }
             Statement::Explain { analyze, verbose, query: statement } => {
@@ -74,13 +77,24 @@ impl Engine {
     /// Polls a stream on the compute runtime: what a plan's last stage computes
     /// must not keep the network from its work. The end is told, so that a
     /// task that just stops is an error and not a short answer.
-    fn pumped(&self, mut rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
-        let schema = rows.schema();
+    ///
+    /// A client that does not take its rows gives up its query's turn, not its
+    /// query: others run meanwhile.
+    fn pumped(&self, mut rows: QueryStream) -> SendableRecordBatchStream {
+        let schema = RecordBatchStream::schema(&rows);
         let (sender, receiver) = mpsc::channel(BATCHES_WAITING);
         let task = self.compute.spawn(async move {
             while let Some(batch) = rows.next().await {
-                if sender.send(Some(batch)).await.is_err() {
-                    return;
+                let room = match tokio::time::timeout(SLOW_CLIENT, sender.reserve()).await {
+                    Ok(room) => room,
+                    Err(_elapsed) => {
+                        rows.give_up_turn();
+                        sender.reserve().await
+                    }
+                };
+                match room {
+                    Ok(room) => room.send(Some(batch)),
+                    Err(_gone) => return,
                 }
             }
             let _gone = sender.send(None).await;
@@ -124,7 +138,7 @@ impl Engine {
             }
         };
         running.admitted();
-        let optimised = with_single_values(plan).and_then(|plan| scope.planning.state().optimize(&plan));
+        let optimised = as_meant(plan).and_then(|plan| scope.planning.state().optimize(&plan));
         let plan = match optimised {
             Ok(plan) => plan,
             Err(error) => {
@@ -169,7 +183,7 @@ impl Engine {
             }
             return explain_rows(vec![("Plan with Metrics", text)]);
         }
-        let optimised = scope.planning.state().optimize(&with_single_values(plan.clone())?)?;
+        let optimised = scope.planning.state().optimize(&as_meant(plan.clone())?)?;
         let view = self.attempts.view(&optimised, &BTreeSet::new())?;
         let options = self.query_options(running.record().query, &scope.settings)?;
         let failover = ShoalConfig::of(&scope.settings.options)
@@ -181,7 +195,7 @@ impl Engine {
             rows.push(("initial_logical_plan", plan.display_indent().to_string()));
         }
         rows.push(("logical_plan", optimised.display_indent().to_string()));
-        rows.push(("physical_plan", explain(&physical.plan, &view)));
+        rows.push(("physical_plan", explain(&physical.plan, &view, verbose)));
         running.finished();
         explain_rows(rows)
     }

@@ -200,10 +200,10 @@ impl Engine {
         Err(self.unknown_table(snapshot, schema_name, name))
     }
 
-    /// The client's id for this write, or a new one.
+    /// The id of this write: the one that was set for it, the one that came
+    /// with it (a shell makes one up for each), or a new one.
     pub(super) fn write_id(&self, session: &Session, given: Option<WriteId>) -> WriteId {
-        let set = session.take_write_id();
-        given.or(set).unwrap_or_else(WriteId::random)
+        session.take_write_id().or(given).unwrap_or_else(WriteId::random)
     }
 
     /// Stages the rows and commits them.
@@ -233,14 +233,20 @@ impl Engine {
             }
             Commit::Replace => Command::ReplaceTable { table: with_rows(), write: Some(write) },
         };
-        match self.cluster.catalog().apply(command).await? {
-            Outcome::Done => {
-                staged.committed();
-                Ok(rows)
+        // A task of its own: a client that goes away now must not leave segments
+        // discarded that the catalog is about to name.
+        let cluster = Arc::clone(&self.cluster);
+        let committing = tokio::spawn(async move {
+            match cluster.catalog().apply(command).await? {
+                Outcome::Done => {
+                    staged.committed();
+                    Ok(rows)
+                }
+                // Somebody else's segments are in: ours are discarded.
+                Outcome::AlreadyWritten { rows } => Ok(rows),
+                Outcome::Unchanged | Outcome::Table(_) => Ok(0),
             }
-            // Somebody else's segments are in: ours are discarded.
-            Outcome::AlreadyWritten { rows } => Ok(rows),
-            Outcome::Unchanged | Outcome::Table(_) => Ok(0),
-        }
+        });
+        committing.await.map_err(|error| Error::Internal(format!("committing a write: {error}")))?
     }
 }

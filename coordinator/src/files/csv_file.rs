@@ -134,6 +134,12 @@ impl CsvFile {
             ArrowError::CsvError(message) | ArrowError::ParseError(message) => one_based_line(message),
             other => other.to_string(),
         };
+        if let Some((before, number)) = message.rsplit_once(" for column ")
+            && let Ok(number) = number.split('.').next().unwrap_or(number).trim().parse::<usize>()
+            && let Some(field) = self.parsed.fields().get(number)
+        {
+            message = format!("{before} for column `{}`", field.name());
+        }
         if let Some((kept, _)) = message.char_indices().nth(SHOWN_CHARS_MAX * 2) {
             message.truncate(kept);
             message.push_str("...");

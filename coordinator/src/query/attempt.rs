@@ -312,6 +312,11 @@ impl QueryStream {
         &self.view
     }
 
+    /// Lets another query run in place of this one, which goes on.
+    pub fn give_up_turn(&mut self) {
+        self.pinned.permit = None;
+    }
+
     /// The query's record.
     pub fn running(&self) -> &Running {
         &self.pinned.running

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
 use datafusion::physical_expr::Partitioning;
+use datafusion::physical_expr::window::WindowExpr;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::joins::{HashJoinExec, JoinOnRef, PartitionMode, SortMergeJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
@@ -54,6 +55,14 @@ fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Re
                 node.name()
             );
         }
+        if let Some(window) = windows_of(node)
+            && !partitions_are_sorted(node, window)
+        {
+            return internal_err!(
+                "{} in stage {number} rests on an order that is not told to workers",
+                node.name()
+            );
+        }
         if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
             check_leaf(leaf, tasks, number)?;
             return Ok(TreeNodeRecursion::Jump);
@@ -90,6 +99,35 @@ fn isolated_tasks(child: &Arc<dyn ExecutionPlan>) -> Result<usize> {
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(tasks)
+}
+
+/// The window expressions of a node that computes windows.
+fn windows_of(node: &Arc<dyn ExecutionPlan>) -> Option<&[Arc<dyn WindowExpr>]> {
+    let bounded = node.downcast_ref::<BoundedWindowAggExec>().map(BoundedWindowAggExec::window_expr);
+    bounded.or_else(|| node.downcast_ref::<WindowAggExec>().map(WindowAggExec::window_expr))
+}
+
+/// Whether the sort below a window is by all columns that it partitions by.
+/// The planner leaves out those that a filter makes constant; what is constant
+/// is forgotten where a plan is cut into stages, and the window then fails.
+fn partitions_are_sorted(node: &Arc<dyn ExecutionPlan>, windows: &[Arc<dyn WindowExpr>]) -> bool {
+    let mut below = Arc::clone(node);
+    let sort = loop {
+        if let Some(sort) = below.downcast_ref::<SortExec>() {
+            break sort.expr().clone();
+        }
+        let next = match below.as_network_boundary().map(|boundary| boundary.input_stage()) {
+            Some(Stage::Local(stage)) => Arc::clone(&stage.plan),
+            Some(Stage::Remote(_)) => return true,
+            None => match below.children().as_slice() {
+                [only] => Arc::clone(only),
+                _ => return windows.iter().all(|window| window.partition_by().is_empty()),
+            },
+        };
+        below = next;
+    };
+    let sorted: Vec<_> = sort.iter().map(|key| &key.expr).collect();
+    windows.iter().flat_map(|window| window.partition_by()).all(|key| sorted.iter().any(|expr| expr.eq(&key)))
 }
 
 /// Operators for which a single partition is all there is. In a stage of many

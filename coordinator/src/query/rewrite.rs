@@ -12,13 +12,23 @@ use shoal_data::functions::SingleValue;
 
 use crate::sql::SYSTEM_SCHEMA;
 
+mod nulls;
+
+/// The plan of a statement as it must be given to the optimiser.
+///
+/// # Errors
+/// Those of rebuilding a plan.
+pub fn as_meant(plan: LogicalPlan) -> Result<LogicalPlan> {
+    with_single_values(nulls::with_whole_meaning(plan)?)
+}
+
 /// Checks at run time that a subquery used as a value gives one row at most.
 /// The plans of stages turn such a subquery into a join, which would take all
 /// its rows.
 ///
 /// # Errors
 /// Those of rebuilding a plan.
-pub fn with_single_values(plan: LogicalPlan) -> Result<LogicalPlan> {
+fn with_single_values(plan: LogicalPlan) -> Result<LogicalPlan> {
     let single_value = Arc::new(AggregateUDF::from(SingleValue::default()));
     let rewritten = plan.transform_up_with_subqueries(|node| {
         node.map_expressions(|expr| {

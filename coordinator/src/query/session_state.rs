@@ -24,11 +24,13 @@ use shoal_proto::{Channels, QueryPool};
 use super::guard;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
+use super::safe_pushdown::SafePushdown;
 use super::scan_tasks::{add_handlers, scan_bytes, shard_scan};
 use super::shard_streams::{ShardStreamsExec, StreamContext, is_row_by_row};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
 use super::whole_plan::{WholePlanExec, reads_segments_or_files};
+use super::yielding::YieldInJoins;
 use crate::cluster::Cluster;
 use crate::sql::ShoalConfig;
 
@@ -36,6 +38,8 @@ use crate::sql::ShoalConfig;
 /// task for all rows.
 pub(crate) const PARTITIONS: usize = 2;
 
+/// The time zone of sessions that set none.
+pub const TIME_ZONE: &str = "+00:00";
 /// A scan of fewer bytes runs on one worker without asking what else could be.
 const SMALL_SCAN_BYTES: u64 = 1024 * 1024;
 
@@ -55,6 +59,8 @@ impl StateTemplate {
             .with_create_default_catalog_and_schema(false)
             .with_option_extension(ShoalConfig::default())
             .with_target_partitions(PARTITIONS)
+            // Without one, TIMESTAMP WITH TIME ZONE would be one without.
+            .set_str("datafusion.execution.time_zone", TIME_ZONE)
             // External tables find it here.
             .with_extension(Arc::new(imports));
         let config = add_handlers(config);
@@ -62,9 +68,14 @@ impl StateTemplate {
             .with_default_features()
             .with_config(config)
             .with_runtime_env(runtime)
+            .with_physical_optimizer_rule(Arc::new(YieldInJoins))
             .with_distributed_planner();
         shoal_data::functions::register(&mut builder);
-        Self { state: builder.build(), channels }
+        let state = builder.build();
+        let rules = SafePushdown::in_all(state.physical_optimizers());
+        let state =
+            SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
+        Self { state, channels }
     }
 
     /// The settings that a new session starts with.

@@ -39,6 +39,8 @@ pub struct View {
     readable: HashMap<(TableId, u32), BTreeSet<usize>>,
     /// Shards of each table of the query.
     shards: BTreeMap<TableId, usize>,
+    /// Their names.
+    names: BTreeMap<TableId, String>,
     /// Partitions of each task.
     partitions: usize,
     /// Workers chosen for a stage of so many tasks; the same for every stage
@@ -100,7 +102,8 @@ impl View {
             }
         }
         let shards = tables.iter().map(|table| (table.id, table.layout.shards as usize)).collect();
-        Ok(Self { workers, readable, shards, partitions, chosen: Mutex::default() })
+        let names = tables.iter().map(|table| (table.id, table.name.clone())).collect();
+        Ok(Self { workers, readable, shards, names, partitions, chosen: Mutex::default() })
     }
 
     /// A view in which nobody takes tasks: for plans that read no data.
@@ -109,6 +112,7 @@ impl View {
             workers: Vec::new(),
             readable: HashMap::new(),
             shards: BTreeMap::new(),
+            names: BTreeMap::new(),
             partitions: 1,
             chosen: Mutex::default(),
         }
@@ -117,6 +121,11 @@ impl View {
     /// Shards of a table of the query.
     pub fn shards_of(&self, table: TableId) -> usize {
         self.shards.get(&table).copied().unwrap_or(1)
+    }
+
+    /// The name of a table of the query.
+    pub fn table_name(&self, table: TableId) -> Option<String> {
+        self.names.get(&table).cloned()
     }
 
     /// Workers that may take tasks.

@@ -61,8 +61,10 @@ impl SnapshotCatalogs {
             Statement::Query(query) => query,
             _ => return plan_err!("view `{}` is not a query", view.name),
         };
-        let plan =
-            self.plan_view(*query).await.map_err(|error| error.context(format!("view `{}`", view.name)))?;
+        let plan = self
+            .plan_view(*query, view.default_schema.as_deref())
+            .await
+            .map_err(|error| error.context(format!("view `{}`", view.name)))?;
         let plan = match &view.columns {
             None => plan,
             Some(names) if names.len() == plan.schema().fields().len() => {
@@ -87,9 +89,20 @@ impl SnapshotCatalogs {
         Ok(Arc::new(ViewTable::new(plan, Some(view.sql.clone()))))
     }
 
-    async fn plan_view(&self, query: DfStatement) -> Result<datafusion::logical_expr::LogicalPlan> {
+    /// A view means what it meant when it was made, whatever this session has
+    /// set since.
+    async fn plan_view(
+        &self,
+        query: DfStatement,
+        default_schema: Option<&str>,
+    ) -> Result<datafusion::logical_expr::LogicalPlan> {
         let deeper = Self { view_depth: self.view_depth + 1, ..self.clone() };
-        let planning = self.template.planning(&self.options, Arc::new(deeper));
+        let mut options = self.options.as_ref().clone();
+        options.sql_parser = self.template.options().sql_parser;
+        if let Some(schema) = default_schema {
+            schema.clone_into(&mut options.catalog.default_schema);
+        }
+        let planning = self.template.planning(&options, Arc::new(deeper));
         planning.state().statement_to_plan(query).await
     }
 }

@@ -1,38 +1,149 @@
 //! The settings of ours that a session can SET and SHOW: `shoal.*`.
 
-use datafusion::common::extensions_options;
-use datafusion::config::{ConfigExtension, ConfigOptions};
+use std::any::Any;
 
-extensions_options! {
-    /// Settings of Shoal.
-    pub struct ShoalConfig {
-        /// Bytes to be read per task: a scan of fewer runs in fewer tasks. Small
-        /// queries pay most for being distributed.
-        pub task_bytes: usize, default = 24 * 1024 * 1024
-        /// Whether tables that are sharded alike join, and shards group, where
-        /// they are. Off, every join and grouping goes through an exchange.
-        pub colocate: bool, default = true
-        /// Memory that one query may hold on one node, such as '2GiB'; empty: the
-        /// node's limit.
-        pub query_memory: String, default = String::new()
-        /// Whether a query survives the loss of a worker after its first rows: they
-        /// wait in a spool until all are there, unless they can be resumed. Off,
-        /// rows are handed out as they come, and a worker lost after the first
-        /// fails the query.
-        pub failover: bool, default = true
-        /// Memory of the coordinator that the rows of one query may wait in.
-        pub spool_memory: usize, default = 64 * 1024 * 1024
-        /// Disk of the coordinator that they may wait on after that. A result that
-        /// is larger is handed out as it comes from there on.
-        pub spool_disk: usize, default = 16 * 1024 * 1024 * 1024
-        /// Id of the next write of this session. A write that is sent twice under
-        /// one id happens once. Used once, then empty again.
-        pub write_id: String, default = String::new()
+use datafusion::common::{DataFusionError, Result as DfResult};
+use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+const GIB: usize = 1024 * MIB;
+
+/// Settings of Shoal, for each session. Sizes are set and shown as people
+/// write them, such as `24MiB`.
+#[derive(Clone, Debug)]
+pub struct ShoalConfig {
+    /// Bytes to be read per task.
+    pub task_bytes: usize,
+    /// Whether shards join and group where they are.
+    pub colocate: bool,
+    /// Memory that one query may hold on one node; empty: the node's limit.
+    pub query_memory: String,
+    /// Whether a query survives the loss of a worker after its first rows.
+    pub failover: bool,
+    /// Bytes of memory that the rows of one query may wait in.
+    pub spool_memory: usize,
+    /// Bytes of disk that they may wait on after that.
+    pub spool_disk: usize,
+    /// Id of the next write of this session; used once, then empty again.
+    pub write_id: String,
+}
+
+impl Default for ShoalConfig {
+    fn default() -> Self {
+        Self {
+            task_bytes: 24 * MIB,
+            colocate: true,
+            query_memory: String::new(),
+            failover: true,
+            spool_memory: 64 * MIB,
+            spool_disk: 16 * GIB,
+            write_id: String::new(),
+        }
     }
 }
 
 impl ConfigExtension for ShoalConfig {
     const PREFIX: &'static str = "shoal";
+}
+
+impl ExtensionOptions for ShoalConfig {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Box<dyn ExtensionOptions> {
+        Box::new(self.clone())
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> DfResult<()> {
+        let refuse = DataFusionError::Configuration;
+        let size = || match value.trim() {
+            "0" => Ok(0),
+            value => {
+                parse_bytes(value).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(refuse)
+            }
+        };
+        let switch = || match value.trim().to_ascii_lowercase().as_str() {
+            "true" | "on" | "1" => Ok(true),
+            "false" | "off" | "0" => Ok(false),
+            _ => Err(refuse(format!("`{value}` is neither true nor false"))),
+        };
+        match key {
+            "task_bytes" => self.task_bytes = size()?.max(1),
+            "colocate" => self.colocate = switch()?,
+            "query_memory" => {
+                if !value.is_empty() {
+                    parse_bytes(value).map_err(refuse)?;
+                }
+                value.clone_into(&mut self.query_memory);
+            }
+            "failover" => self.failover = switch()?,
+            "spool_memory" => self.spool_memory = size()?,
+            "spool_disk" => self.spool_disk = size()?,
+            "write_id" => value.clone_into(&mut self.write_id),
+            _ => {
+                let names: Vec<String> = self.entries().into_iter().map(|entry| entry.key).collect();
+                return Err(refuse(format!("there is no such setting; there are {}", names.join(", "))));
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Vec<ConfigEntry> {
+        let entry = |name: &str, value: String, description| ConfigEntry {
+            key: format!("{}.{name}", Self::PREFIX),
+            value: Some(value),
+            description,
+        };
+        vec![
+            entry(
+                "task_bytes",
+                size_text(self.task_bytes),
+                "Bytes to be read per task: a scan of fewer runs in fewer tasks. Small queries pay most for being \
+                 distributed.",
+            ),
+            entry(
+                "colocate",
+                self.colocate.to_string(),
+                "Whether tables that are sharded alike join, and shards group, where they are. Off, every join and \
+                 grouping goes through an exchange.",
+            ),
+            entry(
+                "query_memory",
+                self.query_memory.clone(),
+                "Memory that one query may hold on one node, such as '2GiB'; empty: the node's limit.",
+            ),
+            entry(
+                "failover",
+                self.failover.to_string(),
+                "Whether a query survives the loss of a worker after its first rows: they wait in a spool until all \
+                 are there, unless they can be resumed. Off, rows are handed out as they come, and a worker lost \
+                 after the first fails the query.",
+            ),
+            entry(
+                "spool_memory",
+                size_text(self.spool_memory),
+                "Memory of the coordinator that the rows of one query may wait in.",
+            ),
+            entry(
+                "spool_disk",
+                size_text(self.spool_disk),
+                "Disk of the coordinator that they may wait on after that. A result that is larger is handed out as \
+                 it comes from there on.",
+            ),
+            entry(
+                "write_id",
+                self.write_id.clone(),
+                "Id of the next write of this session. A write that is sent twice under one id happens once. Used \
+                 once, then empty again.",
+            ),
+        ]
+    }
 }
 
 impl ShoalConfig {
@@ -50,6 +161,16 @@ impl ShoalConfig {
             return Ok(None);
         }
         parse_bytes(&self.query_memory).map(Some)
+    }
+}
+
+/// A size exactly, in the largest unit that divides it.
+fn size_text(bytes: usize) -> String {
+    match bytes {
+        bytes if bytes == 0 || bytes % KIB != 0 => bytes.to_string(),
+        bytes if bytes % GIB == 0 => format!("{}GiB", bytes / GIB),
+        bytes if bytes % MIB == 0 => format!("{}MiB", bytes / MIB),
+        bytes => format!("{}KiB", bytes / KIB),
     }
 }
 
@@ -84,6 +205,26 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_are_shown_as_they_can_be_set_again() {
+        let mut config = ShoalConfig::default();
+        config.set("task_bytes", "1.5 MiB").unwrap();
+        config.set("failover", "off").unwrap();
+        config.set("query_memory", "2GiB").unwrap();
+        let shown = config.entries();
+        assert_eq!(shown[0].key, "shoal.task_bytes");
+        assert_eq!(shown[0].value.as_deref(), Some("1536KiB"));
+        let mut again = ShoalConfig::default();
+        for entry in &shown {
+            let name = entry.key.strip_prefix("shoal.").unwrap();
+            again.set(name, entry.value.as_deref().unwrap_or_default()).unwrap();
+        }
+        assert_eq!(format!("{config:?}"), format!("{again:?}"));
+        let message = again.set("task_byte", "1").unwrap_err().to_string();
+        assert!(message.contains("shoal.task_bytes"), "{message}");
+        assert!(again.set("colocate", "perhaps").is_err());
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

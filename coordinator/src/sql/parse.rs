@@ -392,9 +392,15 @@ fn classify(statement: DfStatement) -> Result<Statement, Error> {
             other => unsupported(&format!("DROP {other}"), "there are tables, views and schemas"),
         },
         S::Insert(insert) => {
-            if insert.overwrite || insert.replace_into || insert.on.is_some() || insert.returning.is_some() {
+            if insert.overwrite
+                || insert.replace_into
+                || insert.or.is_some()
+                || insert.ignore
+                || insert.on.is_some()
+                || insert.returning.is_some()
+            {
                 return unsupported(
-                    "INSERT with OVERWRITE, ON CONFLICT or RETURNING",
+                    "INSERT with OVERWRITE, OR ..., IGNORE, ON CONFLICT or RETURNING",
                     "rows can be appended with INSERT INTO, or a table made anew with CREATE TABLE AS",
                 );
             }
@@ -409,7 +415,7 @@ fn classify(statement: DfStatement) -> Result<Statement, Error> {
             "write the rows that stay into a new table with CREATE TABLE AS",
         ),
         S::StartTransaction { .. } | S::Commit { .. } | S::Rollback { .. } => {
-            unsupported("transactions over several statements", "each statement is atomic by itself")
+            unsupported("a transaction over several statements", "each statement is atomic by itself")
         }
         statement @ (S::Query(_)
         | S::ShowVariable { .. }
@@ -424,7 +430,10 @@ fn classify(statement: DfStatement) -> Result<Statement, Error> {
         other => {
             let text = other.to_string();
             let words: Vec<_> = text.split_whitespace().take(2).collect();
-            unsupported(&words.join(" "), "docs/sql-reference.md lists the statements that are")
+            unsupported(
+                &words.join(" "),
+                "SELECT, INSERT, COPY, EXPLAIN, SET and CREATE or DROP of tables, views and schemas are",
+            )
         }
     }
 }

@@ -154,7 +154,7 @@ impl SystemTables {
                 Arc::new(
                     records
                         .iter()
-                        .map(|record| Some(record.elapsed().as_secs_f64() * 1e3))
+                        .map(|record| Some((record.elapsed().as_secs_f64() * 1e6).round() / 1e3))
                         .collect::<Float64Array>(),
                 ),
             ),

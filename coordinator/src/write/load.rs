@@ -92,19 +92,22 @@ impl std::fmt::Debug for Staged {
 pub(super) struct StagedNames {
     holders: Arc<dyn SegmentHolders>,
     write: WriteId,
+    /// Under which they are protected: another write with the same id ends
+    /// on its own.
+    token: WriteId,
     names: Mutex<Vec<(SegmentName, Vec<WorkerId>)>>,
 }
 
 impl StagedNames {
     fn add(&self, name: SegmentName, workers: &[WorkerId]) {
         self.names.lock().push((name, workers.to_vec()));
-        self.holders.protect(&self.write, &[name]);
+        self.holders.protect(&self.token, &[name]);
     }
 }
 
 impl Drop for StagedNames {
     fn drop(&mut self) {
-        self.holders.unprotect(&self.write);
+        self.holders.unprotect(&self.token);
         let names = std::mem::take(self.names.get_mut());
         if !names.is_empty() {
             tracing::info!(write_id = %self.write, segments = names.len(), "staged segments discarded");
@@ -149,6 +152,7 @@ pub async fn write(
     let names = Arc::new(StagedNames {
         holders: context.holders.clone(),
         write: write_id.clone(),
+        token: WriteId::random(),
         names: Mutex::default(),
     });
     let mut shape = RowShape::new(

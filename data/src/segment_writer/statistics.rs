@@ -99,7 +99,7 @@ fn extreme(
     Ok(extreme.as_ref().and_then(StatValue::from_scalar))
 }
 
-fn has_not_a_number(column: &ArrayRef) -> bool {
+pub(super) fn has_not_a_number(column: &ArrayRef) -> bool {
     match column.data_type() {
         DataType::Float16 => {
             column.as_primitive::<Float16Type>().iter().flatten().any(|value| value.is_nan())

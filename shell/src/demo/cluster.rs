@@ -4,12 +4,13 @@
 //! Nothing of it outlives the demo: each node holds the reading end of a pipe
 //! from this process and ends when that closes, however this process ended.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::process::NodeProcess;
 use crate::config::{cores, share_of_memory};
@@ -31,6 +32,8 @@ pub(super) struct DemoCluster {
     dir: PathBuf,
     /// Whether the folder stays when the demo ends.
     kept: bool,
+    /// Held while the demo runs, so that no other one uses a kept folder.
+    _lock: Option<File>,
     coordinator: SocketAddr,
     /// The coordinator first.
     nodes: Mutex<Vec<NodeProcess>>,
@@ -55,12 +58,17 @@ impl DemoCluster {
                 .keep(),
         };
         let kept = keep.is_some();
+        let lock = keep.map(|_| locked(&dir)).transpose()?;
         // From here on the nodes remove the folder, or we do.
         let end =
             if kept { Vec::new() } else { vec!["--remove-with-stdin".to_owned(), dir.display().to_string()] };
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut cluster = Self { dir, kept, coordinator: unknown, nodes: Mutex::default() };
-        let arguments = [vec!["coordinator".to_owned()], end.clone()].concat();
+        let mut cluster = Self { dir, kept, _lock: lock, coordinator: unknown, nodes: Mutex::default() };
+        // Files where the demo was started are what COPY and external tables
+        // may read and write.
+        let import_root = std::env::current_dir().context("cannot tell the current folder")?;
+        let import_root = format!("--import-root={}", import_root.display());
+        let arguments = [vec!["coordinator".to_owned(), import_root], end.clone()].concat();
         let address = {
             let mut nodes = cluster.nodes.lock();
             nodes.push(NodeProcess::new("coordinator", &cluster.dir, arguments));
@@ -117,6 +125,20 @@ impl DemoCluster {
         node.kill().ok_or_else(|| anyhow!("{name} is not running; `\\start {name}` brings it back"))
     }
 
+    /// Sends a signal to one node; its process.
+    ///
+    /// # Errors
+    /// Where there is no such node, or it does not run.
+    pub(super) fn signal(&self, name: &str, signal: Signal) -> Result<u32> {
+        let mut nodes = self.nodes.lock();
+        let pid = find(&mut nodes, name)?.pid();
+        let pid = pid.ok_or_else(|| anyhow!("{name} is not running; `\\start {name}` brings it back"))?;
+        let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let process = process.ok_or_else(|| anyhow!("{pid} is not the number of a process"))?;
+        kill_process(process, signal).with_context(|| format!("cannot signal {name} (process {pid})"))?;
+        Ok(pid)
+    }
+
     /// Starts one node again; its process.
     ///
     /// # Errors
@@ -142,6 +164,22 @@ impl DemoCluster {
         if !self.kept {
             // A node may have removed it already.
             let _gone = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Takes a kept folder for this demo.
+fn locked(dir: &Path) -> Result<File> {
+    let path = dir.join("demo.lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(anyhow!(
+            "another demo runs in {}: leave that one, or keep this one's data in another folder",
+            dir.display()
+        )),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
         }
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use rustix::process::Signal;
 
 use super::DemoArgs;
 use super::cluster::DemoCluster;
@@ -40,6 +41,8 @@ impl BackslashHook for DemoCommands {
             ("\\workers", "lists the nodes of the demo, with their processes"),
             ("\\kill WORKER", "ends a worker at once, as kill -9 does"),
             ("\\start WORKER", "starts it again, with what it has on disk"),
+            ("\\freeze WORKER", "stops a worker where it is (SIGSTOP): it lives and says nothing"),
+            ("\\thaw WORKER", "lets it go on (SIGCONT)"),
         ]
         .map(|(usage, meaning)| (usage.to_owned(), meaning.to_owned()))
         .to_vec()
@@ -54,6 +57,8 @@ impl BackslashHook for DemoCommands {
             "workers" => |cluster, _| Ok(welcome::nodes(&cluster.nodes())),
             "kill" => kill,
             "start" => start,
+            "freeze" => freeze,
+            "thaw" => thaw,
             _ => return Box::pin(std::future::ready(None)),
         };
         let (cluster, argument) = (Arc::clone(&self.0), argument.trim_end_matches(';').trim().to_owned());
@@ -78,6 +83,22 @@ fn kill(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
     } else {
         format!("killed {name} (process {pid}); \\start {name} brings it back")
     })
+}
+
+fn freeze(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
+    if name.is_empty() {
+        anyhow::bail!("\\freeze takes the name of a worker, like \\freeze worker-2");
+    }
+    let pid = cluster.signal(name, Signal::STOP)?;
+    Ok(format!("froze {name} (process {pid}); \\thaw {name} lets it go on"))
+}
+
+fn thaw(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
+    if name.is_empty() {
+        anyhow::bail!("\\thaw takes the name of a worker, like \\thaw worker-2");
+    }
+    let pid = cluster.signal(name, Signal::CONT)?;
+    Ok(format!("{name} (process {pid}) goes on"))
 }
 
 fn start(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {

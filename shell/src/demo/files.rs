@@ -2,14 +2,16 @@
 //! and sent by bulk ingest. The cluster never sees the files.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use arrow::datatypes::DataType;
 use datafusion::common::DataFusionError;
-use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::execution::options::JsonReadOptions;
 use datafusion::prelude::{CsvReadOptions, DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
+use flate2::read::MultiGzDecoder;
 use futures::TryStreamExt;
 use shoal_proto::WriteId;
 use tokio::io::AsyncReadExt;
@@ -36,8 +38,14 @@ pub(super) struct UserFile {
     /// Everything from the dot that says what it is, such as `.csv.gz`.
     extension: String,
     kind: FileKind,
-    compression: FileCompressionType,
+    compression: Option<Compression>,
     table: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    Gzip,
+    Zstd,
 }
 
 /// Checks the files and names their tables.
@@ -76,8 +84,8 @@ impl UserFile {
             )
         };
         let (rest, compressed) = match name.rsplit_once('.') {
-            Some((rest, last)) if last.eq_ignore_ascii_case("gz") => (rest, Some(FileCompressionType::GZIP)),
-            Some((rest, last)) if last.eq_ignore_ascii_case("zst") => (rest, Some(FileCompressionType::ZSTD)),
+            Some((rest, last)) if last.eq_ignore_ascii_case("gz") => (rest, Some(Compression::Gzip)),
+            Some((rest, last)) if last.eq_ignore_ascii_case("zst") => (rest, Some(Compression::Zstd)),
             _ => (name, None),
         };
         let (stem, last) = rest.rsplit_once('.').with_context(unknown)?;
@@ -92,7 +100,7 @@ impl UserFile {
             path: path.canonicalize().with_context(|| format!("cannot read {}", path.display()))?,
             extension: name[stem.len()..].to_owned(),
             kind,
-            compression: compressed.unwrap_or(FileCompressionType::UNCOMPRESSED),
+            compression: compressed,
             table: table_name(stem),
         })
     }
@@ -108,7 +116,9 @@ impl UserFile {
     /// Then there is no such table.
     pub(super) async fn load(&self, client: &Client, bars: &Bars) -> Result<u64> {
         let loading = || format!("cannot load {}", self.path.display());
-        let rows = self.open().await.with_context(loading)?;
+        // Kept until its rows are sent.
+        let (plain, _temporary) = self.plain().await.with_context(loading)?;
+        let rows = plain.open().await.with_context(loading)?;
         if let Some(field) = rows.schema().fields().iter().find(|field| *field.data_type() == DataType::Null)
         {
             bail!(
@@ -140,6 +150,28 @@ impl UserFile {
         start[..length].iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[')
     }
 
+    /// The file as it is without compression, and what holds it if it had some.
+    async fn plain(&self) -> Result<(Self, Option<tempfile::TempPath>)> {
+        let Some(compression) = self.compression else { return Ok((self.clone(), None)) };
+        let path = self.path.clone();
+        let extension = self.extension.rsplit_once('.').map_or("", |(kind, _)| kind).to_owned();
+        let suffix = extension.clone();
+        let unpacking = tokio::task::spawn_blocking(move || -> std::io::Result<_> {
+            let mut unpacked = tempfile::Builder::new().prefix("shoal-load-").suffix(&suffix).tempfile()?;
+            let packed = BufReader::new(File::open(path)?);
+            match compression {
+                Compression::Gzip => std::io::copy(&mut MultiGzDecoder::new(packed), &mut unpacked)?,
+                Compression::Zstd => {
+                    std::io::copy(&mut zstd::stream::read::Decoder::with_buffer(packed)?, &mut unpacked)?
+                }
+            };
+            Ok(unpacked.into_temp_path())
+        });
+        let unpacked = unpacking.await.context("the unpacking stopped")?.context("cannot unpack it")?;
+        let plain = Self { path: unpacked.to_path_buf(), extension, compression: None, ..self.clone() };
+        Ok((plain, Some(unpacked)))
+    }
+
     async fn open(&self) -> Result<DataFrame> {
         let context = SessionContext::new_with_config(SessionConfig::new().with_information_schema(false));
         let path = self.path.to_str().context("its path is not text")?;
@@ -152,14 +184,11 @@ impl UserFile {
                 let options = CsvReadOptions::new()
                     .delimiter(if self.kind == FileKind::Tsv { b'\t' } else { b',' })
                     .schema_infer_max_records(INFER_ROWS)
-                    .file_extension(&self.extension)
-                    .file_compression_type(self.compression);
+                    .file_extension(&self.extension);
                 context.read_csv(path, options).await
             }
             FileKind::Json => {
-                let mut options = JsonReadOptions::default()
-                    .file_extension(&self.extension)
-                    .file_compression_type(self.compression);
+                let mut options = JsonReadOptions::default().file_extension(&self.extension);
                 options.schema_infer_max_records = INFER_ROWS;
                 options.newline_delimited = !self.is_json_array().await;
                 context.read_json(path, options).await

@@ -79,6 +79,12 @@ pub async fn run(client: Client, options: Options, hook: Arc<dyn BackslashHook>)
 /// Runs what was typed; an error ends it, but not the session.
 async fn run_typed(session: &mut Session, input: &str) -> Flow {
     let mut splitter = Splitter::default();
+    // As psql does: the words by themselves are meant as commands.
+    let input = match input.trim().trim_end_matches(';').trim_end().to_ascii_lowercase().as_str() {
+        "quit" | "exit" => "\\q",
+        "help" => "\\?",
+        _ => input,
+    };
     splitter.push(input);
     splitter.push("\n");
     while let Some(item) = splitter.next_item() {

@@ -135,6 +135,9 @@ fn line_breaks(text: &str) -> usize {
 /// Whether `input` can be run as it is: nothing in it waits for a semicolon
 /// or a closing quote.
 pub(super) fn is_complete(input: &str) -> bool {
+    if ["quit", "exit", "help"].iter().any(|word| input.trim().eq_ignore_ascii_case(word)) {
+        return true;
+    }
     let mut splitter = Splitter::default();
     splitter.push(input);
     splitter.push("\n");

@@ -40,9 +40,8 @@ pub(crate) fn shared(workers: usize) -> &'static Cluster {
 pub(crate) fn is_distributed(explained: &str) -> bool {
     explained
         .lines()
-        .filter(|line| line.contains("Stage "))
         .filter_map(|line| {
-            let (_, rest) = line.split_once("tasks=").or_else(|| line.split_once("Tasks: "))?;
+            let (_, rest) = line.strip_prefix("┌─ Stage ")?.split_once(" ── ")?;
             rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<usize>().ok()
         })
         .any(|tasks| tasks >= 2)

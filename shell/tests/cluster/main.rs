@@ -2,11 +2,15 @@
 //! loopback ports. One binary, so that tests share clusters where they can.
 
 #[cfg(test)]
+mod answers;
+#[cfg(test)]
 mod bad_files;
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod demo;
+#[cfg(test)]
+mod failover;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]

@@ -107,6 +107,7 @@ fn old_writes_are_forgotten_in_order() {
 fn a_name_is_used_once_whatever_it_names() {
     let (mut state, _) = with_table();
     let view = |name: &str| View {
+        default_schema: None,
         schema_name: "public".into(),
         name: name.into(),
         sql: "SELECT 1".into(),
@@ -248,7 +249,13 @@ fn a_state_survives_json() {
     state.apply(commit("x", &segment(id, 0, "w1"))).unwrap();
     let worker = WorkerRecord { id: "w1".into(), address: "http://a".into(), zone: "z".into() };
     state.apply(Command::RegisterWorker { worker: worker.clone() }).unwrap();
-    let view = View { schema_name: "public".into(), name: "v".into(), sql: "SELECT 1".into(), columns: None };
+    let view = View {
+        schema_name: "public".into(),
+        name: "v".into(),
+        sql: "SELECT 1".into(),
+        columns: None,
+        default_schema: None,
+    };
     state.apply(Command::CreateView { view, or_replace: false }).unwrap();
     let external = ExternalTable {
         schema_name: "public".into(),

@@ -1,4 +1,5 @@
-//! EXPLAIN ANALYZE: each stage with its workers, and what its operators did.
+//! A plan as text: each stage with its workers and, once it has run, what its
+//! operators did.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,52 +14,46 @@ use datafusion_distributed::{
     NetworkBoundaryExt, Stage, rewrite_distributed_plan_with_metrics,
 };
 
-use shoal_proto::WorkerId;
+use shoal_data::SegmentName;
+use shoal_proto::{TableId, WorkerId};
 
-use super::shortened;
 use crate::query::shard_streams::ShardStreamsExec;
 use crate::query::view::View;
 use crate::query::whole_plan::WholePlanExec;
+
+/// A plan, as text.
+pub fn explain(plan: &Arc<dyn ExecutionPlan>, view: &View, is_verbose: bool) -> String {
+    let mut report = Report { text: String::new(), view, is_verbose, has_run: false };
+    report.whole(plan, Vec::new());
+    report.text
+}
 
 /// A plan that has run to its end, as text.
 ///
 /// # Errors
 /// Where metrics cannot be put together; the query itself was well.
 pub async fn explain_analyze(plan: &Arc<dyn ExecutionPlan>, view: &View, is_verbose: bool) -> Result<String> {
-    let mut report = Report { text: String::new(), is_verbose };
+    let mut report = Report { text: String::new(), view, is_verbose, has_run: true };
     if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
-        let measured = whole.node_metrics().unwrap_or_default();
-        let mut stage = StageText::default();
-        let mut index = 0;
-        report.operators_in_order(whole.plan(), 0, &measured, &mut index, &mut stage);
-        report.section(&format!("Whole plan ── worker {}", whole.worker()), &stage, None);
+        report.whole(plan, whole.node_metrics().unwrap_or_default());
     } else if let Some(streams) = plan.downcast_ref::<ShardStreamsExec>() {
-        let measured = streams.node_metrics();
-        let mut stage = StageText::default();
-        let mut index = 0;
-        report.operators_in_order(streams.plan(), 0, &measured, &mut index, &mut stage);
-        let workers: Vec<&str> = streams.workers().into_iter().map(WorkerId::as_str).collect();
-        let title =
-            format!("Stage 1 ── {} streams, one per shard, on {}", streams.shards(), workers.join(", "));
-        report.section(&title, &stage, None);
+        report.whole(plan, streams.node_metrics());
     } else if plan.is::<DistributedExec>() {
         // Per task, so that the slowest one can be told.
         let format = DistributedMetricsFormat::PerTask;
         let plan = rewrite_distributed_plan_with_metrics(Arc::clone(plan), format).await?;
-        if let [root] = plan.children().as_slice() {
-            report.stage("Result ── on the coordinator", root, None, view);
-        }
+        report.whole(&plan, Vec::new());
     } else {
-        let mut stage = StageText::default();
-        report.operators(plan, 0, &mut stage);
-        report.section("Whole plan ── on the coordinator", &stage, None);
+        report.whole(plan, Vec::new());
     }
     Ok(report.text)
 }
 
-struct Report {
+struct Report<'a> {
     text: String,
+    view: &'a View,
     is_verbose: bool,
+    has_run: bool,
 }
 
 /// One stage while it is put together.
@@ -86,25 +81,49 @@ struct Sent {
     bytes: usize,
 }
 
-impl Report {
-    fn stage(&mut self, title: &str, root: &Arc<dyn ExecutionPlan>, sent: Option<Sent>, view: &View) {
+impl Report<'_> {
+    /// The whole plan; `measured` are metrics that are not in the plan itself.
+    fn whole(&mut self, plan: &Arc<dyn ExecutionPlan>, measured: Vec<MetricsSet>) {
+        let mut stage = StageText::default();
+        if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
+            self.operators_in_order(whole.plan(), 0, &measured, &mut 0, &mut stage);
+            self.section(&format!("Whole plan ── on {}", whole.worker()), &stage, None);
+        } else if let Some(streams) = plan.downcast_ref::<ShardStreamsExec>() {
+            self.operators_in_order(streams.plan(), 0, &measured, &mut 0, &mut stage);
+            let workers: Vec<&str> = streams.workers().into_iter().map(WorkerId::as_str).collect();
+            let tasks = counted(streams.shards(), "task");
+            let title = format!("Stage 1 ── {tasks}, one per shard, streamed from {}", workers.join(", "));
+            self.section(&title, &stage, None);
+        } else if plan.is::<DistributedExec>()
+            && let [root] = plan.children().as_slice()
+        {
+            self.stage("Result ── on the coordinator", root, None);
+        } else {
+            self.operators(plan, 0, &mut stage);
+            self.section("Whole plan ── on the coordinator", &stage, None);
+        }
+    }
+
+    fn stage(&mut self, title: &str, root: &Arc<dyn ExecutionPlan>, sent: Option<Sent>) {
         let mut stage = StageText::default();
         self.operators(root, 0, &mut stage);
         self.section(title, &stage, sent);
         for input in stage.inputs {
-            let workers: Vec<&str> = view
-                .task_workers(input.tasks)
-                .iter()
-                .map(|&worker| view.workers()[worker].id.as_str())
-                .collect();
-            let tasks = if input.tasks == 1 { "1 task".into() } else { format!("{} tasks", input.tasks) };
+            let workers = self.view.task_workers(input.tasks);
+            let workers: Vec<&str> =
+                workers.iter().map(|&worker| self.view.workers()[worker].id.as_str()).collect();
+            let tasks = counted(input.tasks, "task");
             let title = format!("Stage {} ── {tasks} on {}", input.number, workers.join(", "));
-            self.stage(&title, &input.plan, Some(input.sent), view);
+            self.stage(&title, &input.plan, Some(input.sent));
         }
     }
 
     /// Writes a stage: what it did as a whole, then its operators.
     fn section(&mut self, title: &str, stage: &StageText, sent: Option<Sent>) {
+        if !self.has_run {
+            let _written = write!(self.text, "┌─ {title}\n{}└─\n", stage.lines);
+            return;
+        }
         let total: Duration = stage.compute.values().sum();
         let mut summary = format!("time {}", time(total));
         if stage.compute.len() > 1 {
@@ -167,16 +186,19 @@ impl Report {
 
     fn head(&self, node: &Arc<dyn ExecutionPlan>) -> String {
         let line = displayable(node.as_ref()).one_line().to_string();
-        if self.is_verbose { line.trim_end().to_owned() } else { shortened(line.trim_end()) }
+        if self.is_verbose {
+            return line.trim_end().to_owned();
+        }
+        shortened(line.trim_end(), |table| self.view.table_name(table))
     }
 
     fn line(&self, head: &str, depth: usize, metrics: &MetricsSet, stage: &mut StageText) {
         for metric in metrics.iter() {
-            if let MetricValue::ElapsedCompute(elapsed) = metric.value() {
+            if let Some(nanos) = time_of(metric.value()) {
                 let task =
                     metric.labels().iter().find(|label| label.name() == DISTRIBUTED_DATAFUSION_TASK_ID_LABEL);
                 let task = task.and_then(|label| label.value().parse().ok()).unwrap_or(0);
-                *stage.compute.entry(task).or_default() += Duration::from_nanos(elapsed.value() as u64);
+                *stage.compute.entry(task).or_default() += nanos;
             }
         }
         let spilled_bytes = metrics.spilled_bytes().unwrap_or(0);
@@ -191,8 +213,9 @@ impl Report {
             if let Some(rows) = metrics.output_rows() {
                 notes.push(format!("rows={}", count(rows)));
             }
-            if let Some(nanos) = metrics.elapsed_compute() {
-                notes.push(format!("time={}", time(Duration::from_nanos(nanos as u64))));
+            let times: Vec<Duration> = metrics.iter().filter_map(|metric| time_of(metric.value())).collect();
+            if !times.is_empty() {
+                notes.push(format!("time={}", time(times.iter().sum())));
             }
             for (label, name) in [("read", "bytes_scanned"), ("spilled", "spilled_bytes")] {
                 let amount = sum_of(metrics, name);
@@ -204,6 +227,34 @@ impl Report {
         let notes = if notes.is_empty() { String::new() } else { format!("  [{}]", notes.join(", ")) };
         let _written = writeln!(stage.lines, "│ {}{head}{notes}", "  ".repeat(depth));
     }
+}
+
+/// Time that an operator was at work: a scan counts its own in a metric of
+/// another name.
+fn time_of(value: &MetricValue) -> Option<Duration> {
+    match value {
+        MetricValue::ElapsedCompute(elapsed) => Some(Duration::from_nanos(elapsed.value() as u64)),
+        MetricValue::Time { name, time } if name == "time_elapsed_processing" => {
+            Some(Duration::from_nanos(time.value() as u64))
+        }
+        _ => None,
+    }
+}
+
+/// An operator's line with the files that it reads counted instead of named,
+/// and their table told: their names say nothing to a reader and fill a
+/// screen.
+fn shortened(line: &str, table_name: impl Fn(TableId) -> Option<String>) -> String {
+    let Some((before, files)) = line.split_once("file_groups={") else {
+        return line.to_owned();
+    };
+    let Some((files, after)) = files.split_once("]}") else {
+        return line.to_owned();
+    };
+    let mut names = files.split([',', '[', ']', ' ']).filter(|word| word.contains('.')).peekable();
+    let table = names.peek().and_then(|name| name.parse::<SegmentName>().ok());
+    let table = table.and_then(|name| table_name(name.table)).map(|name| format!("table={name}, "));
+    format!("{before}{}files={}{after}", table.unwrap_or_default(), names.count())
 }
 
 /// The sum of a metric over partitions and tasks.
@@ -234,6 +285,10 @@ fn bytes(amount: usize) -> String {
     }
 }
 
+fn counted(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
 /// A number with its thousands apart.
 fn count(number: usize) -> String {
     let digits = number.to_string();
@@ -250,6 +305,16 @@ fn count(number: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_counted_and_their_table_is_told() {
+        let line = "DataSourceExec: file_groups={2 groups: [[7/0/01a2023ed9f672dbac1a920dbd843635.parquet, \
+                    7/2/01a2023ed9d1738090f96a125a759258.parquet], [7/1/01a2023ed9d1738090f96a101b2a8b1a.parquet]]}, \
+                    projection=[a]";
+        let name = |table: TableId| (table == TableId(7)).then(|| "trips".to_owned());
+        assert_eq!(shortened(line, name), "DataSourceExec: table=trips, files=3, projection=[a]");
+        assert_eq!(shortened("FilterExec: a@0 = 1", |_| None), "FilterExec: a@0 = 1");
+    }
 
     #[test]
     fn amounts_read_well() {
