@@ -1,6 +1,9 @@
 //! `INSERT ... VALUES` with many rows of parameters as one write: one commit
 //! and few large segments instead of one of each per row.
 
+use std::sync::Arc;
+
+use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, LogicalPlan, Values};
 
@@ -32,7 +35,14 @@ pub(super) fn with_all_rows(
             Some(_) => return Ok(None),
         }
     }
-    let Some(all) = all else { return Ok(None) };
+    let Some(mut all) = all else { return Ok(None) };
+    // The first row tells what is null only of itself.
+    let fields = all
+        .schema
+        .iter()
+        .map(|(qualifier, field)| (qualifier.cloned(), Arc::new(field.as_ref().clone().with_nullable(true))));
+    let schema = DFSchema::new_with_metadata(fields.collect(), all.schema.metadata().clone())?;
+    all.schema = Arc::new(schema);
     let replaced = plan.clone().transform_up(|node| match node {
         LogicalPlan::Values(_) => Ok(Transformed::yes(LogicalPlan::Values(all.clone()))),
         other => Ok(Transformed::no(other)),

@@ -37,7 +37,7 @@ impl Default for ShoalConfig {
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,
-            spool_disk: 16 * GIB,
+            spool_disk: 2 * GIB,
             write_id: String::new(),
         }
     }

@@ -13,7 +13,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
-use datafusion::common::Result;
+use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -43,7 +43,8 @@ pub(super) struct SpoolLimits {
 pub(super) enum Room {
     /// It does.
     Left,
-    /// Its disk limit is reached: what it holds must go to the client now.
+    /// Its limit or the end of the disk is reached: what it holds must go to
+    /// the client now.
     Full,
 }
 
@@ -58,6 +59,8 @@ pub(super) struct Spool {
     waiting: Vec<RecordBatch>,
     waiting_bytes: usize,
     file: Option<StreamWriter<CountedFile>>,
+    /// Whole in the file.
+    batches_in_file: usize,
     file_bytes: Arc<AtomicU64>,
 }
 
@@ -71,14 +74,15 @@ impl Spool {
             waiting: Vec::new(),
             waiting_bytes: 0,
             file: None,
+            batches_in_file: 0,
             file_bytes: Arc::default(),
         }
     }
 
-    /// Takes rows.
+    /// Takes rows. Whatever it says of its room, it has taken them.
     ///
     /// # Errors
-    /// `Exhausted` where the disk is full.
+    /// `Internal`; a file that cannot be written is [`Room::Full`].
     pub(super) async fn push(&mut self, batch: RecordBatch) -> Result<Room> {
         // Text that is shared with other batches would be counted, and
         // written, once for each of them.
@@ -94,8 +98,8 @@ impl Spool {
         }
         self.waiting_bytes += bytes;
         self.waiting.push(batch);
-        if self.waiting_bytes >= WRITE_BYTES {
-            self.write_waiting().await?;
+        if self.waiting_bytes >= WRITE_BYTES && !self.write_waiting().await? {
+            return Ok(Room::Full);
         }
         let is_full = self.file_bytes.load(Ordering::Relaxed) >= self.limits.disk_bytes;
         Ok(if is_full { Room::Full } else { Room::Left })
@@ -107,47 +111,58 @@ impl Spool {
         self.file_bytes.load(Ordering::Relaxed)
     }
 
-    async fn write_waiting(&mut self) -> Result<()> {
+    /// Whether it could; if not, the rows are still here.
+    async fn write_waiting(&mut self) -> Result<bool> {
         let batches = std::mem::take(&mut self.waiting);
-        self.waiting_bytes = 0;
         let file = self.file.take();
         let (dir, schema) = (self.limits.dir.clone(), Arc::clone(&self.schema));
         let written = Arc::clone(&self.file_bytes);
-        let writing = tokio::task::spawn_blocking(move || -> Result<_> {
+        let writing = tokio::task::spawn_blocking(move || {
             let mut file = match file {
                 Some(file) => file,
-                None => new_file(&dir, &schema, written)?,
+                None => match new_file(&dir, &schema, written) {
+                    Ok(file) => file,
+                    Err(error) => return (batches, None, Err(error)),
+                },
             };
-            for batch in &batches {
-                file.write(batch)?;
-            }
-            file.get_mut().flush()?;
-            Ok(file)
+            let outcome = batches
+                .iter()
+                .try_for_each(|batch| file.write(batch))
+                .map_err(DataFusionError::from)
+                .and_then(|()| Ok(file.get_mut().flush()?));
+            (batches, Some(file), outcome)
         });
-        let written = writing.await.map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()))?;
-        self.file = Some(written.map_err(|error| self.named(&error))?);
-        Ok(())
-    }
-
-    fn named(&self, error: &datafusion::common::DataFusionError) -> Failure {
-        let message = format!(
-            "the result does not fit the spool directory `{}`: {error}; make room, or set shoal.failover = false \
-             to stream it without",
-            self.limits.dir.display()
-        );
-        Failure::new(ErrorCode::Exhausted, message)
+        let (batches, file, outcome) =
+            writing.await.map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()))?;
+        self.file = file;
+        match outcome {
+            Ok(()) => {
+                self.waiting_bytes = 0;
+                self.batches_in_file += batches.len();
+                Ok(true)
+            }
+            Err(error) => {
+                // What was whole before stays good; of the rest nothing is read.
+                tracing::warn!(dir = %self.limits.dir.display(), %error, "the spool cannot be written");
+                self.waiting = batches;
+                Ok(false)
+            }
+        }
     }
 
     /// All rows, in the order in which they came. Memory and file are freed
     /// as they are taken, and when the stream is dropped.
     pub(super) fn into_rows(self) -> SendableRecordBatchStream {
-        let Self { schema, memory, reservation, waiting, file, .. } = self;
+        let Self { schema, memory, reservation, waiting, file, batches_in_file, .. } = self;
         let reservation = reservation;
         let from_memory = futures::stream::iter(memory).map(move |batch| {
             reservation.shrink(batch.get_array_memory_size().min(reservation.size()));
             Ok(batch)
         });
-        let from_file = file.map(|file| read_back(file).boxed()).unwrap_or(futures::stream::empty().boxed());
+        let from_file = match file {
+            Some(file) if batches_in_file > 0 => read_back(file, batches_in_file).boxed(),
+            Some(_) | None => futures::stream::empty().boxed(),
+        };
         let rows = from_memory.chain(from_file).chain(futures::stream::iter(waiting.into_iter().map(Ok)));
         Box::pin(RecordBatchStreamAdapter::new(schema, rows))
     }
@@ -176,19 +191,23 @@ fn new_file(dir: &Path, schema: &SchemaRef, written: Arc<AtomicU64>) -> Result<S
     Ok(StreamWriter::try_new(CountedFile { file, written }, schema)?)
 }
 
-/// The batches of a file, read on a thread that may block. It ends when the
+/// The first batches of a file, read on a thread that may block. It ends when the
 /// stream is dropped.
 fn read_back(
-    mut file: StreamWriter<CountedFile>,
+    file: StreamWriter<CountedFile>,
+    batches: usize,
 ) -> impl futures::Stream<Item = Result<RecordBatch>> + Send + 'static {
     let (sender, receiver) = mpsc::channel::<Result<Option<RecordBatch>>>(READ_AHEAD);
     tokio::task::spawn_blocking(move || {
         let read = || -> Result<()> {
-            file.finish()?;
-            let CountedFile { file, .. } = file.into_inner()?;
-            let mut file = file.into_inner().map_err(|error| error.into_error())?;
+            // The end is not written: the disk may be full.
+            let mut file = file.get_ref().file.get_ref().try_clone()?;
             file.rewind()?;
-            for batch in StreamReader::try_new(BufReader::new(file), None)? {
+            let mut reader = StreamReader::try_new(BufReader::new(file), None)?;
+            for _ in 0..batches {
+                let batch = reader.next().ok_or_else(|| {
+                    Failure::new(ErrorCode::Internal, "the spool's file is shorter than it was written")
+                })?;
                 if sender.blocking_send(Ok(Some(batch?))).is_err() {
                     return Ok(());
                 }
@@ -295,18 +314,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_is_gone_is_named() {
+    async fn a_file_that_cannot_be_written_is_told_and_nothing_is_lost() {
         let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
+        let expected = batches(300);
         let mut spool =
-            Spool::new(batch(0).schema(), limits(Path::new("/nowhere/at/all"), 0, 1 << 40), &pool);
-        let mut outcome = Ok(Room::Left);
-        for batch in batches(300) {
-            outcome = spool.push(batch).await;
-            if outcome.is_err() {
+            Spool::new(expected[0].schema(), limits(Path::new("/nowhere/at/all"), 0, 1 << 40), &pool);
+        let mut taken = 0;
+        for batch in &expected {
+            taken += 1;
+            if spool.push(batch.clone()).await.unwrap() == Room::Full {
                 break;
             }
         }
-        let message = outcome.unwrap_err().to_string();
-        assert!(message.contains("/nowhere/at/all") && message.contains("shoal.failover"), "{message}");
+        assert!(taken < expected.len(), "never full");
+        assert_eq!(all(spool).await, expected[..taken]);
     }
 }
