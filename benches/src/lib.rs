@@ -5,6 +5,7 @@
 //! Nothing here is linked into the `shoal` binary.
 
 pub mod answer;
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 mod flight_peer;

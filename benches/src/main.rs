@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use shoal_benches::peers::PeerCommand;
-use shoal_benches::{ingest, peers, point, scan, tpch};
+use shoal_benches::{chaos, ingest, peers, point, scan, tpch};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -30,6 +30,8 @@ enum Bench {
     Point(point::PointArgs),
     /// A whole table streamed out through Flight
     Scan(scan::ScanArgs),
+    /// A mixed load while workers are killed, frozen and slowed; every answer checked
+    Chaos(chaos::ChaosArgs),
     /// A process that a benchmark starts
     #[command(hide = true)]
     Peer {
@@ -66,6 +68,7 @@ fn run(bench: Bench) -> anyhow::Result<bool> {
             Bench::Ingest(args) => ingest::run(&args).await,
             Bench::Point(args) => point::run(&args).await,
             Bench::Scan(args) => scan::run(&args).await,
+            Bench::Chaos(args) => chaos::run(&args).await,
             Bench::Peer { .. } => Ok(true),
         }
     })

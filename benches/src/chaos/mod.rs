@@ -1,0 +1,100 @@
+//! `shoal-benches chaos`: a mixed load on a real cluster while its workers are
+//! killed, frozen and slowed. Every answer is compared with the oracle's, and
+//! every acknowledged row is counted at the end.
+
+mod faults;
+mod load;
+mod log;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use shoal_data::sample::TpchTable;
+
+use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::report::{Summary, say};
+use crate::tpch_data::{TpchData, data_root};
+use log::Log;
+
+/// What to run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ChaosArgs {
+    /// Chooses the faults, their moments and the load: the same seed, the same choices
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How long
+    #[arg(long, default_value_t = 3.0)]
+    pub minutes: f64,
+    /// Workers of the cluster
+    #[arg(long, default_value_t = 4)]
+    pub workers: usize,
+    /// Copies of each shard
+    #[arg(long, default_value_t = 3)]
+    pub replicas: u32,
+    /// TPC-H scale factor of the tables that are queried
+    #[arg(long, default_value_t = 0.1)]
+    pub scale: f64,
+    /// Clients that ask at once, beside those that write and scan
+    #[arg(long, default_value_t = 2)]
+    pub clients: usize,
+    /// Write each fault and each answer here, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+}
+
+/// Runs it; false after one wrong answer, lost row or failed query.
+///
+/// # Errors
+/// When something cannot be started.
+pub async fn run(args: &ChaosArgs) -> Result<bool> {
+    let data = TpchData::ensure(&data_root(), args.scale)?;
+    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    options.import_roots = vec![data.dir().to_owned()];
+    options.parent_dir = Some(data_root());
+    let cluster = Arc::new(Cluster::start(&options)?);
+    let mut client = cluster.connect().await?;
+    for table in TpchTable::ALL {
+        client.update(&table.create_statement(8, Some(args.replicas))).await?;
+        client.update(&data.copy_statement(table)).await.with_context(|| format!("load {table}"))?;
+    }
+    let log = Arc::new(Log::new(args.log.as_deref())?);
+    let load = Arc::new(load::Load::new(&data, Arc::clone(&cluster), Arc::clone(&log)).await?);
+    say(format!(
+        "seed {}: {} workers, {} replicas, {} clients, {} minutes",
+        args.seed, args.workers, args.replicas, args.clients, args.minutes
+    ));
+
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut tasks = load.start(args, &is_over).await?;
+    let until = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
+    let struck = {
+        let (cluster, log, workers, seed) = (Arc::clone(&cluster), Arc::clone(&log), args.workers, args.seed);
+        tokio::task::spawn_blocking(move || faults::strike_until(until, seed, workers, &cluster, &log))
+    };
+    let faults = struck.await.context("the faults stopped")??;
+    is_over.store(true, Ordering::Relaxed);
+    while let Some(done) = tasks.join_next().await {
+        done.context("a client stopped")??;
+    }
+    let lost = load.count_rows().await?;
+    let crashed = cluster.crashed();
+    for node in &crashed {
+        say(format!("crashed: {node}"));
+    }
+    let totals = log.totals();
+    say(totals.table());
+    Summary::new("chaos")
+        .with("seed", args.seed)
+        .with("minutes", args.minutes)
+        .with("faults", faults)
+        .with("queries", totals.answers())
+        .with("wrong", totals.wrong())
+        .with("lost", lost)
+        .with("failed", totals.failed())
+        .with("worst_ms", format!("{:.0}", totals.worst_ms()))
+        .print();
+    Ok(totals.wrong() == 0 && totals.failed() == 0 && lost == 0 && crashed.is_empty())
+}
