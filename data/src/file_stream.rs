@@ -40,14 +40,33 @@ pub fn checked_range(offset: u64, length: u64, bytes: u64) -> Option<Range<u64>>
     (end <= bytes).then_some(offset..end)
 }
 
-/// The messages that carry `range` of `file`, and the mark that ends them.
+/// Bytes that can be sent. For blocking threads.
+pub trait Source: Send + Sync + 'static {
+    /// The bytes of `range`.
+    ///
+    /// # Errors
+    /// Where they cannot be read, or are not what they should be.
+    fn read(&self, range: Range<u64>) -> io::Result<Bytes>;
+}
+
+impl Source for File {
+    fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        read_exact(self, range)
+    }
+}
+
+/// The messages that carry `range` of a source, and the mark that ends them.
 /// `name` is for messages only.
-pub fn send(file: File, name: String, range: Range<u64>) -> BoxStream<'static, Result<ReadChunk, Status>> {
+pub fn send(
+    source: impl Source,
+    name: String,
+    range: Range<u64>,
+) -> BoxStream<'static, Result<ReadChunk, Status>> {
     enum Next {
         Bytes { at: u64, crc32c: u32 },
         Nothing,
     }
-    let file = Arc::new(file);
+    let file = Arc::new(source);
     let first = Next::Bytes { at: range.start, crc32c: 0 };
     stream::unfold(first, move |next| {
         let (file, name, range) = (Arc::clone(&file), name.clone(), range.clone());
@@ -61,7 +80,7 @@ pub fn send(file: File, name: String, range: Range<u64>) -> BoxStream<'static, R
             }
             let end = range.end.min(at + CHUNK_BYTES);
             let read = tokio::task::spawn_blocking(move || {
-                let data = read_exact(&file, at..end)?;
+                let data = file.read(at..end)?;
                 let crc32c = crc32c::crc32c_append(crc32c, &data);
                 Ok::<_, io::Error>((data, crc32c))
             })

@@ -3,6 +3,7 @@
 //!
 //! Nothing here talks to a coordinator or decides where shards live.
 
+pub mod block_sums;
 pub mod checksum;
 pub mod data_dir;
 pub mod error;

@@ -23,8 +23,8 @@ use object_store::{
 use parking_lot::Mutex;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
 
-use crate::SegmentName;
-use crate::file_stream;
+use crate::block_sums::BlockSums;
+use crate::{SegmentName, file_stream};
 
 /// The scheme and host under which sessions register the store: segments are
 /// `shard://segments/<table>/<shard>/<segment>.parquet`.
@@ -38,6 +38,8 @@ const AVOIDED_FOR: Duration = Duration::from_secs(5);
 const LOCATED_MAX: usize = 10_000;
 /// Ranges of one remote segment this near to each other are read as one.
 const COALESCE_BYTES: u64 = 256 * 1024;
+/// Checksums of segments that are kept in memory: some 20 bytes per MB of them.
+const SUMS_MAX: usize = 20_000;
 /// A remote read above this is cut, so that no single buffer grows large.
 const WHOLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -63,6 +65,12 @@ pub struct Located {
     pub crc32c: u32,
 }
 
+/// Is told of local segments that cannot be used.
+pub trait ReportDamage: fmt::Debug + Send + Sync {
+    /// The local file of this segment is damaged.
+    fn damaged(&self, name: &SegmentName, what: &io::Error);
+}
+
 /// One worker that holds a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replica {
@@ -72,13 +80,93 @@ pub struct Replica {
     pub address: String,
 }
 
+/// The segments on this node's own disk, verified whenever they are read.
+#[derive(Debug)]
+pub struct LocalSegments {
+    dir: PathBuf,
+    report: Arc<dyn ReportDamage>,
+    /// Checksums that were loaded.
+    sums: Mutex<HashMap<SegmentName, Arc<BlockSums>>>,
+}
+
+impl LocalSegments {
+    /// Those below `dir`; damage is told to `report`.
+    pub fn new(dir: PathBuf, report: Arc<dyn ReportDamage>) -> Self {
+        Self { dir, report, sums: Mutex::default() }
+    }
+
+    /// The ranges of a segment; none where it is not here or damaged.
+    pub fn read(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+        let read = self.open(name).and_then(|(file, sums)| {
+            ranges.iter().map(|range| sums.read(&file, range.clone())).collect::<io::Result<Vec<_>>>()
+        });
+        self.unless_damaged(name, read)
+    }
+
+    /// The length of a segment; none where it is not here or damaged.
+    pub fn bytes_of(&self, name: &SegmentName) -> Option<u64> {
+        let sums = self.open(name).map(|(_, sums)| sums.bytes());
+        self.unless_damaged(name, sums)
+    }
+
+    /// The file of a segment and what it must hold.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidData`, and what the disk says.
+    pub fn open(&self, name: &SegmentName) -> io::Result<(File, Arc<BlockSums>)> {
+        let path = self.dir.join(name.to_string());
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) => {
+                self.forget(name);
+                return Err(error);
+            }
+        };
+        if let Some(sums) = self.sums.lock().get(name) {
+            return Ok((file, Arc::clone(sums)));
+        }
+        let sums = BlockSums::load(*name, &path).map_err(|error| match error.kind() {
+            // The segment is there: without its checksums it is damaged.
+            io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::InvalidData, "its checksums are gone"),
+            _ => error,
+        })?;
+        let sums = Arc::new(sums);
+        let mut known = self.sums.lock();
+        if known.len() >= SUMS_MAX {
+            known.clear();
+        }
+        known.insert(*name, Arc::clone(&sums));
+        Ok((file, sums))
+    }
+
+    /// Tells of a segment that could not be read as it was written.
+    pub fn tell(&self, name: &SegmentName, error: &io::Error) {
+        self.forget(name);
+        self.report.damaged(name, error);
+    }
+
+    fn forget(&self, name: &SegmentName) {
+        self.sums.lock().remove(name);
+    }
+
+    fn unless_damaged<T>(&self, name: &SegmentName, read: io::Result<T>) -> Option<T> {
+        match read {
+            Ok(read) => Some(read),
+            Err(error) => {
+                self.tell(name, &error);
+                None
+            }
+        }
+    }
+}
+
 /// What was located, and when.
 type Known = HashMap<SegmentName, (Instant, Arc<Located>)>;
 
 /// Segments as an object store. Cheap to clone; reads only.
 #[derive(Clone)]
 pub struct ShardStore {
-    local: Option<PathBuf>,
+    local: Option<Arc<LocalSegments>>,
     locate: Arc<dyn Locate>,
     channels: Channels,
     located: Arc<Mutex<Known>>,
@@ -86,44 +174,21 @@ pub struct ShardStore {
 }
 
 impl ShardStore {
-    /// A store that looks below `local` first, if this node holds segments,
+    /// A store that looks into `local` first, if this node holds segments,
     /// and then asks `locate` for peers.
-    pub fn new(local: Option<PathBuf>, locate: Arc<dyn Locate>, channels: Channels) -> Self {
+    pub fn new(local: Option<Arc<LocalSegments>>, locate: Arc<dyn Locate>, channels: Channels) -> Self {
         Self { local, locate, channels, located: Arc::default(), avoided: Arc::default() }
     }
 
-    /// Whether this node has a file for the segment.
-    pub fn is_local(&self, name: &SegmentName) -> bool {
-        self.local_path(name).is_some_and(|path| path.exists())
-    }
-
-    fn local_path(&self, name: &SegmentName) -> Option<PathBuf> {
-        self.local.as_ref().map(|local| local.join(name.to_string()))
-    }
-
-    /// All ranges from the local file in one hop to a blocking thread; none
-    /// where there is no local file or it cannot be read.
+    /// All ranges from the local file in one hop to a blocking thread, each
+    /// block verified; none where there is no local file or it is damaged.
     async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
-        let path = self.local_path(name)?;
-        let ranges = ranges.to_vec();
-        let read = tokio::task::spawn_blocking(move || {
-            let file = File::open(path)?;
-            ranges.into_iter().map(|range| file_stream::read_exact(&file, range)).collect()
+        let local = Arc::clone(self.local.as_ref()?);
+        let (name, ranges) = (*name, ranges.to_vec());
+        tokio::task::spawn_blocking(move || local.read(&name, &ranges)).await.unwrap_or_else(|join| {
+            tracing::error!(segment = %name, error = %join, "reading a local segment did not end");
+            None
         })
-        .await
-        .unwrap_or_else(|join| Err(io::Error::other(join)));
-        self.or_peers(name, read)
-    }
-
-    fn or_peers<T>(&self, name: &SegmentName, read: io::Result<T>) -> Option<T> {
-        match read {
-            Ok(read) => Some(read),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                tracing::warn!(segment = %name, %error, "local segment not readable, asking peers");
-                None
-            }
-        }
     }
 
     async fn located(&self, name: &SegmentName) -> Result<Arc<Located>, Failure> {
@@ -183,12 +248,10 @@ impl ShardStore {
     }
 
     async fn bytes_of(&self, name: &SegmentName) -> Result<u64, Failure> {
-        if let Some(path) = self.local_path(name) {
-            let length = tokio::task::spawn_blocking(move || Ok(std::fs::metadata(path)?.len()))
-                .await
-                .unwrap_or_else(|join| Err(io::Error::other(join)));
-            if let Some(length) = self.or_peers(name, length) {
-                return Ok(length);
+        if let Some(local) = self.local.clone() {
+            let name = *name;
+            if let Ok(Some(bytes)) = tokio::task::spawn_blocking(move || local.bytes_of(&name)).await {
+                return Ok(bytes);
             }
         }
         Ok(self.located(name).await?.bytes)

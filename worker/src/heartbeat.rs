@@ -220,6 +220,10 @@ impl Beating {
                     continue;
                 }
             }
+            if self.parts.replicator.take_lost() {
+                // A join tells what is here, and brings orders for the rest.
+                return Ok(());
+            }
             if heard_at.elapsed() > SILENCE_MAX {
                 return Err(silent(coordinator));
             }

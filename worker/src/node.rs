@@ -9,7 +9,7 @@ use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use shoal_data::import_store::IMPORT_STORE_URL;
 use shoal_data::object_stores::register_object_stores;
-use shoal_data::shard_store::SHARD_STORE_URL;
+use shoal_data::shard_store::{LocalSegments, SHARD_STORE_URL};
 use shoal_data::{DataDir, ImportStore, ShardStore};
 use shoal_proto::Channels;
 use shoal_proto::cluster::QueryProgress;
@@ -17,6 +17,7 @@ use shoal_proto::server::{Incoming, builder};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use crate::execute::ExecutionService;
@@ -24,6 +25,7 @@ use crate::heartbeat::{ExecutionStatus, Heartbeat, HeartbeatParts, Introduction}
 use crate::identity::Identity;
 use crate::locate::CoordinatorLocate;
 use crate::replicate::Replicator;
+use crate::scrub::scrub;
 use crate::segment_dir::SegmentDir;
 use crate::segments::{SegmentService, blocking};
 use crate::{Error, WorkerConfig};
@@ -70,7 +72,9 @@ pub async fn run(
 
     let channels = Channels::new(Handle::current());
     let locate = Arc::new(CoordinatorLocate::new(config.coordinators.clone(), channels.clone()));
-    let shards = Arc::new(ShardStore::new(Some(dir.path().to_owned()), locate, channels.clone()));
+    let replicator = Replicator::new(Arc::clone(&dir), channels.clone(), Handle::current());
+    let local = Arc::new(LocalSegments::new(dir.path().to_owned(), Arc::new(replicator.clone())));
+    let shards = Arc::new(ShardStore::new(Some(Arc::clone(&local)), locate, channels.clone()));
     let imports = Arc::new(ImportStore::through(config.coordinators.clone(), channels.clone()));
 
     let memory = usize::try_from(config.memory_limit_bytes).unwrap_or(usize::MAX);
@@ -85,8 +89,8 @@ pub async fn run(
 
     let execution = ExecutionService::new(worker.clone(), runtime, channels.clone(), compute, config.threads);
 
-    let replicator = Replicator::new(Arc::clone(&dir), channels, Handle::current());
-    let segments = SegmentService::new(worker.clone(), Arc::clone(&dir), replicator.clone());
+    let _scrubbing = AbortOnDropHandle::new(tokio::spawn(scrub(Arc::clone(&dir), Arc::clone(&local))));
+    let segments = SegmentService::new(worker.clone(), Arc::clone(&dir), local, replicator.clone());
     let end = CancellationToken::new();
     let served = builder()
         .add_service(execution.clone().into_server())

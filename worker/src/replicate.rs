@@ -2,10 +2,13 @@
 //! copies from peers, removes what nobody needs.
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
 use parking_lot::Mutex;
+use shoal_data::shard_store::ReportDamage;
 use shoal_data::{SegmentName, file_stream};
 use shoal_proto::cluster::FetchRequest;
 use shoal_proto::{Channels, ErrorCode, Failure};
@@ -34,7 +37,25 @@ struct Inner {
     permits: Semaphore,
     under_way: Mutex<HashSet<SegmentName>>,
     fetched: Mutex<Vec<SegmentName>>,
+    /// Whether segments were lost since the coordinator was told what is here.
+    has_lost: AtomicBool,
     news: Notify,
+}
+
+impl ReportDamage for Replicator {
+    /// A damaged segment is as good as none: it is removed, and the
+    /// coordinator orders a copy of a peer's.
+    fn damaged(&self, name: &SegmentName, what: &io::Error) {
+        if self.0.dir.bytes_of(name).is_none() {
+            return;
+        }
+        tracing::error!(segment = %name, error = %what, "segment is damaged: it is removed, and copied from a peer");
+        if let Err(error) = self.0.dir.remove(name) {
+            tracing::error!(segment = %name, %error, "damaged segment not removed");
+        }
+        self.0.has_lost.store(true, Ordering::Relaxed);
+        self.0.news.notify_one();
+    }
 }
 
 impl Replicator {
@@ -48,6 +69,7 @@ impl Replicator {
             permits: Semaphore::new(FETCHES_MAX),
             under_way: Mutex::default(),
             fetched: Mutex::default(),
+            has_lost: AtomicBool::new(false),
             news: Notify::new(),
         }))
     }
@@ -86,7 +108,13 @@ impl Replicator {
         std::mem::take(&mut self.0.fetched.lock())
     }
 
-    /// Waits until a copy is made.
+    /// Whether segments were lost since the last call: the coordinator must be
+    /// told anew what is here.
+    pub fn take_lost(&self) -> bool {
+        self.0.has_lost.swap(false, Ordering::Relaxed)
+    }
+
+    /// Waits until a copy is made, or one is lost.
     pub async fn news(&self) {
         self.0.news.notified().await;
     }

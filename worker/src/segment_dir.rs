@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
+use shoal_data::block_sums::{self, BlockSummer, BlockSums};
 use shoal_data::data_dir::{is_full, make_dir, sync_dir, sync_file};
 use shoal_data::{DataDir, SegmentName};
 
@@ -46,12 +47,18 @@ impl SegmentDir {
         for table in entries(&segments)? {
             for shard in entries(&table)? {
                 for file in entries(&shard)? {
+                    if file.extension().is_some_and(|extension| extension == block_sums::EXTENSION) {
+                        continue;
+                    }
                     let relative = file.strip_prefix(&segments).unwrap_or(&file).to_string_lossy();
                     match relative.parse::<SegmentName>() {
                         Ok(name) => {
                             let metadata = file.metadata().map_err(|error| {
                                 Error::io(format!("cannot look at {}", file.display()), error)
                             })?;
+                            if !BlockSums::path(&file).exists() {
+                                sum_up(name, &file)?;
+                            }
                             held.insert(name, metadata.len());
                         }
                         Err(_) => tracing::warn!(file = %file.display(), "not a segment, left alone"),
@@ -89,22 +96,6 @@ impl SegmentDir {
         rustix::fs::statvfs(&self.segments).map_or(0, |disk| disk.f_bavail * disk.f_frsize)
     }
 
-    /// Opens a segment for reading.
-    ///
-    /// # Errors
-    /// `NotHere`; `Io` where the disk fails.
-    pub fn open_file(&self, name: &SegmentName) -> Result<(File, u64), Error> {
-        let path = self.segments.join(name.to_string());
-        let opened = File::open(&path).and_then(|file| {
-            let bytes = file.metadata()?.len();
-            Ok((file, bytes))
-        });
-        opened.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NotHere(name.to_string()),
-            _ => Error::io(format!("cannot open {}", path.display()), error),
-        })
-    }
-
     /// Starts a segment of so many bytes; takes the room for it at once.
     ///
     /// # Errors
@@ -117,9 +108,11 @@ impl SegmentDir {
             dir: Arc::clone(self),
             name,
             file,
+            sums_path: Temporary(BlockSums::path(&path)),
             path: Temporary(path),
             expected: (bytes, crc32c),
             written: (0, 0),
+            blocks: BlockSummer::default(),
         };
         if bytes > 0 {
             match rustix::fs::fallocate(&staging.file, FallocateFlags::empty(), 0, bytes) {
@@ -139,18 +132,28 @@ impl SegmentDir {
     pub fn remove(&self, name: &SegmentName) -> Result<bool, Error> {
         self.held.lock().remove(name);
         let path = self.segments.join(name.to_string());
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Error::io(format!("cannot remove {}", path.display()), error)),
+        let removed = match fs::remove_file(&path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(Error::io(format!("cannot remove {}", path.display()), error)),
+        };
+        let sums = BlockSums::path(&path);
+        match fs::remove_file(&sums) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(format!("cannot remove {}", sums.display()), error)),
         }
+        Ok(removed)
     }
 
-    /// Puts a whole, durable file under its name, durably.
-    fn install(&self, name: SegmentName, bytes: u64, from: &Path) -> Result<(), Error> {
+    /// Puts a whole, durable file and its checksums under their names,
+    /// durably: the checksums first, as a segment is nothing without them.
+    fn install(&self, name: SegmentName, bytes: u64, from: &Path, sums: &Path) -> Result<(), Error> {
         let path = self.segments.join(name.to_string());
         if let Some(shard) = path.parent() {
             make_dir(shard)?;
+            let sums_path = BlockSums::path(&path);
+            fs::rename(sums, &sums_path).map_err(|error| self.failed(&name, bytes, &sums_path, error))?;
             fs::rename(from, &path).map_err(|error| self.failed(&name, bytes, &path, error))?;
             sync_dir(shard)?;
         }
@@ -175,6 +178,9 @@ pub struct Staging {
     name: SegmentName,
     file: File,
     path: Temporary,
+    sums_path: Temporary,
+    /// Of what was written so far.
+    blocks: BlockSummer,
     /// Bytes and checksum that were announced.
     expected: (u64, u32),
     /// Bytes and checksum so far.
@@ -192,6 +198,7 @@ impl Staging {
         if self.written.0 > self.expected.0 {
             return Err(self.corrupt("there are more bytes than were announced"));
         }
+        self.blocks.update(data);
         self.file
             .write_all(data)
             .map_err(|error| self.dir.failed(&self.name, self.expected.0, &self.path.0, error))
@@ -210,15 +217,22 @@ impl Staging {
         if self.written.1 != self.expected.1 {
             return Err(self.corrupt("its checksum does not match"));
         }
-        sync_file(&self.file, &self.path.0).map_err(|error| match error {
-            data_dir_error if data_dir_error.code() == shoal_proto::ErrorCode::Exhausted => Error::DiskFull {
-                name: self.name.to_string(),
-                bytes: self.expected.0,
-                dir: self.dir.segments.display().to_string(),
-            },
-            other => other.into(),
-        })?;
-        self.dir.install(self.name, self.expected.0, &self.path.0)?;
+        let failed = |path: &Path, error| self.dir.failed(&self.name, self.expected.0, path, error);
+        let sums = self.blocks.clone().finish(self.name).encode();
+        let mut sums_file =
+            File::create(&self.sums_path.0).map_err(|error| failed(&self.sums_path.0, error))?;
+        sums_file.write_all(&sums).map_err(|error| failed(&self.sums_path.0, error))?;
+        for (file, path) in [(&sums_file, &self.sums_path.0), (&self.file, &self.path.0)] {
+            sync_file(file, path).map_err(|error| match error {
+                full if full.code() == shoal_proto::ErrorCode::Exhausted => Error::DiskFull {
+                    name: self.name.to_string(),
+                    bytes: self.expected.0,
+                    dir: self.dir.segments.display().to_string(),
+                },
+                other => other.into(),
+            })?;
+        }
+        self.dir.install(self.name, self.expected.0, &self.path.0, &self.sums_path.0)?;
         Ok(self.written)
     }
 
@@ -239,6 +253,27 @@ impl Drop for Temporary {
             Err(error) => tracing::warn!(file = %self.0.display(), %error, "left until the next start"),
         }
     }
+}
+
+/// Makes the checksums of a segment that an earlier version wrote without.
+fn sum_up(name: SegmentName, path: &Path) -> Result<(), Error> {
+    tracing::warn!(segment = %name, "has no checksums of its blocks: they are made from what is there");
+    let failed = |error| Error::io(format!("cannot make checksums of {}", path.display()), error);
+    let mut file = File::open(path).map_err(failed)?;
+    let mut blocks = BlockSummer::default();
+    let mut piece = vec![0; block_sums::BLOCK_BYTES as usize];
+    loop {
+        let length = file.read(&mut piece).map_err(failed)?;
+        if length == 0 {
+            break;
+        }
+        blocks.update(&piece[..length]);
+    }
+    let sums_path = BlockSums::path(path);
+    let mut sums = File::create(&sums_path).map_err(failed)?;
+    sums.write_all(&blocks.finish(name).encode()).map_err(failed)?;
+    sync_file(&sums, &sums_path)?;
+    Ok(())
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, Error> {

@@ -1,11 +1,17 @@
 //! The `Segments` and `Files` services of a worker: check, forward to the
 //! directory on blocking threads, name the worker in every error.
 
+use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::BoxStream;
+use shoal_data::block_sums::BlockSums;
+use shoal_data::shard_store::LocalSegments;
 use shoal_data::{SegmentName, file_stream};
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::files_server::{Files, FilesServer};
@@ -29,13 +35,20 @@ const STALL_MAX: Duration = Duration::from_secs(10);
 pub struct SegmentService {
     worker: WorkerId,
     dir: Arc<SegmentDir>,
+    local: Arc<LocalSegments>,
     replicator: Replicator,
 }
 
 impl SegmentService {
-    /// Serves `dir`; fetches through `replicator`.
-    pub fn new(worker: WorkerId, dir: Arc<SegmentDir>, replicator: Replicator) -> Self {
-        Self { worker, dir, replicator }
+    /// Writes to `dir` and reads what is there through `local`; fetches through
+    /// `replicator`.
+    pub fn new(
+        worker: WorkerId,
+        dir: Arc<SegmentDir>,
+        local: Arc<LocalSegments>,
+        replicator: Replicator,
+    ) -> Self {
+        Self { worker, dir, local, replicator }
     }
 
     /// The service that writes segments, ready to be added to a server.
@@ -56,9 +69,19 @@ impl SegmentService {
         name.parse().map_err(|error: shoal_data::DataError| self.refuse(error))
     }
 
-    async fn open(&self, name: &str) -> Result<(std::fs::File, u64), Status> {
-        let (dir, name) = (Arc::clone(&self.dir), self.parse(name)?);
-        blocking(move || dir.open_file(&name)).await.map_err(|error| self.refuse(error))
+    async fn open(&self, name: &str) -> Result<Verified, Status> {
+        let (local, name) = (Arc::clone(&self.local), self.parse(name)?);
+        let opened = blocking(move || match local.open(&name) {
+            Ok((file, sums)) => Ok(Verified { file, sums, name, local }),
+            Err(error) => {
+                local.tell(&name, &error);
+                Err(match error.kind() {
+                    io::ErrorKind::NotFound => Error::NotHere(name.to_string()),
+                    _ => Error::Corrupt { name: name.to_string(), what: error.to_string() },
+                })
+            }
+        });
+        opened.await.map_err(|error| self.refuse(error))
     }
 
     async fn receive(&self, mut parts: Streaming<StageRequest>) -> Result<(u64, u32), Error> {
@@ -80,6 +103,20 @@ impl SegmentService {
             .await?;
         }
         blocking(move || Staging::finish(staging)).await
+    }
+}
+
+/// A segment whose bytes are verified before they are sent.
+struct Verified {
+    file: File,
+    sums: Arc<BlockSums>,
+    name: SegmentName,
+    local: Arc<LocalSegments>,
+}
+
+impl file_stream::Source for Verified {
+    fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        self.sums.read(&self.file, range).inspect_err(|error| self.local.tell(&self.name, error))
     }
 }
 
@@ -135,16 +172,17 @@ impl Files for SegmentService {
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let ReadRequest { name, offset, length } = request.into_inner();
-        let (file, bytes) = self.open(&name).await?;
+        let segment = self.open(&name).await?;
+        let bytes = segment.sums.bytes();
         let range = file_stream::checked_range(offset, length, bytes).ok_or_else(|| {
             let what = format!("it has {bytes} bytes here, and {length} from {offset} on were asked for");
             self.refuse(Error::Corrupt { name: name.clone(), what })
         })?;
-        Ok(Response::new(file_stream::send(file, name, range)))
+        Ok(Response::new(file_stream::send(segment, name, range)))
     }
 
     async fn stat(&self, request: Request<StatRequest>) -> Result<Response<StatReply>, Status> {
-        let (_, bytes) = self.open(&request.into_inner().name).await?;
+        let bytes = self.open(&request.into_inner().name).await?.sums.bytes();
         Ok(Response::new(StatReply { bytes, modified_unix_ms: 0 }))
     }
 }

@@ -1,5 +1,9 @@
 //! What workers suffer: one at a time, so that each shard keeps a replica.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -22,9 +26,12 @@ enum Fault {
     Freeze,
     /// Stopped nine tenths of the time.
     Slow,
+    /// Bytes of its segments are changed on its disk.
+    Corrupt,
 }
 
-const FAULTS: [Fault; 5] = [Fault::Kill, Fault::Kill, Fault::Freeze, Fault::Freeze, Fault::Slow];
+const FAULTS: [Fault; 6] =
+    [Fault::Kill, Fault::Kill, Fault::Freeze, Fault::Freeze, Fault::Slow, Fault::Corrupt];
 
 /// Strikes workers until then, and heals each; how often.
 ///
@@ -57,6 +64,14 @@ pub(super) fn strike_until(
                 std::thread::sleep(lasting);
                 cluster.resume(&worker)?;
             }
+            Fault::Corrupt => {
+                for _ in 0..3 {
+                    // A table may be dropped meanwhile.
+                    let flipped = flip(&cluster.data_dir(&worker)?.join("segments"), &mut random);
+                    log.fault(&worker, &format!("{flipped:?}"), Duration::ZERO);
+                }
+                std::thread::sleep(lasting);
+            }
             Fault::Slow => {
                 let end = Instant::now() + lasting;
                 while Instant::now() < end {
@@ -72,4 +87,28 @@ pub(super) fn strike_until(
         log.fault(&worker, "healed", Duration::ZERO);
     }
     Ok(faults)
+}
+
+/// Changes one byte of one segment below `segments`.
+fn flip(segments: &Path, random: &mut StdRng) -> io::Result<PathBuf> {
+    let mut files = Vec::new();
+    let mut open = vec![segments.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "parquet") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    let path = files.choose(random).ok_or(io::ErrorKind::NotFound)?.clone();
+    let file = File::options().read(true).write(true).open(&path)?;
+    let at = random.random_range(0..file.metadata()?.len().max(1));
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 0x55], at)?;
+    Ok(path)
 }

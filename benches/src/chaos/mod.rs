@@ -1,5 +1,5 @@
 //! `shoal-benches chaos`: a mixed load on a real cluster while its workers are
-//! killed, frozen and slowed. Every answer is compared with the oracle's, and
+//! killed, frozen and slowed, and bytes on their disks changed. Every answer is compared with the oracle's, and
 //! every acknowledged row is counted at the end.
 
 mod faults;

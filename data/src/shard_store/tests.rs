@@ -10,6 +10,7 @@ use shoal_proto::{SegmentId, TableId};
 use tonic::{Request, Response, Status};
 
 use super::*;
+use crate::block_sums::BlockSummer;
 
 /// What a peer does when it is asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,6 +97,17 @@ struct Fixture {
     name: SegmentName,
     /// How often each peer was asked.
     asked: Vec<Arc<AtomicUsize>>,
+    damage: Arc<Damage>,
+}
+
+/// What was told of damage.
+#[derive(Debug, Default)]
+struct Damage(Mutex<Vec<io::ErrorKind>>);
+
+impl ReportDamage for Damage {
+    fn damaged(&self, _name: &SegmentName, what: &io::Error) {
+        self.0.lock().push(what.kind());
+    }
 }
 
 const BYTES: &[u8] = b"0123456789abcdefghij";
@@ -122,9 +134,12 @@ async fn fixture(manners: &[Manner]) -> Fixture {
     let local = tempfile::tempdir().unwrap();
     let channels = Channels::new(tokio::runtime::Handle::current());
     let locate: Arc<dyn Locate> = Arc::<Everywhere>::clone(&located);
-    let store = ShardStore::new(Some(local.path().to_owned()), locate, channels);
+    let damage = Arc::new(Damage::default());
+    let report: Arc<dyn ReportDamage> = Arc::<Damage>::clone(&damage);
+    let segments = Arc::new(LocalSegments::new(local.path().to_owned(), report));
+    let store = ShardStore::new(Some(segments), locate, channels);
     let name = SegmentName { table: TableId(1), shard: 3, segment: SegmentId::random() };
-    Fixture { store, located, local, name, asked }
+    Fixture { store, located, local, name, asked, damage }
 }
 
 impl Fixture {
@@ -139,6 +154,9 @@ impl Fixture {
     fn put_local(&self, bytes: &[u8]) {
         let path = self.local.path().join(self.name.to_string());
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut summer = BlockSummer::default();
+        summer.update(bytes);
+        std::fs::write(BlockSums::path(&path), summer.finish(self.name).encode()).unwrap();
         std::fs::write(path, bytes).unwrap();
     }
 
@@ -156,7 +174,6 @@ fn failure(error: object_store::Error) -> Failure {
 async fn a_local_segment_needs_nobody_else() {
     let fixture = fixture(&[Manner::Honest]).await;
     fixture.put_local(BYTES);
-    assert!(fixture.store.is_local(&fixture.name));
     assert_eq!(fixture.read(5..8).await.unwrap(), "567");
     let ranges = fixture.store.get_ranges(&fixture.path(), &[0..2, 18..20, 3..3]).await.unwrap();
     assert_eq!(ranges, ["01", "ij", ""]);
@@ -165,6 +182,27 @@ async fn a_local_segment_needs_nobody_else() {
     assert_eq!(whole.bytes().await.unwrap(), BYTES);
     assert_eq!(fixture.asked(), [0]);
     assert_eq!(fixture.located.1.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_damaged_local_segment_is_told_and_comes_from_a_peer() {
+    let fixture = fixture(&[Manner::Honest]).await;
+    fixture.put_local(BYTES);
+    assert_eq!(fixture.read(5..8).await.unwrap(), "567");
+    let path = fixture.local.path().join(fixture.name.to_string());
+    for (number, damage) in [&b"0123456789abcdefghiX"[..], b"0123456789", b""].into_iter().enumerate() {
+        std::fs::write(&path, damage).unwrap();
+        assert_eq!(fixture.read(5..8).await.unwrap(), "567");
+        assert_eq!(fixture.asked(), [number + 1]);
+        assert_eq!(fixture.damage.0.lock().len(), number + 1);
+    }
+    std::fs::write(&path, BYTES).unwrap();
+    std::fs::remove_file(BlockSums::path(&path)).unwrap();
+    assert_eq!(fixture.read(5..8).await.unwrap(), "567");
+    assert_eq!(fixture.store.head(&fixture.path()).await.unwrap().size, 20);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(fixture.read(5..8).await.unwrap(), "567");
+    assert_eq!(fixture.damage.0.lock().last(), Some(&io::ErrorKind::NotFound));
 }
 
 #[tokio::test]

@@ -174,3 +174,64 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     }
     files
 }
+
+#[test]
+fn rot_on_a_disk_is_noticed_and_mended() {
+    let cluster = own(3);
+    let _logs = cluster.show_logs_on_failure();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut client = cluster.connect().await.unwrap();
+        make_rows(&mut client).await;
+        let segments = cluster.data_dir("worker-1").unwrap().join("segments");
+        let files: Vec<_> = walk(&segments)
+            .into_iter()
+            .filter(|path| path.extension().is_some_and(|end| end == "parquet"))
+            .collect();
+        assert_eq!(files.len(), 8, "{files:?}");
+        let whole: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).unwrap()).collect();
+        for (number, (path, bytes)) in files.iter().zip(&whole).enumerate() {
+            match number {
+                // Cut short, gone, another one in its place, without checksums.
+                0 => std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
+                1 => std::fs::remove_file(path).unwrap(),
+                2 => std::fs::write(path, &whole[3]).unwrap(),
+                4 => std::fs::remove_file(path.with_added_extension("sums")).unwrap(),
+                // A byte in every 4 KiB; one of the footer.
+                5 => {
+                    let mut rotten = bytes.clone();
+                    rotten.iter_mut().step_by(4096).for_each(|byte| *byte ^= 1);
+                    std::fs::write(path, rotten).unwrap();
+                }
+                _ => {
+                    let mut rotten = bytes.clone();
+                    let last = rotten.len() - 20;
+                    rotten[last] ^= 0x80;
+                    std::fs::write(path, rotten).unwrap();
+                }
+            }
+        }
+        // Each worker reads all, so that the rotten copies are read too.
+        client.update("SET shoal.task_bytes = 1").await.unwrap();
+        let expected = Sum { rows: ROWS as usize, keys: (1..=ROWS).sum() };
+        for _ in 0..4 {
+            let mut sum = Sum::default();
+            client.query("SELECT k, v, s FROM f").await.unwrap().iter().for_each(|batch| sum.add(batch));
+            assert_eq!(sum, expected);
+        }
+        // All copies are good again: those that were read at once, the others
+        // when the scrub comes by.
+        let since = std::time::Instant::now();
+        loop {
+            let mended = files.iter().zip(&whole).all(|(path, bytes)| {
+                std::fs::read(path).is_ok_and(|now| now == *bytes)
+                    && path.with_added_extension("sums").exists()
+            });
+            if mended {
+                break;
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "not mended after a minute");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+}
