@@ -38,7 +38,7 @@ pub struct TpchArgs {
     /// Shards of each large table
     #[arg(long, default_value_t = 8)]
     pub shards: u32,
-    /// Peers: datafusion (always run: its answers are the right ones), datafusion_same_files, dfd, duckdb
+    /// Peers: datafusion (always run: its answers are the right ones), datafusion_same_files, shoal_no_failover, dfd, duckdb
     #[arg(long, value_delimiter = ',', default_value = "datafusion,datafusion_same_files,dfd,duckdb")]
     pub against: Vec<String>,
     /// Timed passes after the one that checks
@@ -190,6 +190,9 @@ async fn start_peers(
             "datafusion_same_files" => {
                 peers.push(Box::new(ChildPeer::datafusion(name, cores, &shard_files(cluster).await?)?));
             }
+            "shoal_no_failover" => {
+                peers.push(Box::new(ShoalPeer::without_failover(Arc::clone(cluster)).await?));
+            }
             "dfd" => {
                 peers.push(Box::new(ChildPeer::datafusion_distributed(
                     args.workers,
@@ -202,7 +205,9 @@ async fn start_peers(
                 Ok(peer) => peers.push(Box::new(peer)),
                 Err(error) => say(format!("notice: duckdb is left out: {error:#}")),
             },
-            other => bail!("no peer `{other}`: datafusion, datafusion_same_files, dfd, duckdb"),
+            other => {
+                bail!("no peer `{other}`: datafusion, datafusion_same_files, shoal_no_failover, dfd, duckdb")
+            }
         }
     }
     Ok(peers)

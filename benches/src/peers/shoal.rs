@@ -19,6 +19,7 @@ use crate::cluster::Cluster;
 
 /// A cluster as a peer: one session, plain Flight SQL statements.
 pub struct ShoalPeer {
+    name: &'static str,
     cluster: Arc<Cluster>,
     client: Client,
 }
@@ -30,14 +31,24 @@ impl ShoalPeer {
     /// When the coordinator cannot be reached.
     pub async fn connect(cluster: Arc<Cluster>) -> Result<Self> {
         let client = cluster.connect().await?;
-        Ok(Self { cluster, client })
+        Ok(Self { name: "shoal", cluster, client })
+    }
+
+    /// A session with failover switched off, to see what it costs.
+    ///
+    /// # Errors
+    /// When the coordinator cannot be reached.
+    pub async fn without_failover(cluster: Arc<Cluster>) -> Result<Self> {
+        let mut client = cluster.connect().await?;
+        client.update("SET shoal.failover = false").await?;
+        Ok(Self { name: "shoal_no_failover", cluster, client })
     }
 }
 
 #[async_trait]
 impl Peer for ShoalPeer {
     fn name(&self) -> &str {
-        "shoal"
+        self.name
     }
 
     fn pids(&self) -> Vec<u32> {

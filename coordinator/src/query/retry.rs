@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use shoal_proto::{ErrorCode, Failure, WorkerId};
 
 /// Attempts at one query before its error is the answer. A plan that kills
-/// worker after worker must not kill them all.
-pub(super) const ATTEMPTS_MAX: u32 = 4;
+/// worker after worker must not kill them all; one that is only unlucky, with
+/// workers that come and go, should not fail.
+pub(super) const ATTEMPTS_MAX: u32 = 6;
 /// No new attempt begins after a query was retried for so long.
 const RETRY_FOR: Duration = Duration::from_secs(600);
 
@@ -70,6 +71,14 @@ impl Attempted {
     /// An attempt begins.
     pub(super) fn begin(&mut self) {
         self.attempt += 1;
+    }
+
+    /// The attempt gave rows that need not be given again: what was lost before
+    /// it says nothing about the query any more.
+    pub(super) fn progressed(&mut self, now: Instant) {
+        if !self.losses.is_empty() {
+            *self = Self { attempt: 1, is_released: self.is_released, ..Self::new(now) };
+        }
     }
 
     /// Workers that the next attempt does without.
@@ -191,20 +200,33 @@ mod tests {
     fn a_query_that_ends_worker_after_worker_is_stopped_and_says_so() {
         let now = Instant::now();
         let mut attempted = Attempted::new(now);
-        for worker in ["w1", "w2", "w3"] {
+        for worker in ["w1", "w2", "w3", "w4", "w5"] {
             attempted.begin();
             assert_eq!(attempted.on(lost(worker), now), suspecting(worker));
         }
         attempted.begin();
-        let Decision::Fail { failure, suspect } = attempted.on(lost("w4"), now) else {
+        let Decision::Fail { failure, suspect } = attempted.on(lost("w6"), now) else {
             panic!("tried again")
         };
-        assert_eq!(suspect, Some(WorkerId::from("w4")));
+        assert_eq!(suspect, Some(WorkerId::from("w6")));
         assert_eq!(
             failure.message,
-            "connection reset (after 4 attempts: attempt 1 lost w1, attempt 2 lost w2, attempt 3 lost w3, \
-             attempt 4 lost w4; it may be the query that ends them)"
+            "connection reset (after 6 attempts: attempt 1 lost w1, attempt 2 lost w2, attempt 3 lost w3, \
+             attempt 4 lost w4, attempt 5 lost w5, attempt 6 lost w6; it may be the query that ends them)"
         );
+    }
+
+    #[test]
+    fn a_stream_that_goes_on_is_not_to_blame() {
+        let now = Instant::now();
+        let mut attempted = Attempted::new(now);
+        for turn in 0..3 * ATTEMPTS_MAX {
+            attempted.begin();
+            assert_eq!(attempted.on(lost("w1"), now), suspecting("w1"), "turn {turn}");
+            attempted.begin();
+            attempted.progressed(now);
+            assert!(attempted.avoid().is_empty() && attempted.losses().is_empty());
+        }
     }
 
     #[test]

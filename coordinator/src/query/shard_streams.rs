@@ -306,6 +306,9 @@ impl ShardStream {
             match polled {
                 Some(Ok(batch)) => {
                     self.rows_given += batch.num_rows();
+                    if batch.num_rows() > 0 {
+                        self.attempted.progressed(Instant::now());
+                    }
                     return Some(Ok(batch));
                 }
                 None => return None,
