@@ -8,6 +8,7 @@ pub mod answer;
 pub mod chaos;
 pub mod client;
 pub mod cluster;
+pub mod failover;
 mod flight_peer;
 pub mod ingest;
 pub mod node;

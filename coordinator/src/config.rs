@@ -17,6 +17,8 @@ pub struct CoordinatorConfig {
     /// Object store prefixes that external tables may use, like
     /// `s3://bucket/path`.
     pub object_stores: Vec<String>,
+    /// The zone that it stands in; queries read from workers of it first.
+    pub zone: String,
     /// Queries that run at once.
     pub queries_max: usize,
     /// Queries that may wait for their turn; more are refused.
@@ -42,6 +44,7 @@ impl CoordinatorConfig {
             advertise: String::new(),
             import_roots: Vec::new(),
             object_stores: Vec::new(),
+            zone: String::new(),
             queries_max: (2 * cores).max(4),
             queue_max: 1_000,
             queue_timeout: Duration::from_secs(60),

@@ -139,10 +139,23 @@ impl LocalSegments {
         Ok((file, sums))
     }
 
-    /// Tells of a segment that could not be read as it was written.
+    /// Tells of a segment that could not be read as it was written; not of
+    /// one that was mended since, or that a second look finds well.
     pub fn tell(&self, name: &SegmentName, error: &io::Error) {
         self.forget(name);
+        if self.is_well(name) {
+            tracing::warn!(segment = %name, %error, "could not be read, and is well on a second look");
+            return;
+        }
         self.report.damaged(name, error);
+    }
+
+    /// Whether all of a segment is as it was written.
+    fn is_well(&self, name: &SegmentName) -> bool {
+        let Ok((file, sums)) = self.open(name) else { return false };
+        (0..sums.bytes())
+            .step_by(WHOLE_BYTES_MAX as usize)
+            .all(|start| sums.read(&file, start..sums.bytes().min(start + WHOLE_BYTES_MAX)).is_ok())
     }
 
     fn forget(&self, name: &SegmentName) {

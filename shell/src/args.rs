@@ -88,6 +88,9 @@ pub struct CoordinatorArgs {
     /// An object store prefix that external tables may use, like s3://bucket/path; repeatable [default: none]
     #[arg(long, value_name = "URL")]
     pub object_store: Vec<String>,
+    /// The failure zone it stands in; queries read from workers of the same zone first [default: none]
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
     /// Queries that run at once; the others wait in order [default: from the cores]
     #[arg(long, value_name = "N")]
     pub max_queries: Option<String>,
@@ -114,7 +117,7 @@ pub struct WorkerArgs {
     /// Where coordinators and other workers connect [default: 127.0.0.1:7401]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<String>,
-    /// The coordinator to join, like http://10.0.0.1:7400; repeatable
+    /// The coordinator to join, like http://10.0.0.1:7400
     #[arg(long, value_name = "URL")]
     pub coordinator: Vec<String>,
     /// What all nodes have.

@@ -113,6 +113,7 @@ fn serve_coordinator(settings: CoordinatorSettings) -> Result<()> {
             advertise: settings.node.advertise.unwrap_or_default(),
             import_roots: settings.import_roots,
             object_stores: settings.object_stores,
+            zone: settings.zone,
             queries_max: settings.max_queries,
             queue_max: settings.queue_limit,
             queue_timeout: settings.queue_timeout,

@@ -1,6 +1,7 @@
 //! What the front doors call: sessions, statements, writes and queries, with
 //! nothing of any protocol in it.
 
+mod availability;
 mod copy;
 mod ddl;
 mod many_rows;
@@ -145,7 +146,7 @@ impl Engine {
         spill_dir: PathBuf,
         compute: Handle,
     ) -> Result<Self, Error> {
-        let attempts = Attempts::new(Arc::clone(&cluster), "", &spill_dir);
+        let attempts = Attempts::new(Arc::clone(&cluster), &config.zone, &spill_dir);
         let runtime = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
         let registry = Registry::default();
         let admission = Admission::new(config.queries_max, config.queue_max, config.queue_timeout);

@@ -10,6 +10,7 @@ use datafusion::sql::parser::Statement as DfStatement;
 use parking_lot::Mutex;
 use shoal_proto::Failure;
 
+use super::availability::availability_columns;
 use super::{Engine, Parameters, Scope};
 use crate::query::as_meant;
 use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
@@ -48,7 +49,7 @@ impl Prepared {
     /// Whether it is run with [`Engine::query`]; otherwise with
     /// [`Engine::update`].
     pub fn returns_rows(&self) -> bool {
-        matches!(self.statement, Statement::Query(_) | Statement::Explain { .. })
+        matches!(self.statement, Statement::Query(_) | Statement::Explain { .. } | Statement::Availability(_))
     }
 
     /// One field for each parameter, in order, named `$1`, `$2`, ...; a type
@@ -88,6 +89,7 @@ impl Engine {
                 (result_columns(&scope, &plan), Some(plan))
             }
             Statement::Explain { query, .. } => (explain_columns(), Some(self.plan(&scope, query).await?)),
+            Statement::Availability(query) => (availability_columns(), Some(self.plan(&scope, query).await?)),
             Statement::Insert(insert) => (nothing(), Some(self.plan(&scope, insert).await?)),
             Statement::CreateTable(create) if create.query.is_some() => {
                 (nothing(), Some(self.plan_create(&scope, create).await?))

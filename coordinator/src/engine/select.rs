@@ -70,6 +70,16 @@ impl Engine {
                 ));
                 Ok(QueryOutput { query, schema: explain_columns(), stream })
             }
+            Statement::Availability(statement) => {
+                let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
+                let rows = self.explain_availability(&scope, plan)?;
+                running.finished();
+                let schema = rows.schema();
+                let rows = futures::stream::iter([Ok(rows)]);
+                let stream: SendableRecordBatchStream =
+                    Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), rows));
+                Ok(QueryOutput { query, schema, stream })
+            }
             _ => Err(Error::Invalid("this statement gives no rows: run it as an update".into())),
         }
     }

@@ -25,6 +25,7 @@ pub use attempt::{Attempts, Pinned, QueryStream};
 pub use explain::{explain, explain_analyze};
 pub use registry::{QueryRecord, QueryState, Registry, Running};
 pub use rewrite::{OWN_SCHEMAS, as_meant, reads_data};
+pub(crate) use session_state::tables_of;
 pub use session_state::{Failover, Planning, StateTemplate, TIME_ZONE};
 pub use shard_table::ShardTable;
 pub use view::{View, ViewWorker};

@@ -8,7 +8,7 @@ use datafusion::sql::sqlparser::ast::{self, ObjectName, Query};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Whitespace};
 use shoal_proto::QueryId;
 
 use crate::Error;
@@ -34,6 +34,8 @@ pub enum Statement {
         /// The query.
         query: Box<DfStatement>,
     },
+    /// `EXPLAIN AVAILABILITY` of a query, or of a table.
+    Availability(Box<DfStatement>),
     /// INSERT INTO.
     Insert(Box<DfStatement>),
     /// CREATE TABLE, with or without AS SELECT.
@@ -126,6 +128,9 @@ pub fn parse(sql: &str) -> Result<Statement, Error> {
     if let Some(statement) = parse_ours(&dialect, &tokens)? {
         return Ok(statement);
     }
+    let of_availability = after_availability(&tokens);
+    let is_availability = of_availability.is_some();
+    let tokens = of_availability.unwrap_or(tokens);
     let mut parser = DFParserBuilder::new(tokens)
         .with_dialect(&dialect)
         .with_recursion_limit(NESTING_MAX * 2)
@@ -133,7 +138,13 @@ pub fn parse(sql: &str) -> Result<Statement, Error> {
         .map_err(syntax)?;
     let mut statements = parser.parse_statements().map_err(syntax)?;
     match (statements.pop_front(), statements.len()) {
-        (Some(statement), 0) => classify(statement),
+        (Some(statement), 0) => match (classify(statement)?, is_availability) {
+            (statement, false) => Ok(statement),
+            (Statement::Query(query), true) => Ok(Statement::Availability(query)),
+            (_, true) => {
+                Err(Error::Invalid("EXPLAIN AVAILABILITY takes a query, or the name of a table".into()))
+            }
+        },
         (Some(_), more) => Err(Error::Invalid(format!("one statement at a time: {} were sent", more + 1))),
         (None, _) => Err(Error::Invalid("there is no statement".into())),
     }
@@ -219,6 +230,35 @@ fn check_limits(tokens: &[TokenWithSpan]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The query of an EXPLAIN AVAILABILITY; the name of a table stands for all of
+/// its rows.
+fn after_availability(tokens: &[TokenWithSpan]) -> Option<Vec<TokenWithSpan>> {
+    let mut words = tokens.iter().enumerate().filter(|(_, token)| !is_blank(&token.token));
+    let mut next_is = |expected: &str| {
+        let (index, token) = words.next()?;
+        let Token::Word(word) = &token.token else { return None };
+        word.value.eq_ignore_ascii_case(expected).then_some(index)
+    };
+    next_is("explain")?;
+    let rest = &tokens[next_is("availability")? + 1..];
+    let first = rest.iter().find(|token| !is_blank(&token.token))?;
+    let is_name = match &first.token {
+        Token::Word(word) => {
+            !matches!(word.keyword, Keyword::SELECT | Keyword::WITH | Keyword::VALUES | Keyword::TABLE)
+        }
+        _ => false,
+    };
+    let mut query = Vec::with_capacity(rest.len() + 6);
+    if is_name {
+        for word in [Token::make_keyword("SELECT"), Token::Mul, Token::make_keyword("FROM")] {
+            query.push(TokenWithSpan::wrap(word));
+            query.push(TokenWithSpan::wrap(Token::Whitespace(Whitespace::Space)));
+        }
+    }
+    query.extend_from_slice(rest);
+    Some(query)
 }
 
 /// Statements that no other parser knows.

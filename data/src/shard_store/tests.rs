@@ -98,6 +98,7 @@ struct Fixture {
     /// How often each peer was asked.
     asked: Vec<Arc<AtomicUsize>>,
     damage: Arc<Damage>,
+    segments: Arc<LocalSegments>,
 }
 
 /// What was told of damage.
@@ -137,9 +138,9 @@ async fn fixture(manners: &[Manner]) -> Fixture {
     let damage = Arc::new(Damage::default());
     let report: Arc<dyn ReportDamage> = Arc::<Damage>::clone(&damage);
     let segments = Arc::new(LocalSegments::new(local.path().to_owned(), report));
-    let store = ShardStore::new(Some(segments), locate, channels);
+    let store = ShardStore::new(Some(Arc::clone(&segments)), locate, channels);
     let name = SegmentName { table: TableId(1), shard: 3, segment: SegmentId::random() };
-    Fixture { store, located, local, name, asked, damage }
+    Fixture { store, located, local, name, asked, damage, segments }
 }
 
 impl Fixture {
@@ -197,6 +198,10 @@ async fn a_damaged_local_segment_is_told_and_comes_from_a_peer() {
         assert_eq!(fixture.damage.0.lock().len(), number + 1);
     }
     std::fs::write(&path, BYTES).unwrap();
+    // Mended meanwhile: whoever read the damage has nothing to tell.
+    let told = fixture.damage.0.lock().len();
+    fixture.segments.tell(&fixture.name, &io::ErrorKind::InvalidData.into());
+    assert_eq!(fixture.damage.0.lock().len(), told);
     std::fs::remove_file(BlockSums::path(&path)).unwrap();
     assert_eq!(fixture.read(5..8).await.unwrap(), "567");
     assert_eq!(fixture.store.head(&fixture.path()).await.unwrap().size, 20);

@@ -63,6 +63,8 @@ pub struct CoordinatorSettings {
     pub import_roots: Vec<PathBuf>,
     /// Object store prefixes that statements may use.
     pub object_stores: Vec<String>,
+    /// Where it stands; empty: nowhere in particular.
+    pub zone: String,
     /// Queries that run at once.
     pub max_queries: usize,
     /// Queries that may wait.
@@ -141,6 +143,7 @@ impl CoordinatorSettings {
         let node = NodeSettings::read(layers, 7400)?;
         let import_roots = layers.list("import_root")?;
         let object_stores = layers.list("object_store")?;
+        let zone = layers.optional::<String>("zone")?.unwrap_or_default();
         let max_queries = layers.value("max_queries", || (2 * cores()).max(4))?;
         let queue_limit = layers.value("queue_limit", || 1000)?;
         let queue_timeout = layers.value("queue_timeout", || Duration::from_secs(60))?;
@@ -151,6 +154,7 @@ impl CoordinatorSettings {
             node,
             import_roots,
             object_stores,
+            zone,
             max_queries,
             queue_limit,
             queue_timeout,

@@ -235,3 +235,44 @@ fn rot_on_a_disk_is_noticed_and_mended() {
         }
     });
 }
+
+#[test]
+fn availability_says_who_is_needed() {
+    let cluster = own(3);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut client = cluster.connect().await.unwrap();
+        for sql in [
+            "CREATE TABLE av_three (k INT) WITH (shards = 4, replicas = 3, shard_key = 'k')",
+            "CREATE TABLE av_one (k INT) WITH (shards = 1, replicas = 1)",
+            "INSERT INTO av_three SELECT value FROM generate_series(1, 1000)",
+            "INSERT INTO av_one SELECT value FROM generate_series(1, 10)",
+        ] {
+            client.update(sql).await.unwrap();
+        }
+        let sql = "EXPLAIN AVAILABILITY SELECT count(*) FROM av_three JOIN av_one USING (k)";
+        let (_, batches) = client.query_with_schema(sql).await.unwrap();
+        let text = arrow::util::pretty::pretty_format_batches(&batches).unwrap().to_string();
+        let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap().to_owned();
+        assert!(!line("av_three").contains("worker-"), "{text}");
+        assert!(line("av_one").contains("worker-"), "{text}");
+        // Two of three may go; with one gone, one.
+        for (lost, may_be_lost) in [(None, "2"), (Some("worker-1"), "1"), (Some("worker-2"), "0")] {
+            if let Some(worker) = lost {
+                cluster.kill(worker).unwrap();
+            }
+            let since = std::time::Instant::now();
+            loop {
+                let batches = client.query("EXPLAIN AVAILABILITY av_three").await.unwrap();
+                let text = arrow::util::pretty::pretty_format_batches(&batches).unwrap().to_string();
+                let cells: Vec<_> = text.lines().nth(3).unwrap().split('|').map(str::trim).collect();
+                if cells[4] == may_be_lost {
+                    assert_eq!(cells[5], if may_be_lost == "0" { "worker-3" } else { "" }, "{text}");
+                    break;
+                }
+                assert!(since.elapsed() < Duration::from_secs(10), "{text}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+}

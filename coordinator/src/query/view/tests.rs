@@ -106,6 +106,22 @@ fn a_suspect_gets_nothing_and_the_last_one_is_named() {
 }
 
 #[test]
+fn what_is_nearer_comes_first() {
+    let held = table(1, &[&["a", "b", "c"], &["a", "b", "c"]]);
+    let mut live = live(&["a", "b", "c"]);
+    for (worker, zone) in live.workers.iter_mut().zip(["north", "south", "north"]) {
+        zone.clone_into(&mut worker.zone);
+    }
+    for turn in 0..3 {
+        for (zone, near) in [("south", &["b"][..]), ("north", &["a", "c"])] {
+            let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), zone, turn, 2).unwrap();
+            let chosen = &view.workers()[view.task_workers(1)[0]].id;
+            assert!(near.contains(&chosen.as_str()), "{chosen} from {zone}");
+        }
+    }
+}
+
+#[test]
 fn hashed_tasks_land_where_their_shards_are() {
     // Shard i on three of four workers, as placement puts them.
     let names = ["a", "b", "c", "d"];

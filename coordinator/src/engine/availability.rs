@@ -1,0 +1,110 @@
+//! EXPLAIN AVAILABILITY: what may be lost without a query failing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, StringArray, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::logical_expr::LogicalPlan;
+use shoal_data::Table;
+
+use super::{Engine, Scope};
+use crate::Error;
+use crate::cluster::LiveWorkers;
+use crate::query::{as_meant, tables_of};
+
+/// The columns of the answer.
+pub(super) fn availability_columns() -> SchemaRef {
+    let text = |name: &str| Field::new(name, DataType::Utf8, true);
+    let number = |name: &str| Field::new(name, DataType::UInt64, false);
+    Arc::new(Schema::new(vec![
+        text("table"),
+        number("shards"),
+        number("live_copies"),
+        number("workers_may_be_lost"),
+        text("workers_needed"),
+        text("zones_needed"),
+    ]))
+}
+
+/// How much of a cluster one table can do without.
+#[derive(Debug, PartialEq, Eq)]
+struct Availability {
+    /// Live copies of the shard that has fewest.
+    live_copies: usize,
+    /// Without any one of these, a shard cannot be read.
+    workers_needed: BTreeSet<String>,
+    /// The same of zones.
+    zones_needed: BTreeSet<String>,
+}
+
+fn availability(table: &Table, live: &LiveWorkers) -> Availability {
+    let mut fewest = None;
+    let (mut workers_needed, mut zones_needed) = (BTreeSet::new(), BTreeSet::new());
+    for shard in 0..table.layout.shards {
+        let segments: Vec<_> = table.shard_segments(shard).collect();
+        if segments.is_empty() {
+            continue;
+        }
+        let holders: Vec<_> = live
+            .workers
+            .iter()
+            .filter(|worker| {
+                segments.iter().all(|segment| {
+                    segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
+                })
+            })
+            .collect();
+        if let [only] = holders.as_slice() {
+            workers_needed.insert(only.id.to_string());
+        }
+        let zones: BTreeSet<_> = holders.iter().map(|worker| worker.zone.as_str()).collect();
+        if let [only] = zones.into_iter().collect::<Vec<_>>().as_slice()
+            && !only.is_empty()
+        {
+            zones_needed.insert((*only).to_owned());
+        }
+        fewest = Some(fewest.map_or(holders.len(), |fewest: usize| fewest.min(holders.len())));
+    }
+    let live_copies = fewest.unwrap_or(live.workers.len());
+    Availability { live_copies, workers_needed, zones_needed }
+}
+
+impl Engine {
+    /// One row for each table that the query reads.
+    pub(super) fn explain_availability(
+        &self,
+        scope: &Scope,
+        plan: LogicalPlan,
+    ) -> Result<RecordBatch, Error> {
+        let optimised = scope.planning.state().optimize(&as_meant(plan)?)?;
+        let live = self.cluster.live();
+        let found: BTreeMap<String, (u64, Availability)> = tables_of(&optimised)?
+            .iter()
+            .map(|table| {
+                let shards = u64::from(table.layout.shards);
+                (table.full_name(), (shards, availability(table, &live)))
+            })
+            .collect();
+        let number = |get: fn(&(u64, Availability)) -> u64| -> Arc<UInt64Array> {
+            Arc::new(found.values().map(|found| Some(get(found))).collect())
+        };
+        let text = |get: fn(&Availability) -> &BTreeSet<String>| -> Arc<StringArray> {
+            let joined = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+            Arc::new(found.values().map(|(_, found)| Some(joined(get(found)))).collect())
+        };
+        let tables: StringArray = found.keys().map(Some).collect();
+        RecordBatch::try_new(
+            availability_columns(),
+            vec![
+                Arc::new(tables),
+                number(|(shards, _)| *shards),
+                number(|(_, found)| found.live_copies as u64),
+                number(|(_, found)| found.live_copies.saturating_sub(1) as u64),
+                text(|found| &found.workers_needed),
+                text(|found| &found.zones_needed),
+            ],
+        )
+        .map_err(|error| Error::Internal(error.to_string()))
+    }
+}
