@@ -22,7 +22,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
 use shoal_proto::exchange::{QueryOptions, panic_failure};
-use shoal_proto::{Failure, WorkerId};
+use shoal_proto::{ErrorCode, Failure, WorkerId};
 
 use self::spool::{Room, Spool, SpoolLimits};
 use super::admission::Permit;
@@ -34,13 +34,16 @@ use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, tables_
 use super::shard_streams::ShardStreamsExec;
 use super::view::View;
 use crate::Error;
-use crate::cluster::{Cluster, PinGuard};
+use crate::cluster::{Cluster, LiveWorkers, PinGuard};
 use crate::sql::ShoalConfig;
 
 mod spool;
 
 /// How long a query waits for the first live worker.
 const WORKER_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a worker may be missing that is only suspected: a beat, and some.
+const SUSPICION: Duration = Duration::from_millis(600);
 
 /// Runs queries against the cluster.
 #[derive(Clone)]
@@ -205,7 +208,17 @@ impl Attempts {
         };
         let schema = rows.schema();
         let mut spool = Spool::new(Arc::clone(&schema), limits, &context.runtime_env().memory_pool);
-        while let Some(batch) = caught(rows.next()).await? {
+        // A worker that falls silent breaks no stream for some time.
+        let used = view.used_workers();
+        let silence = worker_lost(&self.cluster, &used);
+        tokio::pin!(silence);
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = caught(rows.next()) => next?,
+                failure = &mut silence => return Err(failure.into()),
+            };
+            let Some(batch) = next else { break };
             if spool.push(batch?).await? == Room::Full {
                 tracing::info!(query_id = %pinned.options.query, "spool is full: rows are handed out");
                 attempted.on(Event::Released, Instant::now());
@@ -214,6 +227,29 @@ impl Attempts {
             }
         }
         Ok(Released { plan, view, rows: spool.into_rows(), is_complete: true })
+    }
+}
+
+/// Waits until one of these workers is not live any more; the failure that
+/// this is.
+pub(super) async fn worker_lost(cluster: &Cluster, used: &BTreeSet<WorkerId>) -> Failure {
+    let mut live = cluster.watch();
+    let missing = |live: &mut tokio::sync::watch::Receiver<Arc<LiveWorkers>>| {
+        let now = live.borrow_and_update();
+        used.iter().find(|worker| now.get(worker).is_none()).cloned()
+    };
+    loop {
+        // One that is only suspected is back with its next beat.
+        if missing(&mut live).is_some() {
+            tokio::time::sleep(SUSPICION).await;
+        }
+        if let Some(worker) = missing(&mut live) {
+            return Failure::new(ErrorCode::Unavailable, "is not heard of any more").at(worker.as_str());
+        }
+        if live.changed().await.is_err() {
+            // The coordinator stops: its streams say so.
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -338,7 +374,7 @@ impl Stream for QueryStream {
             Poll::Ready(Some(Err(error))) => {
                 let failure = Failure::from_datafusion(error);
                 self.pinned.running.failed(&failure.to_string());
-                if let (Some(worker), shoal_proto::ErrorCode::Unavailable) = (&failure.worker, failure.code) {
+                if let (Some(worker), ErrorCode::Unavailable) = (&failure.worker, failure.code) {
                     self.cluster.suspect(&WorkerId::from(worker.as_str()), &failure.message);
                 }
                 // Nothing after an error is polled: what still runs is freed now.

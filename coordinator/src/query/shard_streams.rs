@@ -34,6 +34,7 @@ use shoal_proto::query::RunRequest;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
 use url::Url;
 
+use super::attempt::worker_lost;
 use super::registry::QueryRecord;
 use super::retry::{Attempted, Decision, Event};
 use super::scan_tasks::{segment_of, shard_scan};
@@ -287,14 +288,22 @@ struct ShardStream {
     metrics: Arc<Mutex<Vec<MetricsSet>>>,
     attempted: Attempted,
     rows_given: usize,
-    rows: Option<BoxStream<'static, Result<RecordBatch>>>,
+    /// From which worker.
+    rows: Option<(WorkerId, BoxStream<'static, Result<RecordBatch>>)>,
 }
 
 impl ShardStream {
     async fn next(&mut self) -> Option<Result<RecordBatch, Failure>> {
         loop {
             let polled = match &mut self.rows {
-                Some(rows) => rows.next().await,
+                Some((worker, rows)) => {
+                    let used = BTreeSet::from([worker.clone()]);
+                    tokio::select! {
+                        biased;
+                        polled = rows.next() => polled,
+                        failure = worker_lost(&self.context.cluster, &used) => Some(Err(failure.into())),
+                    }
+                }
                 None => match self.open().await {
                     Ok(rows) => {
                         self.rows = Some(rows);
@@ -351,7 +360,7 @@ impl ShardStream {
     }
 
     /// Starts to read behind the rows that were given already.
-    async fn open(&mut self) -> Result<BoxStream<'static, Result<RecordBatch>>, Failure> {
+    async fn open(&mut self) -> Result<(WorkerId, BoxStream<'static, Result<RecordBatch>>), Failure> {
         let (worker, url) = self.worker().await?;
         self.attempted.begin();
         let plan = match self.rows_given {
@@ -372,12 +381,13 @@ impl ShardStream {
         let is_whole = self.rows_given == 0;
         let metrics = Arc::clone(&self.metrics);
         let headers = self.context.query.to_headers()?;
-        run_plan(&self.context.channels, &url, headers, request, move |wire| {
+        let rows = run_plan(&self.context.channels, &url, headers, request, move |wire| {
             // A resumed plan has a node more.
             let nodes = wire.nodes.into_iter().map(metrics_from_wire).skip(usize::from(!is_whole));
             add_metrics(&mut metrics.lock(), nodes);
         })
-        .map_err(named)
+        .map_err(named)?;
+        Ok((worker, rows))
     }
 
     /// The worker to read from: the one that was dealt, then others that hold

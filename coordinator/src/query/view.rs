@@ -141,6 +141,16 @@ impl View {
         Arc::clone(choice)
     }
 
+    /// The workers that stages were given so far.
+    pub fn used_workers(&self) -> BTreeSet<WorkerId> {
+        self.chosen
+            .lock()
+            .values()
+            .flat_map(|choice| choice.iter())
+            .map(|&index| self.workers[index].id.clone())
+            .collect()
+    }
+
     fn choose(&self, tasks: usize) -> Vec<usize> {
         let mut choice: Vec<usize> = Vec::with_capacity(tasks);
         let mut open: Vec<&BTreeSet<usize>> =
