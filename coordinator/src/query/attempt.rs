@@ -209,8 +209,8 @@ impl Attempts {
         let schema = rows.schema();
         let mut spool = Spool::new(Arc::clone(&schema), limits, &context.runtime_env().memory_pool);
         // A worker that falls silent breaks no stream for some time.
-        let used = view.used_workers();
-        let silence = worker_lost(&self.cluster, &used);
+        let seen = Arc::clone(&view);
+        let silence = worker_lost(&self.cluster, move || seen.used_workers());
         tokio::pin!(silence);
         loop {
             let next = tokio::select! {
@@ -230,13 +230,13 @@ impl Attempts {
     }
 }
 
-/// Waits until one of these workers is not live any more; the failure that
-/// this is.
-pub(super) async fn worker_lost(cluster: &Cluster, used: &BTreeSet<WorkerId>) -> Failure {
+/// Waits until one of the used workers is not live any more; the failure that
+/// this is. Which are used is asked each time: tasks are sent as a plan runs.
+pub(super) async fn worker_lost(cluster: &Cluster, used: impl Fn() -> BTreeSet<WorkerId>) -> Failure {
     let mut live = cluster.watch();
     let missing = |live: &mut tokio::sync::watch::Receiver<Arc<LiveWorkers>>| {
         let now = live.borrow_and_update();
-        used.iter().find(|worker| now.get(worker).is_none()).cloned()
+        used().into_iter().find(|worker| now.get(worker).is_none())
     };
     loop {
         // One that is only suspected is back with its next beat.

@@ -297,11 +297,11 @@ impl ShardStream {
         loop {
             let polled = match &mut self.rows {
                 Some((worker, rows)) => {
-                    let used = BTreeSet::from([worker.clone()]);
+                    let used = || BTreeSet::from([worker.clone()]);
                     tokio::select! {
                         biased;
                         polled = rows.next() => polled,
-                        failure = worker_lost(&self.context.cluster, &used) => Some(Err(failure.into())),
+                        failure = worker_lost(&self.context.cluster, used) => Some(Err(failure.into())),
                     }
                 }
                 None => match self.open().await {
