@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use arrow::array::{ArrayRef, AsArray};
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
@@ -20,6 +19,7 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_distributed::{DistributedExt, SessionStateBuilderExt, Worker, WorkerResolver};
+use shoal_proto::exchange::compact;
 use tonic::transport::Server;
 use url::Url;
 
@@ -154,19 +154,11 @@ async fn execute(
 fn write_rows(path: &Path, schema: &SchemaRef, batches: &[RecordBatch]) -> Result<()> {
     let mut writer = FileWriter::try_new(File::create(path)?, schema)?;
     for batch in batches {
-        writer.write(&without_shared_text(batch)?)?;
+        // Sorted batches share their text, and each would be written with all of it.
+        writer.write(&compact(batch.clone())?)?;
     }
     writer.finish()?;
     Ok(())
-}
-
-/// Sorted batches share their text, and each would be written with all of it.
-fn without_shared_text(batch: &RecordBatch) -> Result<RecordBatch> {
-    let columns = batch.columns().iter().map(|column| match column.as_string_view_opt() {
-        Some(text) => Arc::new(text.gc()) as ArrayRef,
-        None => Arc::clone(column),
-    });
-    Ok(RecordBatch::try_new(batch.schema(), columns.collect())?)
 }
 
 /// Registers the tables that a file lists.

@@ -13,13 +13,13 @@ use shoal_proto::{TableId, WriteId};
 use super::{Engine, Parameters, Prepared, Scope};
 use crate::catalog::{Command, Outcome, View};
 use crate::session::Settings;
-use crate::sql::{SYSTEM_SCHEMA, Statement, TableOptions, complete_layout, fold_identifier, plain_columns};
+use crate::sql::{
+    SYSTEM_SCHEMA, Statement, TableOptions, VIEW_DEPTH_MAX, complete_layout, fold_identifier, plain_columns,
+};
 use crate::{Error, Session};
 
 /// The longest name.
 const NAME_BYTES_MAX: usize = 128;
-/// Views that are followed to find whether one reads itself.
-const VIEW_DEPTH_MAX: usize = 32;
 
 impl Engine {
     /// Runs a statement that changes something; the rows that it changed.

@@ -2,6 +2,7 @@
 //! object store. It is there as a whole or not at all.
 
 use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
 
 use arrow::array::RecordBatch;
 use arrow::csv::WriterBuilder;
@@ -40,20 +41,18 @@ pub async fn write_file(
     format: &FileFormat,
     mut input: SendableRecordBatchStream,
 ) -> Result<u64, Error> {
-    let target = resolve(roots, location)?;
-    let remote = match &target {
-        Location::Local(_) => None,
-        Location::Remote(url) => Some(NewObject::create(state, url)?),
+    let target = match resolve(roots, location)? {
+        Location::Local(path) => Target::File(roots.clone(), path),
+        Location::Remote(url) => Target::Object(NewObject::create(state, &url)?),
     };
     let (sender, mut receiver) = mpsc::channel::<RecordBatch>(WAITING_BATCHES);
     let (finished_sender, finished) = tokio::sync::oneshot::channel::<()>();
-    let (roots, format, schema) = (roots.clone(), format.clone(), input.schema());
+    let (format, schema) = (format.clone(), input.schema());
     let location = location.to_owned();
     let writing = tokio::task::spawn_blocking(move || {
-        let mut sink = match (target, remote) {
-            (Location::Local(path), _) => Sink::File(NewFile::create(&roots, &path)?),
-            (Location::Remote(_), Some(object)) => Sink::Object(object),
-            (Location::Remote(url), None) => return Err(Error::Internal(format!("no store for {url}"))),
+        let mut sink = match target {
+            Target::File(roots, path) => Sink::File(NewFile::create(&roots, &path)?),
+            Target::Object(object) => Sink::Object(object),
         };
         let what = format!("cannot write `{location}`");
         let mut rows = 0;
@@ -81,6 +80,12 @@ pub async fn write_file(
     let _writer_may_be_gone = finished_sender.send(());
     drop(sender);
     writing.await.map_err(|error| Error::Internal(format!("writing a file: {error}")))?
+}
+
+/// What is to be written. A file is made on a thread that may block.
+enum Target {
+    File(ImportRoots, PathBuf),
+    Object(NewObject),
 }
 
 /// Rows into the bytes of a format.

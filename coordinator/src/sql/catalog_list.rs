@@ -19,7 +19,7 @@ use crate::query::{ShardTable, StateTemplate};
 /// The one catalog that there is.
 pub(crate) const CATALOG: &str = "shoal";
 /// Views that may stand on one another.
-const VIEW_DEPTH_MAX: usize = 16;
+pub(crate) const VIEW_DEPTH_MAX: usize = 16;
 
 /// A snapshot's names. Cheap to clone.
 #[derive(Clone)]

@@ -9,6 +9,7 @@ mod parse;
 mod system_tables;
 
 pub use catalog_list::SnapshotCatalogs;
+pub(crate) use catalog_list::VIEW_DEPTH_MAX;
 pub use config::{ShoalConfig, parse_bytes};
 pub use hints::{with_function_hint, with_hint};
 pub use layout::{TableOptions, complete_layout, plain_columns};

@@ -104,6 +104,7 @@ async fn stop_each_way(cluster: &Cluster) {
             assert!(since.elapsed() < Duration::from_secs(20), "{way}: the query never ran");
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
+        // Some of it is computed, not only begun.
         tokio::time::sleep(Duration::from_millis(700)).await;
         if way == "kill" {
             client.update(&format!("KILL QUERY '{id}'")).await.unwrap();
@@ -113,7 +114,6 @@ async fn stop_each_way(cluster: &Cluster) {
             query.abort();
             assert!(query.await.unwrap_err().is_cancelled());
         }
-        // Some of it was computed, not only begun.
         expect_freed(&mut client).await;
         let state =
             client.text(&format!("SELECT state FROM system.queries WHERE id = '{id}'")).await.unwrap();
