@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
@@ -17,6 +17,11 @@ use crate::process::{peak_bytes, reset_peak};
 use crate::report::{Summary, median, say, write_json};
 use crate::tpch::plain_files;
 use crate::tpch_data::{TpchData, data_root};
+
+/// How often the first row is waited for, with failover on and off.
+const FIRST_ROWS: usize = 21;
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(300);
 
 const SCAN: &str = "SELECT * FROM lineitem";
 
@@ -48,6 +53,9 @@ struct Report {
     rows: usize,
     shoal_rows_per_s: Vec<f64>,
     datafusion_rows_per_s: Vec<f64>,
+    /// Milliseconds until the first rows, with failover on and off.
+    first_row_ms_on: Vec<f64>,
+    first_row_ms_off: Vec<f64>,
     coordinator_peak_mb: f64,
     peer_peak_mb: f64,
 }
@@ -79,6 +87,8 @@ pub async fn run(args: &ScanArgs) -> Result<bool> {
         rows: usize::try_from(loaded)?,
         shoal_rows_per_s: Vec::new(),
         datafusion_rows_per_s: Vec::new(),
+        first_row_ms_on: Vec::new(),
+        first_row_ms_off: Vec::new(),
         coordinator_peak_mb: 0.0,
         peer_peak_mb: 0.0,
     };
@@ -89,6 +99,17 @@ pub async fn run(args: &ScanArgs) -> Result<bool> {
         if run > 0 {
             report.shoal_rows_per_s.push(shoal);
             report.datafusion_rows_per_s.push(datafusion);
+        }
+    }
+    for run in 0..FIRST_ROWS {
+        // Which comes first would matter to what the caches hold.
+        let order = if run % 2 == 0 { [true, false] } else { [false, true] };
+        for failover in order {
+            let ms = first_row_ms(&cluster.url(), failover).await?;
+            if run > 0 {
+                let all = if failover { &mut report.first_row_ms_on } else { &mut report.first_row_ms_off };
+                all.push(ms);
+            }
         }
     }
     report.coordinator_peak_mb = peak_bytes(coordinator) as f64 / 1e6;
@@ -103,10 +124,29 @@ pub async fn run(args: &ScanArgs) -> Result<bool> {
         .with("rows", report.rows)
         .with("rows_per_s", format!("{shoal:.0}"))
         .with_number("ratio_rows_per_s", shoal / median(&report.datafusion_rows_per_s))
+        .with_number("ratio_first_row", median(&report.first_row_ms_on) / median(&report.first_row_ms_off))
         .with("coordinator_peak_mb", format!("{:.0}", report.coordinator_peak_mb))
         .with("datafusion_peak_mb", format!("{:.0}", report.peer_peak_mb))
         .print();
     Ok(true)
+}
+
+/// Until the first rows are there; then the client goes away.
+async fn first_row_ms(url: &str, failover: bool) -> Result<f64> {
+    let mut client = Client::connect(url).await?;
+    client.update(&format!("SET shoal.failover = {failover}")).await?;
+    let started = Instant::now();
+    let mut stream = client.stream(SCAN).await?;
+    while let Some(batch) = stream.try_next().await? {
+        if batch.num_rows() > 0 {
+            let elapsed = started.elapsed().as_secs_f64() * 1e3;
+            drop(stream);
+            // What is left of it on the workers must not slow the next one.
+            tokio::time::sleep(PAUSE).await;
+            return Ok(elapsed);
+        }
+    }
+    anyhow::bail!("{SCAN} gave no rows")
 }
 
 async fn rows_per_second(url: &str, expected: usize) -> Result<f64> {

@@ -20,7 +20,8 @@ use tonic::{Status, Streaming};
 
 /// Bytes in one message; far below what gRPC takes as one message.
 pub const CHUNK_BYTES: u64 = 1024 * 1024;
-/// How long a reader waits for the next message before it gives the sender up.
+/// How long a reader that has no other source waits for the next message
+/// before it gives the sender up.
 pub const STALL_MAX: Duration = Duration::from_secs(5);
 
 /// Reads `range` of `file` in one go; for blocking threads.
@@ -106,7 +107,8 @@ pub fn read_failure(name: &str, error: &io::Error) -> Failure {
 }
 
 /// The bytes `range` of `name` at `address`, message by message; the last item
-/// comes only after the end mark was seen and was right.
+/// comes only after the end mark was seen and was right. Each message may take
+/// as long as `patience`.
 ///
 /// # Errors
 /// `Unavailable` where nobody answers, `Corrupt` where the bytes are not what
@@ -116,15 +118,17 @@ pub async fn receive(
     address: &str,
     name: &str,
     range: Range<u64>,
+    patience: Duration,
 ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
     let mut client = FilesClient::new(channels.get(address)?);
     let length = range.end.saturating_sub(range.start);
     let request = ReadRequest { name: name.to_owned(), offset: range.start, length };
-    let reply = within(address, client.read(request)).await?;
+    let reply = within(patience, address, client.read(request)).await?;
     let reader = Reader {
         stream: reply.into_inner(),
         what: format!("`{name}` from {address}"),
         address: address.to_owned(),
+        patience,
         length,
         bytes: 0,
         crc32c: 0,
@@ -147,9 +151,10 @@ pub async fn receive_all(
     address: &str,
     name: &str,
     range: Range<u64>,
+    patience: Duration,
 ) -> Result<Bytes, Failure> {
     let length = range.end.saturating_sub(range.start);
-    let mut stream = receive(channels, address, name, range).await?;
+    let mut stream = receive(channels, address, name, range, patience).await?;
     let mut first: Option<Bytes> = None;
     let mut rest = BytesMut::new();
     while let Some(data) = stream.next().await {
@@ -176,16 +181,19 @@ pub async fn receive_all(
 pub async fn stat(channels: &Channels, address: &str, name: &str) -> Result<StatReply, Failure> {
     let mut client = FilesClient::new(channels.get(address)?);
     let request = StatRequest { name: name.to_owned() };
-    Ok(within(address, client.stat(request)).await?.into_inner())
+    Ok(within(STALL_MAX, address, client.stat(request)).await?.into_inner())
 }
 
-async fn within<T>(address: &str, call: impl Future<Output = Result<T, Status>>) -> Result<T, Failure> {
-    match tokio::time::timeout(STALL_MAX, call).await {
+async fn within<T>(
+    patience: Duration,
+    address: &str,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(patience, call).await {
         Ok(reply) => reply.map_err(|status| Failure::from_status(&status)),
-        Err(_) => Err(Failure::new(
-            ErrorCode::Unavailable,
-            format!("{address} sent nothing for {} s", STALL_MAX.as_secs()),
-        )),
+        Err(_) => {
+            Err(Failure::new(ErrorCode::Unavailable, format!("{address} sent nothing for {patience:?}")))
+        }
     }
 }
 
@@ -194,6 +202,7 @@ struct Reader {
     stream: Streaming<ReadChunk>,
     what: String,
     address: String,
+    patience: Duration,
     length: u64,
     bytes: u64,
     crc32c: u32,
@@ -203,7 +212,7 @@ impl Reader {
     /// The next bytes; none after the end mark.
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
-            let Some(chunk) = within(&self.address, self.stream.message()).await? else {
+            let Some(chunk) = within(self.patience, &self.address, self.stream.message()).await? else {
                 return Err(self.broken("it stops without its end mark"));
             };
             self.bytes += chunk.data.len() as u64;

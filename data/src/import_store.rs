@@ -229,7 +229,8 @@ async fn read(
 ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
     match at {
         At::Coordinator(channels, address) => {
-            file_stream::receive(&channels, &address, &path.display().to_string(), range).await
+            let name = path.display().to_string();
+            file_stream::receive(&channels, &address, &name, range, file_stream::STALL_MAX).await
         }
         At::Disk(file) => Ok(stream::try_unfold(range.start, move |at| {
             let (file, path) = (Arc::clone(&file), path.clone());

@@ -12,6 +12,7 @@ pub mod functions;
 pub mod import_store;
 pub mod key_hash;
 pub mod object_stores;
+pub mod operators;
 pub mod sample;
 pub mod segment;
 pub mod segment_writer;

@@ -32,6 +32,11 @@ pub const SHARD_STORE_URL: &str = "shard://segments";
 
 /// How long an answer of [`Locate`] is used again.
 const LOCATED_FOR: Duration = Duration::from_secs(2);
+/// How long a peer may send nothing while there is another one to ask. It may
+/// be frozen, or cut off: a query must not wait until that is certain.
+const PEER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long this node's own disk may take before a peer is asked.
+const DISK_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a peer that failed comes last.
 const AVOIDED_FOR: Duration = Duration::from_secs(5);
 /// Answers of [`Locate`] that are kept.
@@ -194,14 +199,23 @@ impl ShardStore {
     }
 
     /// All ranges from the local file in one hop to a blocking thread, each
-    /// block verified; none where there is no local file or it is damaged.
+    /// block verified; none where there is no local file or it is damaged, or
+    /// the disk does not answer.
     async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         let local = Arc::clone(self.local.as_ref()?);
         let (name, ranges) = (*name, ranges.to_vec());
-        tokio::task::spawn_blocking(move || local.read(&name, &ranges)).await.unwrap_or_else(|join| {
-            tracing::error!(segment = %name, error = %join, "reading a local segment did not end");
-            None
-        })
+        let reading = tokio::task::spawn_blocking(move || local.read(&name, &ranges));
+        match tokio::time::timeout(DISK_PATIENCE, reading).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(join)) => {
+                tracing::error!(segment = %name, error = %join, "reading a local segment did not end");
+                None
+            }
+            Err(_) => {
+                tracing::warn!(segment = %name, "the disk does not answer: reading from a peer");
+                None
+            }
+        }
     }
 
     async fn located(&self, name: &SegmentName) -> Result<Arc<Located>, Failure> {
@@ -242,8 +256,14 @@ impl ShardStore {
         }
         let text = name.to_string();
         let mut tried = Vec::new();
-        for replica in self.in_order(&located) {
-            match file_stream::receive_all(&self.channels, &replica.address, &text, range.clone()).await {
+        let replicas = self.in_order(&located);
+        let mut turns: Vec<_> = replicas.iter().map(|replica| (replica, PEER_PATIENCE)).collect();
+        // When all are slow, the first one gets the time that it needs.
+        turns.extend(replicas.first().map(|replica| (replica, file_stream::STALL_MAX)));
+        for (replica, patience) in turns {
+            let received =
+                file_stream::receive_all(&self.channels, &replica.address, &text, range.clone(), patience);
+            match received.await {
                 Ok(bytes) => return Ok(bytes),
                 Err(failure) => {
                     tracing::warn!(segment = %name, worker = %replica.worker, error = %failure, "peer cannot deliver");

@@ -23,13 +23,13 @@ use futures::{Stream, StreamExt};
 use http::HeaderMap;
 use parking_lot::Mutex;
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
-use shoal_proto::exchange::{drive_stream, metrics_to_wire, task_metrics_to_wire};
+use shoal_proto::exchange::{QueryOptions, drive_stream, metrics_to_wire, task_metrics_to_wire};
 use shoal_proto::query::execution_server::{Execution, ExecutionServer};
 use shoal_proto::query::{
     Accepted, Frame, PartitionRequest, RunRequest, TaskMetrics, ToCoordinator, ToWorker, partition_request,
     to_coordinator, to_worker,
 };
-use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
+use shoal_proto::{Channels, ErrorCode, Failure, QueryId, WorkerId};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -37,6 +37,7 @@ use tonic::{Request, Response, Status, Streaming};
 use url::Url;
 use uuid::Uuid;
 
+use crate::pulse::Pulses;
 use crate::session::{TaskSessions, with_counted_readers};
 
 /// How often tasks that ended are let go of.
@@ -52,6 +53,7 @@ pub struct ExecutionService {
     sessions: TaskSessions,
     compute: Handle,
     tasks_running: Arc<AtomicU32>,
+    pulses: Pulses,
 }
 
 impl ExecutionService {
@@ -65,8 +67,9 @@ impl ExecutionService {
     ) -> Self {
         let sessions = TaskSessions::new(worker_id.clone(), Arc::clone(&node), channels, threads);
         let worker = Worker::from_session_builder(sessions.clone()).with_runtime_env(node);
-        forget_ended_tasks(&compute, worker.clone());
-        Self { worker_id, worker, sessions, compute, tasks_running: Arc::default() }
+        let pulses = Pulses::new();
+        forget_ended_tasks(&compute, worker.clone(), pulses.clone());
+        Self { worker_id, worker, sessions, compute, tasks_running: Arc::default(), pulses }
     }
 
     /// The gRPC service, with limits.
@@ -86,18 +89,27 @@ impl ExecutionService {
         self.tasks_running.load(Ordering::Relaxed)
     }
 
+    /// For how long tasks of each query have not moved.
+    pub fn still(&self) -> Vec<(QueryId, Duration)> {
+        self.pulses.still(FORGET_INTERVAL)
+    }
+
     fn refuse(&self, failure: Failure) -> Status {
         failure.at(self.worker_id.as_str()).to_status()
     }
 
     /// Runs what makes frames on the compute runtime, until the reader goes.
-    fn frames<F>(&self, make: impl FnOnce(mpsc::Sender<Result<Frame, Status>>) -> F) -> FrameStream
+    fn frames<F>(
+        &self,
+        query: QueryId,
+        make: impl FnOnce(mpsc::Sender<Result<Frame, Status>>) -> F,
+    ) -> FrameStream
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let (sender, frames) = mpsc::channel(FRAMES_WAITING);
         let running = Running::start(&self.tasks_running);
-        let work = make(sender);
+        let work = self.pulses.watch(query, make(sender));
         let task = self.compute.spawn(async move {
             work.await;
             drop(running);
@@ -163,7 +175,9 @@ impl Execution for ExecutionService {
     }
 
     async fn partition(&self, request: Request<PartitionRequest>) -> Result<Response<FrameStream>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
+        let options =
+            QueryOptions::from_headers(&metadata.into_headers()).map_err(|failure| self.refuse(failure))?;
         let partition = request.partition as usize;
         let execute = ExecuteTaskRequest {
             task_key: task_key(request.key).map_err(|failure| self.refuse(failure))?,
@@ -174,7 +188,7 @@ impl Execution for ExecutionService {
         let worker = self.worker.clone();
         let worker_id = self.worker_id.clone();
         let discard = request.discard;
-        Ok(Response::new(self.frames(|frames| async move {
+        Ok(Response::new(self.frames(options.query, |frames| async move {
             let open = async {
                 let (mut streams, _) = worker.execute_task(execute).await?;
                 match streams.pop() {
@@ -195,7 +209,8 @@ impl Execution for ExecutionService {
         let (metadata, _, request) = request.into_parts();
         let headers = metadata.into_headers();
         let service = self.clone();
-        Ok(Response::new(self.frames(|frames| async move {
+        let query = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?.query;
+        Ok(Response::new(self.frames(query, |frames| async move {
             let ran: Arc<Mutex<Option<Arc<dyn ExecutionPlan>>>> = Arc::default();
             let open = async {
                 let (plan, context) = service.whole_plan(&headers, &request)?;
@@ -227,12 +242,14 @@ impl ExecutionService {
 
 /// The library keeps tasks in a cache that lets go of what ended only when it
 /// is used again: a worker without queries would hold their memory. So it is
-/// used again, with a key that no task has.
-fn forget_ended_tasks(compute: &Handle, worker: Worker) {
+/// used again, with a key that no task has. That this runs also says that the
+/// runtime does.
+fn forget_ended_tasks(compute: &Handle, worker: Worker, pulses: Pulses) {
     compute.spawn(async move {
         let mut ticks = tokio::time::interval(FORGET_INTERVAL);
         loop {
             ticks.tick().await;
+            pulses.runtime_beats();
             let nothing = ExecuteTaskRequest {
                 task_key: TaskKey { query_id: Uuid::nil(), stage_id: 0, task_number: 0 },
                 target_partition_start: 0,

@@ -26,8 +26,10 @@ use crate::segment_dir::SegmentDir;
 
 /// How long the coordinator may take to answer a join.
 const JOIN_MAX: Duration = Duration::from_secs(5);
-/// Silence of the coordinator after which the stream is taken for broken.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// Silence of the coordinator after which the stream is taken for broken: it
+/// answers each beat. A worker that hears nothing cannot be reached either, and
+/// to end the stream is how the coordinator gets to know, within two seconds.
+const SILENCE_MAX: Duration = Duration::from_millis(1_750);
 /// Waits between attempts to join: from, to.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How often a cause that lasts is logged.
@@ -295,8 +297,5 @@ async fn next(orders: &mut Streaming<Orders>) -> Result<Orders, Failure> {
 }
 
 fn silent(coordinator: &str) -> Failure {
-    Failure::new(
-        ErrorCode::Unavailable,
-        format!("coordinator {coordinator} was silent for {} s", SILENCE_MAX.as_secs()),
-    )
+    Failure::new(ErrorCode::Unavailable, format!("coordinator {coordinator} was silent for {SILENCE_MAX:?}"))
 }

@@ -160,6 +160,11 @@ fn register(runtime: &RuntimeEnv, url: &str, store: Arc<dyn object_store::Object
 
 impl ExecutionStatus for ExecutionService {
     fn progress(&self) -> Vec<QueryProgress> {
+        let still = self.still();
+        let still_ms = |query| {
+            let still = still.iter().find(|(other, _)| *other == query);
+            still.map_or(0, |(_, still)| u64::try_from(still.as_millis()).unwrap_or(u64::MAX))
+        };
         let progress = self.sessions().progress().into_iter();
         progress
             .map(|(query, (rows, bytes, segments))| QueryProgress {
@@ -167,6 +172,7 @@ impl ExecutionStatus for ExecutionService {
                 rows,
                 bytes,
                 segments,
+                still_ms: still_ms(query),
             })
             .collect()
     }

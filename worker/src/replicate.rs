@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
 use parking_lot::Mutex;
+use shoal_data::SegmentName;
+use shoal_data::file_stream::{self, STALL_MAX};
 use shoal_data::shard_store::ReportDamage;
-use shoal_data::{SegmentName, file_stream};
 use shoal_proto::cluster::FetchRequest;
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tokio::runtime::Handle;
@@ -168,7 +169,8 @@ impl Replicator {
         address: &str,
     ) -> Result<(), Error> {
         let (bytes, crc32c) = (request.bytes, request.crc32c);
-        let mut data = file_stream::receive(&self.0.channels, address, &request.name, 0..bytes).await?;
+        let mut data =
+            file_stream::receive(&self.0.channels, address, &request.name, 0..bytes, STALL_MAX).await?;
         let dir = Arc::clone(&self.0.dir);
         let mut staging = blocking(move || dir.stage(name, bytes, crc32c)).await?;
         while let Some(chunk) = data.next().await {

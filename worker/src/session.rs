@@ -21,6 +21,7 @@ use datafusion_distributed::{
 };
 use http::HeaderMap;
 use parking_lot::Mutex;
+use shoal_data::operators::OperatorCodec;
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions};
 use shoal_proto::{Channels, QueryId, QueryPool, WorkerId};
 
@@ -131,6 +132,8 @@ impl TaskSessions {
         }
         let config = config.with_target_partitions(self.partitions).with_extension(Arc::clone(&scope));
         Ok(config
+            .with_distributed_user_codec(OperatorCodec)
+            .with_distributed_passthrough_headers(options.to_headers()?)?
             .with_distributed_channel_resolver(ExchangeResolver::new(self.channels.clone()))
             .with_distributed_worker_plan_rewrite_handler(move |event: WorkerPlanRewriteEvent| {
                 let plan = with_counted_readers(event.plan, &scope)?;

@@ -16,13 +16,16 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::membership::{BEAT_INTERVAL, Heard, Joining, LiveWorkers, Membership, StreamNumber, Vitals};
+use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Candidate, Placement};
 use super::repair;
 use crate::Error;
 use crate::catalog::{Catalog, Command, WorkerRecord};
 
-/// How often silence, dropped segments and missing copies are looked for.
+/// How often silence is looked for.
+const SILENCE_TICK: Duration = Duration::from_millis(100);
+/// How often dropped segments and missing copies are looked for.
 const TICK: Duration = Duration::from_millis(200);
 /// Copies that one worker makes at a time.
 const FETCHES_MAX: usize = 16;
@@ -47,6 +50,8 @@ pub struct Progress {
     pub segments: u64,
     /// Workers that report something of it.
     pub workers: usize,
+    /// For how long a task of it has not moved, on one of them.
+    pub still: Duration,
 }
 
 /// The cluster of one coordinator.
@@ -56,6 +61,7 @@ pub struct Cluster {
     pins: Pins,
     live: watch::Sender<Arc<LiveWorkers>>,
     core: Mutex<Core>,
+    outliers: Mutex<Outliers>,
     /// Something may need repair.
     changed: Notify,
     streams: AtomicU64,
@@ -88,6 +94,7 @@ impl Cluster {
             pins: Pins::default(),
             live: watch::Sender::new(Arc::default()),
             core: Mutex::default(),
+            outliers: Mutex::default(),
             changed: Notify::new(),
             streams: AtomicU64::new(0),
         }
@@ -142,6 +149,11 @@ impl Cluster {
         }
     }
 
+    /// Workers that are slower than the others.
+    pub fn outliers(&self) -> &Mutex<Outliers> {
+        &self.outliers
+    }
+
     /// Keeps the segments of a write that is under way from being removed.
     pub fn protect(&self, write: &WriteId, names: impl IntoIterator<Item = SegmentName>) {
         self.core.lock().protected.entry(write.clone()).or_default().extend(names);
@@ -174,14 +186,24 @@ impl Cluster {
             sum.bytes += progress.bytes;
             sum.segments += progress.segments;
             sum.workers += 1;
+            sum.still = sum.still.max(progress.still);
         }
         sum
+    }
+
+    /// The one of these workers on which a task of the query has not moved for
+    /// longest, by their last beats, and for how long.
+    pub fn stillest(&self, query: QueryId, workers: &BTreeSet<WorkerId>) -> Option<(WorkerId, Duration)> {
+        let core = self.core.lock();
+        let reports = core.progress.get(&query)?.iter().filter(|(worker, _)| workers.contains(*worker));
+        let stillest = reports.max_by_key(|(_, (_, progress))| progress.still)?;
+        Some((stillest.0.clone(), stillest.1.1.still))
     }
 
     /// Looks after silence, dropped segments and missing copies until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         let expiry = async {
-            let mut ticks = tokio::time::interval(TICK);
+            let mut ticks = tokio::time::interval(SILENCE_TICK);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
@@ -318,6 +340,7 @@ impl Cluster {
                     bytes: report.bytes,
                     segments: report.segments,
                     workers: 1,
+                    still: Duration::from_millis(report.still_ms),
                 };
                 core.progress.entry(query).or_default().insert(id.clone(), (now, progress));
             }

@@ -5,7 +5,7 @@
 //! [`SILENCE_MAX`], or somebody suspects it; then it must join anew, or, when
 //! only suspected, beat again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,22 @@ use shoal_data::SegmentName;
 use shoal_proto::WorkerId;
 
 /// How often a worker beats.
-pub const BEAT_INTERVAL: Duration = Duration::from_millis(500);
-/// Silence after which a worker is lost.
-pub const SILENCE_MAX: Duration = Duration::from_secs(2);
+pub const BEAT_INTERVAL: Duration = Duration::from_millis(250);
+/// Silence after which a worker is lost: six beats. It is noticed at the next
+/// check, so within two seconds in all.
+pub const SILENCE_MAX: Duration = Duration::from_millis(1_500);
 /// A gap between two checks that says that this process itself stood still.
-const STALL_MIN: Duration = Duration::from_secs(1);
+const STALL_MIN: Duration = Duration::from_millis(500);
 
 /// The live workers at one moment; never changes.
 #[derive(Clone, Debug, Default)]
 pub struct LiveWorkers {
     /// Sorted by id.
     pub workers: Vec<LiveWorker>,
+    /// Those to which an RPC failed: live again with their next beat.
+    pub suspected: BTreeSet<WorkerId>,
+    /// Those that are stopping: they get no new work, and end what they have.
+    pub leaving: BTreeSet<WorkerId>,
 }
 
 impl LiveWorkers {
@@ -31,6 +36,12 @@ impl LiveWorkers {
     pub fn get(&self, id: &WorkerId) -> Option<&LiveWorker> {
         let index = self.workers.binary_search_by(|worker| worker.id.cmp(id)).ok()?;
         self.workers.get(index)
+    }
+
+    /// Whether nothing more comes from the worker: it is not alive, not only
+    /// suspected, and not about to end what it has.
+    pub fn is_lost(&self, id: &WorkerId) -> bool {
+        self.get(id).is_none() && !self.suspected.contains(id) && !self.leaving.contains(id)
     }
 }
 
@@ -274,8 +285,14 @@ impl Membership {
 
     /// Those that can be given work, sorted by id.
     pub fn live(&self) -> LiveWorkers {
-        let live = self.members.values().filter(|member| member.trust == Trust::Live);
-        LiveWorkers { workers: live.map(|member| member.worker.clone()).collect() }
+        let with = |trust: Trust| self.members.values().filter(move |member| member.trust == trust);
+        let id = |member: &Member| member.worker.id.clone();
+        // One that joined and has not beaten yet was not lost either.
+        LiveWorkers {
+            workers: with(Trust::Live).map(|member| member.worker.clone()).collect(),
+            suspected: with(Trust::Waiting).map(id).collect(),
+            leaving: with(Trust::Leaving).map(id).collect(),
+        }
     }
 }
 

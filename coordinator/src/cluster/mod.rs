@@ -1,13 +1,14 @@
 //! Which workers there are, what they hold, where shards live, and what must
 //! be copied or removed.
 //!
-//! `membership`, `placement`, `repair` and `pins` decide: they are given `now`
+//! `membership`, `outliers`, `placement`, `repair` and `pins` decide: they are given `now`
 //! and the state of things, and say what to do. `adapter` and `service` are
 //! the locks, timers and RPC round them.
 
 pub mod adapter;
 pub mod import_service;
 pub mod membership;
+pub mod outliers;
 pub mod pins;
 pub mod placement;
 pub mod repair;
@@ -16,6 +17,7 @@ pub mod service;
 pub use adapter::{Cluster, Progress};
 pub use import_service::ImportService;
 pub use membership::{Holds, LiveWorker, LiveWorkers};
+pub use outliers::Outliers;
 pub use pins::{PinGuard, Pinned, Pins};
 pub use placement::Placement;
 pub use service::ClusterService;

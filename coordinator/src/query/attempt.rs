@@ -22,7 +22,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
 use shoal_proto::exchange::{QueryOptions, panic_failure};
-use shoal_proto::{ErrorCode, Failure, WorkerId};
+use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
 
 use self::spool::{Room, Spool, SpoolLimits};
 use super::admission::Permit;
@@ -31,7 +31,7 @@ use super::retry::{Attempted, Decision, Event};
 use super::rewrite::reads_data;
 use super::scan_tasks::shard_scan;
 use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, tables_of};
-use super::shard_streams::ShardStreamsExec;
+use super::shard_streams::{ShardStreamsExec, streams_of};
 use super::view::View;
 use crate::Error;
 use crate::cluster::{Cluster, LiveWorkers, PinGuard};
@@ -42,6 +42,11 @@ mod spool;
 /// How long a query waits for the first live worker.
 const WORKER_WAIT: Duration = Duration::from_secs(2);
 
+/// For how long a task may not move in the first attempt. Far beyond what an
+/// operator does in one go.
+const STILL_MAX: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+pub(super) const STILL_CHECK: Duration = Duration::from_millis(500);
 /// How long a worker may be missing that is only suspected: a beat, and some.
 const SUSPICION: Duration = Duration::from_millis(600);
 
@@ -94,7 +99,12 @@ impl Attempts {
             return Ok(Arc::new(View::without_workers()));
         }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let view = View::new(&self.cluster.live(), &tables_of(plan)?, avoid, &self.zone, turn, PARTITIONS)?;
+        let live = self.cluster.live();
+        let others = live.workers.iter().map(|worker| &worker.id).filter(|worker| !avoid.contains(*worker));
+        // Those that are slow get no work while there are enough others.
+        let mut without = self.cluster.outliers().lock().ejected(others, Instant::now());
+        without.extend(avoid.iter().cloned());
+        let view = View::new(&live, &tables_of(plan)?, &without, &self.zone, turn, PARTITIONS)?;
         Ok(Arc::new(view))
     }
 
@@ -190,7 +200,7 @@ impl Attempts {
         let segments = segments_in(&plan)?;
         pinned.running.record().segments_total.store(segments, Ordering::Relaxed);
         let mut rows = datafusion::physical_plan::execute_stream(Arc::clone(&plan), Arc::clone(&context))?;
-        let is_safe = !settings.failover || view.workers().is_empty() || plan.is::<ShardStreamsExec>();
+        let is_safe = !settings.failover || view.workers().is_empty() || streams_of(&plan).is_some();
         if is_safe {
             let first = caught(rows.next()).await?.transpose()?;
             attempted.on(Event::Released, Instant::now());
@@ -210,13 +220,23 @@ impl Attempts {
         let mut spool = Spool::new(Arc::clone(&schema), limits, &context.runtime_env().memory_pool);
         // A worker that falls silent breaks no stream for some time.
         let seen = Arc::clone(&view);
-        let silence = worker_lost(&self.cluster, move || seen.used_workers());
-        tokio::pin!(silence);
+        let silence = worker_lost(&self.cluster, || seen.used_workers());
+        let QueryOptions { query, attempt, .. } = pinned.options;
+        let standstill = async {
+            loop {
+                tokio::time::sleep(STILL_CHECK).await;
+                if let Some(failure) = standstill(&self.cluster, query, attempt, &seen.used_workers()) {
+                    break failure;
+                }
+            }
+        };
+        tokio::pin!(silence, standstill);
         loop {
             let next = tokio::select! {
                 biased;
                 next = caught(rows.next()) => next?,
                 failure = &mut silence => return Err(failure.into()),
+                failure = &mut standstill => return Err(failure.into()),
             };
             let Some(batch) = next else { break };
             if spool.push(batch?).await? == Room::Full {
@@ -230,27 +250,49 @@ impl Attempts {
     }
 }
 
-/// Waits until one of the used workers is not live any more; the failure that
-/// this is. Which are used is asked each time: tasks are sent as a plan runs.
+/// Waits until one of the used workers is lost; the failure that this is.
+/// Which are used is asked each time: tasks are sent as a plan runs.
 pub(super) async fn worker_lost(cluster: &Cluster, used: impl Fn() -> BTreeSet<WorkerId>) -> Failure {
     let mut live = cluster.watch();
-    let missing = |live: &mut tokio::sync::watch::Receiver<Arc<LiveWorkers>>| {
-        let now = live.borrow_and_update();
-        used().into_iter().find(|worker| now.get(worker).is_none())
+    let gone = |live: &LiveWorkers| used().into_iter().find(|worker| live.is_lost(worker));
+    let lost = |worker: WorkerId| {
+        Failure::new(ErrorCode::Unavailable, "is not heard of any more").at(worker.as_str())
     };
     loop {
-        // One that is only suspected is back with its next beat.
-        if missing(&mut live).is_some() {
-            tokio::time::sleep(SUSPICION).await;
+        let now = Arc::clone(&live.borrow_and_update());
+        if let Some(worker) = gone(&now) {
+            return lost(worker);
         }
-        if let Some(worker) = missing(&mut live) {
-            return Failure::new(ErrorCode::Unavailable, "is not heard of any more").at(worker.as_str());
+        // One that is only suspected is back with its next beat, or lost.
+        if let Some(worker) = used().into_iter().find(|worker| now.suspected.contains(worker)) {
+            tokio::time::sleep(SUSPICION).await;
+            let now = Arc::clone(&live.borrow_and_update());
+            if now.get(&worker).is_none() && !now.leaving.contains(&worker) {
+                return lost(worker);
+            }
+            continue;
         }
         if live.changed().await.is_err() {
             // The coordinator stops: its streams say so.
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// The failure of a query one of whose tasks has not moved for too long on one
+/// of these workers; the worker itself may beat all the while. What is only
+/// slow has twice the time in each further attempt.
+pub(super) fn standstill(
+    cluster: &Cluster,
+    query: QueryId,
+    attempt: u32,
+    workers: &BTreeSet<WorkerId>,
+) -> Option<Failure> {
+    let limit = STILL_MAX.saturating_mul(1 << attempt.saturating_sub(1).min(8));
+    let (worker, still) = cluster.stillest(query, workers).filter(|(_, still)| *still >= limit)?;
+    cluster.outliers().lock().overtook(&worker, Instant::now());
+    let message = format!("its task has not moved for {:.0} s", still.as_secs_f64());
+    Some(Failure::new(ErrorCode::Unavailable, message).at(worker.as_str()))
 }
 
 /// What a future gives; a panic in it as an error.

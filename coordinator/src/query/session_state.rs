@@ -17,6 +17,7 @@ use datafusion::physical_plan::{ExecutionPlanProperties, displayable};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, SessionStateBuilderExt};
+use shoal_data::operators::OperatorCodec;
 use shoal_data::{ImportRoots, Table};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions};
 use shoal_proto::{Channels, QueryPool};
@@ -26,7 +27,7 @@ use super::registry::QueryRecord;
 use super::rewrite::must_stay;
 use super::safe_pushdown::SafePushdown;
 use super::scan_tasks::{add_handlers, scan_bytes, shard_scan};
-use super::shard_streams::{ShardStreamsExec, StreamContext, is_row_by_row};
+use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, with_streams};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
 use super::whole_plan::{WholePlanExec, reads_segments_or_files};
@@ -58,6 +59,7 @@ impl StateTemplate {
             .with_default_catalog_and_schema("shoal", "public")
             .with_create_default_catalog_and_schema(false)
             .with_option_extension(ShoalConfig::default())
+            .with_distributed_user_codec(OperatorCodec)
             .with_target_partitions(PARTITIONS)
             // Without one, TIMESTAMP WITH TIME ZONE would be one without.
             .set_str("datafusion.execution.time_zone", TIME_ZONE)
@@ -133,8 +135,8 @@ impl Planning {
             return self.physical_with(plan, view, query, collect_metrics, Way::Here).await;
         }
         if let Some(failover) = failover
-            && is_row_by_row(plan)?
-            && let Some(planned) = self.streamed(plan, view, query, collect_metrics, failover).await?
+            && let Some(giving) = giving(plan)?
+            && let Some(planned) = self.streamed(plan, giving, view, query, collect_metrics, failover).await?
         {
             return Ok(planned);
         }
@@ -160,17 +162,22 @@ impl Planning {
         Err(refusal.unwrap_or_else(|| datafusion::common::internal_datafusion_err!("no way to plan")))
     }
 
-    /// The plan of a scan whose rows stream from each shard. None where
-    /// another plan is better.
+    /// The plan of a scan that reads shard by shard. None where another plan is
+    /// better.
     async fn streamed(
         &self,
         logical: &LogicalPlan,
+        giving: Giving,
         view: &Arc<View>,
         query: &QueryOptions,
         collect_metrics: bool,
         failover: Failover,
     ) -> Result<Option<PhysicalPlan>> {
-        let state = self.state_for(view, query, collect_metrics, Way::Streamed)?;
+        let way = match giving {
+            Giving::AsTheyCome => Way::Streamed,
+            Giving::WhenWhole => Way::Merged,
+        };
+        let state = self.state_for(view, query, collect_metrics, way)?;
         let context = state.task_ctx();
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
         let Some(bytes) = only_scan_bytes(&plan)? else { return Ok(None) };
@@ -190,8 +197,12 @@ impl Planning {
             query: query.clone(),
             collect_metrics,
         };
-        let streams = ShardStreamsExec::new(&plan, view, streams)?;
-        Ok(streams.map(|plan| PhysicalPlan { plan: Arc::new(plan), context }))
+        let plan = match giving {
+            Giving::AsTheyCome => ShardStreamsExec::new(&plan, view, streams, giving)?
+                .map(|streams| Arc::new(streams) as Arc<dyn ExecutionPlan>),
+            Giving::WhenWhole => with_streams(&plan, view, &streams)?,
+        };
+        Ok(plan.map(|plan| PhysicalPlan { plan, context }))
     }
 
     fn state_for(
@@ -219,9 +230,12 @@ impl Planning {
         if let Some(shoal) = options.extensions.get_mut::<ShoalConfig>() {
             shoal.colocate = way == Way::Colocated;
         }
-        if way == Way::Streamed {
+        match way {
             // One order of rows only.
-            options.execution.target_partitions = 1;
+            Way::Streamed => options.execution.target_partitions = 1,
+            // Segments stay whole.
+            Way::Merged => options.optimizer.repartition_file_scans = false,
+            Way::Colocated | Way::Exchanged | Way::OneTask | Way::Here => {}
         }
         let node = self.state.runtime_env();
         let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
@@ -305,6 +319,8 @@ enum Way {
     Here,
     /// A scan, shard by shard, that can be resumed.
     Streamed,
+    /// Few rows of each shard, put together on the coordinator.
+    Merged,
 }
 
 /// What a plan that survives the loss of workers needs.

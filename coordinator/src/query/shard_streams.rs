@@ -1,14 +1,15 @@
-//! A scan that streams: one stream per shard, each on a worker that holds the
-//! shard. A shard's rows come in one order only, whichever replica they are
-//! read from; so when a worker is lost, its streams go on elsewhere at the
-//! row where they stopped, and rows need not wait for the end to be safe.
+//! Scans of one table, shard by shard: one stream per shard, each on a worker
+//! that holds the shard. When a worker is lost, its shards go on elsewhere; when
+//! one is far behind, its shards begin a second time elsewhere, and who is
+//! first counts. So nothing needs to wait for the whole query to be safe.
+//!
+//! A shard's rows come in one order only, whichever replica they are read from,
+//! or they are given when a run over the shard has ended: [`Giving`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatch;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
@@ -16,33 +17,39 @@ use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
-use datafusion::physical_plan::limit::GlobalLimitExec;
+use datafusion::physical_expr::{Partitioning, PhysicalExpr};
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, replace_children_if_necessary};
+use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::metrics::MetricsSet;
+use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
 };
-use datafusion_distributed::MaybeEncoded;
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use shoal_data::SegmentName;
-use shoal_proto::exchange::{QueryOptions, metrics_from_wire, run_plan, worker_url};
-use shoal_proto::query::RunRequest;
-use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
+use shoal_proto::exchange::QueryOptions;
+use shoal_proto::{Channels, WorkerId};
 use url::Url;
 
-use super::attempt::worker_lost;
+use self::stragglers::Stragglers;
+use self::stream::ShardStream;
 use super::registry::QueryRecord;
-use super::retry::{Attempted, Decision, Event};
 use super::scan_tasks::{segment_of, shard_scan};
 use super::view::{ShardLoad, View};
 use crate::cluster::Cluster;
 
-/// How long a stream waits for a live worker to go on with.
-const WORKER_WAIT: Duration = Duration::from_secs(5);
+mod stragglers;
+mod stream;
+
+/// Rows of a shard that are kept until all are there, at most: of a query that
+/// asks for the first so many.
+const KEPT_ROWS_MAX: usize = 10_000;
 
 /// What streams need beside the plan.
 #[derive(Clone)]
@@ -64,7 +71,7 @@ pub(crate) struct StreamContext {
 ///
 /// # Errors
 /// None in practice; those of walking a plan.
-pub(crate) fn is_row_by_row(plan: &LogicalPlan) -> Result<bool> {
+fn is_row_by_row(plan: &LogicalPlan) -> Result<bool> {
     let mut is_eligible = true;
     plan.apply(|node| {
         let is_known = match node {
@@ -74,13 +81,7 @@ pub(crate) fn is_row_by_row(plan: &LogicalPlan) -> Result<bool> {
         };
         is_eligible &= is_known;
         node.apply_expressions(|expr| {
-            let has_subquery = expr.exists(|part| {
-                Ok(matches!(
-                    part,
-                    Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_)
-                ))
-            })?;
-            is_eligible &= !has_subquery && !expr.is_volatile();
+            is_eligible &= !has_subquery(expr)? && !expr.is_volatile();
             Ok(TreeNodeRecursion::Continue)
         })?;
         Ok(if is_eligible { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
@@ -88,13 +89,141 @@ pub(crate) fn is_row_by_row(plan: &LogicalPlan) -> Result<bool> {
     Ok(is_eligible)
 }
 
+/// The shape of a query that can be read shard by shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Giving {
+    /// Rows as they are read: they come in one order, can be given at once, and
+    /// go on elsewhere at the row where they stopped.
+    AsTheyCome,
+    /// Few rows that are made of many (an aggregate, the first of an order):
+    /// given when a run over the shard has ended, and made anew elsewhere.
+    WhenWhole,
+}
+
+/// How a query can be read shard by shard, if it can.
+///
+/// # Errors
+/// None in practice; those of walking a plan.
+pub(crate) fn giving(plan: &LogicalPlan) -> Result<Option<Giving>> {
+    Ok(match is_row_by_row(plan)? {
+        true => Some(Giving::AsTheyCome),
+        false => is_few_of_many(plan)?.then_some(Giving::WhenWhole),
+    })
+}
+
+/// Whether a query makes few rows of one table, with no groups.
+fn is_few_of_many(plan: &LogicalPlan) -> Result<bool> {
+    let mut is_eligible = true;
+    let mut are_few = false;
+    plan.apply(|node| {
+        is_eligible &= match node {
+            LogicalPlan::Projection(_)
+            | LogicalPlan::Filter(_)
+            | LogicalPlan::SubqueryAlias(_)
+            | LogicalPlan::Limit(_) => true,
+            LogicalPlan::TableScan(scan) => scan.fetch.is_none(),
+            LogicalPlan::Aggregate(aggregate) => {
+                are_few = true;
+                aggregate.group_expr.is_empty()
+            }
+            LogicalPlan::Sort(sort) => {
+                let is_short = sort.fetch.is_some_and(|rows| rows <= KEPT_ROWS_MAX);
+                are_few |= is_short;
+                is_short || are_few
+            }
+            _ => false,
+        };
+        node.apply_expressions(|expr| {
+            is_eligible &= !has_subquery(expr)?;
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(if is_eligible { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
+    })?;
+    Ok(is_eligible && are_few)
+}
+
+fn has_subquery(expr: &Expr) -> Result<bool> {
+    expr.exists(|part| {
+        Ok(matches!(
+            part,
+            Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_)
+        ))
+    })
+}
+
+/// Whether the plan below the place where partitions meet makes few rows of
+/// one shard, and all that it does can be done shard by shard.
+fn makes_few_of_a_shard(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let mut are_few = false;
+    let mut node = plan;
+    loop {
+        if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+            if *aggregate.mode() != AggregateMode::Partial || !aggregate.group_expr().is_empty() {
+                return false;
+            }
+            are_few = true;
+        } else if let Some(sort) = node.downcast_ref::<SortExec>() {
+            if !sort.preserve_partitioning() || sort.fetch().is_none_or(|rows| rows > KEPT_ROWS_MAX) {
+                return false;
+            }
+            are_few = true;
+        } else if shard_scan(node).is_some() {
+            return are_few;
+        } else if !(node.is::<FilterExec>() || node.is::<ProjectionExec>() || node.is::<CooperativeExec>()) {
+            return false;
+        }
+        match node.children().as_slice() {
+            [only] => node = only,
+            _ => return false,
+        }
+    }
+}
+
+/// A plan in which what is below the place where partitions meet is read shard
+/// by shard; none where it has another shape.
+///
+/// # Errors
+/// As [`ShardStreamsExec::new`].
+pub(crate) fn with_streams(
+    plan: &Arc<dyn ExecutionPlan>,
+    view: &View,
+    context: &StreamContext,
+) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+    let children = plan.children();
+    let [child] = children.as_slice() else { return Ok(None) };
+    let meets = plan.is::<CoalescePartitionsExec>() || plan.is::<SortPreservingMergeExec>();
+    let child: Option<Arc<dyn ExecutionPlan>> = if meets && makes_few_of_a_shard(child) {
+        let streams = ShardStreamsExec::new(child, view, context.clone(), Giving::WhenWhole)?;
+        streams.map(|streams| Arc::new(streams) as _)
+    } else {
+        with_streams(child, view, context)?
+    };
+    child.map(|child| replace_children_if_necessary(Arc::clone(plan), vec![child])).transpose()
+}
+
+/// The streams of a plan that is read shard by shard.
+pub(crate) fn streams_of(plan: &Arc<dyn ExecutionPlan>) -> Option<&ShardStreamsExec> {
+    let mut node = plan;
+    loop {
+        if let Some(streams) = node.downcast_ref::<ShardStreamsExec>() {
+            return Some(streams);
+        }
+        match node.children().as_slice() {
+            [only] => node = only,
+            _ => return None,
+        }
+    }
+}
+
 /// One stream for each shard that a plan reads.
 pub(crate) struct ShardStreamsExec {
     shards: Vec<Arc<ShardPlan>>,
+    giving: Giving,
     plan: Arc<dyn ExecutionPlan>,
     context: StreamContext,
     properties: Arc<PlanProperties>,
     metrics: Arc<Mutex<Vec<MetricsSet>>>,
+    stragglers: Arc<Mutex<Stragglers>>,
 }
 
 /// The part of the plan that reads one shard.
@@ -102,13 +231,15 @@ struct ShardPlan {
     shard: u32,
     plan: Arc<dyn ExecutionPlan>,
     segments: Vec<SegmentName>,
+    /// Those that can read all of it from their own disk.
+    readers: BTreeSet<WorkerId>,
     /// Where it runs first.
     worker: (WorkerId, Url),
 }
 
 impl ShardStreamsExec {
-    /// `plan` has one partition and one scan, of shards; none where it has
-    /// another shape.
+    /// `plan` has one scan, of shards, and one partition for rows that are
+    /// given as they come; none where it has another shape.
     ///
     /// # Errors
     /// `Internal` where a scan names no segments.
@@ -116,9 +247,11 @@ impl ShardStreamsExec {
         plan: &Arc<dyn ExecutionPlan>,
         view: &View,
         context: StreamContext,
+        giving: Giving,
     ) -> Result<Option<Self>> {
         let Some(shards) = files_by_shard(plan)? else { return Ok(None) };
-        if shards.is_empty() || plan.output_partitioning().partition_count() != 1 {
+        let is_in_order = giving == Giving::WhenWhole || plan.output_partitioning().partition_count() == 1;
+        if shards.is_empty() || !is_in_order {
             return Ok(None);
         }
         let mut loads = Vec::with_capacity(shards.len());
@@ -131,28 +264,32 @@ impl ShardStreamsExec {
         let dealt = view.deal(&loads, tasks);
         let workers = view.task_workers(tasks);
         let mut plans = Vec::with_capacity(shards.len());
-        for ((shard, files), task) in shards.into_iter().zip(dealt) {
+        for (((shard, files), load), task) in shards.into_iter().zip(&loads).zip(dealt) {
             let segments = files.iter().map(segment_of).collect::<Result<Vec<_>>>()?;
             let worker = &view.workers()[workers[task]];
             plans.push(Arc::new(ShardPlan {
                 shard,
                 plan: with_files(plan, files)?,
                 segments,
+                readers: view.readers(load.table, shard),
                 worker: (worker.id.clone(), worker.url.clone()),
             }));
         }
         let properties = PlanProperties::new(
-            EquivalenceProperties::new(plan.schema()),
+            plan.equivalence_properties().clone(),
             Partitioning::UnknownPartitioning(plans.len()),
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
+        let stragglers = Arc::new(Mutex::new(Stragglers::of(plans.len())));
         Ok(Some(Self {
             shards: plans,
+            giving,
             plan: Arc::clone(plan),
             context,
             properties: Arc::new(properties),
             metrics: Arc::default(),
+            stragglers,
         }))
     }
 
@@ -259,15 +396,14 @@ impl ExecutionPlan for ShardStreamsExec {
         let Some(shard) = self.shards.get(partition) else {
             return internal_err!("there are {} shards, and no number {partition}", self.shards.len());
         };
-        let stream = ShardStream {
-            shard: Arc::clone(shard),
-            context: self.context.clone(),
+        let stream = ShardStream::new(
+            Arc::clone(shard),
+            self.giving,
+            self.context.clone(),
             task,
-            metrics: Arc::clone(&self.metrics),
-            attempted: Attempted::new(Instant::now()),
-            rows_given: 0,
-            rows: None,
-        };
+            Arc::clone(&self.metrics),
+            Arc::clone(&self.stragglers),
+        );
         let rows = futures::stream::unfold(Some(stream), |stream| async move {
             let mut stream = stream?;
             match stream.next().await {
@@ -277,158 +413,5 @@ impl ExecutionPlan for ShardStreamsExec {
             }
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
-    }
-}
-
-/// The rows of one shard, over as many workers as it takes.
-struct ShardStream {
-    shard: Arc<ShardPlan>,
-    context: StreamContext,
-    task: Arc<TaskContext>,
-    metrics: Arc<Mutex<Vec<MetricsSet>>>,
-    attempted: Attempted,
-    rows_given: usize,
-    /// From which worker.
-    rows: Option<(WorkerId, BoxStream<'static, Result<RecordBatch>>)>,
-}
-
-impl ShardStream {
-    async fn next(&mut self) -> Option<Result<RecordBatch, Failure>> {
-        loop {
-            let polled = match &mut self.rows {
-                Some((worker, rows)) => {
-                    let used = || BTreeSet::from([worker.clone()]);
-                    tokio::select! {
-                        biased;
-                        polled = rows.next() => polled,
-                        failure = worker_lost(&self.context.cluster, used) => Some(Err(failure.into())),
-                    }
-                }
-                None => match self.open().await {
-                    Ok(rows) => {
-                        self.rows = Some(rows);
-                        continue;
-                    }
-                    Err(failure) => Some(Err(failure.into())),
-                },
-            };
-            match polled {
-                Some(Ok(batch)) => {
-                    self.rows_given += batch.num_rows();
-                    if batch.num_rows() > 0 {
-                        self.attempted.progressed(Instant::now());
-                    }
-                    return Some(Ok(batch));
-                }
-                None => return None,
-                Some(Err(error)) => {
-                    self.rows = None;
-                    let failure = Failure::from_datafusion(&error);
-                    if let Err(failure) = self.failed(failure) {
-                        return Some(Err(failure));
-                    }
-                }
-            }
-        }
-    }
-
-    /// What a failure comes to: the next replica, or the end.
-    fn failed(&mut self, failure: Failure) -> Result<(), Failure> {
-        let event = match (&failure.worker, failure.code) {
-            (None, ErrorCode::Unavailable) => Event::NoWorkerLeft(failure.clone()),
-            _ => Event::Failed(failure.clone()),
-        };
-        let (suspect, outcome) = match self.attempted.on(event, Instant::now()) {
-            Decision::GoOn => (None, Ok(())),
-            Decision::Again { suspect } => (suspect, Ok(())),
-            Decision::Fail { failure, suspect } => (suspect, Err(failure)),
-        };
-        if let Some(worker) = suspect {
-            self.context.cluster.suspect(&worker, &failure.message);
-        }
-        if let Some(record) = &self.context.record
-            && failure.worker.is_some()
-            && failure.code.is_retryable()
-        {
-            record.lost(&format!("shard {} at row {}: {failure}", self.shard.shard, self.rows_given));
-        }
-        tracing::warn!(
-            query_id = %self.context.query.query, shard = self.shard.shard, row = self.rows_given,
-            goes_on = outcome.is_ok(), "stream of a shard failed: {failure}"
-        );
-        outcome
-    }
-
-    /// Starts to read behind the rows that were given already.
-    async fn open(&mut self) -> Result<(WorkerId, BoxStream<'static, Result<RecordBatch>>), Failure> {
-        let (worker, url) = self.worker().await?;
-        self.attempted.begin();
-        let plan = match self.rows_given {
-            0 => Arc::clone(&self.shard.plan),
-            rows => Arc::new(GlobalLimitExec::new(Arc::clone(&self.shard.plan), rows, None)) as _,
-        };
-        let named = |error: datafusion::common::DataFusionError| Failure::from_datafusion(&error);
-        let request = RunRequest {
-            query: self.context.query.query.0.as_bytes().to_vec().into(),
-            plan: MaybeEncoded::Decoded(plan).encode(&self.task).map_err(named)?.into(),
-            worker_url: url.to_string(),
-            collect_metrics: self.context.collect_metrics,
-        };
-        tracing::debug!(
-            query_id = %self.context.query.query, shard = self.shard.shard, %worker, row = self.rows_given,
-            "stream of a shard begins"
-        );
-        let is_whole = self.rows_given == 0;
-        let metrics = Arc::clone(&self.metrics);
-        let headers = self.context.query.to_headers()?;
-        let rows = run_plan(&self.context.channels, &url, headers, request, move |wire| {
-            // A resumed plan has a node more.
-            let nodes = wire.nodes.into_iter().map(metrics_from_wire).skip(usize::from(!is_whole));
-            add_metrics(&mut metrics.lock(), nodes);
-        })
-        .map_err(named)?;
-        Ok((worker, rows))
-    }
-
-    /// The worker to read from: the one that was dealt, then others that hold
-    /// the shard, then any: every worker can fetch what it lacks.
-    async fn worker(&mut self) -> Result<(WorkerId, Url), Failure> {
-        if self.attempted.losses().is_empty() {
-            return Ok(self.shard.worker.clone());
-        }
-        let mut live = self.context.cluster.watch();
-        let avoid = self.attempted.avoid().clone();
-        let is_there = live.wait_for(|live| live.workers.iter().any(|worker| !avoid.contains(&worker.id)));
-        let live = match tokio::time::timeout(WORKER_WAIT, is_there).await {
-            Ok(Ok(live)) => Arc::clone(&live),
-            Ok(Err(_)) | Err(_) => {
-                let tried: Vec<&str> = avoid.iter().map(WorkerId::as_str).collect();
-                let message = format!(
-                    "no live worker is left to read shard {} from (tried {})",
-                    self.shard.shard,
-                    tried.join(", ")
-                );
-                return Err(Failure::new(ErrorCode::Unavailable, message));
-            }
-        };
-        let best = live.workers.iter().filter(|worker| !avoid.contains(&worker.id)).max_by_key(|worker| {
-            let held = self.shard.segments.iter().filter(|name| worker.holds.contains(name)).count();
-            (held, std::cmp::Reverse(worker.tasks_running))
-        });
-        let Some(best) = best else {
-            return Err(Failure::new(ErrorCode::Unavailable, "no live worker is left"));
-        };
-        let url = worker_url(&best.address, &best.id).map_err(|error| Failure::from_datafusion(&error))?;
-        Ok((best.id.clone(), url))
-    }
-}
-
-/// Adds the metrics of one shard's nodes to those of the others.
-fn add_metrics(all: &mut Vec<MetricsSet>, nodes: impl Iterator<Item = MetricsSet>) {
-    for (index, node) in nodes.enumerate() {
-        if all.len() <= index {
-            all.push(MetricsSet::new());
-        }
-        node.iter().for_each(|metric| all[index].push(Arc::clone(metric)));
     }
 }

@@ -123,6 +123,12 @@ impl View {
         self.shards.get(&table).copied().unwrap_or(1)
     }
 
+    /// The workers that can read all of a shard from their own disk.
+    pub fn readers(&self, table: TableId, shard: u32) -> BTreeSet<WorkerId> {
+        let readers = self.readable.get(&(table, shard)).into_iter().flatten();
+        readers.map(|&index| self.workers[index].id.clone()).collect()
+    }
+
     /// The name of a table of the query.
     pub fn table_name(&self, table: TableId) -> Option<String> {
         self.names.get(&table).cloned()

@@ -1,5 +1,5 @@
-//! Joins that make many rows of few give way now and then: a query that was
-//! cancelled must not hold its thread until a pair of large batches is joined.
+//! Joins that look at many rows for each give way now and then: a query that
+//! was cancelled must not hold its thread until two large sides are joined.
 
 use std::sync::Arc;
 
@@ -9,11 +9,14 @@ use datafusion::config::ConfigOptions;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
-use datafusion::physical_plan::joins::{CrossJoinExec, NestedLoopJoinExec};
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
+use shoal_data::operators::PiecesExec;
 
-/// Puts a place to give way above each join without an equality. DataFusion
+/// Puts a place to give way above each join without an equality, as DataFusion
 /// counts the batches that leaves give, and such a join makes thousands of
-/// each.
+/// each. One that may make none of very many pairs, because its filter refuses
+/// them, gets its probe side in pieces.
 #[derive(Debug, Default)]
 pub(crate) struct YieldInJoins;
 
@@ -24,11 +27,18 @@ impl PhysicalOptimizerRule for YieldInJoins {
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let wrapped = plan.transform_up(|node| {
-            if node.is::<NestedLoopJoinExec>() || node.is::<CrossJoinExec>() {
-                let node: Arc<dyn ExecutionPlan> = Arc::new(CooperativeExec::new(node));
-                return Ok(Transformed::yes(node));
-            }
-            Ok(Transformed::no(node))
+            let without_equality = node.is::<NestedLoopJoinExec>() || node.is::<CrossJoinExec>();
+            let node = match node.children().as_slice() {
+                [build, probe] if is_filtered(&node) => {
+                    let probe = Arc::new(PiecesExec::new(Arc::clone(probe)));
+                    let sides: Vec<Arc<dyn ExecutionPlan>> = vec![Arc::clone(build), probe];
+                    replace_children_if_necessary(Arc::clone(&node), sides)?
+                }
+                _ if !without_equality => return Ok(Transformed::no(node)),
+                _ => node,
+            };
+            let node = if without_equality { Arc::new(CooperativeExec::new(node)) } else { node };
+            Ok(Transformed::yes(node))
         })?;
         Ok(wrapped.data)
     }
@@ -40,4 +50,10 @@ impl PhysicalOptimizerRule for YieldInJoins {
     fn schema_check(&self) -> bool {
         true
     }
+}
+
+/// Whether a join refuses pairs of rows that it has put together.
+fn is_filtered(node: &Arc<dyn ExecutionPlan>) -> bool {
+    node.downcast_ref::<NestedLoopJoinExec>().is_some_and(|join| join.filter().is_some())
+        || node.downcast_ref::<HashJoinExec>().is_some_and(|join| join.filter().is_some())
 }

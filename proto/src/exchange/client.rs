@@ -150,7 +150,7 @@ impl WorkerChannel for ExchangeClient {
 
     async fn execute_task(
         &mut self,
-        _headers: HeaderMap,
+        headers: HeaderMap,
         request: ExecuteTaskRequest,
         _metrics: ExecutionPlanMetricsSet,
         task_ctx: &Arc<TaskContext>,
@@ -163,7 +163,7 @@ impl WorkerChannel for ExchangeClient {
                 head: Some(head.clone()),
                 discard: false,
             };
-            self.partition(request)
+            self.partition(headers.clone(), request)
         });
         Ok(streams.collect())
     }
@@ -175,12 +175,17 @@ impl WorkerChannel for ExchangeClient {
 
 impl ExchangeClient {
     /// The rows of one partition; asked for at the first poll.
-    fn partition(&self, request: PartitionRequest) -> BoxStream<'static, Result<RecordBatch>> {
-        let mut unread = Unread { client: Some(self.client.clone()), request: request.clone() };
+    fn partition(
+        &self,
+        headers: HeaderMap,
+        request: PartitionRequest,
+    ) -> BoxStream<'static, Result<RecordBatch>> {
+        let (client, unread) = (Some(self.client.clone()), request.clone());
+        let mut unread = Unread { client, headers: headers.clone(), request: unread };
         let mut client = self.client.clone();
         let frames = futures::stream::once(async move {
             unread.is_read();
-            Ok::<_, tonic::Status>(client.partition(request).await?.into_inner())
+            Ok::<_, tonic::Status>(client.partition(with_headers(headers, request)).await?.into_inner())
         })
         .try_flatten();
         decode_frames(frames, self.worker.clone(), |_| ())
@@ -191,6 +196,7 @@ impl ExchangeClient {
 /// discarded: its producer must not keep rows for it.
 struct Unread {
     client: Option<ExecutionClient<Channel>>,
+    headers: HeaderMap,
     request: PartitionRequest,
 }
 
@@ -207,6 +213,7 @@ impl Drop for Unread {
             return;
         };
         let request = PartitionRequest { discard: true, ..self.request.clone() };
+        let request = with_headers(std::mem::take(&mut self.headers), request);
         runtime.spawn(async move {
             // The worker frees it with the query in any case.
             let _best_effort = client.partition(request).await;

@@ -74,6 +74,11 @@ const ENDLESS: &str = "SELECT count(*) FROM lim_cancel a, lim_cancel b, lim_canc
 /// Joins of each row with each: without an equality, and with nothing at all.
 const UNEQUAL: &str = "SELECT count(*) FROM lim_cancel a, lim_cancel b WHERE a.s < b.s";
 const CROSS: &str = "SELECT count(*), max(a.k * b.v) FROM lim_cancel a, lim_cancel b";
+/// Joins that look at all pairs and keep none: without an equality, and with
+/// one that says little.
+const NOTHING: &str = "SELECT count(*) FROM lim_cancel a, lim_cancel b WHERE a.k + b.k < 0";
+const REFUSED: &str =
+    "SELECT count(*) FROM lim_cancel a, lim_cancel b WHERE a.v % 2 = b.v % 2 AND a.k + b.k < 0";
 
 #[test]
 fn a_stopped_query_is_freed_everywhere() {
@@ -87,9 +92,16 @@ async fn stop_each_way(cluster: &Cluster) {
     let mut client = cluster.connect().await.unwrap();
     make_rows(&mut client, "lim_cancel", 100_000).await;
     let running = "SELECT id FROM system.queries WHERE state = 'running' AND sql LIKE '%lim_cancel a, lim_cancel b%' AND sql NOT LIKE '%system%'";
-    for (way, endless) in
-        [("kill", ENDLESS), ("close", ENDLESS), ("kill", UNEQUAL), ("close", UNEQUAL), ("kill", CROSS)]
-    {
+    for (way, endless) in [
+        ("kill", ENDLESS),
+        ("close", ENDLESS),
+        ("kill", UNEQUAL),
+        ("close", UNEQUAL),
+        ("kill", CROSS),
+        ("kill", NOTHING),
+        ("close", NOTHING),
+        ("kill", REFUSED),
+    ] {
         let mut victim = cluster.connect().await.unwrap();
         victim.update("SET shoal.task_bytes = 1").await.unwrap();
         let query = tokio::spawn(async move { victim.query(endless).await.map(|_| ()) });
@@ -119,6 +131,41 @@ async fn stop_each_way(cluster: &Cluster) {
             client.text(&format!("SELECT state FROM system.queries WHERE id = '{id}'")).await.unwrap();
         assert!(state.contains("cancelled"), "{way} of {endless}: {state}");
     }
+}
+
+#[test]
+fn the_death_of_a_worker_frees_its_query_on_the_others() {
+    let cluster = own(4);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut client = cluster.connect().await.unwrap();
+        make_rows(&mut client, "lim_cancel", 100_000).await;
+        for worker in ["worker-1", "worker-2"] {
+            let mut victim = cluster.connect().await.unwrap();
+            victim.update("SET shoal.task_bytes = 1").await.unwrap();
+            victim.update("SET shoal.colocate = false").await.unwrap();
+            let query = tokio::spawn(async move { victim.query(ENDLESS).await.map(|_| ()) });
+            let wait_for = async |client: &mut Client, what: &str, wanted: i64| {
+                let since = Instant::now();
+                while client.number(what).await.unwrap() < wanted {
+                    assert!(since.elapsed() < Duration::from_secs(30), "not {wanted}: {what}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            wait_for(&mut client, "SELECT count(*) FROM system.workers WHERE tasks_running > 0", 4).await;
+            cluster.kill(worker).unwrap();
+            // Its next attempt runs on the others, where the first one ran too.
+            let again = "SELECT count(*) FROM system.queries WHERE state = 'running' AND attempts > 1 AND lost IS NOT NULL";
+            wait_for(&mut client, again, 1).await;
+            let id = "SELECT id FROM system.queries WHERE state = 'running' AND attempts > 1";
+            let id = client.text(id).await.unwrap();
+            client.update(&format!("KILL QUERY '{}'", id.trim())).await.unwrap();
+            assert!(query.await.unwrap().is_err());
+            expect_freed(&mut client).await;
+            cluster.restart(worker).unwrap();
+            cluster.wait_until_joined(4).unwrap();
+        }
+    });
 }
 
 #[test]

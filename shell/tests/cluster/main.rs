@@ -29,3 +29,4 @@ mod python;
 mod restart;
 #[cfg(test)]
 mod slt;
+mod stragglers;

@@ -211,6 +211,7 @@ async fn progress_is_the_sum_over_workers() {
             rows,
             bytes: 10 * rows,
             segments: 1,
+            still_ms: 0,
         };
         let beat = Beat {
             worker: worker.to_owned(),
@@ -220,7 +221,10 @@ async fn progress_is_the_sum_over_workers() {
         };
         cluster.beat(cluster.open_stream(), beat);
     }
-    assert_eq!(cluster.progress(query), Progress { rows: 7, bytes: 70, segments: 2, workers: 2 });
+    assert_eq!(
+        cluster.progress(query),
+        Progress { rows: 7, bytes: 70, segments: 2, workers: 2, ..Progress::default() }
+    );
     assert_eq!(cluster.progress(QueryId::random()), Progress::default());
 }
 

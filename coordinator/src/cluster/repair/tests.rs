@@ -41,7 +41,7 @@ fn live(workers: &[(&str, &[SegmentName])]) -> LiveWorkers {
         joined_at: Instant::now(),
         holds: Arc::new(Holds::all_but(lacks.iter().copied().collect())),
     });
-    LiveWorkers { workers: workers.collect() }
+    LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
 }
 
 fn ordered(state: &State, live: &LiveWorkers) -> Vec<(String, String, Vec<String>)> {

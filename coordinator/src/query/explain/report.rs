@@ -17,7 +17,7 @@ use datafusion_distributed::{
 use shoal_data::SegmentName;
 use shoal_proto::{TableId, WorkerId};
 
-use crate::query::shard_streams::ShardStreamsExec;
+use crate::query::shard_streams::{ShardStreamsExec, streams_of};
 use crate::query::view::View;
 use crate::query::whole_plan::WholePlanExec;
 
@@ -36,7 +36,7 @@ pub async fn explain_analyze(plan: &Arc<dyn ExecutionPlan>, view: &View, is_verb
     let mut report = Report { text: String::new(), view, is_verbose, has_run: true };
     if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
         report.whole(plan, whole.node_metrics().unwrap_or_default());
-    } else if let Some(streams) = plan.downcast_ref::<ShardStreamsExec>() {
+    } else if let Some(streams) = streams_of(plan) {
         report.whole(plan, streams.node_metrics());
     } else if plan.is::<DistributedExec>() {
         // Per task, so that the slowest one can be told.
@@ -88,7 +88,12 @@ impl Report<'_> {
         if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
             self.operators_in_order(whole.plan(), 0, &measured, &mut 0, &mut stage);
             self.section(&format!("Whole plan ── on {}", whole.worker()), &stage, None);
-        } else if let Some(streams) = plan.downcast_ref::<ShardStreamsExec>() {
+        } else if let Some(streams) = streams_of(plan) {
+            if !plan.is::<ShardStreamsExec>() {
+                let mut result = StageText::default();
+                self.operators(plan, 0, &mut result);
+                self.section("Result ── on the coordinator", &result, None);
+            }
             self.operators_in_order(streams.plan(), 0, &measured, &mut 0, &mut stage);
             let workers: Vec<&str> = streams.workers().into_iter().map(WorkerId::as_str).collect();
             let tasks = counted(streams.shards(), "task");
@@ -159,6 +164,10 @@ impl Report<'_> {
         }
         if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
             self.line(&self.head(leaf.original()), depth, &metrics, stage);
+            return;
+        }
+        if node.is::<ShardStreamsExec>() {
+            self.line("ShardStreamsExec from stage 1", depth, &metrics, stage);
             return;
         }
         self.line(&self.head(node), depth, &metrics, stage);

@@ -64,7 +64,7 @@ fn live(names: &[&str]) -> LiveWorkers {
             holds: Arc::default(),
         }
     });
-    LiveWorkers { workers: workers.collect() }
+    LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
 }
 
 fn loads(table: &Table) -> Vec<ShardLoad> {

@@ -1,0 +1,49 @@
+//! Operators that every node knows beyond DataFusion's own.
+
+mod pieces;
+
+use std::sync::Arc;
+
+use datafusion::common::{Result, internal_err, not_impl_err};
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
+
+pub use pieces::PiecesExec;
+
+/// Sends these operators from the coordinator to workers: each is its name,
+/// with its inputs below it.
+#[derive(Debug)]
+pub struct OperatorCodec;
+
+impl PhysicalExtensionCodec for OperatorCodec {
+    fn try_decode(
+        &self,
+        name: &[u8],
+        inputs: &[Arc<dyn ExecutionPlan>],
+        _context: &TaskContext,
+        _converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        match (name, inputs) {
+            (PiecesExec::NAME_BYTES, [input]) => Ok(Arc::new(PiecesExec::new(Arc::clone(input)))),
+            _ => internal_err!(
+                "an operator `{}` over {} inputs is not known",
+                String::from_utf8_lossy(name),
+                inputs.len()
+            ),
+        }
+    }
+
+    fn try_encode(
+        &self,
+        node: Arc<dyn ExecutionPlan>,
+        name: &mut Vec<u8>,
+        _converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<()> {
+        if !node.is::<PiecesExec>() {
+            return not_impl_err!("{} cannot be sent to workers", node.name());
+        }
+        name.extend_from_slice(PiecesExec::NAME_BYTES);
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+//! Whether tasks still move: how long each has been busy without giving way,
+//! and how late the compute runtime is. A worker can beat, and answer pings,
+//! while nothing that it computes comes any further.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use shoal_proto::QueryId;
+
+/// What a task or the runtime said last, in milliseconds since the start of
+/// the worker; 0 for a task that waits.
+type Moment = AtomicU64;
+
+/// The tasks that live, by query.
+type Tasks = Vec<(QueryId, Arc<Moment>)>;
+
+/// The pulses of all tasks of this worker. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Pulses {
+    began: Instant,
+    tasks: Arc<Mutex<Tasks>>,
+    /// When the compute runtime ran something of its own.
+    runtime: Arc<Moment>,
+}
+
+impl Pulses {
+    pub(crate) fn new() -> Self {
+        Self { began: Instant::now(), tasks: Arc::default(), runtime: Arc::default() }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// The compute runtime runs. Call it there, each `interval`.
+    pub(crate) fn runtime_beats(&self) {
+        self.runtime.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Watches a task of a query for as long as it lives.
+    pub(crate) fn watch<F: Future>(&self, query: QueryId, task: F) -> Watched<F> {
+        let since = Arc::new(Moment::default());
+        self.tasks.lock().push((query, Arc::clone(&since)));
+        Watched { task: Box::pin(task), since, pulses: self.clone() }
+    }
+
+    /// For how long tasks of each query have stood still, given how often the
+    /// runtime should beat.
+    pub(crate) fn still(&self, beat_interval: Duration) -> Vec<(QueryId, Duration)> {
+        let now = self.now();
+        let lag = now.saturating_sub(self.runtime.load(Ordering::Relaxed));
+        let late = Duration::from_millis(lag).saturating_sub(beat_interval);
+        let tasks = self.tasks.lock();
+        let mut still: Vec<(QueryId, Duration)> = Vec::new();
+        for (query, since) in tasks.iter() {
+            let busy = match since.load(Ordering::Relaxed) {
+                0 => late,
+                since => late.max(Duration::from_millis(now.saturating_sub(since))),
+            };
+            match still.iter_mut().find(|(other, _)| other == query) {
+                Some((_, longest)) => *longest = (*longest).max(busy),
+                None => still.push((*query, busy)),
+            }
+        }
+        still
+    }
+}
+
+/// A task whose polls are timed.
+pub(crate) struct Watched<F> {
+    task: Pin<Box<F>>,
+    since: Arc<Moment>,
+    pulses: Pulses,
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.since.store(self.pulses.now(), Ordering::Relaxed);
+        let polled = self.task.as_mut().poll(cx);
+        self.since.store(0, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl<F> Drop for Watched<F> {
+    fn drop(&mut self) {
+        self.pulses.tasks.lock().retain(|(_, since)| !Arc::ptr_eq(since, &self.since));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OFTEN: Duration = Duration::from_millis(10);
+
+    fn longest(pulses: &Pulses) -> Option<Duration> {
+        pulses.still(OFTEN).into_iter().map(|(_, still)| still).max()
+    }
+
+    #[test]
+    fn a_task_that_does_not_give_way_stands_still_and_one_that_waits_does_not() {
+        let pulses = Pulses::new();
+        let query = QueryId::random();
+        let busy = pulses.clone();
+        let seen = futures::executor::block_on(pulses.watch(query, async move {
+            std::thread::sleep(Duration::from_millis(60));
+            busy.runtime_beats();
+            busy.still(OFTEN)
+        }));
+        assert!(matches!(seen.as_slice(), [(id, still)] if *id == query && *still >= OFTEN * 4), "{seen:?}");
+        assert_eq!(pulses.still(OFTEN), [], "it is over");
+
+        let waiting = pulses.watch(query, std::future::pending::<()>());
+        std::thread::sleep(Duration::from_millis(30));
+        pulses.runtime_beats();
+        assert!(longest(&pulses).is_some_and(|still| still < OFTEN * 2));
+        // Nothing of it is run any more.
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(longest(&pulses).is_some_and(|still| still >= OFTEN * 4));
+        drop(waiting);
+    }
+}
