@@ -18,6 +18,7 @@ pub mod point;
 pub mod process;
 pub mod report;
 pub mod scan;
+mod slow;
 pub mod slt;
 pub mod small_disk;
 pub mod tpch;
