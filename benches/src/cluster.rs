@@ -1,17 +1,21 @@
 //! A cluster of real processes on free loopback ports, for tests and
-//! benchmarks: nodes can be killed, frozen and started again by name.
+//! benchmarks: nodes can be killed, frozen, cut off and started again by name.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+pub use shoal::links::Direction;
+use shoal::links::Links;
 use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::node::Node;
 pub use crate::node::Program;
+use crate::small_disk::SmallDisk;
 
 /// How long all workers may take to join.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -19,9 +23,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Removes the directory `$1` once our end of its standard input is closed,
 /// that is, once we have ended in whatever way, and keeps at it for some
-/// seconds because nodes may still be writing.
-const SWEEP: &str =
-    r#"cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1"; sleep 0.5; [ -e "$1" ] || break; done"#;
+/// seconds because nodes may still be writing. Disks of workers that are
+/// still mounted there are unmounted; what is no disk, umount refuses.
+const SWEEP: &str = r#"cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do umount -l "$1"/*/; rm -rf "$1"; sleep 0.5; [ -e "$1" ] || break; done"#;
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -47,6 +51,12 @@ pub struct ClusterOptions {
     /// Where workers keep their data; None: in the cluster's directory. It is
     /// not removed.
     pub worker_dir: Option<PathBuf>,
+    /// Whether all nodes reach one another through links, so that workers can
+    /// be cut off.
+    pub links: bool,
+    /// The size of the disk that each worker has for itself, below the
+    /// cluster's directory; None: no such disk. Only root can mount one.
+    pub disk_bytes: Option<u64>,
 }
 
 impl ClusterOptions {
@@ -62,6 +72,8 @@ impl ClusterOptions {
             env: Vec::new(),
             parent_dir: None,
             worker_dir: None,
+            links: false,
+            disk_bytes: None,
         }
     }
 }
@@ -71,6 +83,9 @@ impl ClusterOptions {
 /// `static`, which is never dropped, the same happens when the process ends.
 pub struct Cluster {
     nodes: Mutex<Vec<Node>>,
+    links: Option<Links>,
+    /// By worker.
+    disks: BTreeMap<String, SmallDisk>,
     import_dir: PathBuf,
     dir: TempDir,
     /// Its standard input closes when we end.
@@ -109,8 +124,16 @@ impl Cluster {
         let mut coordinator =
             Node::new("coordinator", dir.path(), options.program.clone(), args, options.env.clone());
         coordinator.spawn()?;
-        let url = format!("http://{}", coordinator.wait_until_listening()?);
+        let listening = coordinator.wait_until_listening()?;
+        let links = options.links.then(Links::new).transpose().context("make links")?;
+        let mut url = format!("http://{listening}");
+        if let Some(links) = &links {
+            let link = links.open("coordinator").context("open a link to the coordinator")?;
+            links.lead("coordinator", listening)?;
+            url = format!("http://{}", link.address);
+        }
         let mut nodes = vec![coordinator];
+        let mut disks = BTreeMap::new();
         for number in 1..=options.workers {
             let name = format!("worker-{number}");
             let mut args: Vec<String> = ["worker", "--coordinator", &url, "--name", &name, "--threads"]
@@ -119,17 +142,31 @@ impl Cluster {
                 .collect();
             args.push(options.threads.to_string());
             args.extend(options.worker_args.iter().cloned());
+            let link = links.as_ref().map(|links| links.open(&name)).transpose();
+            let link = link.with_context(|| format!("open a link to {name}"))?;
+            if let Some(link) = link {
+                args.extend(["--advertise".to_owned(), format!("http://{}", link.address)]);
+            }
             let mut worker = Node::new(&name, dir.path(), options.program.clone(), args, options.env.clone());
             if let Some(parent) = &options.worker_dir {
                 worker = worker.with_data_dir(parent.join(&name));
+            }
+            if let Some(link) = link {
+                worker = worker.with_host(link.host);
+            }
+            if let Some(bytes) = options.disk_bytes {
+                disks.insert(name.clone(), SmallDisk::mount(&dir.path().join(&name), bytes)?);
             }
             worker.spawn()?;
             nodes.push(worker);
         }
         for worker in &mut nodes[1..] {
-            worker.wait_until_listening()?;
+            let listening = worker.wait_until_listening()?;
+            if let Some(links) = &links {
+                links.lead(worker.name(), listening)?;
+            }
         }
-        let cluster = Self { nodes: Mutex::new(nodes), import_dir, dir, sweeper };
+        let cluster = Self { nodes: Mutex::new(nodes), links, disks, import_dir, dir, sweeper };
         cluster.wait_until_joined(options.workers)?;
         Ok(cluster)
     }
@@ -220,6 +257,35 @@ impl Cluster {
     /// When it does not run.
     pub fn resume(&self, name: &str) -> Result<()> {
         self.with(name, |node| node.resume())
+    }
+
+    /// Cuts a worker off: bytes to or from it, or both, are held until it is
+    /// healed. Nobody is told, and no connection breaks.
+    ///
+    /// # Errors
+    /// For an unknown name, and where the cluster was started without links.
+    pub fn cut(&self, worker: &str, direction: Direction) -> Result<()> {
+        self.links()?.cut(worker, direction).with_context(|| format!("cut {worker} off"))
+    }
+
+    /// Lets flow what a cut held.
+    ///
+    /// # Errors
+    /// As [`Cluster::cut`].
+    pub fn heal(&self, worker: &str) -> Result<()> {
+        self.links()?.heal(worker).with_context(|| format!("heal {worker}"))
+    }
+
+    fn links(&self) -> Result<&Links> {
+        self.links.as_ref().context("the cluster was started without links: set ClusterOptions::links")
+    }
+
+    /// The disk that a worker has for itself.
+    ///
+    /// # Errors
+    /// For an unknown name, and where workers have none.
+    pub fn disk(&self, worker: &str) -> Result<&SmallDisk> {
+        self.disks.get(worker).with_context(|| format!("{worker} has no disk for itself"))
     }
 
     /// Starts a killed node again, with its data and its address, and waits
@@ -318,6 +384,7 @@ impl Drop for Cluster {
             print_to_stderr(&self.log_tails());
         }
         self.nodes().clear();
+        self.disks.clear();
         drop(self.sweeper.stdin.take());
         let _ = self.sweeper.wait();
     }

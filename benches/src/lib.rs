@@ -18,11 +18,13 @@ pub mod point;
 pub mod process;
 pub mod report;
 pub mod scan;
+mod slow;
 pub mod slt;
+pub mod small_disk;
 pub mod tpch;
 pub mod tpch_data;
 
 pub use answer::{Answer, Difference};
 pub use client::{Client, ClientError, Outcome};
-pub use cluster::{Cluster, ClusterOptions, Program};
+pub use cluster::{Cluster, ClusterOptions, Direction, Program};
 pub use oracle::Oracle;

@@ -30,9 +30,9 @@ enum Bench {
     Point(point::PointArgs),
     /// A whole table streamed out through Flight
     Scan(scan::ScanArgs),
-    /// A mixed load while workers are killed, frozen, slowed and corrupted; every answer checked
+    /// A mixed load while workers are killed, frozen, slowed, cut off, filled up and corrupted; every answer checked
     Chaos(chaos::ChaosArgs),
-    /// TPC-H with a worker killed or frozen half way, and what failover costs otherwise
+    /// TPC-H with a worker killed, cut off or frozen half way, and what failover costs otherwise
     Failover(failover::FailoverArgs),
     /// A process that a benchmark starts
     #[command(hide = true)]

@@ -1,7 +1,7 @@
 //! One node of a test cluster: a real process, its data directory, its log.
 
 use std::fs::{self, File, OpenOptions};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -53,6 +53,7 @@ pub struct Node {
     args: Vec<String>,
     env: Vec<(String, String)>,
     child: Option<Child>,
+    host: IpAddr,
     address: Option<SocketAddr>,
     /// CPU seconds of earlier processes of this node.
     cpu_seconds_before: f64,
@@ -76,6 +77,7 @@ impl Node {
             args,
             env,
             child: None,
+            host: Ipv4Addr::LOCALHOST.into(),
             address: None,
             cpu_seconds_before: 0.0,
         }
@@ -84,6 +86,12 @@ impl Node {
     /// The same node with its data elsewhere.
     pub fn with_data_dir(mut self, data_dir: PathBuf) -> Self {
         self.data_dir = data_dir;
+        self
+    }
+
+    /// The same node with another address than 127.0.0.1.
+    pub fn with_host(mut self, host: IpAddr) -> Self {
+        self.host = host;
         self
     }
 
@@ -124,7 +132,7 @@ impl Node {
         fs::create_dir_all(&self.data_dir).with_context(|| format!("create {}", self.data_dir.display()))?;
         let _ = fs::remove_file(self.address_file());
         let log = self.open_log()?;
-        let listen = self.address.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
+        let listen = self.address.unwrap_or(SocketAddr::new(self.host, 0)).to_string();
         let child = Command::new(&self.program.path)
             .args(&self.program.leading_args)
             .args(&self.args)

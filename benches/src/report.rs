@@ -87,7 +87,8 @@ pub struct Series {
     pub values: Vec<f64>,
 }
 
-const COLOURS: [RGBColor; 5] = [
+/// Colours of series, told apart also by those who see few.
+pub(crate) const COLOURS: [RGBColor; 5] = [
     RGBColor(0, 107, 164),
     RGBColor(255, 128, 14),
     RGBColor(171, 171, 171),

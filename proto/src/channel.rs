@@ -2,6 +2,7 @@
 //! day, TLS and identity.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,12 +33,24 @@ pub struct Channels {
     /// Connections are driven here, not on the runtime that computes: a
     /// keepalive is answered however busy the queries are.
     io: tokio::runtime::Handle,
+    /// The loopback address that connections to this machine come from.
+    source: Option<IpAddr>,
 }
 
 impl Channels {
     /// Channels whose connections live on `io`.
     pub fn new(io: tokio::runtime::Handle) -> Self {
-        Self { open: Arc::default(), io }
+        Self { open: Arc::default(), io, source: None }
+    }
+
+    /// Lets connections to loopback addresses come from `address` where that
+    /// is one, too, and not 127.0.0.1: several nodes on one machine can then be
+    /// told apart. Any other address changes nothing: which one leads where is
+    /// for the operating system to know.
+    pub fn from_loopback(mut self, address: IpAddr) -> Self {
+        self.source =
+            Some(address).filter(|address| address.is_loopback() && *address != Ipv4Addr::LOCALHOST);
+        self
     }
 
     /// The channel to `address` (a URL such as `http://10.0.0.7:9001`).
@@ -49,7 +62,10 @@ impl Channels {
         if let Some(channel) = self.open.lock().get(address) {
             return Ok(channel.clone());
         }
-        let endpoint = endpoint(address)?;
+        let mut endpoint = endpoint(address)?;
+        if let Some(source) = self.source.filter(|source| is_beside(&endpoint, *source)) {
+            endpoint = endpoint.local_address(Some(source));
+        }
         let channel = {
             let _on_io = self.io.enter();
             endpoint.connect_lazy()
@@ -62,6 +78,13 @@ impl Channels {
     pub fn forget(&self, address: &str) {
         self.open.lock().remove(address);
     }
+}
+
+/// Whether a connection to the endpoint may come from this loopback address.
+fn is_beside(endpoint: &Endpoint, source: IpAddr) -> bool {
+    let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']);
+    let target = host.parse::<IpAddr>();
+    target.is_ok_and(|target| target.is_loopback() && target.is_ipv4() == source.is_ipv4())
 }
 
 /// An endpoint with all that every client of Shoal needs.
@@ -83,4 +106,56 @@ pub fn endpoint(address: &str) -> Result<Endpoint, Failure> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Where a connection to a loopback listener comes from.
+    async fn source_of(channels: &Channels) -> IpAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let channel = channels.get(&address).unwrap();
+        let connecting = tokio::spawn(async move {
+            // Nobody answers: only the connection counts.
+            let _unanswered = tonic::client::Grpc::new(channel).ready().await;
+        });
+        let accepted = tokio::time::timeout(Duration::from_secs(20), listener.accept()).await;
+        connecting.abort();
+        accepted.unwrap().unwrap().1.ip()
+    }
+
+    #[tokio::test]
+    async fn a_node_with_a_loopback_address_of_its_own_connects_from_there() {
+        let channels = || Channels::new(tokio::runtime::Handle::current());
+        for (address, expected) in [
+            ("127.3.2.1", "127.3.2.1"),
+            ("127.0.0.1", "127.0.0.1"),
+            // Nothing that leads to 127.0.0.1.
+            ("::1", "127.0.0.1"),
+            ("192.0.2.7", "127.0.0.1"),
+            ("0.0.0.0", "127.0.0.1"),
+        ] {
+            let channels = channels().from_loopback(address.parse().unwrap());
+            assert_eq!(source_of(&channels).await, expected.parse::<IpAddr>().unwrap(), "{address}");
+        }
+        assert_eq!(source_of(&channels()).await, Ipv4Addr::LOCALHOST);
+    }
+
+    #[test]
+    fn only_connections_to_this_machine_have_a_source() {
+        let source = "127.3.2.1".parse().unwrap();
+        for (address, expected) in [
+            ("http://127.0.0.1:1", true),
+            ("http://127.9.9.9:1", true),
+            ("http://[::1]:1", false),
+            ("http://10.0.0.1:1", false),
+            ("http://localhost:1", false),
+        ] {
+            assert_eq!(is_beside(&endpoint(address).unwrap(), source), expected, "{address}");
+        }
+    }
 }

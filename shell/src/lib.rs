@@ -8,6 +8,7 @@ pub mod args;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub mod links;
 pub mod node;
 pub mod render;
 pub mod repl;

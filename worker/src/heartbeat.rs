@@ -3,6 +3,7 @@
 //!
 //! Nothing here touches the disk or waits for a query.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -76,6 +77,8 @@ pub struct HeartbeatParts {
     pub identity: Identity,
     /// Where the identity is kept.
     pub data_dir: PathBuf,
+    /// Where the worker listens, which a connection may come from.
+    pub listening: IpAddr,
     /// What it says of itself.
     pub introduction: Introduction,
     /// What it holds.
@@ -99,7 +102,7 @@ impl Heartbeat {
         let (leaving, left, end) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let mut beating = Beating {
-            channels: Channels::new(runtime.handle().clone()),
+            channels: Channels::new(runtime.handle().clone()).from_loopback(parts.listening),
             incarnation: uuid::Uuid::new_v4().simple().to_string(),
             parts,
             leaving: leaving.clone(),

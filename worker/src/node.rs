@@ -70,7 +70,7 @@ pub async fn run(
     })
     .await?;
 
-    let channels = Channels::new(Handle::current());
+    let channels = Channels::new(Handle::current()).from_loopback(listening.ip());
     let locate = Arc::new(CoordinatorLocate::new(config.coordinators.clone(), channels.clone()));
     let replicator = Replicator::new(Arc::clone(&dir), channels.clone(), Handle::current());
     let local = Arc::new(LocalSegments::new(dir.path().to_owned(), Arc::new(replicator.clone())));
@@ -103,6 +103,7 @@ pub async fn run(
         coordinators: config.coordinators.clone(),
         identity,
         data_dir: data_dir.path().to_owned(),
+        listening: listening.ip(),
         introduction: Introduction {
             address: address.clone(),
             zone: config.zone.clone(),

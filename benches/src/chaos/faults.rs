@@ -12,14 +12,12 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::log::Log;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Direction};
+use crate::slow::slow_while;
 
-/// How a slowed worker runs: so long, then stopped for so long.
-const SLOW_RUN: Duration = Duration::from_millis(10);
-const SLOW_STOP: Duration = Duration::from_millis(90);
-
-#[derive(Clone, Copy, Debug)]
-enum Fault {
+/// One kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fault {
     /// SIGKILL; started again afterwards.
     Kill,
     /// SIGSTOP, for longer than it takes to be noticed, or shorter.
@@ -28,10 +26,37 @@ enum Fault {
     Slow,
     /// Bytes of its segments are changed on its disk.
     Corrupt,
+    /// Nothing reaches it, and nothing from it reaches others.
+    Cut,
+    /// Nothing reaches it.
+    CutIn,
+    /// Nothing from it reaches others.
+    CutOut,
+    /// Its disk is full.
+    DiskFull,
 }
 
-const FAULTS: [Fault; 6] =
-    [Fault::Kill, Fault::Kill, Fault::Freeze, Fault::Freeze, Fault::Slow, Fault::Corrupt];
+impl Fault {
+    /// As the log and the chart have it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Freeze => "freeze",
+            Self::Slow => "slow",
+            Self::Corrupt => "corrupt",
+            Self::Cut => "cut",
+            Self::CutIn => "cut in",
+            Self::CutOut => "cut out",
+            Self::DiskFull => "disk full",
+        }
+    }
+
+    /// All of them, the worst more than once.
+    fn all() -> Vec<Self> {
+        use Fault::{Corrupt, Cut, CutIn, CutOut, DiskFull, Freeze, Kill, Slow};
+        vec![Kill, Kill, Freeze, Freeze, Cut, Cut, CutIn, CutOut, Slow, Corrupt, DiskFull]
+    }
+}
 
 /// Strikes workers until then, and heals each; how often.
 ///
@@ -41,52 +66,76 @@ pub(super) fn strike_until(
     until: Instant,
     seed: u64,
     workers: usize,
+    has_disks: bool,
     cluster: &Cluster,
     log: &Log,
 ) -> Result<u64> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut faults = 0;
+    let mut faults = Fault::all();
+    faults.retain(|fault| has_disks || *fault != Fault::DiskFull);
+    let mut struck = 0;
     while Instant::now() < until {
         std::thread::sleep(Duration::from_millis(random.random_range(200..2500)));
         let worker = format!("worker-{}", random.random_range(1..=workers));
-        let fault = *FAULTS.choose(&mut random).unwrap_or(&Fault::Kill);
+        let fault = *faults.choose(&mut random).unwrap_or(&Fault::Kill);
         let lasting = Duration::from_millis(random.random_range(100..5000));
-        faults += 1;
-        log.fault(&worker, &format!("{fault:?}"), lasting);
-        match fault {
-            Fault::Kill => {
-                cluster.kill(&worker)?;
-                std::thread::sleep(lasting);
-                cluster.restart(&worker)?;
-            }
-            Fault::Freeze => {
-                cluster.pause(&worker)?;
-                std::thread::sleep(lasting);
-                cluster.resume(&worker)?;
-            }
-            Fault::Corrupt => {
-                for _ in 0..3 {
-                    // A table may be dropped meanwhile.
-                    let flipped = flip(&cluster.data_dir(&worker)?.join("segments"), &mut random);
-                    log.fault(&worker, &format!("{flipped:?}"), Duration::ZERO);
-                }
-                std::thread::sleep(lasting);
-            }
-            Fault::Slow => {
-                let end = Instant::now() + lasting;
-                while Instant::now() < end {
-                    cluster.pause(&worker)?;
-                    std::thread::sleep(SLOW_STOP);
-                    cluster.resume(&worker)?;
-                    std::thread::sleep(SLOW_RUN);
-                }
-            }
-        }
+        struck += 1;
+        log.fault(&worker, fault, lasting);
+        strike(cluster, &worker, fault, lasting, &mut random, log)?;
         // The next one must not be the last that holds what this one missed.
         cluster.wait_until_joined(workers)?;
-        log.fault(&worker, "healed", Duration::ZERO);
+        log.healed(&worker);
     }
-    Ok(faults)
+    Ok(struck)
+}
+
+fn strike(
+    cluster: &Cluster,
+    worker: &str,
+    fault: Fault,
+    lasting: Duration,
+    random: &mut StdRng,
+    log: &Log,
+) -> Result<()> {
+    let cut = |direction| -> Result<()> {
+        cluster.cut(worker, direction)?;
+        std::thread::sleep(lasting);
+        cluster.heal(worker)
+    };
+    match fault {
+        Fault::Kill => {
+            cluster.kill(worker)?;
+            std::thread::sleep(lasting);
+            cluster.restart(worker)?;
+        }
+        Fault::Freeze => {
+            cluster.pause(worker)?;
+            std::thread::sleep(lasting);
+            cluster.resume(worker)?;
+        }
+        Fault::Slow => {
+            let end = Instant::now() + lasting;
+            slow_while(cluster, worker, || Instant::now() < end)?;
+        }
+        Fault::Corrupt => {
+            for _ in 0..3 {
+                // A table may be dropped meanwhile.
+                let flipped = flip(&cluster.data_dir(worker)?.join("segments"), random);
+                log.note(&format!("{worker}: a byte of {flipped:?}"));
+            }
+            std::thread::sleep(lasting);
+        }
+        Fault::Cut => cut(Direction::Both)?,
+        Fault::CutIn => cut(Direction::Inbound)?,
+        Fault::CutOut => cut(Direction::Outbound)?,
+        Fault::DiskFull => {
+            let taken = cluster.disk(worker)?.fill()?;
+            log.note(&format!("{worker}: the last {taken} bytes of its disk are taken"));
+            std::thread::sleep(lasting);
+            cluster.disk(worker)?.empty()?;
+        }
+    }
+    Ok(())
 }
 
 /// Changes one byte of one segment below `segments`.

@@ -153,7 +153,7 @@ impl Load {
                     .map_err(|difference| (Verdict::Wrong, difference.to_string()))
             }
         };
-        self.log.answer("tpch", &format!("q{number} in tasks of {bytes}"), began.elapsed(), outcome);
+        self.log.answer("tpch", &format!("q{number} in tasks of {bytes}"), began, outcome);
         Ok(())
     }
 
@@ -166,7 +166,7 @@ impl Load {
                 Ok(found) if found == customer => Ok(()),
                 Ok(found) => Err((Verdict::Wrong, format!("{found} instead of {customer}"))),
             };
-        self.log.answer("lookup", &key.to_string(), began.elapsed(), outcome);
+        self.log.answer("lookup", &key.to_string(), began, outcome);
     }
 
     async fn scan(&self, client: &mut Client) {
@@ -176,14 +176,23 @@ impl Load {
             Ok(scanned) if scanned == self.scanned => Ok(()),
             Ok(scanned) => Err((Verdict::Wrong, format!("{scanned:?} instead of {:?}", self.scanned))),
         };
-        self.log.answer("scan", "lineitem", began.elapsed(), outcome);
+        self.log.answer("scan", "lineitem", began, outcome);
     }
 
     async fn insert(&self, client: &mut Client, random: &mut StdRng) {
-        let rows = random.random_range(1..200);
+        let is_select = random.random_bool(0.3);
+        let rows = random.random_range(1..if is_select { 20_000 } else { 200 });
         let first = self.next_key.fetch_add(rows, Ordering::Relaxed);
-        let values: Vec<String> = (first..first + rows).map(|key| format!("({key}, 'row {key}')")).collect();
-        let sql = format!("INSERT INTO chaos_rows VALUES {}", values.join(", "));
+        let sql = if is_select {
+            let last = first + rows - 1;
+            format!(
+                "INSERT INTO chaos_rows SELECT value, 'row ' || value FROM generate_series({first}, {last})"
+            )
+        } else {
+            let values: Vec<String> =
+                (first..first + rows).map(|key| format!("({key}, 'row {key}')")).collect();
+            format!("INSERT INTO chaos_rows VALUES {}", values.join(", "))
+        };
         let began = Instant::now();
         let outcome = match write(client, &sql, &format!("chaos-{first}")).await {
             Ok(changed) if changed == rows => {
@@ -194,13 +203,14 @@ impl Load {
             Ok(changed) => Err((Verdict::Wrong, format!("{changed} rows instead of {rows}"))),
             Err(error) => Err((Verdict::Failed, error.to_string())),
         };
-        self.log.answer("insert", &format!("{rows} rows"), began.elapsed(), outcome);
+        let form = if is_select { "SELECT" } else { "VALUES" };
+        self.log.answer("insert", &format!("{rows} rows of {form}"), began, outcome);
     }
 
     async fn copy_and_drop(&self, client: &mut Client) {
         let began = Instant::now();
         let outcome = self.copied(client).await;
-        self.log.answer("copy", "orders", began.elapsed(), outcome);
+        self.log.answer("copy", "orders", began, outcome);
     }
 
     async fn copied(&self, client: &mut Client) -> Result<(), (Verdict, String)> {

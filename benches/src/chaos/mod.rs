@@ -1,7 +1,9 @@
 //! `shoal-benches chaos`: a mixed load on a real cluster while its workers are
-//! killed, frozen and slowed, and bytes on their disks changed. Every answer is compared with the oracle's, and
-//! every acknowledged row is counted at the end.
+//! killed, frozen, slowed and cut off, bytes on their disks changed, and the
+//! disks filled up. Every answer is compared with the oracle's, and every
+//! acknowledged row is counted at the end.
 
+mod chart;
 mod faults;
 mod load;
 mod log;
@@ -16,8 +18,14 @@ use shoal_data::sample::TpchTable;
 
 use crate::cluster::{Cluster, ClusterOptions, Program};
 use crate::report::{Summary, say};
+use crate::small_disk::SmallDisk;
 use crate::tpch_data::{TpchData, data_root};
 use log::Log;
+
+/// The disk that each worker has for itself: so much, and more for each unit
+/// of scale. Nothing but a fault should fill it.
+const DISK_BYTES_MIN: u64 = 256 << 20;
+const DISK_BYTES_PER_SCALE: f64 = 4e9;
 
 /// What to run.
 #[derive(Clone, Debug, clap::Args)]
@@ -43,6 +51,9 @@ pub struct ChaosArgs {
     /// Write each fault and each answer here, as JSON lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+    /// Draw the time of each answer, and the faults, into this SVG file
+    #[arg(long, value_name = "FILE")]
+    pub chart: Option<PathBuf>,
 }
 
 /// Runs it; false after one wrong answer, lost row or failed query.
@@ -54,6 +65,12 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
     options.import_roots = vec![data.dir().to_owned()];
     options.parent_dir = Some(data_root());
+    options.links = true;
+    let refusal = SmallDisk::refusal();
+    match &refusal {
+        None => options.disk_bytes = Some(DISK_BYTES_MIN + (args.scale * DISK_BYTES_PER_SCALE) as u64),
+        Some(why) => say(format!("no disk is filled up, because none can be mounted here: {why}")),
+    }
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
     for table in TpchTable::ALL {
@@ -72,7 +89,10 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     let until = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
     let struck = {
         let (cluster, log, workers, seed) = (Arc::clone(&cluster), Arc::clone(&log), args.workers, args.seed);
-        tokio::task::spawn_blocking(move || faults::strike_until(until, seed, workers, &cluster, &log))
+        let has_disks = refusal.is_none();
+        tokio::task::spawn_blocking(move || {
+            faults::strike_until(until, seed, workers, has_disks, &cluster, &log)
+        })
     };
     let faults = struck.await.context("the faults stopped")??;
     is_over.store(true, Ordering::Relaxed);
@@ -85,16 +105,23 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
         say(format!("crashed: {node}"));
     }
     let totals = log.totals();
+    let is_well = totals.wrong() == 0 && totals.failed() == 0 && lost == 0 && crashed.is_empty();
+    if !is_well {
+        say(cluster.log_tails());
+    }
     say(totals.table());
+    if let Some(path) = &args.chart {
+        chart::write(path, &format!("chaos, seed {}", args.seed), &totals)?;
+    }
     Summary::new("chaos")
         .with("seed", args.seed)
         .with("minutes", args.minutes)
         .with("faults", faults)
-        .with("queries", totals.answers())
+        .with("queries", totals.answers.len())
         .with("wrong", totals.wrong())
         .with("lost", lost)
         .with("failed", totals.failed())
         .with("worst_ms", format!("{:.0}", totals.worst_ms()))
         .print();
-    Ok(totals.wrong() == 0 && totals.failed() == 0 && lost == 0 && crashed.is_empty())
+    Ok(is_well)
 }

@@ -1,5 +1,5 @@
 //! The demo's cluster: one coordinator and its workers, each a process of its
-//! own, in one folder.
+//! own, in one folder, that reach one another through links that can be cut.
 //!
 //! Nothing of it outlives the demo: each node holds the reading end of a pipe
 //! from this process and ends when that closes, however this process ended.
@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::process::NodeProcess;
 use crate::config::{cores, share_of_memory};
+use crate::links::{Direction, Links};
 
 /// The share of the machine's memory that all workers may use together.
 const MEMORY_PERCENT: u64 = 50;
@@ -25,6 +26,8 @@ pub(super) struct NodeState {
     pub(super) pid: Option<u32>,
     pub(super) address: Option<SocketAddr>,
     pub(super) log: PathBuf,
+    /// None: it is not cut off.
+    pub(super) cut: Option<Direction>,
 }
 
 /// The running cluster; dropping it ends it.
@@ -35,6 +38,7 @@ pub(super) struct DemoCluster {
     /// Held while the demo runs, so that no other one uses a kept folder.
     _lock: Option<File>,
     coordinator: SocketAddr,
+    links: Links,
     /// The coordinator first.
     nodes: Mutex<Vec<NodeProcess>>,
 }
@@ -63,7 +67,9 @@ impl DemoCluster {
         let end =
             if kept { Vec::new() } else { vec!["--remove-with-stdin".to_owned(), dir.display().to_string()] };
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut cluster = Self { dir, kept, _lock: lock, coordinator: unknown, nodes: Mutex::default() };
+        let links = Links::new().context("cannot make links between the nodes")?;
+        let nodes = Mutex::default();
+        let mut cluster = Self { dir, kept, _lock: lock, coordinator: unknown, links, nodes };
         // Files where the demo was started are what COPY and external tables
         // may read and write.
         let import_root = std::env::current_dir().context("cannot tell the current folder")?;
@@ -77,24 +83,30 @@ impl DemoCluster {
             coordinator.wait_until_listening()?
         };
         cluster.coordinator = address;
+        let link = cluster.links.open("coordinator").context("cannot open a link to the coordinator")?;
+        cluster.links.lead("coordinator", address)?;
+        let coordinator = link.address;
         let threads = threads.unwrap_or_else(|| (u32::try_from(cores()).unwrap_or(1) / workers).max(1));
         let memory = share_of_memory(MEMORY_PERCENT / u64::from(workers).min(MEMORY_PERCENT)).0.to_string();
         for number in 1..=workers {
             let name = format!("worker-{number}");
+            let link = cluster.links.open(&name).with_context(|| format!("cannot open a link to {name}"))?;
             let arguments = [
                 "worker".to_owned(),
                 format!("--name={name}"),
-                format!("--coordinator=http://{address}"),
+                format!("--coordinator=http://{coordinator}"),
+                format!("--advertise=http://{}", link.address),
                 format!("--threads={threads}"),
                 format!("--memory-limit={memory}"),
             ];
             let arguments = [arguments.to_vec(), end.clone()].concat();
-            let mut worker = NodeProcess::new(&name, &cluster.dir, arguments);
+            let mut worker = NodeProcess::new(&name, &cluster.dir, arguments).with_host(link.host);
             worker.start()?;
             cluster.nodes.lock().push(worker);
         }
         for worker in cluster.nodes.lock().iter_mut().skip(1) {
-            worker.wait_until_listening()?;
+            let listening = worker.wait_until_listening()?;
+            cluster.links.lead(worker.name(), listening)?;
         }
         Ok(cluster)
     }
@@ -111,6 +123,7 @@ impl DemoCluster {
             pid: node.pid(),
             address: node.address(),
             log: node.log().to_owned(),
+            cut: self.links.cut_of(node.name()),
         };
         self.nodes.lock().iter_mut().map(state).collect()
     }
@@ -137,6 +150,32 @@ impl DemoCluster {
         let process = process.ok_or_else(|| anyhow!("{pid} is not the number of a process"))?;
         kill_process(process, signal).with_context(|| format!("cannot signal {name} (process {pid})"))?;
         Ok(pid)
+    }
+
+    /// Holds what a worker sends, or receives, or both.
+    ///
+    /// # Errors
+    /// Where there is no such worker.
+    pub(super) fn cut(&self, name: &str, direction: Direction) -> Result<()> {
+        self.links.cut(self.worker(name)?, direction).with_context(|| format!("cannot cut {name} off"))
+    }
+
+    /// Lets flow what was held.
+    ///
+    /// # Errors
+    /// Where there is no such worker.
+    pub(super) fn heal(&self, name: &str) -> Result<()> {
+        self.links.heal(self.worker(name)?).with_context(|| format!("cannot heal {name}"))
+    }
+
+    fn worker<'a>(&self, name: &'a str) -> Result<&'a str> {
+        find(&mut self.nodes.lock(), name)?;
+        if name == "coordinator" {
+            return Err(anyhow!(
+                "only workers can be cut off; cutting off all of them cuts off the coordinator"
+            ));
+        }
+        Ok(name)
     }
 
     /// Starts one node again; its process.

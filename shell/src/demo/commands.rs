@@ -1,5 +1,5 @@
-//! What the demo's shell can do more than any other: end workers and bring
-//! them back.
+//! What the demo's shell can do more than any other: take workers away and
+//! bring them back.
 
 use std::io::{IsTerminal, stdin};
 use std::process::ExitCode;
@@ -10,13 +10,21 @@ use rustix::process::Signal;
 
 use super::DemoArgs;
 use super::cluster::DemoCluster;
+use super::drill::drill;
+use super::kept::Kept;
 use super::welcome;
-use crate::client::Client;
-use crate::repl::{self, BackslashHook, Input, Options};
+use crate::client::{Client, ClientError};
+use crate::links::Direction;
+use crate::repl::{self, BackslashHook, Input, Options, Show};
 
 /// Opens the prompt; without a terminal, runs what comes from standard input.
-pub(super) async fn prompt(client: Client, cluster: &Arc<DemoCluster>, args: &DemoArgs) -> ExitCode {
-    let hook = Arc::new(DemoCommands(Arc::clone(cluster)));
+pub(super) async fn prompt(
+    client: Client,
+    cluster: &Arc<DemoCluster>,
+    demo: &Kept,
+    args: &DemoArgs,
+) -> ExitCode {
+    let hook = Arc::new(DemoCommands { cluster: Arc::clone(cluster), demo: demo.clone() });
     let options = Options { format: args.format, ..Options::from_terminal() };
     if stdin().is_terminal() {
         repl::run(client, options, hook).await
@@ -26,14 +34,22 @@ pub(super) async fn prompt(client: Client, cluster: &Arc<DemoCluster>, args: &De
 }
 
 /// Runs what `-c` says.
-pub(super) async fn execute(client: Client, cluster: &Arc<DemoCluster>, args: &DemoArgs) -> ExitCode {
-    let hook = Arc::new(DemoCommands(Arc::clone(cluster)));
+pub(super) async fn execute(
+    client: Client,
+    cluster: &Arc<DemoCluster>,
+    demo: &Kept,
+    args: &DemoArgs,
+) -> ExitCode {
+    let hook = Arc::new(DemoCommands { cluster: Arc::clone(cluster), demo: demo.clone() });
     let options = Options { format: args.format, ..Options::from_terminal() };
     let inputs = args.commands.iter().cloned().map(Input::Text).collect();
     repl::run_script(client, options, hook, inputs).await
 }
 
-struct DemoCommands(Arc<DemoCluster>);
+struct DemoCommands {
+    cluster: Arc<DemoCluster>,
+    demo: Kept,
+}
 
 impl BackslashHook for DemoCommands {
     fn help(&self) -> Vec<(String, String)> {
@@ -43,6 +59,12 @@ impl BackslashHook for DemoCommands {
             ("\\start WORKER", "starts it again, with what it has on disk"),
             ("\\freeze WORKER", "stops a worker where it is (SIGSTOP): it lives and says nothing"),
             ("\\thaw WORKER", "lets it go on (SIGCONT)"),
+            ("\\cut WORKER [in|out]", "cuts a worker off: bytes to it, from it or both go nowhere"),
+            ("\\heal WORKER", "lets them flow again"),
+            (
+                "\\drill [QUERIES]",
+                "runs queries while workers are taken away in turn; do the answers change?",
+            ),
         ]
         .map(|(usage, meaning)| (usage.to_owned(), meaning.to_owned()))
         .to_vec()
@@ -52,23 +74,28 @@ impl BackslashHook for DemoCommands {
         &'a self,
         command: &'a str,
         argument: &'a str,
-    ) -> BoxFuture<'a, Option<Result<String, String>>> {
+        show: Show<'a>,
+    ) -> BoxFuture<'a, Option<Result<String, ClientError>>> {
+        let argument = argument.trim_end_matches(';').trim();
         let act: fn(&DemoCluster, &str) -> anyhow::Result<String> = match command {
             "workers" => |cluster, _| Ok(welcome::nodes(&cluster.nodes())),
             "kill" => kill,
             "start" => start,
             "freeze" => freeze,
             "thaw" => thaw,
+            "cut" => cut,
+            "heal" => heal,
+            "drill" => {
+                return Box::pin(async move { Some(drill(&self.cluster, &self.demo, argument, show).await) });
+            }
             _ => return Box::pin(std::future::ready(None)),
         };
-        let (cluster, argument) = (Arc::clone(&self.0), argument.trim_end_matches(';').trim().to_owned());
+        let (cluster, argument) = (Arc::clone(&self.cluster), argument.to_owned());
         Box::pin(async move {
             // Processes are waited for.
             let done = tokio::task::spawn_blocking(move || act(&cluster, &argument)).await;
-            Some(match done {
-                Ok(outcome) => outcome.map_err(|error| format!("{error:#}")),
-                Err(error) => Err(error.to_string()),
-            })
+            let outcome = done.map_err(anyhow::Error::from).and_then(|outcome| outcome);
+            Some(outcome.map_err(|error| ClientError::Usage(format!("{error:#}"))))
         })
     }
 }
@@ -107,4 +134,22 @@ fn start(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
     }
     let pid = cluster.restart(name)?;
     Ok(format!("started {name} (process {pid})"))
+}
+
+fn cut(cluster: &DemoCluster, argument: &str) -> anyhow::Result<String> {
+    let (name, direction) = argument.split_once(char::is_whitespace).unwrap_or((argument, ""));
+    if name.is_empty() {
+        anyhow::bail!("\\cut takes the name of a worker, like \\cut worker-2, or \\cut worker-2 in");
+    }
+    let direction: Direction = direction.trim().parse().map_err(anyhow::Error::msg)?;
+    cluster.cut(name, direction)?;
+    Ok(format!("cut {name} off, {direction}; \\heal {name} lets its bytes flow again"))
+}
+
+fn heal(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
+    if name.is_empty() {
+        anyhow::bail!("\\heal takes the name of a worker, like \\heal worker-2");
+    }
+    cluster.heal(name)?;
+    Ok(format!("{name} is connected again"))
 }

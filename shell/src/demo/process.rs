@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,6 +26,7 @@ pub(super) struct NodeProcess {
     log: PathBuf,
     arguments: Vec<String>,
     child: Option<Child>,
+    host: IpAddr,
     address: Option<SocketAddr>,
 }
 
@@ -39,8 +40,15 @@ impl NodeProcess {
             log: dir.join(format!("{name}.log")),
             arguments,
             child: None,
+            host: Ipv4Addr::LOCALHOST.into(),
             address: None,
         }
+    }
+
+    /// The same node with another address than 127.0.0.1.
+    pub(super) fn with_host(mut self, host: IpAddr) -> Self {
+        self.host = host;
+        self
     }
 
     pub(super) fn name(&self) -> &str {
@@ -79,7 +87,7 @@ impl NodeProcess {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
-        let listen = self.address.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
+        let listen = self.address.unwrap_or(SocketAddr::new(self.host, 0)).to_string();
         let program = std::env::current_exe().context("cannot find the shoal binary")?;
         let mut command = Command::new(program);
         command

@@ -86,11 +86,11 @@ async fn at_cluster(
 
     ending.leave_interrupts_to_shell();
     if !args.commands.is_empty() {
-        return Ok(commands::execute(client, cluster, args).await);
+        return Ok(commands::execute(client, cluster, kept, args).await);
     }
     // Nobody may be reading; then the prompt finds out, too.
     let _closed = std::io::stdout().write_all(welcome::text(cluster, kept, files).as_bytes());
-    Ok(commands::prompt(client, cluster, args).await)
+    Ok(commands::prompt(client, cluster, kept, args).await)
 }
 
 async fn wait_until_joined(client: &Client, workers: u32) -> Result<()> {

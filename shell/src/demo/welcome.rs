@@ -51,19 +51,22 @@ fn killing(cluster: &DemoCluster, demo: &Kept) -> String {
         "\nTake a worker away, and ask again\n  \
          \\kill worker-2     {}\n  \
          \\workers           who is there\n  \
-         \\start worker-2    and it is back\n",
+         \\start worker-2    and it is back\n  \
+         \\drill             all of it by itself: kills, freezes and cuts off workers while queries run\n",
         pid.unwrap_or_default()
     )
 }
 
 /// A table of the nodes.
 pub(super) fn nodes(nodes: &[NodeState]) -> String {
-    let mut text = format!("{:<12} {:>8}  {:<21}  {}\n", "Node", "Process", "Address", "Log");
+    let mut text = format!("{:<12} {:>8}  {:<21}  {:<13}  {}\n", "Node", "Process", "Address", "Link", "Log");
     for node in nodes {
         let pid = node.pid.map_or_else(|| "gone".to_owned(), |pid| pid.to_string());
         let address = node.address.map(|address| address.to_string()).unwrap_or_default();
+        let link = node.cut.map_or_else(|| "whole".to_owned(), |cut| format!("cut, {cut}"));
+        let log = node.log.display();
         // Writing to a string does not fail.
-        let _ok = writeln!(text, "{:<12} {pid:>8}  {address:<21}  {}", node.name, node.log.display());
+        let _ok = writeln!(text, "{:<12} {pid:>8}  {address:<21}  {link:<13}  {log}", node.name);
     }
     text
 }

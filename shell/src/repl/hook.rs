@@ -2,6 +2,11 @@
 
 use futures::future::BoxFuture;
 
+use crate::client::ClientError;
+
+/// Shows text where results go, at once.
+pub type Show<'a> = &'a mut (dyn FnMut(&str) + Send);
+
 /// Adds backslash commands to a session.
 pub trait BackslashHook: Send + Sync {
     /// Lines for `\?`, such as `("\\kill WORKER", "ends a worker")`. The word
@@ -9,12 +14,14 @@ pub trait BackslashHook: Send + Sync {
     fn help(&self) -> Vec<(String, String)>;
 
     /// Runs `\command argument`. None: there is no such command. An `Ok` is
-    /// text to show, an `Err` the reason why it failed.
+    /// text to show; what takes its time shows more with `show` before. Ctrl-C
+    /// drops the future.
     fn run<'a>(
         &'a self,
         command: &'a str,
         argument: &'a str,
-    ) -> BoxFuture<'a, Option<Result<String, String>>>;
+        show: Show<'a>,
+    ) -> BoxFuture<'a, Option<Result<String, ClientError>>>;
 }
 
 /// Adds none.
@@ -30,7 +37,8 @@ impl BackslashHook for NoHook {
         &'a self,
         _command: &'a str,
         _argument: &'a str,
-    ) -> BoxFuture<'a, Option<Result<String, String>>> {
+        _show: Show<'a>,
+    ) -> BoxFuture<'a, Option<Result<String, ClientError>>> {
         Box::pin(std::future::ready(None))
     }
 }

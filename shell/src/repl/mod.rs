@@ -24,7 +24,7 @@ mod script;
 mod session;
 mod split;
 
-pub use hook::{BackslashHook, NoHook};
+pub use hook::{BackslashHook, NoHook, Show};
 pub use options::{OnError, Options, ROWS_SHOWN_DEFAULT, Screen};
 pub use prompt::run;
 pub use script::{Input, run_script};

@@ -131,6 +131,150 @@ fn the_prompt_kills_and_starts_workers() {
 }
 
 #[test]
+fn a_worker_is_cut_off_and_healed_at_the_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let sum = "SELECT sum(o_totalprice) AS total FROM orders";
+    let output = run(
+        folder.path(),
+        &["-c", "\\cut worker-2 out", "-c", sum, "-c", "\\workers", "-c", "\\heal worker-2", "-c", sum],
+    );
+    let output = text(&output);
+    assert_eq!(output.matches("2127396830.02").count(), 2, "{output}");
+    let cut = output.lines().find(|line| line.starts_with("worker-2 ")).unwrap();
+    assert!(cut.contains("cut, outbound"), "{output}");
+    for (command, error) in [
+        ("\\cut worker-9", "there is no node `worker-9`"),
+        ("\\cut worker-1 up", "`up` is not a direction"),
+        ("\\cut coordinator", "only workers can be cut off"),
+        ("\\heal", "\\heal takes the name of a worker"),
+        ("\\drill 99", "\\drill takes a number of queries from 1 to 8, not `99`"),
+    ] {
+        let output = demo(folder.path(), &["-c", command]).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{command}");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(errors.contains(error), "{command}: {errors}");
+    }
+    assert_gone(folder.path());
+}
+
+#[test]
+fn a_drill_takes_workers_away_and_no_answer_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(folder.path(), &["-c", "\\drill 2", "-c", "\\workers"]);
+    let output = text(&output);
+    for fault in ["kill", "freeze", "cut"] {
+        let lines = output.lines().filter(|line| line.split_whitespace().nth(2) == Some(fault));
+        let lines: Vec<_> = lines.filter(|line| line.ends_with(" same")).collect();
+        assert_eq!(lines.len(), 2, "{output}");
+        // One query each, and both workers in turn.
+        assert!(lines[0].starts_with("TPC-H q1 ") && lines[1].starts_with("TPC-H q5 "), "{output}");
+        assert!(lines[0].contains(" worker-1 ") && lines[1].contains(" worker-2 "), "{output}");
+    }
+    assert!(output.contains("6 queries under faults, every answer the same; it cost a kill"), "{output}");
+    // All are back.
+    assert!(!output.contains("gone") && !output.contains("cut, "), "{output}");
+    assert_gone(folder.path());
+}
+
+#[test]
+fn a_drill_asks_about_the_users_own_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("trips.csv");
+    let rows: String = (0..5000).map(|row| format!("{row},{}.5,town {}\n", row % 7, row % 11)).collect();
+    std::fs::write(&file, format!("id,price,town\n{rows}")).unwrap();
+    let drill = |more: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_shoal"))
+            .args(["demo", "--workers", "2", "-c", "\\drill", "--load"])
+            .arg(&file)
+            .args(more)
+            .env("TMPDIR", folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let output = drill(&[]);
+    let shown = text(&output);
+    assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(shown.lines().filter(|line| line.starts_with("trips ")).count(), 3, "{shown}");
+    assert!(shown.contains("3 queries under faults, every answer the same"), "{shown}");
+    // Nobody could stand in.
+    let output = drill(&["--replicas", "1"]);
+    assert_eq!(output.status.code(), Some(3));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("a drill needs a worker to spare"), "{errors}");
+    assert_gone(folder.path());
+}
+
+/// Types at the demo's prompt on a terminal: Ctrl-C while a drill has frozen a
+/// worker; then says whether a process of the demo still stands still.
+const INTERRUPTED_DRILL: &str = r#"
+import os, pty, re, select, sys, time
+
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+seen = ""
+
+def until(pattern):
+    global seen
+    deadline = time.time() + 120
+    while not re.search(pattern, seen):
+        if time.time() > deadline:
+            sys.exit("no " + pattern + " in " + seen)
+        if select.select([terminal], [], [], 1)[0]:
+            seen += os.read(terminal, 65536).decode(errors="replace")
+    seen = seen[re.search(pattern, seen).end():]
+
+def stopped():
+    states = []
+    for entry in os.listdir("/proc"):
+        try:
+            command = open(f"/proc/{entry}/cmdline").read()
+            status = open(f"/proc/{entry}/stat").read()
+        except OSError:
+            continue
+        if os.environ["TMPDIR"] in command:
+            states.append(status.rsplit(")", 1)[1].split()[0])
+    return states.count("T")
+
+until("ends the demo")
+os.write(terminal, b"\\drill 1\r")
+until("freeze +worker-2")
+deadline = time.time() + 60
+while stopped() == 0:
+    if time.time() > deadline:
+        sys.exit("no worker was frozen")
+    time.sleep(0.005)
+os.write(terminal, b"\x03")
+until("cancelled")
+os.write(terminal, b"SELECT 'live ' || count(*) FROM system.workers WHERE state = 'live';\r")
+until("live [0-9]")
+print("stopped", stopped())
+os.write(terminal, b"\\q\r")
+_, status = os.waitpid(pid, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"#;
+
+#[test]
+fn an_interrupted_drill_brings_back_what_it_took_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new("python3")
+        .args(["-c", INTERRUPTED_DRILL, env!("CARGO_BIN_EXE_shoal")])
+        .args(SMALL)
+        .env("TMPDIR", folder.path())
+        .env("TERM", "xterm")
+        .env("SHOAL_HISTORY", "")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} {errors}", text(&output));
+    assert_eq!(text(&output).trim(), "stopped 0", "{errors}");
+    assert_gone(folder.path());
+}
+
+#[test]
 fn kept_data_is_there_the_next_time() {
     let folder = tempfile::tempdir().unwrap();
     let kept = folder.path().join("kept");

@@ -73,11 +73,19 @@ impl Session {
             Command::Other { name, argument } => {
                 self.interrupts.forget();
                 let hook = std::sync::Arc::clone(&self.hook);
-                let run = async { Ok(hook.run(&name, &argument).await) };
-                match self.interrupts.guard(run).await? {
+                let (output, mut shown) = (&mut self.output, Ok(()));
+                let mut show = |text: &str| {
+                    if shown.is_ok() {
+                        shown = output.write(|out| out.write_all(text.as_bytes()));
+                    }
+                };
+                let run = async { Ok(hook.run(&name, &argument, &mut show).await) };
+                let outcome = self.interrupts.guard(run).await?;
+                shown?;
+                match outcome {
                     Some(Ok(text)) if text.is_empty() || text.ends_with('\n') => self.print(&text)?,
                     Some(Ok(text)) => self.print(&format!("{text}\n"))?,
-                    Some(Err(why)) => return Err(ClientError::Usage(why).into()),
+                    Some(Err(why)) => return Err(why.into()),
                     None => return Err(unknown(&name).into()),
                 }
                 self.print_gap();
