@@ -31,4 +31,5 @@ mod python;
 mod restart;
 #[cfg(test)]
 mod slt;
+mod standstill;
 mod stragglers;
