@@ -22,6 +22,7 @@ use tonic::transport::Channel;
 use crate::Error;
 use crate::identity::Identity;
 use crate::replicate::Replicator;
+use crate::scrub::Scrub;
 use crate::segment_dir::SegmentDir;
 
 /// How long the coordinator may take to answer a join.
@@ -80,6 +81,8 @@ pub struct HeartbeatParts {
     pub dir: Arc<SegmentDir>,
     /// Who carries out the coordinator's orders.
     pub replicator: Replicator,
+    /// What looks for rot.
+    pub scrub: Scrub,
     /// What it runs.
     pub status: Arc<dyn ExecutionStatus>,
 }
@@ -236,7 +239,7 @@ impl Beating {
 
     async fn join(&mut self, client: &mut ClusterClient<Channel>) -> Result<JoinReply, Failure> {
         let parts = &mut self.parts;
-        let held = parts.dir.held();
+        let held = parts.dir.report();
         let request = JoinRequest {
             worker: parts.identity.name.to_string(),
             address: parts.introduction.address.clone(),
@@ -282,6 +285,7 @@ impl Beating {
             fetched: parts.replicator.take_fetched().iter().map(ToString::to_string).collect(),
             progress: parts.status.progress(),
             leaving: self.leaving.is_cancelled(),
+            scrub: Some(parts.scrub.progress()),
         }
     }
 }

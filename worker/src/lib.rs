@@ -13,7 +13,7 @@ pub mod locate;
 pub mod node;
 pub mod replicate;
 pub mod scan_counter;
-mod scrub;
+pub mod scrub;
 pub mod segment_dir;
 pub mod segments;
 pub mod session;

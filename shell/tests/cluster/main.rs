@@ -28,4 +28,10 @@ mod python;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod rot;
+#[cfg(test)]
+mod settled;
+#[cfg(test)]
 mod slt;
+#[cfg(test)]
+mod write_faults;
