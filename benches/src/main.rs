@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use shoal_benches::peers::PeerCommand;
-use shoal_benches::{chaos, failover, ingest, peers, point, scan, tpch};
+use shoal_benches::{chaos, failover, ingest, peers, point, rot, scan, tpch};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,6 +32,8 @@ enum Bench {
     Scan(scan::ScanArgs),
     /// A mixed load while workers are killed, frozen, slowed, cut off, filled up and corrupted; every answer checked
     Chaos(chaos::ChaosArgs),
+    /// Thousands of bytes changed on the workers' disks; every one must be noticed and mended
+    Rot(rot::RotArgs),
     /// TPC-H with a worker killed, cut off or frozen half way, and what failover costs otherwise
     Failover(failover::FailoverArgs),
     /// A process that a benchmark starts
@@ -71,6 +73,7 @@ fn run(bench: Bench) -> anyhow::Result<bool> {
             Bench::Point(args) => point::run(&args).await,
             Bench::Scan(args) => scan::run(&args).await,
             Bench::Chaos(args) => chaos::run(&args).await,
+            Bench::Rot(args) => rot::run(&args).await,
             Bench::Failover(args) => failover::run(&args).await,
             Bench::Peer { .. } => Ok(true),
         }

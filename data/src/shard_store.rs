@@ -108,6 +108,13 @@ impl LocalSegments {
         self.unless_damaged(name, read)
     }
 
+    /// Whether the checksums of a segment are on the disk as they were written,
+    /// whatever is remembered of them.
+    pub fn has_sums(&self, name: &SegmentName) -> bool {
+        let loaded = BlockSums::load(*name, &self.dir.join(name.to_string()));
+        self.unless_damaged(name, loaded).is_some()
+    }
+
     /// The length of a segment; none where it is not here or damaged.
     pub fn bytes_of(&self, name: &SegmentName) -> Option<u64> {
         let sums = self.open(name).map(|(_, sums)| sums.bytes());

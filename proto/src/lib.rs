@@ -7,6 +7,7 @@
 pub mod channel;
 pub mod error_code;
 pub mod exchange;
+pub mod fault;
 pub mod id;
 pub mod query_pool;
 pub mod server;

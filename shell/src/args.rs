@@ -138,6 +138,9 @@ pub struct WorkerArgs {
     /// Threads that compute [default: the cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<String>,
+    /// What it reads of its segments in a second to find rot that no query meets; 0: nothing [default: 8MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub scrub_rate: Option<String>,
 }
 
 /// What coordinators and workers have in common.

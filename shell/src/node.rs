@@ -143,6 +143,7 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
             object_stores: settings.object_stores,
             memory_limit_bytes: settings.memory_limit.0,
             threads: settings.threads,
+            scrub_bytes_per_second: settings.scrub_rate.0,
             grace: settings.node.grace,
         };
         shoal_worker::node::run(config, listener, compute.handle().clone(), stop)

@@ -4,6 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What a worker reads of its segments in a second, to find rot, unless it is
+/// configured.
+pub const SCRUB_BYTES_PER_SECOND_DEFAULT: u64 = 8 << 20;
+
 /// All settings of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
@@ -23,6 +27,8 @@ pub struct WorkerConfig {
     pub threads: usize,
     /// Object stores that plans may read, such as `s3://bucket/path`.
     pub object_stores: Vec<String>,
+    /// Bytes in a second that it reads of its segments to find rot; 0 for none.
+    pub scrub_bytes_per_second: u64,
     /// How long running tasks may take to finish when it stops.
     pub grace: Duration,
 }
@@ -39,6 +45,7 @@ impl WorkerConfig {
             memory_limit_bytes: 4 << 30,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             object_stores: Vec::new(),
+            scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND_DEFAULT,
             grace: Duration::from_secs(10),
         }
     }

@@ -23,6 +23,7 @@ use tonic::transport::Channel;
 use crate::Error;
 use crate::identity::Identity;
 use crate::replicate::Replicator;
+use crate::scrub::Scrub;
 use crate::segment_dir::SegmentDir;
 
 /// How long the coordinator may take to answer a join.
@@ -85,6 +86,8 @@ pub struct HeartbeatParts {
     pub dir: Arc<SegmentDir>,
     /// Who carries out the coordinator's orders.
     pub replicator: Replicator,
+    /// What looks for rot.
+    pub scrub: Scrub,
     /// What it runs.
     pub status: Arc<dyn ExecutionStatus>,
 }
@@ -241,7 +244,7 @@ impl Beating {
 
     async fn join(&mut self, client: &mut ClusterClient<Channel>) -> Result<JoinReply, Failure> {
         let parts = &mut self.parts;
-        let held = parts.dir.held();
+        let held = parts.dir.report();
         let request = JoinRequest {
             worker: parts.identity.name.to_string(),
             address: parts.introduction.address.clone(),
@@ -287,6 +290,7 @@ impl Beating {
             fetched: parts.replicator.take_fetched().iter().map(ToString::to_string).collect(),
             progress: parts.status.progress(),
             leaving: self.leaving.is_cancelled(),
+            scrub: Some(parts.scrub.progress()),
         }
     }
 }

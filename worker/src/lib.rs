@@ -14,7 +14,7 @@ pub mod node;
 pub mod pulse;
 mod replicate;
 pub mod scan_counter;
-mod scrub;
+pub mod scrub;
 pub mod segment_dir;
 pub mod segments;
 pub mod session;

@@ -25,7 +25,7 @@ use crate::heartbeat::{ExecutionStatus, Heartbeat, HeartbeatParts, Introduction}
 use crate::identity::Identity;
 use crate::locate::CoordinatorLocate;
 use crate::replicate::Replicator;
-use crate::scrub::scrub;
+use crate::scrub::Scrub;
 use crate::segment_dir::SegmentDir;
 use crate::segments::{SegmentService, blocking};
 use crate::{Error, WorkerConfig};
@@ -89,7 +89,8 @@ pub async fn run(
 
     let execution = ExecutionService::new(worker.clone(), runtime, channels.clone(), compute, config.threads);
 
-    let _scrubbing = AbortOnDropHandle::new(tokio::spawn(scrub(Arc::clone(&dir), Arc::clone(&local))));
+    let scrub = Scrub::new(Arc::clone(&dir), Arc::clone(&local), config.scrub_bytes_per_second);
+    let _scrubbing = AbortOnDropHandle::new(tokio::spawn(scrub.clone().run()));
     let segments = SegmentService::new(worker.clone(), Arc::clone(&dir), local, replicator.clone());
     let end = CancellationToken::new();
     let served = builder()
@@ -112,6 +113,7 @@ pub async fn run(
         },
         dir,
         replicator,
+        scrub,
         status: Arc::new(execution.clone()),
     })?;
     data_dir.write_address(&listening.to_string())?;

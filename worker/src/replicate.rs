@@ -38,24 +38,21 @@ struct Inner {
     permits: Semaphore,
     under_way: Mutex<HashSet<SegmentName>>,
     fetched: Mutex<Vec<SegmentName>>,
-    /// Whether segments were lost since the coordinator was told what is here.
+    /// Whether segments were lost, or came late, since the coordinator was
+    /// told what is here.
     has_lost: AtomicBool,
     news: Notify,
 }
 
 impl ReportDamage for Replicator {
-    /// A damaged segment is as good as none: it is removed, and the
+    /// A damaged segment is as good as none: it is set aside, and the
     /// coordinator orders a copy of a peer's.
     fn damaged(&self, name: &SegmentName, what: &io::Error) {
         if self.0.dir.bytes_of(name).is_none() {
             return;
         }
-        tracing::error!(segment = %name, error = %what, "segment is damaged: it is removed, and copied from a peer");
-        if let Err(error) = self.0.dir.remove(name) {
-            tracing::error!(segment = %name, %error, "damaged segment not removed");
-        }
-        self.0.has_lost.store(true, Ordering::Relaxed);
-        self.0.news.notify_one();
+        self.0.dir.set_aside(name, what);
+        self.tell_anew();
     }
 }
 
@@ -109,8 +106,23 @@ impl Replicator {
         std::mem::take(&mut self.0.fetched.lock())
     }
 
-    /// Whether segments were lost since the last call: the coordinator must be
-    /// told anew what is here.
+    /// The segment with this number was staged. Where that took longer than the
+    /// coordinator has known this worker, nobody may wait for it any more: it is
+    /// adopted or discarded when the worker joins again.
+    pub fn staged(&self, number: u64) {
+        if self.0.dir.is_late(number) {
+            tracing::warn!("a segment came after the coordinator was told what is here: it is told anew");
+            self.tell_anew();
+        }
+    }
+
+    fn tell_anew(&self) {
+        self.0.has_lost.store(true, Ordering::Relaxed);
+        self.0.news.notify_one();
+    }
+
+    /// Whether segments were lost or came late since the last call: the
+    /// coordinator must be told anew what is here.
     pub fn take_lost(&self) -> bool {
         self.0.has_lost.swap(false, Ordering::Relaxed)
     }

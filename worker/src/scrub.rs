@@ -1,49 +1,117 @@
 //! Reads every segment again and again, slowly, so that rot is found also
 //! where nobody reads.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use shoal_data::SegmentName;
 use shoal_data::shard_store::LocalSegments;
+use shoal_proto::cluster::ScrubProgress;
 
+use crate::Error;
 use crate::segment_dir::SegmentDir;
 use crate::segments::blocking;
 
 /// Bytes that are read in one go.
 const PIECE_BYTES: u64 = 1024 * 1024;
-/// Bytes that are read in a second, on average.
-const BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
-/// From the end of one round to the beginning of the next.
-const PAUSE: Duration = Duration::from_secs(30);
+/// From the end of one round to the beginning of the next: what is small is
+/// not read without a break.
+const PAUSE: Duration = Duration::from_secs(5);
 
-/// Goes round for ever; drop it to end it. Damage is told where the segments
-/// are read.
-pub(crate) async fn scrub(dir: Arc<SegmentDir>, local: Arc<LocalSegments>) {
-    loop {
-        let began = Instant::now();
-        let (mut segments, mut bytes) = (0_u64, 0_u64);
-        for (name, length) in dir.held() {
-            let mut at = 0;
-            while at < length {
-                let end = length.min(at + PIECE_BYTES);
-                if !is_well(&local, name, at..end).await {
-                    break;
-                }
-                bytes += end - at;
-                at = end;
-                tokio::time::sleep(Duration::from_secs_f64(PIECE_BYTES as f64 / BYTES_PER_SECOND as f64))
-                    .await;
-            }
-            segments += 1;
+/// The scrub of one worker. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct Scrub {
+    dir: Arc<SegmentDir>,
+    local: Arc<LocalSegments>,
+    bytes_per_second: u64,
+    round: Arc<Mutex<Round>>,
+}
+
+/// How far the scrub is.
+#[derive(Debug, Default)]
+struct Round {
+    number: u64,
+    segments_done: u64,
+    segments_total: u64,
+    bytes_done: u64,
+    bytes_total: u64,
+    /// When a round was last through.
+    ended: Option<Instant>,
+}
+
+impl Scrub {
+    /// A scrub of `dir` that reads so many bytes in a second, on average; none
+    /// at all where that is 0.
+    pub fn new(dir: Arc<SegmentDir>, local: Arc<LocalSegments>, bytes_per_second: u64) -> Self {
+        Self { dir, local, bytes_per_second, round: Arc::default() }
+    }
+
+    /// Goes round for ever; drop it to end it. Damage is told where the
+    /// segments are read.
+    pub async fn run(self) {
+        if self.bytes_per_second == 0 {
+            return;
         }
-        tracing::debug!(segments, bytes, elapsed = ?began.elapsed(), "scrubbed");
-        tokio::time::sleep(PAUSE).await;
+        loop {
+            let held = self.dir.held();
+            {
+                let mut round = self.round.lock();
+                let (number, ended) = (round.number + 1, round.ended);
+                let bytes_total = held.iter().map(|(_, bytes)| bytes).sum();
+                let segments_total = held.len() as u64;
+                *round = Round { number, segments_total, bytes_total, ended, ..Round::default() };
+            }
+            for (name, bytes) in held {
+                self.look_at(name, bytes).await;
+            }
+            self.round.lock().ended = Some(Instant::now());
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// How far it is, for the coordinator.
+    pub fn progress(&self) -> ScrubProgress {
+        let round = self.round.lock();
+        ScrubProgress {
+            round: round.number,
+            segments_done: round.segments_done,
+            segments_total: round.segments_total,
+            bytes_done: round.bytes_done,
+            bytes_total: round.bytes_total,
+            bytes_per_second: self.bytes_per_second,
+            damaged: self.dir.damaged_count(),
+            since_round_ms: round
+                .ended
+                .map(|ended| u64::try_from(ended.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Reads one segment and its checksums, piece by piece, until one of them
+    /// is not well.
+    async fn look_at(&self, name: SegmentName, bytes: u64) {
+        let local = Arc::clone(&self.local);
+        let mut is_well = is_true(move || local.has_sums(&name)).await;
+        for start in (0..bytes).step_by(PIECE_BYTES as usize) {
+            let piece = start..bytes.min(start + PIECE_BYTES);
+            let length = piece.end - piece.start;
+            if is_well {
+                is_well = self.is_well(name, piece).await;
+                let taken = Duration::from_secs_f64(length as f64 / self.bytes_per_second as f64);
+                tokio::time::sleep(taken).await;
+            }
+            self.round.lock().bytes_done += length;
+        }
+        self.round.lock().segments_done += 1;
+    }
+
+    async fn is_well(&self, name: SegmentName, piece: Range<u64>) -> bool {
+        let local = Arc::clone(&self.local);
+        is_true(move || local.read(&name, std::slice::from_ref(&piece)).is_some()).await
     }
 }
 
-async fn is_well(local: &Arc<LocalSegments>, name: SegmentName, range: std::ops::Range<u64>) -> bool {
-    let local = Arc::clone(local);
-    let read = blocking(move || Ok(local.read(&name, std::slice::from_ref(&range)).is_some())).await;
-    read.unwrap_or(false)
+async fn is_true(look: impl FnOnce() -> bool + Send + 'static) -> bool {
+    blocking(move || Ok::<_, Error>(look())).await.unwrap_or(false)
 }

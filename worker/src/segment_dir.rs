@@ -1,12 +1,13 @@
 //! The segments on this worker's disk. A file is there under its name only
 //! once it is whole and durable; until then it is in the staging directory,
-//! which every start empties.
+//! which every start empties. One that is damaged is set aside, where nobody
+//! reads it, until a good copy has taken its place: it may be the last one.
 //!
 //! All of it blocks: call it from blocking threads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,25 +18,47 @@ use rustix::fs::FallocateFlags;
 use shoal_data::block_sums::{self, BlockSummer, BlockSums};
 use shoal_data::data_dir::{is_full, make_dir, sync_dir, sync_file};
 use shoal_data::{DataDir, SegmentName};
+use shoal_proto::fault::{self, Step};
 
 use crate::Error;
 
 /// Name of the directory that holds the segments, below the data directory.
 pub const SEGMENTS: &str = "segments";
 const STAGING: &str = "staging";
+/// Name of the directory of damaged segments, below the data directory.
+pub const DAMAGED: &str = "damaged";
 
 /// The segments of one worker.
 #[derive(Debug)]
 pub struct SegmentDir {
     segments: PathBuf,
     staging: PathBuf,
-    /// Names and lengths of what is there.
+    damaged: PathBuf,
+    /// Names and lengths of what is there. Never locked while the disk works.
     held: Mutex<HashMap<SegmentName, u64>>,
-    staged: AtomicU64,
+    /// What is set aside.
+    aside: Mutex<BTreeSet<SegmentName>>,
+    /// What is being written, by number. Locked while names on disk change.
+    writing: Mutex<HashMap<u64, Writing>>,
+    /// Number of the next one.
+    next: AtomicU64,
+    /// Those below this number began before the last report.
+    reported: AtomicU64,
+    /// Segments that were set aside since the start.
+    damaged_count: AtomicU64,
+}
+
+/// One segment that is being written.
+#[derive(Debug)]
+struct Writing {
+    name: SegmentName,
+    /// Nobody wants it any more.
+    is_revoked: bool,
 }
 
 impl SegmentDir {
-    /// Empties the staging directory and finds what is there.
+    /// Empties the staging directory and finds what is there. What has no
+    /// right checksums beside it cannot be told from rot, and is set aside.
     ///
     /// # Errors
     /// `Io` where a directory cannot be read.
@@ -43,30 +66,60 @@ impl SegmentDir {
         let segments = data_dir.path().join(SEGMENTS);
         make_dir(&segments)?;
         let staging = data_dir.emptied(STAGING)?;
-        let mut held = HashMap::new();
-        for table in entries(&segments)? {
+        let damaged = data_dir.path().join(DAMAGED);
+        make_dir(&damaged)?;
+        let dir = Self {
+            segments,
+            staging,
+            damaged,
+            held: Mutex::default(),
+            aside: Mutex::default(),
+            writing: Mutex::default(),
+            next: AtomicU64::new(0),
+            reported: AtomicU64::new(0),
+            damaged_count: AtomicU64::new(0),
+        };
+        for file in entries(&dir.damaged)? {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().replacen('-', "/", 2);
+            dir.aside.lock().extend(name.parse::<SegmentName>());
+        }
+        for table in entries(&dir.segments)? {
             for shard in entries(&table)? {
                 for file in entries(&shard)? {
-                    if file.extension().is_some_and(|extension| extension == block_sums::EXTENSION) {
-                        continue;
-                    }
-                    let relative = file.strip_prefix(&segments).unwrap_or(&file).to_string_lossy();
-                    match relative.parse::<SegmentName>() {
-                        Ok(name) => {
-                            let metadata = file.metadata().map_err(|error| {
-                                Error::io(format!("cannot look at {}", file.display()), error)
-                            })?;
-                            if !BlockSums::path(&file).exists() {
-                                sum_up(name, &file)?;
-                            }
-                            held.insert(name, metadata.len());
-                        }
-                        Err(_) => tracing::warn!(file = %file.display(), "not a segment, left alone"),
-                    }
+                    dir.find(&file);
                 }
             }
         }
-        Ok(Self { segments, staging, held: Mutex::new(held), staged: AtomicU64::new(0) })
+        Ok(dir)
+    }
+
+    /// Takes in a file that was there at the start.
+    fn find(&self, file: &Path) {
+        let name_of = |file: &Path| {
+            let relative = file.strip_prefix(&self.segments).unwrap_or(file);
+            relative.to_string_lossy().parse::<SegmentName>()
+        };
+        if file.extension().is_some_and(|extension| extension == block_sums::EXTENSION) {
+            let segment = file.with_extension("");
+            // What a crash between two names leaves.
+            if name_of(&segment).is_ok()
+                && !segment.exists()
+                && let Err(error) = remove_if_there(file)
+            {
+                tracing::warn!(%error, "checksums without a segment are left");
+            }
+            return;
+        }
+        let Ok(name) = name_of(file) else {
+            tracing::warn!(file = %file.display(), "not a segment, left alone");
+            return;
+        };
+        match whole_length(name, file) {
+            Ok(bytes) => {
+                self.held.lock().insert(name, bytes);
+            }
+            Err(error) => self.set_aside(&name, &error),
+        }
     }
 
     /// Where the segments are.
@@ -86,6 +139,27 @@ impl SegmentDir {
         self.held.lock().get(name).copied()
     }
 
+    /// What [`SegmentDir::held`] says, for the coordinator that is joined, and
+    /// what is set aside, with a length of 0. What comes after this and was
+    /// begun before is a late one.
+    pub fn report(&self) -> Vec<(SegmentName, u64)> {
+        self.reported.store(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
+        let mut report = self.held();
+        report.extend(self.aside.lock().iter().map(|name| (*name, 0)));
+        report
+    }
+
+    /// Whether the segment with this number, which is here now, was begun
+    /// before the last report: then the coordinator may not know of it.
+    pub fn is_late(&self, number: u64) -> bool {
+        number < self.reported.load(Ordering::Relaxed)
+    }
+
+    /// Damaged segments that were found since the start.
+    pub fn damaged_count(&self) -> u64 {
+        self.damaged_count.load(Ordering::Relaxed)
+    }
+
     /// Bytes of all segments that are here.
     pub fn used_bytes(&self) -> u64 {
         self.held.lock().values().sum()
@@ -101,11 +175,13 @@ impl SegmentDir {
     /// # Errors
     /// `DiskFull` before anything is written; `Io`.
     pub fn stage(self: &Arc<Self>, name: SegmentName, bytes: u64, crc32c: u32) -> Result<Staging, Error> {
-        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.staging.join(format!("{}-{number}", name.segment));
         let file = File::create(&path).map_err(|error| self.failed(&name, bytes, &path, error))?;
+        self.writing.lock().insert(number, Writing { name, is_revoked: false });
         let staging = Staging {
             dir: Arc::clone(self),
+            number,
             name,
             file,
             sums_path: Temporary(BlockSums::path(&path)),
@@ -122,43 +198,84 @@ impl SegmentDir {
                 Err(error) => return Err(self.failed(&name, bytes, &staging.path.0, error.into())),
             }
         }
+        fault::point(Step::StageCreated);
         Ok(staging)
     }
 
-    /// Removes a segment; whether it was here.
+    /// Removes a segment that nobody needs; whether it was here. One that is
+    /// being written under this name does not appear any more.
     ///
     /// # Errors
     /// `Io` where the disk refuses.
     pub fn remove(&self, name: &SegmentName) -> Result<bool, Error> {
+        let mut writing = self.writing.lock();
+        writing.values_mut().filter(|writing| writing.name == *name).for_each(|it| it.is_revoked = true);
         self.held.lock().remove(name);
         let path = self.segments.join(name.to_string());
-        let removed = match fs::remove_file(&path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(Error::io(format!("cannot remove {}", path.display()), error)),
-        };
-        let sums = BlockSums::path(&path);
-        match fs::remove_file(&sums) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io(format!("cannot remove {}", sums.display()), error)),
+        let was_here = remove_if_there(&path)?;
+        remove_if_there(&BlockSums::path(&path))?;
+        self.forget_damaged(name)?;
+        Ok(was_here)
+    }
+
+    /// Moves a damaged segment, and what there is of its checksums, to where
+    /// nobody reads it.
+    pub fn set_aside(&self, name: &SegmentName, what: &io::Error) {
+        let _writing = self.writing.lock();
+        self.held.lock().remove(name);
+        self.aside.lock().insert(*name);
+        self.damaged_count.fetch_add(1, Ordering::Relaxed);
+        let (path, aside) = (self.segments.join(name.to_string()), self.damaged_path(name));
+        tracing::error!(
+            segment = %name, error = %what, aside = %aside.display(),
+            "segment is damaged: it is set aside until a peer's copy is here"
+        );
+        // The segment first: without it, its checksums are swept up.
+        for (from, to) in [(&path, &aside), (&BlockSums::path(&path), &BlockSums::path(&aside))] {
+            match fs::rename(from, to) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::error!(file = %from.display(), %error, "damaged file not set aside"),
+            }
         }
-        Ok(removed)
+    }
+
+    fn damaged_path(&self, name: &SegmentName) -> PathBuf {
+        self.damaged.join(name.to_string().replace('/', "-"))
+    }
+
+    fn forget_damaged(&self, name: &SegmentName) -> Result<(), Error> {
+        self.aside.lock().remove(name);
+        let path = self.damaged_path(name);
+        remove_if_there(&path)?;
+        remove_if_there(&BlockSums::path(&path)).map(|_| ())
     }
 
     /// Puts a whole, durable file and its checksums under their names,
     /// durably: the checksums first, as a segment is nothing without them.
-    fn install(&self, name: SegmentName, bytes: u64, from: &Path, sums: &Path) -> Result<(), Error> {
+    fn install(&self, staging: &Staging) -> Result<(), Error> {
+        let (name, bytes) = (staging.name, staging.expected.0);
         let path = self.segments.join(name.to_string());
-        if let Some(shard) = path.parent() {
-            make_dir(shard)?;
-            let sums_path = BlockSums::path(&path);
-            fs::rename(sums, &sums_path).map_err(|error| self.failed(&name, bytes, &sums_path, error))?;
-            fs::rename(from, &path).map_err(|error| self.failed(&name, bytes, &path, error))?;
-            sync_dir(shard)?;
+        let Some(shard) = path.parent() else {
+            return Err(Error::Internal(format!("segment {name} has no directory")));
+        };
+        make_dir(shard)?;
+        let sums_path = BlockSums::path(&path);
+        {
+            let writing = self.writing.lock();
+            check_wanted(&writing, staging)?;
+            fs::rename(&staging.sums_path.0, &sums_path)
+                .map_err(|error| self.failed(&name, bytes, &sums_path, error))?;
+            fault::point(Step::SumsRenamed);
+            fs::rename(&staging.path.0, &path).map_err(|error| self.failed(&name, bytes, &path, error))?;
+            fault::point(Step::SegmentRenamed);
         }
+        sync_dir(shard)?;
+        let writing = self.writing.lock();
+        // It may have been removed since it has its name.
+        check_wanted(&writing, staging)?;
         self.held.lock().insert(name, bytes);
-        Ok(())
+        self.forget_damaged(&name)
     }
 
     fn failed(&self, name: &SegmentName, bytes: u64, path: &Path, error: io::Error) -> Error {
@@ -175,6 +292,7 @@ impl SegmentDir {
 #[derive(Debug)]
 pub struct Staging {
     dir: Arc<SegmentDir>,
+    number: u64,
     name: SegmentName,
     file: File,
     path: Temporary,
@@ -188,6 +306,11 @@ pub struct Staging {
 }
 
 impl Staging {
+    /// Its number among all that were begun here.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Adds bytes.
     ///
     /// # Errors
@@ -208,8 +331,9 @@ impl Staging {
     /// Returns their length and checksum.
     ///
     /// # Errors
-    /// `Corrupt` where they are not what was announced; `DiskFull`; `Io`. An
-    /// fsync that fails otherwise ends the process.
+    /// `Corrupt` where they are not what was announced; `Invalid` where the
+    /// segment was discarded meanwhile; `DiskFull`; `Io`. An fsync that fails
+    /// otherwise ends the process.
     pub fn finish(self) -> Result<(u64, u32), Error> {
         if self.written.0 != self.expected.0 {
             return Err(self.corrupt(&format!("{} of {} bytes came", self.written.0, self.expected.0)));
@@ -217,6 +341,7 @@ impl Staging {
         if self.written.1 != self.expected.1 {
             return Err(self.corrupt("its checksum does not match"));
         }
+        fault::point(Step::StageWritten);
         let failed = |path: &Path, error| self.dir.failed(&self.name, self.expected.0, path, error);
         let sums = self.blocks.clone().finish(self.name).encode();
         let mut sums_file =
@@ -232,13 +357,29 @@ impl Staging {
                 other => other.into(),
             })?;
         }
-        self.dir.install(self.name, self.expected.0, &self.path.0, &self.sums_path.0)?;
+        fault::point(Step::StageSynced);
+        self.dir.install(&self)?;
+        fault::point(Step::StageInstalled);
         Ok(self.written)
     }
 
     fn corrupt(&self, what: &str) -> Error {
         Error::Corrupt { name: self.name.to_string(), what: what.to_owned() }
     }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        self.dir.writing.lock().remove(&self.number);
+    }
+}
+
+/// Refuses to let a segment appear that was discarded.
+fn check_wanted(writing: &HashMap<u64, Writing>, staging: &Staging) -> Result<(), Error> {
+    if writing.get(&staging.number).is_some_and(|writing| writing.is_revoked) {
+        return Err(Error::Invalid(format!("segment {} was discarded while it was written", staging.name)));
+    }
+    Ok(())
 }
 
 /// A file that is removed when this is dropped, unless it was renamed.
@@ -255,25 +396,23 @@ impl Drop for Temporary {
     }
 }
 
-/// Makes the checksums of a segment that an earlier version wrote without.
-fn sum_up(name: SegmentName, path: &Path) -> Result<(), Error> {
-    tracing::warn!(segment = %name, "has no checksums of its blocks: they are made from what is there");
-    let failed = |error| Error::io(format!("cannot make checksums of {}", path.display()), error);
-    let mut file = File::open(path).map_err(failed)?;
-    let mut blocks = BlockSummer::default();
-    let mut piece = vec![0; block_sums::BLOCK_BYTES as usize];
-    loop {
-        let length = file.read(&mut piece).map_err(failed)?;
-        if length == 0 {
-            break;
-        }
-        blocks.update(&piece[..length]);
+/// The length of a segment's file, which is that of which its checksums are.
+fn whole_length(name: SegmentName, path: &Path) -> io::Result<u64> {
+    let (sums, bytes) = (BlockSums::load(name, path)?, path.metadata()?.len());
+    if sums.bytes() != bytes {
+        let what = format!("it has {bytes} of the {} bytes that were written", sums.bytes());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
-    let sums_path = BlockSums::path(path);
-    let mut sums = File::create(&sums_path).map_err(failed)?;
-    sums.write_all(&blocks.finish(name).encode()).map_err(failed)?;
-    sync_file(&sums, &sums_path)?;
-    Ok(())
+    Ok(bytes)
+}
+
+/// Removes a file; whether it was there.
+fn remove_if_there(path: &Path) -> Result<bool, Error> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(format!("cannot remove {}", path.display()), error)),
+    }
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, Error> {

@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::Error;
 use crate::replicate::Replicator;
-use crate::segment_dir::{SegmentDir, Staging};
+use crate::segment_dir::SegmentDir;
 
 /// How long a sender may be silent before its segment is given up.
 const STALL_MAX: Duration = Duration::from_secs(10);
@@ -102,7 +102,15 @@ impl SegmentService {
             })
             .await?;
         }
-        blocking(move || Staging::finish(staging)).await
+        // All of it where it runs to its end, also when nobody waits any more.
+        let replicator = self.replicator.clone();
+        blocking(move || {
+            let number = staging.number();
+            let done = staging.finish()?;
+            replicator.staged(number);
+            Ok(done)
+        })
+        .await
     }
 }
 

@@ -128,6 +128,17 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The write that it commits, if it does.
+    pub fn write(&self) -> Option<&WriteRecord> {
+        match self {
+            Self::CommitWrite { write, .. } => Some(write),
+            Self::CreateTable { write, .. } | Self::ReplaceTable { write, .. } => write.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// What a command did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -143,6 +143,11 @@ impl State {
         self.writes.rows(write)
     }
 
+    /// The writes that are remembered, oldest first.
+    pub fn writes(&self) -> impl Iterator<Item = &WriteRecord> {
+        self.writes.order.iter().map(AsRef::as_ref)
+    }
+
     /// Applies one command.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use shoal_data::Segment;
 use shoal_data::data_dir::make_dir;
+use shoal_proto::fault::{self, Step};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::{Command, Outcome};
@@ -182,6 +183,7 @@ impl Store {
         let mut state = State::clone(&self.state);
         let mut log = Vec::new();
         let has_room = disk::has_room(&self.path);
+        let is_write = commands.iter().any(|command| command.write().is_some());
         let mut outcomes: Vec<_> = commands
             .into_iter()
             .map(|command| {
@@ -211,6 +213,9 @@ impl Store {
                 *outcome = Err(if full { self.full() } else { Error::Internal(error.to_string()) });
             }
             return (outcomes, Vec::new());
+        }
+        if is_write {
+            fault::point(Step::CommitLogged);
         }
         (outcomes, dropped)
     }

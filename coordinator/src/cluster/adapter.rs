@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use shoal_data::{Locate, Located, Replica, SegmentName, Table, TableLayout};
-use shoal_proto::cluster::{Beat, FetchRequest, JoinReply, JoinRequest, Orders};
+use shoal_proto::cluster::{Beat, FetchRequest, JoinReply, JoinRequest, Orders, ScrubProgress};
 use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -77,6 +77,8 @@ struct Core {
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<(WorkerId, SegmentName)>,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
+    /// What each worker said last of its scrub, and when.
+    scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
 }
 
 /// Orders that wait for a worker's next beat.
@@ -198,6 +200,15 @@ impl Cluster {
         let reports = core.progress.get(&query)?.iter().filter(|(worker, _)| workers.contains(*worker));
         let stillest = reports.max_by_key(|(_, (_, progress))| progress.still)?;
         Some((stillest.0.clone(), stillest.1.1.still))
+    }
+
+    /// How far a worker is with looking for rot, by its last beat.
+    pub fn scrub(&self, worker: &WorkerId) -> Option<ScrubProgress> {
+        let core = self.core.lock();
+        let (at, scrub) = core.scrubs.get(worker)?;
+        let age_ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let since_round_ms = scrub.since_round_ms.map(|ms| ms.saturating_add(age_ms));
+        Some(ScrubProgress { since_round_ms, ..*scrub })
     }
 
     /// Looks after silence, dropped segments and missing copies until `stop`.
@@ -332,6 +343,9 @@ impl Cluster {
         }
         if heard == Heard::Changed || !beat.fetched.is_empty() {
             self.changed.notify_one();
+        }
+        if let Some(scrub) = beat.scrub {
+            core.scrubs.insert(id.clone(), (now, scrub));
         }
         for report in beat.progress {
             if let Ok(query) = report.query.parse::<QueryId>() {

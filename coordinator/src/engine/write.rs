@@ -8,6 +8,7 @@ use datafusion::logical_expr::{LogicalPlan, WriteOp};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast;
 use shoal_data::Table;
+use shoal_proto::fault::{self, Step};
 use shoal_proto::{QueryId, WriteId};
 
 use super::ddl::{check_name, full_name, resolved};
@@ -214,8 +215,10 @@ impl Engine {
         rows: SendableRecordBatchStream,
         commit: Commit,
     ) -> Result<u64, Error> {
+        fault::point(Step::WriteBegun);
         let progress = Arc::new(WriteProgress::default());
         let staged = crate::write::write(&self.writes, table, write_id, rows, progress).await?;
+        fault::point(Step::WriteStaged);
         let rows = staged.rows;
         let write = WriteRecord { id: write_id.clone(), rows };
         let segments = staged.segments.clone();
@@ -240,6 +243,7 @@ impl Engine {
             match cluster.catalog().apply(command).await? {
                 Outcome::Done => {
                     staged.committed();
+                    fault::point(Step::WriteCommitted);
                     Ok(rows)
                 }
                 // Somebody else's segments are in: ours are discarded.

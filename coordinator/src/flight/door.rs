@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use arrow::array::RecordBatch;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use datafusion::common::ScalarValue;
 use futures::{Stream, StreamExt, stream};
 use prost::Message;
+use shoal_proto::fault::{self, Step};
 use shoal_proto::{QueryId, WriteId};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
@@ -342,7 +344,11 @@ impl FlightService for FlightDoor {
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoPutStream>, Status> {
         let result = guarded(self.put(request)).await?;
-        Ok(Response::new(Box::pin(stream::iter([Ok(result)]))))
+        let sent = stream::poll_fn(|_| {
+            fault::point(Step::Replying);
+            Poll::Ready(None)
+        });
+        Ok(Response::new(Box::pin(stream::iter([Ok(result)]).chain(sent))))
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {

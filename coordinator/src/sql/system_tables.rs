@@ -11,6 +11,7 @@ use arrow::array::{
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use shoal_data::ReplicaCount;
+use shoal_proto::cluster::ScrubProgress;
 
 use crate::Error;
 use crate::catalog::State;
@@ -38,7 +39,7 @@ impl SystemTables {
 
     /// The names of the tables.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        ["workers", "tables", "shards", "segments", "queries"].into_iter()
+        ["workers", "tables", "shards", "segments", "queries", "writes", "scrub"].into_iter()
     }
 
     /// One table, filled now; none where there is none of that name.
@@ -52,6 +53,8 @@ impl SystemTables {
             "shards" => self.shards(snapshot),
             "segments" => segments(snapshot),
             "queries" => self.queries(),
+            "writes" => writes(snapshot),
+            "scrub" => self.scrub(),
             _ => return Ok(None),
         };
         let batch = RecordBatch::try_from_iter_with_nullable(
@@ -132,6 +135,25 @@ impl SystemTables {
                 "workers",
                 lists(rows.iter().map(|row| row.6.iter().map(|id| id.as_str().to_owned()).collect())),
             ),
+        ]
+    }
+
+    fn scrub(&self) -> Columns {
+        let live = self.cluster.live();
+        let scrubs: Vec<_> = live.workers.iter().map(|worker| self.cluster.scrub(&worker.id)).collect();
+        let number = |get: fn(&ScrubProgress) -> Option<u64>| -> ArrayRef {
+            Arc::new(scrubs.iter().map(|scrub| scrub.as_ref().and_then(get)).collect::<UInt64Array>())
+        };
+        vec![
+            ("worker", text(live.workers.iter().map(|worker| worker.id.as_str()))),
+            ("round", number(|scrub| Some(scrub.round))),
+            ("segments_done", number(|scrub| Some(scrub.segments_done))),
+            ("segments_total", number(|scrub| Some(scrub.segments_total))),
+            ("bytes_done", number(|scrub| Some(scrub.bytes_done))),
+            ("bytes_total", number(|scrub| Some(scrub.bytes_total))),
+            ("bytes_per_second", number(|scrub| Some(scrub.bytes_per_second))),
+            ("damaged", number(|scrub| Some(scrub.damaged))),
+            ("since_round_ms", number(|scrub| scrub.since_round_ms)),
         ]
     }
 
@@ -238,6 +260,14 @@ fn segments(snapshot: &State) -> Columns {
                     .map(|(_, segment)| segment.replicas.iter().map(|id| id.as_str().to_owned()).collect()),
             ),
         ),
+    ]
+}
+
+fn writes(snapshot: &State) -> Columns {
+    let writes: Vec<_> = snapshot.writes().collect();
+    vec![
+        ("write_id", text(writes.iter().map(|write| write.id.as_str()))),
+        ("rows", unsigned(writes.iter().map(|write| write.rows))),
     ]
 }
 

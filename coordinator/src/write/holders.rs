@@ -1,14 +1,25 @@
 //! What a write needs to know of the cluster, and to tell it.
 
+use std::time::Duration;
+
+use futures::future::BoxFuture;
 use shoal_data::SegmentName;
 use shoal_proto::{WorkerId, WriteId};
 
 use crate::cluster::Cluster;
+use crate::cluster::membership::BEAT_INTERVAL;
+
+/// A worker that has not been live for so long is not about to be.
+const LOST_AFTER: Duration = BEAT_INTERVAL.saturating_mul(2);
 
 /// The workers, as seen by a write.
 pub trait SegmentHolders: Send + Sync {
     /// Where a worker is reached; none while it is not live.
     fn address(&self, worker: &WorkerId) -> Option<String>;
+
+    /// Returns when the worker is not live and does not become so soon: it is
+    /// silent, gone, or not to be reached.
+    fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()>;
 
     /// A call to this worker failed.
     fn suspect(&self, worker: &WorkerId, why: &str);
@@ -27,6 +38,23 @@ pub trait SegmentHolders: Send + Sync {
 impl SegmentHolders for Cluster {
     fn address(&self, worker: &WorkerId) -> Option<String> {
         self.live().get(worker).map(|worker| worker.address.clone())
+    }
+
+    fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mut live = self.watch();
+            loop {
+                if live.wait_for(|live| live.get(worker).is_none()).await.is_err() {
+                    return;
+                }
+                // A worker that is only suspected beats again soon.
+                let is_back = live.wait_for(|live| live.get(worker).is_some());
+                let is_back = matches!(tokio::time::timeout(LOST_AFTER, is_back).await, Ok(Ok(_)));
+                if !is_back {
+                    return;
+                }
+            }
+        })
     }
 
     fn suspect(&self, worker: &WorkerId, why: &str) {

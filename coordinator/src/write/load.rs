@@ -7,6 +7,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use shoal_data::{Segment, SegmentName, SegmentWriter, Table};
+use shoal_proto::fault::{self, Step};
 use shoal_proto::{Channels, SegmentId, WorkerId, WriteId};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
@@ -260,7 +261,9 @@ impl Flushes {
             });
             let encoded =
                 encoded.await.map_err(|error| Error::Internal(format!("encoding a segment: {error}")))??;
+            fault::point(Step::SegmentEncoded);
             let segment = stage::stage(&context, &table, &names.write, encoded, &workers).await?;
+            fault::point(Step::SegmentStaged);
             progress.staged(segment.rows, segment.bytes);
             Ok(segment)
         });

@@ -1,5 +1,6 @@
 //! Makes one encoded segment durable on the workers of its shard.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use shoal_data::{EncodedSegment, Segment};
 use shoal_proto::cluster::segments_client::SegmentsClient;
 use shoal_proto::cluster::{StageHeader, StageRequest, stage_request};
 use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
+use tokio_util::sync::CancellationToken;
 
 use super::WriteContext;
 use crate::Error;
@@ -22,8 +24,9 @@ const STAGE_BYTES_PER_SECOND_MIN: u64 = 1024 * 1024;
 /// A connection may turn out to be stale; then it is made anew once.
 const TRIES: usize = 2;
 
-/// Sends the segment to all of `workers` at once and waits for each that
-/// answers. The result names those on which it is durable.
+/// Sends the segment to all of `workers` at once and waits for each; once a
+/// majority has it, only for those that are live: a copy for a silent one is
+/// made when it is back. The result names those on which it is durable.
 ///
 /// # Errors
 /// Where they are no majority: the worst of the workers' own errors, with all
@@ -36,7 +39,30 @@ pub(super) async fn stage(
     workers: &[WorkerId],
 ) -> Result<Segment, Error> {
     let EncodedSegment { mut segment, bytes } = encoded;
-    let sends = workers.iter().map(|worker| send(context, write_id, &segment, &bytes, worker));
+    let majority = workers.len() / 2 + 1;
+    let durable = AtomicUsize::new(0);
+    let is_enough = CancellationToken::new();
+    let sends = workers.iter().map(|worker| {
+        let (segment, bytes, durable, is_enough) = (&segment, &bytes, &durable, &is_enough);
+        async move {
+            let lost = async {
+                is_enough.cancelled().await;
+                context.holders().lost(worker).await;
+            };
+            tokio::select! {
+                sent = send(context, write_id, segment, bytes, worker) => {
+                    if sent.is_ok() && durable.fetch_add(1, Ordering::Relaxed) + 1 >= majority {
+                        is_enough.cancel();
+                    }
+                    sent
+                }
+                () = lost => {
+                    let message = "is silent, and the others are enough: not waited for";
+                    Err(Failure::new(ErrorCode::Unavailable, message).at(worker.as_str()))
+                }
+            }
+        }
+    });
     let outcomes = join_all(sends).await;
     let mut failures = Vec::new();
     for (worker, outcome) in workers.iter().zip(outcomes) {
@@ -48,7 +74,6 @@ pub(super) async fn stage(
             }
         }
     }
-    let majority = workers.len() / 2 + 1;
     if segment.replicas.len() >= majority {
         return Ok(segment);
     }

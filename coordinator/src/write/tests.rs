@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arrow::array::{AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
@@ -12,6 +13,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use shoal_data::{KeyHash, ReplicaCount, SegmentName, Table, TableLayout};
 use shoal_proto::cluster::segments_server::{Segments, SegmentsServer};
@@ -29,6 +31,8 @@ use super::{SegmentHolders, WriteContext, WriteProgress, write};
 struct Store {
     segments: Arc<Mutex<BTreeMap<String, Bytes>>>,
     is_full: Arc<AtomicBool>,
+    /// It takes what comes and never answers.
+    is_mute: Arc<AtomicBool>,
 }
 
 #[tonic::async_trait]
@@ -36,6 +40,9 @@ impl Segments for Store {
     async fn stage(&self, request: Request<Streaming<StageRequest>>) -> Result<Response<StageReply>, Status> {
         if self.is_full.load(Ordering::Relaxed) {
             return Err(Status::resource_exhausted("no space left on device"));
+        }
+        if self.is_mute.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
         }
         let mut stream = request.into_inner();
         let mut name = String::new();
@@ -72,6 +79,14 @@ struct FakeCluster {
 impl SegmentHolders for FakeCluster {
     fn address(&self, worker: &WorkerId) -> Option<String> {
         self.addresses.lock().get(worker).cloned()
+    }
+
+    fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            while self.addresses.lock().contains_key(worker) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
     }
 
     fn suspect(&self, worker: &WorkerId, _why: &str) {
@@ -252,7 +267,7 @@ async fn an_input_that_fails_leaves_nothing() {
     batches.push(Err(DataFusionError::Execution("broken line 7".into())));
     let error = fixture.write(&table(2, &["k"]), stream(batches)).await.unwrap_err();
     assert!(error.to_string().contains("broken line 7"), "{error}");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while !fixture.cluster.protected.lock().is_empty() && std::time::Instant::now() < deadline {
         tokio::task::yield_now().await;
     }
@@ -266,6 +281,38 @@ async fn a_worker_that_is_gone_is_done_without() {
     let staged = fixture.write(&table(1, &["k"]), rows(10, 10)).await.unwrap();
     let replicas: Vec<&str> = staged.segments[0].replicas.iter().map(WorkerId::as_str).collect();
     assert_eq!(replicas, ["w1", "w3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_worker_is_waited_for_while_it_is_live_and_then_done_without() {
+    let fixture = Fixture::new(0).await;
+    fixture.stores[1].is_mute.store(true, Ordering::Relaxed);
+    let table = table(1, &["k"]);
+    let writing = fixture.write(&table, rows(10, 10));
+    tokio::pin!(writing);
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut writing).await;
+    assert!(early.is_err(), "a live worker is not waited for");
+    fixture.cluster.addresses.lock().remove(&WorkerId::from("w2"));
+    let staged = tokio::time::timeout(Duration::from_secs(20), writing).await;
+    let staged = staged.expect("the write waits for the silent").unwrap();
+    let replicas: Vec<&str> = staged.segments[0].replicas.iter().map(WorkerId::as_str).collect();
+    assert_eq!(replicas, ["w1", "w3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_a_silent_worker_is_waited_for() {
+    let fixture = Fixture::new(0).await;
+    for store in &fixture.stores[1..] {
+        store.is_mute.store(true, Ordering::Relaxed);
+    }
+    let table = table(1, &["k"]);
+    let writing = fixture.write(&table, rows(10, 10));
+    tokio::pin!(writing);
+    let first = tokio::time::timeout(Duration::from_millis(100), &mut writing).await;
+    assert!(first.is_err());
+    fixture.cluster.addresses.lock().remove(&WorkerId::from("w2"));
+    let still = tokio::time::timeout(Duration::from_millis(300), &mut writing).await;
+    assert!(still.is_err(), "one of three was taken for enough");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -328,11 +375,11 @@ async fn a_dropped_write_leaves_nothing() {
         while progress.segments_staged() == 0 {
             tokio::select! {
                 _ = &mut writing => unreachable!("the input does not end"),
-                () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
             }
         }
     }
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while !fixture.cluster.protected.lock().is_empty() && std::time::Instant::now() < deadline {
         tokio::task::yield_now().await;
     }

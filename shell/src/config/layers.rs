@@ -13,8 +13,15 @@ use super::error::{flag, variable};
 use super::{ConfigError, Resolved, Source, Value, source};
 
 /// Variables that are no settings of a node, but are ours.
-const OTHER_VARIABLES: [&str; 6] =
-    ["SHOAL_CONFIG", "SHOAL_URI", "SHOAL_HISTORY", "SHOAL_CI_TARGET", "SHOAL_LOG", "SHOAL_TEST_SEED"];
+const OTHER_VARIABLES: [&str; 7] = [
+    "SHOAL_CONFIG",
+    "SHOAL_URI",
+    "SHOAL_HISTORY",
+    "SHOAL_CI_TARGET",
+    "SHOAL_FAULT_POINTS",
+    "SHOAL_LOG",
+    "SHOAL_TEST_SEED",
+];
 /// How alike a key must be to be offered instead of a misspelt one.
 const HINT_LIKENESS_MIN: f64 = 0.7;
 

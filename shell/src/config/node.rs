@@ -6,6 +6,8 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
+use shoal_worker::config::SCRUB_BYTES_PER_SECOND_DEFAULT;
+
 use super::value::quoted;
 use super::{ByteSize, ConfigError, Layers, Value};
 
@@ -97,6 +99,9 @@ pub struct WorkerSettings {
     pub memory_limit: ByteSize,
     /// Threads that compute.
     pub threads: usize,
+    /// Bytes in a second that it reads of its segments to find rot; 0 for
+    /// none.
+    pub scrub_rate: ByteSize,
 }
 
 impl NodeSettings {
@@ -180,6 +185,7 @@ impl WorkerSettings {
             object_stores: layers.list("object_store")?,
             memory_limit: layers.value("memory_limit", || share_of_memory(60))?,
             threads: layers.value("threads", cores)?,
+            scrub_rate: layers.value("scrub_rate", || ByteSize(SCRUB_BYTES_PER_SECOND_DEFAULT))?,
         })
     }
 }

@@ -30,6 +30,14 @@ mod python;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod rot;
+#[cfg(test)]
+mod settled;
+#[cfg(test)]
 mod slt;
+#[cfg(test)]
 mod standstill;
+#[cfg(test)]
 mod stragglers;
+#[cfg(test)]
+mod write_faults;

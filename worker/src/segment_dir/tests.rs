@@ -39,12 +39,95 @@ fn a_segment_is_there_after_a_restart() {
     let path = dir.path().join(held.to_string());
     let sums = BlockSums::load(held, &path).unwrap();
     assert_eq!(sums.read(&File::open(&path).unwrap(), 2..10).unwrap(), "23456789");
-    // What an earlier version wrote gets its checksums now.
-    drop((_lock, dir));
-    fs::remove_file(BlockSums::path(&path)).unwrap();
+}
+
+#[test]
+fn what_has_no_right_checksums_is_set_aside_until_a_copy_is_here() {
+    let root = tempfile::tempdir().unwrap();
+    let [well, bare, rotten, short] = [0, 1, 2, 3].map(name);
+    let (lock, dir) = open(root.path());
+    for name in [well, bare, rotten, short] {
+        write(&dir, name, b"0123456789").unwrap();
+    }
+    let path = |name: SegmentName| root.path().join(SEGMENTS).join(name.to_string());
+    fs::remove_file(BlockSums::path(&path(bare))).unwrap();
+    let mut sums = fs::read(BlockSums::path(&path(rotten))).unwrap();
+    sums[20] ^= 1;
+    fs::write(BlockSums::path(&path(rotten)), sums).unwrap();
+    fs::write(path(short), b"01234").unwrap();
+    drop((lock, dir));
+    let (lock, dir) = open(root.path());
+    assert_eq!(dir.held(), [(well, 10)]);
+    assert_eq!(dir.damaged_count(), 3);
+    let aside = |name: SegmentName| dir.damaged_path(&name);
+    for name in [bare, rotten, short] {
+        assert!(!path(name).exists() && !BlockSums::path(&path(name)).exists());
+    }
+    // Nothing is lost that may be the last of its kind.
+    assert_eq!(fs::read(aside(bare)).unwrap(), b"0123456789");
+    assert_eq!(fs::read(aside(short)).unwrap(), b"01234");
+    assert!(BlockSums::path(&aside(rotten)).exists());
+    write(&dir, rotten, b"0123456789").unwrap();
+    assert!(!aside(rotten).exists() && !BlockSums::path(&aside(rotten)).exists());
+    dir.remove(&bare).unwrap();
+    assert!(!aside(bare).exists());
+    assert_eq!(dir.report(), [(well, 10), (rotten, 10), (short, 0)]);
+    drop((lock, dir));
     let (_lock, dir) = open(root.path());
-    assert_eq!(dir.held(), [(held, 10)]);
-    assert_eq!(BlockSums::load(held, &path).unwrap(), sums);
+    assert_eq!(dir.held(), [(well, 10), (rotten, 10)]);
+    assert!(dir.damaged_path(&short).exists());
+    // Who needs it no more says so, also when it was damaged long ago.
+    assert_eq!(dir.report(), [(well, 10), (rotten, 10), (short, 0)]);
+}
+
+#[test]
+fn checksums_without_a_segment_are_swept_up() {
+    let root = tempfile::tempdir().unwrap();
+    let (lock, dir) = open(root.path());
+    let held = name(0);
+    write(&dir, held, b"0123").unwrap();
+    let path = dir.path().join(held.to_string());
+    fs::remove_file(&path).unwrap();
+    drop((lock, dir));
+    let (_lock, dir) = open(root.path());
+    assert!(dir.held().is_empty());
+    assert!(!BlockSums::path(&path).exists());
+}
+
+#[test]
+fn what_was_discarded_while_it_was_written_does_not_appear() {
+    let root = tempfile::tempdir().unwrap();
+    let (_lock, dir) = open(root.path());
+    let held = name(0);
+    let mut late = dir.stage(held, 4, crc32c::crc32c(b"0123")).unwrap();
+    late.write(&Bytes::from_static(b"0123")).unwrap();
+    assert!(!dir.remove(&held).unwrap());
+    assert_eq!(late.finish().unwrap_err().code(), ErrorCode::Invalid);
+    assert!(dir.held().is_empty());
+    let path = dir.path().join(held.to_string());
+    assert!(!path.exists() && !BlockSums::path(&path).exists());
+    assert_eq!(staged_files(root.path()), 0);
+    // Ordered anew, it comes.
+    write(&dir, held, b"0123").unwrap();
+    assert_eq!(dir.held(), [(held, 4)]);
+}
+
+#[test]
+fn a_segment_that_was_begun_before_a_report_is_late() {
+    let root = tempfile::tempdir().unwrap();
+    let (_lock, dir) = open(root.path());
+    let [early, late] = [0, 1].map(name);
+    let in_time = dir.stage(early, 0, 0).unwrap();
+    let number = in_time.number();
+    in_time.finish().unwrap();
+    assert!(!dir.is_late(number));
+    let slow = dir.stage(late, 0, 0).unwrap();
+    let number = slow.number();
+    assert_eq!(dir.report(), [(early, 0)]);
+    slow.finish().unwrap();
+    assert!(dir.is_late(number));
+    let next = dir.stage(late, 0, 0).unwrap();
+    assert!(!dir.is_late(next.number()));
 }
 
 #[test]

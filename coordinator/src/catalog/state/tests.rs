@@ -100,6 +100,8 @@ fn old_writes_are_forgotten_in_order() {
     assert_eq!(state.written(&"1".into()), Some(1));
     let copy: State = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
     assert_eq!(copy.written(&"0".into()), None);
+    assert_eq!(copy.writes().count(), WRITES_MAX);
+    assert_eq!(copy.writes().next().map(|write| write.id.as_str()), Some("1"));
     assert_eq!(copy.written(&WriteId::new(WRITES_MAX.to_string())), Some(1));
 }
 

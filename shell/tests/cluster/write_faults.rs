@@ -1,0 +1,464 @@
+//! A process is killed at each named step of each kind of write: all of it is
+//! there, once, or nothing, and nothing is left behind.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arrow::array::{ArrayRef, Int64Array};
+use arrow::record_batch::RecordBatch;
+use arrow_flight::sql::{
+    CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
+};
+use shoal_benches::{Client, Cluster};
+use shoal_proto::fault::{FILE_VARIABLE, Step};
+use tokio::task::JoinHandle;
+
+use crate::fixture::{options, own};
+use crate::settled::wait_until_settled;
+
+/// Rows of one write.
+const ROWS: i64 = 2_000;
+/// How long one write may take before it is sent again, and how long that may
+/// go on.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
+/// How long a process may take to come to the step at which it is killed.
+const KILLED_WITHIN: Duration = Duration::from_secs(20);
+
+/// A cluster of three workers, each with a replica of everything, and the file
+/// that orders its faults.
+struct Fixture {
+    cluster: Cluster,
+    orders: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let orders = dir.path().join("orders");
+        let mut options = options(3);
+        options.env.push((FILE_VARIABLE.to_owned(), orders.display().to_string()));
+        Self { cluster: Cluster::start(&options).unwrap(), orders, _dir: dir }
+    }
+
+    async fn client(&self) -> Client {
+        self.cluster.connect().await.unwrap()
+    }
+
+    async fn make_table(&self) {
+        let sql =
+            "CREATE TABLE wf_rows (write BIGINT, n BIGINT) WITH (shards = 2, replicas = 3, shard_key = 'n')";
+        self.client().await.update(sql).await.unwrap();
+    }
+
+    /// Has the process with this number, or `*`, do something at a step.
+    fn order(&self, process: &str, step: Step, action: &str) {
+        std::fs::write(&self.orders, format!("{process} {} {action}\n", step.name())).unwrap();
+    }
+
+    fn order_nothing(&self) {
+        std::fs::write(&self.orders, "").unwrap();
+    }
+
+    /// Waits until the node came to the step that kills it.
+    async fn wait_until_killed(&self, node: &str, step: Step) {
+        let since = Instant::now();
+        while !self.cluster.crashed().iter().any(|crashed| crashed == node) {
+            assert!(since.elapsed() < KILLED_WITHIN, "{node} never came to {}", step.name());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.order_nothing();
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Insert,
+    Copy,
+    CreateAs,
+    Ingest,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Insert, Self::Copy, Self::CreateAs, Self::Ingest];
+}
+
+/// One write, sent as often as it takes.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    kind: Kind,
+    number: i64,
+}
+
+impl Write {
+    fn id(self) -> String {
+        format!("fault-{}", self.number)
+    }
+
+    fn table(self) -> String {
+        match self.kind {
+            Kind::CreateAs => format!("wf_as_{}", self.number),
+            Kind::Insert | Kind::Copy | Kind::Ingest => "wf_rows".to_owned(),
+        }
+    }
+
+    /// Makes the file that a COPY reads.
+    fn prepare(self, import_dir: &Path) {
+        if matches!(self.kind, Kind::Copy) {
+            let lines: String = (1..=ROWS).map(|n| format!("{},{n}\n", self.number)).collect();
+            std::fs::write(self.file(import_dir), format!("write,n\n{lines}")).unwrap();
+        }
+    }
+
+    fn file(self, import_dir: &Path) -> PathBuf {
+        import_dir.join(format!("{}.csv", self.id()))
+    }
+
+    /// Sends it once; the rows that are acknowledged.
+    async fn send(self, url: &str, import_dir: &Path) -> Result<i64, String> {
+        let (number, table) = (self.number, self.table());
+        let rows =
+            format!("SELECT CAST({number} AS BIGINT) AS write, value AS n FROM generate_series(1, {ROWS})");
+        let sent = async {
+            let mut client = Client::connect(url).await?;
+            client.flight().set_header("shoal-write-id", self.id());
+            match self.kind {
+                Kind::Insert => client.update(&format!("INSERT INTO {table} {rows}")).await,
+                Kind::Copy => {
+                    let file = self.file(import_dir);
+                    let sql = format!("COPY {table} FROM '{}' (FORMAT csv, HEADER true)", file.display());
+                    client.update(&sql).await
+                }
+                Kind::CreateAs => {
+                    let layout = "WITH (shards = 2, replicas = 3, shard_key = 'n')";
+                    client.update(&format!("CREATE TABLE {table} {layout} AS {rows}")).await
+                }
+                Kind::Ingest => {
+                    let writes: ArrayRef = Arc::new(Int64Array::from_iter_values((1..=ROWS).map(|_| number)));
+                    let keys: ArrayRef = Arc::new(Int64Array::from_iter_values(1..=ROWS));
+                    let batch = RecordBatch::try_from_iter([("write", writes), ("n", keys)])?;
+                    let batches = futures::stream::iter([Ok(batch)]);
+                    Ok(client.flight().execute_ingest(append_to(table), batches).await?)
+                }
+            }
+        };
+        match tokio::time::timeout(ANSWERED_WITHIN, sent).await {
+            Err(_) => Err("no answer".to_owned()),
+            Ok(answer) => answer.map_err(|error: shoal_benches::ClientError| error.to_string()),
+        }
+    }
+
+    /// How many of its rows are there; none where its table is not.
+    async fn count(self, client: &mut Client) -> Result<i64, shoal_benches::ClientError> {
+        let sql = format!("SELECT count(*) FROM {} WHERE write = {}", self.table(), self.number);
+        match client.number(&sql).await {
+            Err(error) if error.code == tonic::Code::NotFound || error.message.contains("not found") => Ok(0),
+            counted => counted,
+        }
+    }
+
+    /// What the cluster says of it, to whoever knows its id.
+    async fn asked(self, client: &mut Client) -> Option<i64> {
+        let sql = format!("SELECT sum(rows) FROM system.writes WHERE write_id = '{}'", self.id());
+        client.number(&sql).await.ok()
+    }
+
+    /// Counts its rows again and again until `stop`: there is never a half.
+    fn watch(self, url: String, stop: Arc<AtomicBool>) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            let mut client = None;
+            while !stop.load(Ordering::Relaxed) {
+                if client.is_none() {
+                    client = Client::connect(&url).await.ok();
+                }
+                if let Some(asking) = &mut client {
+                    match self.count(asking).await {
+                        Ok(rows) => assert!(rows == 0 || rows == ROWS, "{rows} of {ROWS} rows of {self:?}"),
+                        Err(_) => client = None,
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+    }
+
+    /// Each of its rows is there, once.
+    async fn check(self, client: &mut Client) {
+        let sql = format!(
+            "SELECT count(*) * 1000000000 + count(DISTINCT n) * 100000 + min(n) * 10000 + max(n) FROM {} WHERE write = {}",
+            self.table(),
+            self.number
+        );
+        let found = client.number(&sql).await.unwrap();
+        assert_eq!(found, ROWS * 1_000_000_000 + ROWS * 100_000 + 10_000 + ROWS, "{self:?}");
+        assert_eq!(self.asked(client).await, Some(ROWS), "{self:?}");
+    }
+}
+
+fn append_to(table: String) -> CommandStatementIngest {
+    CommandStatementIngest {
+        table_definition_options: Some(TableDefinitionOptions {
+            if_not_exist: TableNotExistOption::Fail.into(),
+            if_exists: TableExistsOption::Append.into(),
+        }),
+        table,
+        schema: None,
+        catalog: None,
+        temporary: false,
+        transaction_id: None,
+        options: Default::default(),
+    }
+}
+
+/// Kills `victim` at `step` of a write, starts it again, and sends the write
+/// until it is acknowledged.
+async fn try_step(fixture: &Fixture, write: Write, step: Step, victim: &str) {
+    let cluster = &fixture.cluster;
+    let (url, import_dir) = (cluster.url(), cluster.import_dir());
+    write.prepare(import_dir);
+    let stop = Arc::new(AtomicBool::new(false));
+    let watched = write.watch(url.clone(), Arc::clone(&stop));
+    fixture.order(&cluster.pid(victim).unwrap().to_string(), step, "kill");
+    let first = write.send(&url, import_dir).await;
+    fixture.wait_until_killed(victim, step).await;
+    let what = format!("{:?}, {victim} killed at {}: {first:?}", write.kind, step.name());
+    eprintln!("{what}");
+    cluster.restart(victim).unwrap();
+    cluster.wait_until_joined(3).unwrap();
+
+    // Whoever does not send it again finds all of it or nothing, and can ask.
+    let mut client = fixture.client().await;
+    let is_in = match step {
+        Step::CommitLogged | Step::WriteCommitted | Step::Replying => true,
+        step => Step::OF_WORKER.contains(&step),
+    };
+    assert_eq!(write.count(&mut client).await.unwrap(), if is_in { ROWS } else { 0 }, "{what}");
+    assert_eq!(write.asked(&mut client).await, is_in.then_some(ROWS), "{what}");
+    if Step::OF_WORKER.contains(&step) {
+        assert_eq!(first.as_ref().ok(), Some(&ROWS), "one of three is enough to fail a write: {what}");
+    }
+    // Whoever does has it once.
+    let since = Instant::now();
+    loop {
+        match write.send(&url, import_dir).await {
+            Ok(rows) => break assert_eq!(rows, ROWS, "{what}"),
+            Err(error) => assert!(since.elapsed() < ACKNOWLEDGED_WITHIN, "{what}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    write.check(&mut client).await;
+    stop.store(true, Ordering::Relaxed);
+    watched.await.unwrap();
+}
+
+fn try_steps(steps: &[Step], victim: impl Fn(usize) -> String) {
+    let fixture = Fixture::new();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        fixture.make_table().await;
+        let mut number = 0;
+        for (index, step) in steps.iter().enumerate() {
+            for kind in Kind::ALL {
+                number += 1;
+                try_step(&fixture, Write { kind, number }, *step, &victim(index)).await;
+            }
+            wait_until_settled(&fixture.cluster, 3).await;
+        }
+        let rows = fixture.client().await.number("SELECT count(*) FROM wf_rows").await.unwrap();
+        assert_eq!(rows, steps.len() as i64 * 3 * ROWS);
+    });
+}
+
+#[test]
+fn a_worker_killed_at_any_step_of_a_write_leaves_all_of_it_once() {
+    try_steps(&Step::OF_WORKER, |index| format!("worker-{}", index % 3 + 1));
+}
+
+#[test]
+fn a_coordinator_killed_at_any_step_of_a_write_leaves_all_or_nothing_of_it() {
+    try_steps(&Step::OF_COORDINATOR, |_| "coordinator".to_owned());
+}
+
+#[test]
+fn a_worker_killed_at_any_step_of_a_copy_makes_it_when_it_is_back() {
+    let fixture = Fixture::new();
+    let cluster = &fixture.cluster;
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        fixture.make_table().await;
+        for (index, step) in Step::OF_WORKER.into_iter().enumerate() {
+            let victim = format!("worker-{}", index % 3 + 1);
+            eprintln!("a copy, {victim} killed at {}", step.name());
+            cluster.kill(&victim).unwrap();
+            let write = Write { kind: Kind::Insert, number: index as i64 };
+            assert_eq!(write.send(&cluster.url(), cluster.import_dir()).await, Ok(ROWS));
+            // Only the copies for the victim are staged now.
+            fixture.order("*", step, "kill");
+            cluster.restart(&victim).unwrap();
+            fixture.wait_until_killed(&victim, step).await;
+            cluster.restart(&victim).unwrap();
+            wait_until_settled(cluster, 3).await;
+            write.check(&mut fixture.client().await).await;
+        }
+    });
+}
+
+#[test]
+fn an_acknowledged_write_survives_the_end_of_any_worker_and_its_disk() {
+    let fixture = Fixture::new();
+    let cluster = &fixture.cluster;
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        fixture.make_table().await;
+        for number in 1..=3 {
+            let write = Write { kind: Kind::Insert, number };
+            assert_eq!(write.send(&cluster.url(), cluster.import_dir()).await, Ok(ROWS));
+            let lost = format!("worker-{number}");
+            cluster.kill(&lost).unwrap();
+            std::fs::remove_dir_all(cluster.data_dir(&lost).unwrap()).unwrap();
+            let mut client = fixture.client().await;
+            for before in 1..=number {
+                Write { kind: Kind::Insert, number: before }.check(&mut client).await;
+            }
+            // A new disk is filled from the others.
+            cluster.restart(&lost).unwrap();
+            wait_until_settled(cluster, 3).await;
+        }
+    });
+}
+
+#[test]
+fn without_a_majority_a_write_fails_says_so_and_leaves_nothing() {
+    let fixture = Fixture::new();
+    let cluster = &fixture.cluster;
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        fixture.make_table().await;
+        for worker in ["worker-1", "worker-3"] {
+            cluster.kill(worker).unwrap();
+        }
+        // A new table would have its place on those that are there.
+        for (number, kind) in (1..).zip([Kind::Insert, Kind::Copy, Kind::Ingest]) {
+            let write = Write { kind, number };
+            write.prepare(cluster.import_dir());
+            let refused = write.send(&cluster.url(), cluster.import_dir()).await.unwrap_err();
+            eprintln!("{refused}");
+            for part in
+                ["shard ", "`public.wf_rows`", "1 of its 3 workers, 2 are needed", "worker-1: ", "worker-3: "]
+            {
+                assert!(refused.contains(part), "{refused}");
+            }
+            let mut client = fixture.client().await;
+            assert_eq!(write.count(&mut client).await.unwrap(), 0);
+            assert_eq!(write.asked(&mut client).await, None);
+        }
+        for worker in ["worker-1", "worker-3"] {
+            cluster.restart(worker).unwrap();
+        }
+        wait_until_settled(cluster, 3).await;
+        let write = Write { kind: Kind::Insert, number: 1 };
+        assert_eq!(write.send(&cluster.url(), cluster.import_dir()).await, Ok(ROWS));
+        write.check(&mut fixture.client().await).await;
+    });
+}
+
+#[test]
+fn a_write_does_not_wait_for_a_frozen_worker() {
+    let cluster = own(3);
+    let _logs = cluster.show_logs_on_failure();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = cluster.connect().await.unwrap();
+        client
+            .update("CREATE TABLE wf_rows (write BIGINT, n BIGINT) WITH (shards = 2, replicas = 3, shard_key = 'n')")
+            .await
+            .unwrap();
+        cluster.pause("worker-2").unwrap();
+        let write = Write { kind: Kind::Insert, number: 1 };
+        let since = Instant::now();
+        assert_eq!(write.send(&cluster.url(), cluster.import_dir()).await, Ok(ROWS));
+        eprintln!("acknowledged after {:?}", since.elapsed());
+        write.check(&mut client).await;
+        assert_eq!(state_of(&cluster, "worker-2"), "T", "worker-2 is not frozen any more");
+        let log = std::fs::read_to_string(cluster.dir().join("coordinator.log")).unwrap();
+        assert!(log.contains("the others are enough: not waited for"), "{log}");
+        let held = "SELECT count(*) FROM system.segments WHERE array_has(replicas, 'worker-2')";
+        assert_eq!(client.number(held).await.unwrap(), 0);
+        cluster.resume("worker-2").unwrap();
+        wait_until_settled(&cluster, 3).await;
+        assert_eq!(client.number(held).await.unwrap(), 2);
+        write.check(&mut client).await;
+    });
+}
+
+/// `T`: stopped.
+fn state_of(cluster: &Cluster, node: &str) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", cluster.pid(node).unwrap())).unwrap();
+    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_segment_that_comes_late_is_adopted_or_discarded() {
+    let fixture = Fixture::new();
+    let cluster = &fixture.cluster;
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        fixture.make_table().await;
+        let (url, import_dir) = (cluster.url(), cluster.import_dir().to_owned());
+        // A worker stalls while it stages, and freezes: the write is done
+        // without it. It thaws, joins anew, and then its segments are there.
+        let pid = cluster.pid("worker-1").unwrap().to_string();
+        fixture.order(&pid, Step::StageSynced, "stall");
+        let write = Write { kind: Kind::Insert, number: 1 };
+        let sent = tokio::spawn({
+            let (url, import_dir) = (url.clone(), import_dir.clone());
+            async move { write.send(&url, &import_dir).await }
+        });
+        wait_until_staged(cluster, "worker-1").await;
+        cluster.pause("worker-1").unwrap();
+        assert_eq!(sent.await.unwrap(), Ok(ROWS));
+        cluster.resume("worker-1").unwrap();
+        cluster.wait_until_joined(3).unwrap();
+        assert!(staged(cluster, "worker-1") > 0, "nothing is late");
+        fixture.order_nothing();
+        wait_until_settled(cluster, 3).await;
+        write.check(&mut fixture.client().await).await;
+
+        // The coordinator dies meanwhile: the next one knows nothing of what
+        // comes late, and the worker must not keep it.
+        fixture.order(&pid, Step::StageSynced, "stall");
+        let lost = Write { kind: Kind::Insert, number: 2 };
+        let sent = tokio::spawn({
+            let (url, import_dir) = (url.clone(), import_dir.clone());
+            async move { lost.send(&url, &import_dir).await }
+        });
+        wait_until_staged(cluster, "worker-1").await;
+        cluster.kill("coordinator").unwrap();
+        assert!(sent.await.unwrap().is_err());
+        cluster.restart("coordinator").unwrap();
+        cluster.wait_until_joined(3).unwrap();
+        assert!(staged(cluster, "worker-1") > 0, "nothing is late");
+        fixture.order_nothing();
+        wait_until_nothing_is_staged(cluster, "worker-1").await;
+        wait_until_settled(cluster, 3).await;
+        assert_eq!(lost.count(&mut fixture.client().await).await.unwrap(), 0);
+    });
+}
+
+fn staged(cluster: &Cluster, worker: &str) -> usize {
+    shoal_benches::disk::files_below(&cluster.data_dir(worker).unwrap().join("staging")).len()
+}
+
+/// Waits until a segment with its checksums is written, under temporary names.
+async fn wait_until_staged(cluster: &Cluster, worker: &str) {
+    let since = Instant::now();
+    while staged(cluster, worker) < 2 {
+        assert!(since.elapsed() < KILLED_WITHIN, "{worker} stages nothing");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn wait_until_nothing_is_staged(cluster: &Cluster, worker: &str) {
+    let since = Instant::now();
+    while staged(cluster, worker) > 0 {
+        assert!(since.elapsed() < KILLED_WITHIN, "{worker} still stages");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
