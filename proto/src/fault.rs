@@ -1,4 +1,4 @@
-//! Named steps of a write at which a test may end or stop this process, so
+//! Named steps at which a test may end or stop this process, so
 //! that a fault at each of them can be tried, and not only at random moments.
 //!
 //! Off, as everywhere but in tests, a step costs one load. On, the file that
@@ -19,7 +19,7 @@ const STALL_CHECK: Duration = Duration::from_millis(20);
 
 static ORDERS: OnceLock<Option<PathBuf>> = OnceLock::new();
 
-/// A step of a write that a process takes.
+/// A step that a process takes, of a write or of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// A worker was told of a segment and made its file.
@@ -48,6 +48,8 @@ pub enum Step {
     WriteCommitted,
     /// The answer to the client is on its way.
     Replying,
+    /// A batch of rows goes through the function `shoal_step`.
+    TaskBatch,
 }
 
 impl Step {
@@ -87,6 +89,7 @@ impl Step {
             Self::CommitLogged => "commit.logged",
             Self::WriteCommitted => "write.committed",
             Self::Replying => "reply.sent",
+            Self::TaskBatch => "task.batch",
         }
     }
 }

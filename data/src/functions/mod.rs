@@ -12,10 +12,13 @@ use datafusion::logical_expr::{
     AggregateUDF, ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
+use shoal_proto::fault;
+
 pub use single_value::{SINGLE_VALUE, SingleValue};
 
 /// Where this is set, the functions that break things on purpose exist:
-/// `shoal_panic(x, n)` gives `x` back and panics on a row where it is `n`.
+/// `shoal_panic(x, n)` gives `x` back and panics on a row where it is `n`;
+/// `shoal_step(x)` gives `x` back and is a step for [`shoal_proto::fault`].
 pub const FAULT_FUNCTIONS_VARIABLE: &str = "SHOAL_FAULT_FUNCTIONS";
 
 /// Adds the functions to a session. Coordinator and workers must add the same
@@ -24,9 +27,38 @@ pub fn register(builder: &mut SessionStateBuilder) {
     let single_value = Arc::new(AggregateUDF::from(SingleValue::default()));
     builder.aggregate_functions().get_or_insert_default().push(single_value);
     if std::env::var_os(FAULT_FUNCTIONS_VARIABLE).is_some() {
-        builder.scalar_functions().get_or_insert_default().push(Arc::new(ScalarUDF::from(Panic {
-            signature: Signature::exact(vec![DataType::Int64, DataType::Int64], Volatility::Volatile),
-        })));
+        let signature = |arguments| Signature::exact(vec![DataType::Int64; arguments], Volatility::Volatile);
+        builder.scalar_functions().get_or_insert_default().extend([
+            Arc::new(ScalarUDF::from(Panic { signature: signature(2) })),
+            Arc::new(ScalarUDF::from(Step { signature: signature(1) })),
+        ]);
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Step {
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Step {
+    fn name(&self) -> &str {
+        "shoal_step"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Int64)
+    }
+
+    fn invoke_with_args(&self, mut arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        fault::point(fault::Step::TaskBatch);
+        match arguments.args.pop() {
+            Some(same) if arguments.args.is_empty() => Ok(same),
+            _ => exec_err!("shoal_step takes one argument"),
+        }
     }
 }
 
