@@ -12,7 +12,6 @@ pub mod identity;
 pub mod locate;
 pub mod node;
 pub mod replicate;
-pub mod scan_counter;
 mod scrub;
 pub mod segment_dir;
 pub mod segments;

@@ -29,12 +29,13 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use shoal_data::SegmentName;
-use shoal_proto::exchange::{QueryOptions, metrics_from_wire, run_plan, worker_url};
+use shoal_proto::exchange::{QueryOptions, ReadLog, metrics_from_wire, run_plan, worker_url};
 use shoal_proto::query::RunRequest;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
 use url::Url;
 
 use super::attempt::worker_lost;
+use super::planned_reads::take_in_shard;
 use super::registry::QueryRecord;
 use super::retry::{Attempted, Decision, Event};
 use super::scan_tasks::{segment_of, shard_scan};
@@ -159,11 +160,6 @@ impl ShardStreamsExec {
     /// The plan over all shards.
     pub(crate) fn plan(&self) -> &Arc<dyn ExecutionPlan> {
         &self.plan
-    }
-
-    /// Segments that it reads.
-    pub(crate) fn segments(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.segments.len() as u64).sum()
     }
 
     /// Shards that it reads.
@@ -381,10 +377,16 @@ impl ShardStream {
         let is_whole = self.rows_given == 0;
         let metrics = Arc::clone(&self.metrics);
         let headers = self.context.query.to_headers()?;
-        let rows = run_plan(&self.context.channels, &url, headers, request, move |wire| {
+        let (shard, reads) = (Arc::clone(&self.shard), ReadLog::of(&self.task));
+        let (record, from) = (self.context.record.clone(), worker.clone());
+        let rows = run_plan(&self.context.channels, &url, headers, request, move |ended| {
+            // Also a run that began in the middle reads the shard from its start.
+            take_in_shard(&shard.plan, shard.shard, &ended.reads, &reads)?;
+            record.inspect(|record| record.streamed_by(from));
             // A resumed plan has a node more.
-            let nodes = wire.nodes.into_iter().map(metrics_from_wire).skip(usize::from(!is_whole));
-            add_metrics(&mut metrics.lock(), nodes);
+            let nodes = ended.metrics.into_iter().flat_map(|wire| wire.nodes);
+            add_metrics(&mut metrics.lock(), nodes.map(metrics_from_wire).skip(usize::from(!is_whole)));
+            Ok(())
         })
         .map_err(named)?;
         Ok((worker, rows))
