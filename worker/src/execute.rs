@@ -23,7 +23,7 @@ use futures::{Stream, StreamExt};
 use http::HeaderMap;
 use parking_lot::Mutex;
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
-use shoal_proto::exchange::{QueryOptions, drive_stream, metrics_to_wire, task_metrics_to_wire};
+use shoal_proto::exchange::{QueryOptions, ReadLog, drive_stream, metrics_to_wire, task_metrics_to_wire};
 use shoal_proto::query::execution_server::{Execution, ExecutionServer};
 use shoal_proto::query::{
     Accepted, Frame, PartitionRequest, RunRequest, TaskMetrics, ToCoordinator, ToWorker, partition_request,
@@ -190,9 +190,9 @@ impl Execution for ExecutionService {
         let discard = request.discard;
         Ok(Response::new(self.frames(options.query, |frames| async move {
             let open = async {
-                let (mut streams, _) = worker.execute_task(execute).await?;
+                let (mut streams, context) = worker.execute_task(execute).await?;
                 match streams.pop() {
-                    Some(stream) if streams.is_empty() => Ok(stream),
+                    Some(stream) if streams.is_empty() => Ok((stream, ReadLog::of(&context))),
                     _ => Err(Failure::new(ErrorCode::Internal, "not one stream for one partition").into()),
                 }
             };
@@ -217,7 +217,8 @@ impl Execution for ExecutionService {
                 if request.collect_metrics {
                     *ran.lock() = Some(Arc::clone(&plan));
                 }
-                plan.execute(0, context)
+                let reads = ReadLog::of(&context);
+                Ok((plan.execute(0, context)?, reads))
             };
             let metrics = || ran.lock().as_ref().map(plan_metrics);
             drive_stream(open, service.worker_id.as_str(), frames, metrics).await;
@@ -236,7 +237,8 @@ impl ExecutionService {
         let converter = DeduplicatingProtoConverter::default();
         let plan =
             physical_plan_from_bytes_with_proto_converter(&request.plan, &context, &codec, &converter)?;
-        Ok((with_counted_readers(plan, &scope)?, context))
+        let reads = ReadLog::of(&context);
+        Ok((with_counted_readers(plan, &scope, &reads)?, context))
     }
 }
 

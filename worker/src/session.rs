@@ -2,7 +2,6 @@
 //! one query share one memory limit and one set of counters on this worker.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
@@ -22,10 +21,10 @@ use datafusion_distributed::{
 use http::HeaderMap;
 use parking_lot::Mutex;
 use shoal_data::operators::OperatorCodec;
-use shoal_proto::exchange::{ExchangeResolver, QueryOptions};
+use shoal_data::shard_store::SHARD_STORE_URL;
+use shoal_data::{CountedReaders, Scanned, scan_fault};
+use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::{Channels, QueryId, QueryPool, WorkerId};
-
-use crate::scan_counter::CountedReaders;
 
 /// Makes sessions for tasks. Cheap to clone.
 #[derive(Clone)]
@@ -45,33 +44,22 @@ pub struct QueryScope {
     runtime: Arc<RuntimeEnv>,
     /// What was read from segments.
     pub scanned: Arc<Scanned>,
+    /// What each attempt read. Held by its tasks, which stay until it is over.
+    attempts: Mutex<HashMap<u32, Weak<ReadLog>>>,
 }
 
-/// Counts what a query read from segments.
-#[derive(Debug, Default)]
-pub struct Scanned {
-    rows: AtomicU64,
-    bytes: AtomicU64,
-    segments: AtomicU64,
-}
-
-impl Scanned {
-    /// Rows in the segments opened, bytes read, segments opened.
-    pub fn totals(&self) -> (u64, u64, u64) {
-        (
-            self.rows.load(Ordering::Relaxed),
-            self.bytes.load(Ordering::Relaxed),
-            self.segments.load(Ordering::Relaxed),
-        )
-    }
-
-    pub(crate) fn add_segment(&self, rows: u64) {
-        self.rows.fetch_add(rows, Ordering::Relaxed);
-        self.segments.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn add_bytes(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+impl QueryScope {
+    /// The log of what an attempt reads here. Tasks that are next to each other
+    /// hand rows over without a stream that could tell, so they share one.
+    fn reads(&self, attempt: u32) -> Arc<ReadLog> {
+        let mut attempts = self.attempts.lock();
+        if let Some(reads) = attempts.get(&attempt).and_then(Weak::upgrade) {
+            return reads;
+        }
+        attempts.retain(|_, reads| reads.strong_count() > 0);
+        let reads = Arc::new(ReadLog::new());
+        attempts.insert(attempt, Arc::downgrade(&reads));
+        reads
     }
 }
 
@@ -104,7 +92,11 @@ impl TaskSessions {
             options.memory_limit_bytes,
         );
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..self.node.as_ref().clone() };
-        let scope = Arc::new(QueryScope { runtime: Arc::new(runtime), scanned: Arc::default() });
+        let scope = Arc::new(QueryScope {
+            runtime: Arc::new(runtime),
+            scanned: Arc::default(),
+            attempts: Mutex::default(),
+        });
         scopes.insert(options.query, Arc::downgrade(&scope));
         scope
     }
@@ -126,17 +118,21 @@ impl TaskSessions {
         mut config: SessionConfig,
         options: &QueryOptions,
         scope: Arc<QueryScope>,
+        reads: Arc<ReadLog>,
     ) -> Result<SessionConfig> {
         for (name, value) in &options.settings {
             config.options_mut().set(name, value)?;
         }
-        let config = config.with_target_partitions(self.partitions).with_extension(Arc::clone(&scope));
+        let config = config
+            .with_target_partitions(self.partitions)
+            .with_extension(Arc::clone(&scope))
+            .with_extension(Arc::clone(&reads));
         Ok(config
             .with_distributed_user_codec(OperatorCodec)
             .with_distributed_passthrough_headers(options.to_headers()?)?
             .with_distributed_channel_resolver(ExchangeResolver::new(self.channels.clone()))
             .with_distributed_worker_plan_rewrite_handler(move |event: WorkerPlanRewriteEvent| {
-                let plan = with_counted_readers(event.plan, &scope)?;
+                let plan = with_counted_readers(event.plan, &scope, &reads)?;
                 Ok(WorkerPlanRewriteEventResponse::new(plan))
             }))
     }
@@ -149,7 +145,9 @@ impl TaskSessions {
     pub fn whole_plan_context(&self, headers: &HeaderMap) -> Result<(Arc<TaskContext>, Arc<QueryScope>)> {
         let options = QueryOptions::from_headers(headers)?;
         let scope = self.scope(&options);
-        let config = self.configure(SessionConfig::new(), &options, Arc::clone(&scope))?;
+        // Its rows go to one reader, which is told what was read for them alone.
+        let reads = Arc::new(ReadLog::new());
+        let config = self.configure(SessionConfig::new(), &options, Arc::clone(&scope), reads)?;
         let plain = self.plain.as_ref();
         let context = TaskContext::new(
             None,
@@ -175,7 +173,8 @@ impl WorkerSessionBuilder for TaskSessions {
         let scope = self.scope(&options);
         let mut builder = context.builder.with_runtime_env(Arc::clone(&scope.runtime));
         let config = builder.config().take().unwrap_or_default();
-        let config = self.configure(config, &options, scope)?;
+        let reads = scope.reads(options.attempt);
+        let config = self.configure(config, &options, scope, reads)?;
         shoal_data::functions::register(&mut builder);
         Ok(builder.with_config(config).build())
     }
@@ -189,6 +188,7 @@ impl WorkerSessionBuilder for TaskSessions {
 pub fn with_counted_readers(
     plan: Arc<dyn ExecutionPlan>,
     scope: &Arc<QueryScope>,
+    reads: &Arc<ReadLog>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let rewritten = plan.transform_down(|node| {
         let Some(scan) = node.downcast_ref::<DataSourceExec>() else {
@@ -203,9 +203,12 @@ pub fn with_counted_readers(
         let store = scope.runtime.object_store_registry.get_store(config.object_store_url.as_ref())?;
         let cache = scope.runtime.cache_manager.get_file_metadata_cache();
         let cached = CachedParquetFileReaderFactory::new(store, cache);
-        let readers = CountedReaders::new(Arc::new(cached), Arc::clone(&scope.scanned));
+        let is_of_segments = config.object_store_url.as_str().starts_with(SHARD_STORE_URL);
+        let reads = is_of_segments.then(|| Arc::clone(reads));
+        let readers = CountedReaders::new(Arc::new(cached), Arc::clone(&scope.scanned), reads);
         let source = source.clone().with_parquet_file_reader_factory(Arc::new(readers));
-        let config = FileScanConfigBuilder::from(config.clone()).with_source(Arc::new(source)).build();
+        let mut config = FileScanConfigBuilder::from(config.clone()).with_source(Arc::new(source)).build();
+        scan_fault::break_on_purpose(&mut config);
         Ok(Transformed::yes(DataSourceExec::from_data_source(config) as Arc<dyn ExecutionPlan>))
     })?;
     Ok(rewritten.data)

@@ -32,6 +32,13 @@ pub struct PinGuard {
     version: u64,
 }
 
+impl PinGuard {
+    /// The version.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+}
+
 /// A state that stays readable as long as this lives.
 #[derive(Debug)]
 pub struct Pinned {

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::catalog::State;
 use crate::cluster::{Cluster, PinGuard};
-use crate::query::{Admission, Attempts, Planning, Registry, StateTemplate, TIME_ZONE};
+use crate::query::{Admission, Attempts, Certificate, Planning, Registry, StateTemplate, TIME_ZONE};
 use crate::session::Settings;
 use crate::sql::{ShoalConfig, SnapshotCatalogs, SystemTables, with_hint};
 use crate::write::WriteContext;
@@ -225,6 +225,12 @@ impl Engine {
             workers_busy: read.workers,
             elapsed_ms: u64::try_from(record.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
+    }
+
+    /// What the result of a recent query rests on; none before its last row
+    /// came, or where it did not come to that.
+    pub fn certificate(&self, query: QueryId) -> Option<Arc<Certificate>> {
+        self.registry.find(query)?.certificate()
     }
 
     /// The catalog as it is now.

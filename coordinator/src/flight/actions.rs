@@ -1,5 +1,5 @@
 //! Actions: prepared statements, cancellation, session options, and Shoal's
-//! own `shoal.progress`, `shoal.notices` and `shoal.cancel`.
+//! own `shoal.progress`, `shoal.certificate`, `shoal.notices` and `shoal.cancel`.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -32,7 +32,7 @@ use crate::{Prepared, Session};
 const OPTION_BYTES_MAX: usize = 64 * 1024;
 
 /// What `ListActions` answers: name and description.
-const ACTIONS: [(&str, &str); 11] = [
+const ACTIONS: [(&str, &str); 12] = [
     ("CreatePreparedStatement", "plans a statement for many runs"),
     ("ClosePreparedStatement", "forgets a prepared statement"),
     ("CancelFlightInfo", "stops the query of a FlightInfo"),
@@ -41,6 +41,7 @@ const ACTIONS: [(&str, &str); 11] = [
     ("GetSessionOptions", "the session's `catalog` and `schema`"),
     ("CloseSession", "ends the session and what it prepared"),
     ("shoal.progress", "body: a query id; answers JSON"),
+    ("shoal.certificate", "body: the id of a query that has ended; answers JSON"),
     ("shoal.notices", "answers a JSON array of the notices since the last call"),
     ("shoal.cancel", "body: a query id; answers {\"cancelled\": bool}"),
     ("shoal.session", "answers the session's user as JSON"),
@@ -99,6 +100,7 @@ pub(super) async fn act(
         }
         "CreatePreparedSubstraitPlan" => return Err(no_substrait()),
         "shoal.progress" => progress(clients, query_id(body)?)?,
+        "shoal.certificate" => certificate(clients, query_id(body)?)?,
         "shoal.notices" => serde_json::to_vec(&session.take_notices()).map_err(internal)?,
         "shoal.cancel" => {
             let cancelled = cancel_query(clients, query_id(body)?);
@@ -196,6 +198,15 @@ fn progress(clients: &Clients, query: QueryId) -> Result<Vec<u8>, Status> {
         None => return Err(not_found(format!("query {query} is not known, or ended long ago"))),
     };
     serde_json::to_vec(&progress).map_err(internal)
+}
+
+fn certificate(clients: &Clients, query: QueryId) -> Result<Vec<u8>, Status> {
+    let certificate = clients.engine.certificate(query).ok_or_else(|| {
+        not_found(format!(
+            "query {query} has no certificate: it gave no complete result yet, or is not known any more"
+        ))
+    })?;
+    serde_json::to_vec(certificate.as_ref()).map_err(internal)
 }
 
 fn not_fetched_yet() -> QueryProgress {

@@ -30,7 +30,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::actions::{self, no_substrait, no_transactions, text_handle};
-use super::rows::{FlightStream, encoded, encoded_batch, result_schema, schema_bytes};
+use super::rows::{FlightStream, encoded, encoded_batch, result_schema, schema_bytes, with_last_word};
 use super::sessions::Clients;
 use super::status::{guarded, internal, invalid, not_found, status, unsupported};
 use super::tickets::{Pending, Statement};
@@ -173,7 +173,14 @@ impl FlightDoor {
                  prepare the statement again",
             ));
         }
-        Ok(encoded(announced, output.stream))
+        let rows = encoded(Arc::clone(&announced), output.stream);
+        let engine = self.engine().clone();
+        Ok(with_last_word(rows, announced, move || {
+            let certificate = engine.certificate(query)?;
+            let certificate =
+                serde_json::json!({ "query_id": query.to_string(), "certificate": certificate });
+            Some(certificate.to_string().into())
+        }))
     }
 
     /// The columns that a command's result has.

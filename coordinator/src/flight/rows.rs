@@ -4,6 +4,7 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StructArray};
 use arrow::compute::cast;
@@ -12,6 +13,7 @@ use arrow::error::ArrowError;
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
+use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{FlightData, IpcMessage, SchemaAsIpc};
 use bytes::Bytes;
 use datafusion::common::DataFusionError;
@@ -75,6 +77,36 @@ pub fn encoded(
         Err(panic) => Err(panicked(panic.as_ref())),
     });
     Box::pin(guarded)
+}
+
+/// Puts behind the last row a batch of none that carries what `metadata` gives
+/// then. Clients that ask for no metadata see an empty batch, as they may
+/// anywhere in a stream; a message without a batch would end some of them.
+pub(super) fn with_last_word(
+    rows: FlightStream,
+    schema: SchemaRef,
+    metadata: impl FnOnce() -> Option<Bytes> + Send + 'static,
+) -> FlightStream {
+    let is_whole = Arc::new(AtomicBool::new(true));
+    let watched = {
+        let is_whole = Arc::clone(&is_whole);
+        rows.inspect(move |message| {
+            if message.is_err() {
+                is_whole.store(false, Ordering::Relaxed);
+            }
+        })
+    };
+    let last = stream::once(async move {
+        let metadata = if is_whole.load(Ordering::Relaxed) { metadata() } else { None };
+        metadata.map(|metadata| Ok(empty_batch(&schema)?.with_app_metadata(metadata)))
+    });
+    Box::pin(watched.chain(last.filter_map(std::future::ready)))
+}
+
+fn empty_batch(schema: &SchemaRef) -> Result<FlightData, Status> {
+    let rows = RecordBatch::new_empty(Arc::clone(schema));
+    let messages = batches_to_flight_data(schema, vec![rows]).map_err(internal)?;
+    messages.into_iter().last().ok_or_else(|| internal("a batch without a message"))
 }
 
 /// Encodes one batch as it is.
@@ -285,6 +317,26 @@ mod tests {
         let error = results.last().unwrap().as_ref().unwrap_err();
         assert_eq!(error.code(), tonic::Code::ResourceExhausted);
         assert_eq!(error.message(), "worker w1: too much");
+    }
+
+    #[tokio::test]
+    async fn the_last_word_is_behind_the_rows_and_only_behind_all_of_them() {
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+        let batch = RecordBatch::try_from_iter([("n", column)]).unwrap();
+        let schema = result_schema(&batch.schema());
+        let told = |rows: Vec<Result<RecordBatch, DataFusionError>>| {
+            let rows = encoded(Arc::clone(&schema), stream::iter(rows));
+            with_last_word(rows, Arc::clone(&schema), || Some(Bytes::from_static(b"so it is")))
+        };
+        let data: Vec<FlightData> = told(vec![Ok(batch.clone())]).try_collect().await.unwrap();
+        let words: Vec<_> = data.iter().map(|message| message.app_metadata.as_ref()).collect();
+        assert_eq!(words, [b"".as_slice(), b"", b"so it is"]);
+        let rows: Vec<usize> = received(data).await.iter().map(RecordBatch::num_rows).collect();
+        assert_eq!(rows, [2, 0]);
+
+        let failure = Failure::new(shoal_proto::ErrorCode::Internal, "no");
+        let messages: Vec<_> = told(vec![Ok(batch), Err(failure.into())]).collect().await;
+        assert!(messages.last().unwrap().is_err(), "an error has the last word");
     }
 
     #[tokio::test]

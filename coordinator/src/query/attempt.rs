@@ -21,15 +21,16 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
-use shoal_proto::exchange::{QueryOptions, panic_failure};
+use shoal_proto::exchange::{QueryOptions, ReadLog, panic_failure};
 use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
 
 use self::spool::{Room, Spool, SpoolLimits};
 use super::admission::Permit;
+use super::certificate::Certifier;
+use super::planned_reads::PlannedReads;
 use super::registry::Running;
 use super::retry::{Attempted, Decision, Event};
 use super::rewrite::reads_data;
-use super::scan_tasks::shard_scan;
 use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, tables_of};
 use super::shard_streams::{ShardStreamsExec, streams_of};
 use super::view::View;
@@ -197,9 +198,19 @@ impl Attempts {
             caught(planned).await??
         };
         let PhysicalPlan { plan, context } = physical;
-        let segments = segments_in(&plan)?;
-        pinned.running.record().segments_total.store(segments, Ordering::Relaxed);
-        let mut rows = datafusion::physical_plan::execute_stream(Arc::clone(&plan), Arc::clone(&context))?;
+        let planned = PlannedReads::of(&plan)?;
+        let record = pinned.running.record();
+        record.segments_total.store(planned.segments(), Ordering::Relaxed);
+        let rows = datafusion::physical_plan::execute_stream(Arc::clone(&plan), Arc::clone(&context))?;
+        let certifier = Certifier {
+            snapshot: pinned.pin.version(),
+            names: tables_of(&pinned.plan)?.iter().map(|table| (table.id, table.full_name())).collect(),
+            planned,
+            reads: ReadLog::of(&context),
+            view: Arc::clone(&view),
+            record: Arc::clone(record),
+        };
+        let mut rows = certifier.certified(rows);
         let is_safe = !settings.failover || view.workers().is_empty() || streams_of(&plan).is_some();
         if is_safe {
             let first = caught(rows.next()).await?.transpose()?;
@@ -311,35 +322,6 @@ struct Released {
 
 fn stopped() -> Error {
     Error::Cancelled("the query was cancelled".into())
-}
-
-/// Segments that a plan reads.
-fn segments_in(plan: &Arc<dyn ExecutionPlan>) -> Result<u64, Error> {
-    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-    use datafusion_distributed::{DistributedLeafExec, NetworkBoundaryExt, Stage};
-    let mut segments = 0_u64;
-    let mut open = vec![Arc::clone(plan)];
-    while let Some(root) = open.pop() {
-        root.apply(|node| {
-            if let Some(boundary) = node.as_network_boundary() {
-                if let Stage::Local(stage) = boundary.input_stage() {
-                    open.push(Arc::clone(&stage.plan));
-                }
-                return Ok(TreeNodeRecursion::Jump);
-            }
-            if let Some(streams) = node.downcast_ref::<ShardStreamsExec>() {
-                segments += streams.segments();
-            }
-            let scanned =
-                node.downcast_ref::<DistributedLeafExec>().map_or(node, DistributedLeafExec::original);
-            if let Some(scan) = shard_scan(scanned) {
-                segments += scan.file_groups.iter().map(|group| group.files().len() as u64).sum::<u64>();
-                return Ok(TreeNodeRecursion::Jump);
-            }
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-    }
-    Ok(segments)
 }
 
 /// The rows of a query, with all that must live as long as they come. To drop

@@ -82,7 +82,7 @@ fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Re
 
 /// The library's union whose children are spread over the tasks of a stage; its
 /// type is not public.
-const ISOLATED_UNION: &str = "ChildrenIsolatorUnionExec";
+pub(super) const ISOLATED_UNION: &str = "ChildrenIsolatorUnionExec";
 
 /// Tasks that a child of such a union was given: as many as its scans were
 /// dealt to; one where it has none.

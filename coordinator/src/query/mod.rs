@@ -5,8 +5,10 @@
 
 mod admission;
 mod attempt;
+mod certificate;
 mod explain;
 mod guard;
+mod planned_reads;
 mod pruning;
 mod registry;
 mod retry;
@@ -22,6 +24,7 @@ mod yielding;
 
 pub use admission::{Admission, Permit};
 pub use attempt::{Attempts, Pinned, QueryStream};
+pub use certificate::{Certificate, TableRead};
 pub use explain::{explain, explain_analyze};
 pub use registry::{QueryRecord, QueryState, Registry, Running};
 pub use rewrite::{OWN_SCHEMAS, as_meant, reads_data};

@@ -1,14 +1,16 @@
 //! The queries that run and those that ended lately: what `system.queries`,
 //! progress lines and `KILL QUERY` see.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use shoal_proto::QueryId;
+use shoal_proto::{QueryId, WorkerId};
 use tokio_util::sync::CancellationToken;
+
+use super::certificate::Certificate;
 
 /// Ended queries that are remembered.
 const RECENT_MAX: usize = 1000;
@@ -77,6 +79,8 @@ struct Changing {
     error: Option<String>,
     elapsed: Option<Duration>,
     losses: Vec<String>,
+    streamed_by: BTreeSet<WorkerId>,
+    certificate: Option<Arc<Certificate>>,
 }
 
 impl QueryRecord {
@@ -91,6 +95,26 @@ impl QueryRecord {
     /// What was lost on the way, in order.
     pub fn losses(&self) -> Vec<String> {
         self.changing.lock().losses.clone()
+    }
+
+    /// A shard was streamed to its end by this worker.
+    pub(super) fn streamed_by(&self, worker: WorkerId) {
+        self.changing.lock().streamed_by.insert(worker);
+    }
+
+    /// The workers that streamed shards to their ends.
+    pub(super) fn streamers(&self) -> BTreeSet<WorkerId> {
+        self.changing.lock().streamed_by.clone()
+    }
+
+    /// All its rows have come, and this is what they rest on.
+    pub(super) fn certify(&self, certificate: Certificate) {
+        self.changing.lock().certificate = Some(Arc::new(certificate));
+    }
+
+    /// What its result rests on; none before the last row came.
+    pub fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.changing.lock().certificate.clone()
     }
 
     /// Where it is.
@@ -154,6 +178,8 @@ impl Registry {
                 error: None,
                 elapsed: None,
                 losses: Vec::new(),
+                streamed_by: BTreeSet::new(),
+                certificate: None,
             }),
             cancel: CancellationToken::new(),
         });

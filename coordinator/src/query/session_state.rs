@@ -19,7 +19,7 @@ use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, SessionStateBuilderExt};
 use shoal_data::operators::OperatorCodec;
 use shoal_data::{ImportRoots, Table};
-use shoal_proto::exchange::{ExchangeResolver, QueryOptions};
+use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::{Channels, QueryPool};
 
 use super::guard;
@@ -217,6 +217,7 @@ impl Planning {
             .config()
             .clone()
             .with_extension(Arc::clone(view))
+            .with_extension(Arc::new(ReadLog::new()))
             .with_distributed_worker_resolver(ViewResolver(Arc::clone(view)))
             .with_distributed_channel_resolver(ExchangeResolver::new(self.channels.clone()))
             .with_distributed_passthrough_headers(query.to_headers()?)?
@@ -349,7 +350,7 @@ fn only_scan_bytes(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<u64>> {
 pub struct PhysicalPlan {
     /// Run once: another attempt needs another plan.
     pub plan: Arc<dyn ExecutionPlan>,
-    /// Carries the view, the channels and the memory limit.
+    /// Carries the view, the channels, the memory limit and the log of what is read.
     pub context: Arc<TaskContext>,
 }
 

@@ -298,11 +298,6 @@ impl ShardStreamsExec {
         &self.plan
     }
 
-    /// Segments that it reads.
-    pub(crate) fn segments(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.segments.len() as u64).sum()
-    }
-
     /// Shards that it reads.
     pub(crate) fn shards(&self) -> usize {
         self.shards.len()

@@ -11,6 +11,7 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Result, Statistics};
 use datafusion::config::TableParquetOptions;
 use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -21,7 +22,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use object_store::ObjectMeta;
 use object_store::path::Path;
 use shoal_data::shard_store::SHARD_STORE_URL;
-use shoal_data::{Segment, Table};
+use shoal_data::{CountedReaders, Segment, Table};
+use shoal_proto::exchange::ReadLog;
 
 use crate::sql::ShoalConfig;
 
@@ -169,8 +171,18 @@ impl TableProvider for ShardTable {
         };
         let mut options = TableParquetOptions::new();
         options.global = session.config_options().execution.parquet.clone();
-        let source = ParquetSource::new(Arc::clone(&self.schema)).with_table_parquet_options(options);
+        // Segments have none; to look for them takes a second reader of each.
+        options.global.bloom_filter_on_read = false;
         let url = ObjectStoreUrl::parse(SHARD_STORE_URL)?;
+        let mut source = ParquetSource::new(Arc::clone(&self.schema)).with_table_parquet_options(options);
+        if let Some(reads) = session.config().get_extension::<ReadLog>() {
+            // For scans that stay on the coordinator: readers are not sent.
+            let runtime = session.runtime_env();
+            let cache = runtime.cache_manager.get_file_metadata_cache();
+            let cached = CachedParquetFileReaderFactory::new(runtime.object_store(&url)?, cache);
+            let readers = CountedReaders::new(Arc::new(cached), Arc::default(), Some(reads));
+            source = source.with_parquet_file_reader_factory(Arc::new(readers));
+        }
         let scan = FileScanConfigBuilder::new(url, Arc::new(source))
             .with_file_groups(groups)
             .with_output_partitioning(declared)

@@ -16,7 +16,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use parking_lot::Mutex;
 use shoal_proto::Channels;
-use shoal_proto::exchange::{QueryOptions, metrics_from_wire, run_plan, worker_of};
+use shoal_proto::exchange::{QueryOptions, ReadLog, metrics_from_wire, run_plan, worker_of};
 use shoal_proto::query::RunRequest;
 use url::Url;
 
@@ -105,7 +105,7 @@ impl ExecutionPlan for WholePlanExec {
         }
     }
 
-    fn execute(&self, partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         if partition != 0 {
             return internal_err!("WholePlanExec has one partition, not a number {partition}");
         }
@@ -116,8 +116,13 @@ impl ExecutionPlan for WholePlanExec {
             collect_metrics: self.collect_metrics,
         };
         let metrics = Arc::clone(&self.metrics);
-        let rows = run_plan(&self.channels, &self.url, self.query.to_headers()?, request, move |wire| {
-            *metrics.lock() = Some(wire.nodes.into_iter().map(metrics_from_wire).collect());
+        let reads = ReadLog::of(&context);
+        let rows = run_plan(&self.channels, &self.url, self.query.to_headers()?, request, move |ended| {
+            reads.take_in(ended.reads.news(&mut 0));
+            if let Some(wire) = ended.metrics {
+                *metrics.lock() = Some(wire.nodes.into_iter().map(metrics_from_wire).collect());
+            }
+            Ok(())
         })?;
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
     }

@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
-    TimestampMicrosecondArray, UInt32Array, UInt64Array,
+    Array, ArrayRef, BooleanArray, Float64Array, ListArray, ListBuilder, RecordBatch, StringArray,
+    StringBuilder, StructArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
 };
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use shoal_data::ReplicaCount;
@@ -16,7 +18,7 @@ use shoal_proto::cluster::ScrubProgress;
 use crate::Error;
 use crate::catalog::State;
 use crate::cluster::Cluster;
-use crate::query::{Admission, Registry};
+use crate::query::{Admission, Certificate, Registry};
 
 /// The schema that holds them.
 pub const SYSTEM_SCHEMA: &str = "system";
@@ -159,6 +161,7 @@ impl SystemTables {
 
     fn queries(&self) -> Columns {
         let records = self.registry.all();
+        let certificates: Vec<Known> = records.iter().map(|record| record.certificate()).collect();
         let count =
             |get: fn(&crate::query::QueryRecord) -> u64| unsigned(records.iter().map(|record| get(record)));
         let submitted = records.iter().map(|record| {
@@ -198,8 +201,56 @@ impl SystemTables {
                 Arc::new(records.iter().map(|record| joined(&record.losses())).collect::<StringArray>()),
             ),
             ("error", Arc::new(records.iter().map(|record| record.error()).collect::<StringArray>())),
+            (
+                "snapshot",
+                Arc::new(
+                    certificates
+                        .iter()
+                        .map(|known| known.as_ref().map(|known| known.snapshot))
+                        .collect::<UInt64Array>(),
+                ),
+            ),
+            ("workers", worker_lists(&certificates)),
+            ("tables", table_lists(&certificates)),
         ]
     }
+}
+
+type Known = Option<Arc<Certificate>>;
+
+/// The workers of each query; none where it has no certificate.
+fn worker_lists(certificates: &[Known]) -> ArrayRef {
+    let mut builder = ListBuilder::new(StringBuilder::new());
+    for known in certificates {
+        for worker in known.iter().flat_map(|known| &known.workers) {
+            builder.values().append_value(worker.as_str());
+        }
+        builder.append(known.is_some());
+    }
+    Arc::new(builder.finish())
+}
+
+/// What each query read of which tables; none where it has no certificate.
+fn table_lists(certificates: &[Known]) -> ArrayRef {
+    let tables = || certificates.iter().flatten().flat_map(|known| &known.tables);
+    let columns: Columns = vec![
+        ("table", text(tables().map(|read| read.table.as_str()))),
+        ("segments_planned", unsigned(tables().map(|read| read.segments_planned))),
+        ("segments", unsigned(tables().map(|read| read.segments))),
+        ("rows", unsigned(tables().map(|read| read.rows))),
+    ];
+    let (names, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+    let fields = names.into_iter().zip(&arrays);
+    let fields: Fields =
+        fields.map(|(name, array)| Field::new(name, array.data_type().clone(), true)).collect();
+    let lengths = certificates.iter().map(|known| known.as_ref().map_or(0, |known| known.tables.len()));
+    let list = ListArray::new(
+        Arc::new(Field::new_list_field(DataType::Struct(fields.clone()), true)),
+        OffsetBuffer::from_lengths(lengths),
+        Arc::new(StructArray::new(fields, arrays, None)),
+        Some(certificates.iter().map(Option::is_some).collect::<Vec<_>>().into()),
+    );
+    Arc::new(list)
 }
 
 /// Lines of text in one; none where there are none.

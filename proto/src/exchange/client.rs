@@ -25,13 +25,14 @@ use url::Url;
 use super::address::{address_of, worker_of};
 use super::frames::{decode_frames, transport_failure};
 use super::metrics::task_metrics_from_wire;
-use crate::Channels;
+use super::reads::ReadLog;
 use crate::channel::MESSAGE_BYTES_MAX;
 use crate::query::execution_client::ExecutionClient;
 use crate::query::{
     BroadcastHead, NoHead, PartitionRequest, RepartitionHead, RunRequest, SetPlan, TaskMetrics, ToWorker,
     partition_request, to_coordinator, to_worker,
 };
+use crate::{Channels, Failure};
 
 /// How long metrics may take to arrive once a query is over. A worker that
 /// dies then must not turn a complete answer into an error, or a hang.
@@ -75,24 +76,38 @@ fn execution_client(channel: Channel) -> ExecutionClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
+/// How a plan that one worker ran whole came to its end.
+pub struct Ended {
+    /// Where they were asked for.
+    pub metrics: Option<TaskMetrics>,
+    /// All that was read for it.
+    pub reads: Arc<ReadLog>,
+}
+
 /// Runs a whole plan on one worker. `plan` has one output partition and is
-/// encoded with the codec of `datafusion-distributed`.
+/// encoded with the codec of `datafusion-distributed`. `on_end` is told when
+/// all rows have come, and may turn the end into a failure.
 ///
 /// # Errors
-/// Through the stream: a `Failure` that names the worker.
+/// Through the stream: a `Failure` that names the worker, or that of `on_end`.
 pub fn run_plan(
     channels: &Channels,
     url: &Url,
     headers: HeaderMap,
     request: RunRequest,
-    on_metrics: impl FnOnce(TaskMetrics) + Send + 'static,
+    on_end: impl FnOnce(Ended) -> std::result::Result<(), Failure> + Send + 'static,
 ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
     let ExchangeClient { mut client, worker } = ExchangeClient::new(channels, url)?;
     let frames = futures::stream::once(async move {
         Ok::<_, tonic::Status>(client.run(with_headers(headers, request)).await?.into_inner())
     })
     .try_flatten();
-    Ok(decode_frames(frames, worker, on_metrics))
+    let reads = Arc::new(ReadLog::new());
+    let on_end = {
+        let reads = Arc::clone(&reads);
+        move |metrics| on_end(Ended { metrics, reads })
+    };
+    Ok(decode_frames(frames, worker, reads, on_end))
 }
 
 fn with_headers<T>(headers: HeaderMap, message: T) -> Request<T> {
@@ -163,7 +178,7 @@ impl WorkerChannel for ExchangeClient {
                 head: Some(head.clone()),
                 discard: false,
             };
-            self.partition(headers.clone(), request)
+            self.partition(headers.clone(), request, ReadLog::of(task_ctx))
         });
         Ok(streams.collect())
     }
@@ -179,6 +194,7 @@ impl ExchangeClient {
         &self,
         headers: HeaderMap,
         request: PartitionRequest,
+        reads: Arc<ReadLog>,
     ) -> BoxStream<'static, Result<RecordBatch>> {
         let (client, unread) = (Some(self.client.clone()), request.clone());
         let mut unread = Unread { client, headers: headers.clone(), request: unread };
@@ -188,7 +204,7 @@ impl ExchangeClient {
             Ok::<_, tonic::Status>(client.partition(with_headers(headers, request)).await?.into_inner())
         })
         .try_flatten();
-        decode_frames(frames, self.worker.clone(), |_| ())
+        decode_frames(frames, self.worker.clone(), reads, |_| Ok(()))
     }
 }
 

@@ -20,7 +20,8 @@ use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::query::{Complete, Frame, Message, TaskMetrics, frame};
+use super::reads::ReadLog;
+use crate::query::{Complete, Frame, Message, TableReads, TaskMetrics, frame};
 use crate::{ErrorCode, Failure};
 
 /// Batches are cut so that a frame stays about this size; one row may be
@@ -28,31 +29,46 @@ use crate::{ErrorCode, Failure};
 const FRAME_BYTES: usize = 8 * 1024 * 1024;
 
 /// Opens a stream, polls it to its end and sends its rows as frames, then the
-/// completion mark with what `metrics` says. An error, or a panic anywhere in
-/// the operators, becomes a failure frame that names `worker`. Returns early
-/// when nobody listens any more.
+/// completion mark with what `metrics` says. With them goes what the log that
+/// comes with the stream holds by then. An error, or a panic anywhere in the
+/// operators, becomes a failure frame that names `worker`. Returns early when
+/// nobody listens any more.
 pub async fn drive_stream(
-    open: impl Future<Output = Result<SendableRecordBatchStream>>,
+    open: impl Future<Output = Result<(SendableRecordBatchStream, Arc<ReadLog>)>>,
     worker: &str,
     frames: mpsc::Sender<std::result::Result<Frame, Status>>,
     metrics: impl FnOnce() -> Option<TaskMetrics>,
 ) {
-    let driven = AssertUnwindSafe(async { send_rows(open.await?, &frames).await }).catch_unwind().await;
-    let end = match driven {
-        Ok(Ok(Some(rows))) => frame::Part::Complete(Complete { rows, metrics: metrics() }),
+    let driven = AssertUnwindSafe(async {
+        let (stream, reads) = open.await?;
+        send_rows(stream, &reads, &frames).await
+    });
+    let (end, reads) = match driven.catch_unwind().await {
+        Ok(Ok(Some(sent))) => {
+            (frame::Part::Complete(Complete { rows: sent.rows, metrics: metrics() }), sent.reads)
+        }
         Ok(Ok(None)) => return,
-        Ok(Err(error)) => failure_part(Failure::from_datafusion(&error).at(worker)),
-        Err(panic) => failure_part(panic_failure(panic.as_ref()).at(worker)),
+        Ok(Err(error)) => (failure_part(Failure::from_datafusion(&error).at(worker)), Vec::new()),
+        Err(panic) => (failure_part(panic_failure(panic.as_ref()).at(worker)), Vec::new()),
     };
     // A reader that is gone needs no end.
-    let _gone = frames.send(Ok(Frame { part: Some(end) })).await;
+    let _gone = frames.send(Ok(Frame { part: Some(end), reads })).await;
 }
 
-/// Sends all rows; how many, or none when the reader went away.
+/// A stream whose rows were all sent.
+struct Sent {
+    rows: u64,
+    /// What was read for it and not told yet.
+    reads: Vec<TableReads>,
+}
+
+/// Sends all rows; none when the reader went away.
 async fn send_rows(
     stream: SendableRecordBatchStream,
+    reads: &ReadLog,
     frames: &mpsc::Sender<std::result::Result<Frame, Status>>,
-) -> Result<Option<u64>> {
+) -> Result<Option<Sent>> {
+    let mut told = 0;
     let rows = Arc::new(AtomicU64::new(0));
     let schema = stream.schema();
     let counted = {
@@ -78,12 +94,12 @@ async fn send_rows(
         let Some(data) = data else { break };
         let data = data.map_err(from_flight)?;
         let message = Message { header: data.data_header, body: data.data_body };
-        let frame = Frame { part: Some(frame::Part::Message(message)) };
+        let frame = Frame { part: Some(frame::Part::Message(message)), reads: reads.news(&mut told) };
         if frames.send(Ok(frame)).await.is_err() {
             return Ok(None);
         }
     }
-    Ok(Some(rows.load(Ordering::Relaxed)))
+    Ok(Some(Sent { rows: rows.load(Ordering::Relaxed), reads: reads.news(&mut told) }))
 }
 
 /// The failure that a caught panic is.
@@ -105,18 +121,23 @@ fn failure_part(failure: Failure) -> frame::Part {
 }
 
 /// Rows from frames. `worker` is whom to blame when the frames stop without
-/// an end. `on_metrics` gets what the completion mark carries.
+/// an end; `reads` takes in what was read for the rows. `on_end` gets what the
+/// completion mark carries; its failure is the end of the stream.
 pub fn decode_frames(
     frames: impl Stream<Item = std::result::Result<Frame, Status>> + Send + 'static,
     worker: String,
-    on_metrics: impl FnOnce(TaskMetrics) + Send + 'static,
+    reads: Arc<ReadLog>,
+    on_end: impl FnOnce(Option<TaskMetrics>) -> std::result::Result<(), Failure> + Send + 'static,
 ) -> BoxStream<'static, Result<RecordBatch>> {
     let end = Arc::new(parking_lot::Mutex::new(None::<Complete>));
     let data = {
         let (worker, end) = (worker.clone(), Arc::clone(&end));
-        frames.map(Some).chain(futures::stream::once(async { None })).filter_map(move |frame| {
+        frames.map(Some).chain(futures::stream::once(async { None })).filter_map(move |mut frame| {
+            if let Some(Ok(frame)) = &mut frame {
+                reads.take_in(std::mem::take(&mut frame.reads));
+            }
             let item = match frame {
-                Some(Ok(Frame { part: Some(part) })) => match part {
+                Some(Ok(Frame { part: Some(part), .. })) => match part {
                     frame::Part::Message(message) => Some(Ok(FlightData {
                         data_header: message.header,
                         data_body: message.body,
@@ -132,7 +153,7 @@ pub fn decode_frames(
                         worker: (!failure.worker.is_empty()).then_some(failure.worker),
                     })),
                 },
-                Some(Ok(Frame { part: None })) => {
+                Some(Ok(Frame { part: None, .. })) => {
                     Some(Err(Failure::new(ErrorCode::Corrupt, "a frame without content").at(&worker)))
                 }
                 Some(Err(status)) => Some(Err(transport_failure(&status, &worker))),
@@ -148,7 +169,7 @@ pub fn decode_frames(
     };
     let batches = FlightRecordBatchStream::new_from_flight_data(data).map_err(from_flight);
     let mut rows = 0_u64;
-    let mut on_metrics = Some(on_metrics);
+    let mut on_end = Some(on_end);
     batches
         .map(Some)
         .chain(futures::stream::once(async { None }))
@@ -161,10 +182,8 @@ pub fn decode_frames(
                 Some(Err(error)) => Some(Err(error)),
                 None => match end.lock().take() {
                     Some(complete) if complete.rows == rows => {
-                        if let (Some(metrics), Some(hand_over)) = (complete.metrics, on_metrics.take()) {
-                            hand_over(metrics);
-                        }
-                        None
+                        let ended = on_end.take().map_or(Ok(()), |on_end| on_end(complete.metrics));
+                        ended.err().map(|failure| Err(failure.into()))
                     }
                     Some(complete) => Some(Err(Failure::new(
                         ErrorCode::Corrupt,

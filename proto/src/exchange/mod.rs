@@ -9,9 +9,11 @@ mod client;
 mod frames;
 mod metrics;
 mod options;
+mod reads;
 
 pub use address::{address_of, worker_of, worker_url};
-pub use client::{ExchangeResolver, run_plan};
+pub use client::{Ended, ExchangeResolver, run_plan};
 pub use frames::{compact, decode_frames, drive_stream, panic_failure};
 pub use metrics::{metrics_from_wire, metrics_to_wire, task_metrics_from_wire, task_metrics_to_wire};
 pub use options::QueryOptions;
+pub use reads::{ReadLog, Reads};

@@ -182,7 +182,14 @@ impl Rows {
         loop {
             if let Some(stream) = &mut self.stream {
                 match stream.next().await {
-                    Some(batch) => return Ok(Some(batch?)),
+                    Some(batch) => {
+                        let batch = batch?;
+                        // The last one has none, and only metadata.
+                        if batch.num_rows() > 0 {
+                            return Ok(Some(batch));
+                        }
+                        continue;
+                    }
                     None => self.stream = None,
                 }
             }

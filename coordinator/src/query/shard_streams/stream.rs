@@ -14,7 +14,7 @@ use datafusion_distributed::MaybeEncoded;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
-use shoal_proto::exchange::{metrics_from_wire, run_plan, worker_url};
+use shoal_proto::exchange::{ReadLog, metrics_from_wire, run_plan, worker_url};
 use shoal_proto::query::RunRequest;
 use shoal_proto::{ErrorCode, Failure, WorkerId};
 use url::Url;
@@ -22,6 +22,7 @@ use url::Url;
 use super::stragglers::Stragglers;
 use super::{Giving, ShardPlan, StreamContext};
 use crate::query::attempt::{STILL_CHECK, standstill, worker_lost};
+use crate::query::planned_reads::take_in_shard;
 use crate::query::retry::{Attempted, Decision, Event};
 
 /// How long a stream waits for a live worker to go on with.
@@ -302,10 +303,16 @@ impl ShardStream {
         let is_whole = self.rows_given == 0;
         let metrics = Arc::clone(&self.metrics);
         let headers = self.context.query.to_headers()?;
-        let rows = run_plan(&self.context.channels, url, headers, request, move |wire| {
+        let (shard, reads) = (Arc::clone(&self.shard), ReadLog::of(&self.task));
+        let (record, from) = (self.context.record.clone(), worker.clone());
+        let rows = run_plan(&self.context.channels, url, headers, request, move |ended| {
+            // Also a run that began in the middle reads the shard from its start.
+            take_in_shard(&shard.plan, shard.shard, &ended.reads, &reads)?;
+            record.inspect(|record| record.streamed_by(from));
             // A resumed plan has a node more.
-            let nodes = wire.nodes.into_iter().map(metrics_from_wire).skip(usize::from(!is_whole));
-            add_metrics(&mut metrics.lock(), nodes);
+            let nodes = ended.metrics.into_iter().flat_map(|wire| wire.nodes);
+            add_metrics(&mut metrics.lock(), nodes.map(metrics_from_wire).skip(usize::from(!is_whole)));
+            Ok(())
         })
         .map_err(named)?;
         self.runs.push(Run { worker, rows, at: self.rows_given, kept: VecDeque::new() });
