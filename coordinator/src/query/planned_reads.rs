@@ -55,7 +55,7 @@ struct Planned {
     all: Reads,
     /// How many of them nothing may leave out.
     needed: u64,
-    /// Some may be read again.
+    /// Some may be read a second time.
     may_repeat: bool,
 }
 
@@ -64,8 +64,8 @@ struct Planned {
 enum Taken {
     /// Each partition to its end.
     All,
-    /// Of each partition a batch at least, where it has one.
-    Some,
+    /// Of each partition the first batch at least, where it has one.
+    First,
     /// Perhaps nothing.
     Perhaps,
 }
@@ -76,7 +76,7 @@ impl Taken {
         match fetch {
             None => self,
             Some(0) => Self::Perhaps,
-            Some(_) => self.max(Self::Some),
+            Some(_) => self.max(Self::First),
         }
     }
 
@@ -194,13 +194,13 @@ impl Planned {
         if read.segments < needed {
             return Some(format!("only {} were read", read.segments));
         }
-        if may_repeat {
-            return None;
-        }
-        if read.segments > all.segments {
+        let most = if may_repeat { 2 * all.segments } else { all.segments };
+        if read.segments > most {
             return Some(format!("{} were read", read.segments));
         }
-        (read.segments == all.segments && read.digest != all.digest)
+        // Some again and others not at all may make as many.
+        let is_known = !may_repeat || needed == all.segments;
+        (is_known && read.segments == all.segments && read.digest != all.digest)
             .then(|| "as many were read, but not the same".to_owned())
     }
 }

@@ -87,7 +87,8 @@ fn what_may_stop_early_is_told_from_what_may_not() {
     let repartitioned: Arc<dyn ExecutionPlan> =
         Arc::new(RepartitionExec::try_new(scan(&t), Partitioning::Hash(vec![column(0)], 4)).unwrap());
     let union = UnionExec::try_new(vec![scan(&t), scan(&u)]).unwrap();
-    let sorted = scan_with(&t, None, Some(by(0)));
+    // One file for each partition: of several an order is not known.
+    let sorted = scan_with(&t[..2], None, Some(by(0)));
     let by_both = LexOrdering::new(by(0).into_iter().chain(by(1))).unwrap();
     for (what, plan, expected) in [
         ("a scan", scan(&t), vec![(6, 6)]),
@@ -103,8 +104,8 @@ fn what_may_stop_early_is_told_from_what_may_not() {
         ("a limit", limited(Some(5)), vec![(0, 6)]),
         ("a limit of none", limited(Some(0)), vec![(0, 6)]),
         ("the first few of all", top(scan(&t), by(1)), vec![(6, 6)]),
-        ("the first few, which come in that order", top(Arc::clone(&sorted), by(0)), vec![(0, 6)]),
-        ("the first few, in the order of the first key", top(sorted, by_both), vec![(0, 6)]),
+        ("the first few, which come in that order", top(Arc::clone(&sorted), by(0)), vec![(0, 2)]),
+        ("the first few, in the order of the first key", top(sorted, by_both), vec![(0, 2)]),
         ("a join", join(&t, &u, JoinType::Inner), vec![(6, 6), (0, 4)]),
         ("a join that keeps the other side", join(&t, &u, JoinType::Right), vec![(6, 6), (4, 4)]),
         ("twice the same table", join(&t, &t, JoinType::Full), vec![(12, 12)]),
