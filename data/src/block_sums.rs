@@ -14,6 +14,8 @@ use crate::{SegmentName, checksum};
 
 /// Bytes of a block: what is read and verified at least.
 pub const BLOCK_BYTES: u64 = 64 * 1024;
+/// Bytes that are read in one go when a whole segment is looked at.
+const VERIFIED_AT_ONCE_BYTES: usize = 8 * 1024 * 1024;
 /// The extension of the file that holds them, added to the segment's.
 pub const EXTENSION: &str = "sums";
 /// What the file begins with: its kind and its version.
@@ -90,6 +92,17 @@ impl BlockSums {
     /// `NotFound`, `InvalidData`, and what the disk says.
     pub fn load(name: SegmentName, path: &Path) -> io::Result<Self> {
         Self::decode(name, &std::fs::read(Self::path(path))?)
+    }
+
+    /// Looks whether all of a segment is as it was written.
+    ///
+    /// # Errors
+    /// `InvalidData` or `UnexpectedEof` where it is not, and what the disk says.
+    pub fn verify(&self, file: &File) -> io::Result<()> {
+        for start in (0..self.bytes).step_by(VERIFIED_AT_ONCE_BYTES) {
+            self.read(file, start..self.bytes.min(start + VERIFIED_AT_ONCE_BYTES as u64))?;
+        }
+        Ok(())
     }
 
     /// The part `range` of the segment's file, every block of it verified.

@@ -1,5 +1,6 @@
 //! Operators that every node knows beyond DataFusion's own.
 
+mod once;
 mod pieces;
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 
+pub use once::OnceExec;
 pub use pieces::PiecesExec;
 
 /// Sends these operators from the coordinator to workers: each is its name,
@@ -25,6 +27,7 @@ impl PhysicalExtensionCodec for OperatorCodec {
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         match (name, inputs) {
+            (OnceExec::NAME_BYTES, [input]) => Ok(Arc::new(OnceExec::new(Arc::clone(input)))),
             (PiecesExec::NAME_BYTES, [input]) => Ok(Arc::new(PiecesExec::new(Arc::clone(input)))),
             _ => internal_err!(
                 "an operator `{}` over {} inputs is not known",
@@ -40,10 +43,12 @@ impl PhysicalExtensionCodec for OperatorCodec {
         name: &mut Vec<u8>,
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<()> {
-        if !node.is::<PiecesExec>() {
-            return not_impl_err!("{} cannot be sent to workers", node.name());
-        }
-        name.extend_from_slice(PiecesExec::NAME_BYTES);
+        let bytes = match () {
+            () if node.is::<OnceExec>() => OnceExec::NAME_BYTES,
+            () if node.is::<PiecesExec>() => PiecesExec::NAME_BYTES,
+            () => return not_impl_err!("{} cannot be sent to workers", node.name()),
+        };
+        name.extend_from_slice(bytes);
         Ok(())
     }
 }

@@ -152,22 +152,26 @@ impl LocalSegments {
     }
 
     /// Tells of a segment that could not be read as it was written; not of
-    /// one that was mended since, or that a second look finds well.
+    /// one that was mended since, or that a second look finds well or cannot
+    /// judge: a node that may not open another file has no damage.
     pub fn tell(&self, name: &SegmentName, error: &io::Error) {
         self.forget(name);
-        if self.is_well(name) {
-            tracing::warn!(segment = %name, %error, "could not be read, and is well on a second look");
-            return;
+        match self.verify(name) {
+            Ok(()) => {
+                tracing::warn!(segment = %name, %error, "could not be read, and is well on a second look")
+            }
+            Err(second) if is_damage(&second) => self.report.damaged(name, error),
+            Err(second) => tracing::error!(segment = %name, error = %second, "cannot be read now"),
         }
-        self.report.damaged(name, error);
     }
 
-    /// Whether all of a segment is as it was written.
-    fn is_well(&self, name: &SegmentName) -> bool {
-        let Ok((file, sums)) = self.open(name) else { return false };
-        (0..sums.bytes())
-            .step_by(WHOLE_BYTES_MAX as usize)
-            .all(|start| sums.read(&file, start..sums.bytes().min(start + WHOLE_BYTES_MAX)).is_ok())
+    /// Looks whether all of a segment is as it was written.
+    ///
+    /// # Errors
+    /// As [`LocalSegments::open`], and `InvalidData` or `UnexpectedEof`.
+    pub fn verify(&self, name: &SegmentName) -> io::Result<()> {
+        let (file, sums) = self.open(name)?;
+        sums.verify(&file)
     }
 
     fn forget(&self, name: &SegmentName) {
@@ -185,6 +189,14 @@ impl LocalSegments {
     }
 }
 
+/// Whether an error says that bytes are not those that were written, and not
+/// only that they cannot be read now.
+pub fn is_damage(error: &io::Error) -> bool {
+    const EIO: i32 = 5;
+    let kinds = [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof, io::ErrorKind::NotFound];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(EIO)
+}
+
 /// What was located, and when.
 type Known = HashMap<SegmentName, (Instant, Arc<Located>)>;
 
@@ -196,30 +208,53 @@ pub struct ShardStore {
     channels: Channels,
     located: Arc<Mutex<Known>>,
     avoided: Arc<Mutex<HashMap<WorkerId, Instant>>>,
+    /// When the local disk last did not answer.
+    silent_disk: Arc<Mutex<Option<Instant>>>,
 }
 
 impl ShardStore {
     /// A store that looks into `local` first, if this node holds segments,
     /// and then asks `locate` for peers.
     pub fn new(local: Option<Arc<LocalSegments>>, locate: Arc<dyn Locate>, channels: Channels) -> Self {
-        Self { local, locate, channels, located: Arc::default(), avoided: Arc::default() }
+        Self {
+            local,
+            locate,
+            channels,
+            located: Arc::default(),
+            avoided: Arc::default(),
+            silent_disk: Arc::default(),
+        }
     }
 
     /// All ranges from the local file in one hop to a blocking thread, each
     /// block verified; none where there is no local file or it is damaged, or
     /// the disk does not answer.
     async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
-        let local = Arc::clone(self.local.as_ref()?);
         let (name, ranges) = (*name, ranges.to_vec());
-        let reading = tokio::task::spawn_blocking(move || local.read(&name, &ranges));
-        match tokio::time::timeout(DISK_PATIENCE, reading).await {
-            Ok(Ok(read)) => read,
+        self.ask_disk(&name, move |local| local.read(&name, &ranges)).await
+    }
+
+    /// What the local disk says in time. One that was silent is left alone for a
+    /// while: each question holds a thread.
+    async fn ask_disk<T: Send + 'static>(
+        &self,
+        name: &SegmentName,
+        ask: impl FnOnce(&LocalSegments) -> Option<T> + Send + 'static,
+    ) -> Option<T> {
+        let local = Arc::clone(self.local.as_ref()?);
+        if self.silent_disk.lock().is_some_and(|since| since.elapsed() < AVOIDED_FOR) {
+            return None;
+        }
+        let asked = tokio::task::spawn_blocking(move || ask(&local));
+        match tokio::time::timeout(DISK_PATIENCE, asked).await {
+            Ok(Ok(answer)) => answer,
             Ok(Err(join)) => {
                 tracing::error!(segment = %name, error = %join, "reading a local segment did not end");
                 None
             }
             Err(_) => {
                 tracing::warn!(segment = %name, "the disk does not answer: reading from a peer");
+                *self.silent_disk.lock() = Some(Instant::now());
                 None
             }
         }
@@ -264,9 +299,13 @@ impl ShardStore {
         let text = name.to_string();
         let mut tried = Vec::new();
         let replicas = self.in_order(&located);
-        let mut turns: Vec<_> = replicas.iter().map(|replica| (replica, PEER_PATIENCE)).collect();
-        // When all are slow, the first one gets the time that it needs.
-        turns.extend(replicas.first().map(|replica| (replica, file_stream::STALL_MAX)));
+        let with = |patience: Duration| replicas.iter().map(move |replica| (replica, patience));
+        let mut turns: Vec<_> = with(file_stream::STALL_MAX).collect();
+        if replicas.len() > 1 {
+            // Where all are slow, each gets the time that it needs.
+            turns = with(PEER_PATIENCE).chain(turns).collect();
+        }
+        let mut silent = None;
         for (replica, patience) in turns {
             let received =
                 file_stream::receive_all(&self.channels, &replica.address, &text, range.clone(), patience);
@@ -276,23 +315,28 @@ impl ShardStore {
                     tracing::warn!(segment = %name, worker = %replica.worker, error = %failure, "peer cannot deliver");
                     self.avoided.lock().insert(replica.worker.clone(), Instant::now());
                     tried.push(format!("{}: {}", replica.worker, failure.message));
+                    if failure.code == ErrorCode::Unavailable {
+                        silent.get_or_insert_with(|| replica.worker.clone());
+                    }
                 }
             }
         }
         self.located.lock().remove(name);
         let tried = if tried.is_empty() { "no live worker holds it".to_owned() } else { tried.join("; ") };
-        Err(Failure::new(
-            ErrorCode::Unavailable,
-            format!("segment {name} of shard {} cannot be read from any replica ({tried})", name.shard),
-        ))
+        let message =
+            format!("segment {name} of shard {} cannot be read from any replica ({tried})", name.shard);
+        let failure = Failure::new(ErrorCode::Unavailable, message);
+        // Whoever did not answer is to blame, and not this node that asked.
+        Err(match silent {
+            Some(peer) => failure.at(peer.as_str()),
+            None => failure,
+        })
     }
 
     async fn bytes_of(&self, name: &SegmentName) -> Result<u64, Failure> {
-        if let Some(local) = self.local.clone() {
-            let name = *name;
-            if let Ok(Some(bytes)) = tokio::task::spawn_blocking(move || local.bytes_of(&name)).await {
-                return Ok(bytes);
-            }
+        let asked = *name;
+        if let Some(bytes) = self.ask_disk(name, move |local| local.bytes_of(&asked)).await {
+            return Ok(bytes);
         }
         Ok(self.located(name).await?.bytes)
     }

@@ -14,9 +14,9 @@ use crate::{ErrorCode, Failure};
 /// How long a connection may take to come up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often an open connection is probed, also while it is idle.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a probe may stay unanswered before the connection is given up.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Unread bytes that one stream may hold; what bounds a slow reader.
 pub const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// Unread bytes that one connection may hold. Far above the sum of its

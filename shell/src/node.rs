@@ -28,6 +28,9 @@ const IO_THREADS: usize = 2;
 const COORDINATOR_THREADS_MIN: usize = 2;
 /// Stack of each thread: planning is recursive, and statements can be deep.
 const STACK_BYTES: usize = 8 << 20;
+/// Polls after which timers and sockets are looked at: one poll of a query may
+/// take a tenth of a second.
+const EVENT_INTERVAL: u32 = 7;
 /// How long after the grace period a node that does not end is ended.
 const OVERTIME: Duration = Duration::from_secs(3);
 /// How long threads that still run may hold up the end of the process.
@@ -160,6 +163,7 @@ fn runtime(name: &str, threads: usize) -> Result<Runtime> {
         .worker_threads(threads)
         .thread_name(name)
         .thread_stack_size(STACK_BYTES)
+        .event_interval(EVENT_INTERVAL)
         .enable_all()
         .build()
         .context("cannot start threads")

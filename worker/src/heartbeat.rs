@@ -229,8 +229,11 @@ impl Beating {
                 }
             }
             if self.parts.replicator.take_lost() {
-                // A join tells what is here, and brings orders for the rest.
-                return Ok(());
+                // A join tells what is here, and brings orders for the rest. The
+                // stream stays: to end it would be to be lost.
+                let reply = self.join(&mut client).await?;
+                self.parts.replicator.obey(reply.fetch, &reply.discard);
+                heard_at = Instant::now();
             }
             if heard_at.elapsed() > SILENCE_MAX {
                 return Err(silent(coordinator));

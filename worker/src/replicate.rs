@@ -106,10 +106,10 @@ impl Replicator {
         std::mem::take(&mut self.0.fetched.lock())
     }
 
-    /// The segment with this number was staged. Where that took longer than the
-    /// coordinator has known this worker, nobody may wait for it any more: it is
-    /// adopted or discarded when the worker joins again.
-    pub fn staged(&self, number: u64) {
+    /// The segment with this number was staged, and its sender is gone. Where it
+    /// was begun before the coordinator was told what is here, it is adopted or
+    /// discarded when the worker joins again.
+    pub fn staged_for_nobody(&self, number: u64) {
         if self.0.dir.is_late(number) {
             tracing::warn!("a segment came after the coordinator was told what is here: it is told anew");
             self.tell_anew();

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use shoal_data::block_sums::{self, BlockSummer, BlockSums};
 use shoal_data::data_dir::{is_full, make_dir, sync_dir, sync_file};
+use shoal_data::shard_store::is_damage;
 use shoal_data::{DataDir, SegmentName};
 use shoal_proto::fault::{self, Step};
 
@@ -83,18 +84,42 @@ impl SegmentDir {
             let name = file.file_name().unwrap_or_default().to_string_lossy().replacen('-', "/", 2);
             dir.aside.lock().extend(name.parse::<SegmentName>());
         }
+        dir.take_back()?;
         for table in entries(&dir.segments)? {
             for shard in entries(&table)? {
                 for file in entries(&shard)? {
-                    dir.find(&file);
+                    dir.find(&file)?;
                 }
             }
         }
         Ok(dir)
     }
 
+    /// Puts back what was set aside and is well: what kept it from being read was
+    /// not its bytes.
+    fn take_back(&self) -> Result<(), Error> {
+        let aside: Vec<SegmentName> = self.aside.lock().iter().copied().collect();
+        for name in aside {
+            let (from, to) = (self.damaged_path(&name), self.segments.join(name.to_string()));
+            let is_well =
+                BlockSums::load(name, &from).and_then(|sums| sums.verify(&File::open(&from)?)).is_ok();
+            if !is_well || to.exists() {
+                continue;
+            }
+            let failed = |error| Error::io(format!("cannot put {} back", from.display()), error);
+            if let Some(shard) = to.parent() {
+                make_dir(shard)?;
+            }
+            fs::rename(BlockSums::path(&from), BlockSums::path(&to)).map_err(failed)?;
+            fs::rename(&from, &to).map_err(failed)?;
+            self.aside.lock().remove(&name);
+            tracing::info!(segment = %name, "was set aside, is well, and is put back");
+        }
+        Ok(())
+    }
+
     /// Takes in a file that was there at the start.
-    fn find(&self, file: &Path) {
+    fn find(&self, file: &Path) -> Result<(), Error> {
         let name_of = |file: &Path| {
             let relative = file.strip_prefix(&self.segments).unwrap_or(file);
             relative.to_string_lossy().parse::<SegmentName>()
@@ -108,18 +133,20 @@ impl SegmentDir {
             {
                 tracing::warn!(%error, "checksums without a segment are left");
             }
-            return;
+            return Ok(());
         }
         let Ok(name) = name_of(file) else {
             tracing::warn!(file = %file.display(), "not a segment, left alone");
-            return;
+            return Ok(());
         };
         match whole_length(name, file) {
             Ok(bytes) => {
                 self.held.lock().insert(name, bytes);
             }
-            Err(error) => self.set_aside(&name, &error),
+            Err(error) if is_damage(&error) => self.set_aside(&name, &error),
+            Err(error) => return Err(Error::io(format!("cannot look at {}", file.display()), error)),
         }
+        Ok(())
     }
 
     /// Where the segments are.

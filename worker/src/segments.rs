@@ -104,13 +104,20 @@ impl SegmentService {
         }
         // All of it where it runs to its end, also when nobody waits any more.
         let replicator = self.replicator.clone();
-        blocking(move || {
+        // Gone with this call, when nobody waits for it.
+        let waited_for = Arc::new(());
+        let waits = Arc::downgrade(&waited_for);
+        let staged = blocking(move || {
             let number = staging.number();
             let done = staging.finish()?;
-            replicator.staged(number);
+            if waits.strong_count() == 0 {
+                replicator.staged_for_nobody(number);
+            }
             Ok(done)
         })
-        .await
+        .await;
+        drop(waited_for);
+        staged
     }
 }
 

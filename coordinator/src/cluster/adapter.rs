@@ -506,7 +506,10 @@ impl Locate for Cluster {
             Failure::new(ErrorCode::NotFound, format!("segment {name} is not in the catalog (any more)"))
         })?;
         let live = self.live();
+        // One that is only suspected may be the last: it is asked after the others.
+        let suspected = live.suspected.iter().filter(|worker| repair::has(&segment, worker));
         let replicas = repair::readable(&segment, &live)
+            .chain(suspected)
             .map(|worker| Replica { worker: worker.id.clone(), address: worker.address.clone() })
             .collect();
         Ok(Located { replicas, bytes: segment.bytes, crc32c: segment.crc32c })

@@ -25,8 +25,9 @@ const STALL_MIN: Duration = Duration::from_millis(500);
 pub struct LiveWorkers {
     /// Sorted by id.
     pub workers: Vec<LiveWorker>,
-    /// Those to which an RPC failed: live again with their next beat.
-    pub suspected: BTreeSet<WorkerId>,
+    /// Those to which an RPC failed, and that are live again with their next
+    /// beat, by id.
+    pub suspected: Vec<LiveWorker>,
     /// Those that are stopping: they get no new work, and end what they have.
     pub leaving: BTreeSet<WorkerId>,
 }
@@ -41,7 +42,12 @@ impl LiveWorkers {
     /// Whether nothing more comes from the worker: it is not alive, not only
     /// suspected, and not about to end what it has.
     pub fn is_lost(&self, id: &WorkerId) -> bool {
-        self.get(id).is_none() && !self.suspected.contains(id) && !self.leaving.contains(id)
+        self.get(id).is_none() && !self.is_suspected(id) && !self.leaving.contains(id)
+    }
+
+    /// Whether the worker is only suspected.
+    pub fn is_suspected(&self, id: &WorkerId) -> bool {
+        self.suspected.iter().any(|worker| worker.id == *id)
     }
 }
 
@@ -286,12 +292,12 @@ impl Membership {
     /// Those that can be given work, sorted by id.
     pub fn live(&self) -> LiveWorkers {
         let with = |trust: Trust| self.members.values().filter(move |member| member.trust == trust);
-        let id = |member: &Member| member.worker.id.clone();
+        let worker = |member: &Member| member.worker.clone();
         // One that joined and has not beaten yet was not lost either.
         LiveWorkers {
-            workers: with(Trust::Live).map(|member| member.worker.clone()).collect(),
-            suspected: with(Trust::Waiting).map(id).collect(),
-            leaving: with(Trust::Leaving).map(id).collect(),
+            workers: with(Trust::Live).map(worker).collect(),
+            suspected: with(Trust::Waiting).map(worker).collect(),
+            leaving: with(Trust::Leaving).map(|member| member.worker.id.clone()).collect(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The attempts at a query. Until its rows are released, a lost worker costs
 //! another attempt: without it, through a fresh view, with a fresh plan. Rows
 //! are released when an attempt is complete; those of a scan at once, as it
-//! resumes by itself ([`ShardStreamsExec`]).
+//! resumes by itself (`shard_streams`).
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -32,7 +32,7 @@ use super::registry::Running;
 use super::retry::{Attempted, Decision, Event};
 use super::rewrite::reads_data;
 use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, tables_of};
-use super::shard_streams::{ShardStreamsExec, streams_of};
+use super::shard_streams::streams_of;
 use super::view::View;
 use crate::Error;
 use crate::cluster::{Cluster, LiveWorkers, PinGuard};
@@ -105,7 +105,12 @@ impl Attempts {
         // Those that are slow get no work while there are enough others.
         let mut without = self.cluster.outliers().lock().ejected(others, Instant::now());
         without.extend(avoid.iter().cloned());
-        let view = View::new(&live, &tables_of(plan)?, &without, &self.zone, turn, PARTITIONS)?;
+        let tables = tables_of(plan)?;
+        let mut view = View::new(&live, &tables, &without, &self.zone, turn, PARTITIONS)?;
+        if without.len() > avoid.len() && view.lacks_readers() {
+            // Slow, and the only ones that have a shard.
+            view = View::new(&live, &tables, avoid, &self.zone, turn, PARTITIONS)?;
+        }
         Ok(Arc::new(view))
     }
 
@@ -145,6 +150,7 @@ impl Attempts {
                 self.wait_for_a_worker().await;
             }
             attempted.begin();
+            tokio::time::sleep(attempted.pause()).await;
             let attempt = pinned.running.attempt();
             pinned.options.attempt = attempt;
             let event = match self.view(&pinned.plan, attempted.avoid()) {
@@ -275,7 +281,7 @@ pub(super) async fn worker_lost(cluster: &Cluster, used: impl Fn() -> BTreeSet<W
             return lost(worker);
         }
         // One that is only suspected is back with its next beat, or lost.
-        if let Some(worker) = used().into_iter().find(|worker| now.suspected.contains(worker)) {
+        if let Some(worker) = used().into_iter().find(|worker| now.is_suspected(worker)) {
             tokio::time::sleep(SUSPICION).await;
             let now = Arc::clone(&live.borrow_and_update());
             if now.get(&worker).is_none() && !now.leaving.contains(&worker) {

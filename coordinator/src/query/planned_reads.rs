@@ -27,6 +27,7 @@ use datafusion_distributed::{
     BroadcastExec, DistributedExec, DistributedLeafExec, NetworkBoundaryExt, NetworkCoalesceExec, Stage,
 };
 use shoal_data::counted_segment;
+use shoal_data::operators::{OnceExec, PiecesExec};
 use shoal_proto::exchange::{ReadLog, Reads};
 use shoal_proto::{ErrorCode, Failure, TableId, WorkerId};
 
@@ -277,6 +278,8 @@ fn taken_of_children(node: &Arc<dyn ExecutionPlan>, taken: Taken) -> datafusion:
     let passes_on = node.is::<ProjectionExec>()
         || node.is::<FilterExec>()
         || node.is::<CooperativeExec>()
+        || node.is::<OnceExec>()
+        || node.is::<PiecesExec>()
         || node.is::<SortPreservingMergeExec>()
         || node.is::<UnionExec>()
         || node.is::<UnnestExec>()

@@ -10,6 +10,8 @@ use shoal_proto::{ErrorCode, Failure, WorkerId};
 /// worker after worker must not kill them all; one that is only unlucky, with
 /// workers that come and go, should not fail.
 pub(super) const ATTEMPTS_MAX: u32 = 6;
+/// How much longer each further attempt waits before it begins.
+const PAUSE: Duration = Duration::from_millis(200);
 /// No new attempt begins after a query was retried for so long.
 const RETRY_FOR: Duration = Duration::from_secs(600);
 
@@ -71,6 +73,12 @@ impl Attempted {
     /// An attempt begins.
     pub(super) fn begin(&mut self) {
         self.attempt += 1;
+    }
+
+    /// How long to wait before the attempt that has begun: the second begins at
+    /// once, later ones leave time for what is only suspected to be back.
+    pub(super) fn pause(&self) -> Duration {
+        PAUSE * self.attempt.saturating_sub(2)
     }
 
     /// The attempt gave rows that need not be given again: what was lost before

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::FileGroup;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan};
@@ -32,7 +32,6 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
 };
 use parking_lot::Mutex;
-use shoal_data::SegmentName;
 use shoal_proto::exchange::QueryOptions;
 use shoal_proto::{Channels, WorkerId};
 use url::Url;
@@ -40,7 +39,7 @@ use url::Url;
 use self::stragglers::Stragglers;
 use self::stream::ShardStream;
 use super::registry::QueryRecord;
-use super::scan_tasks::{segment_of, shard_scan};
+use super::scan_tasks::{scan_bytes, segment_of, shard_scan};
 use super::view::{ShardLoad, View};
 use crate::cluster::Cluster;
 
@@ -50,6 +49,31 @@ mod stream;
 /// Rows of a shard that are kept until all are there, at most: of a query that
 /// asks for the first so many.
 const KEPT_ROWS_MAX: usize = 10_000;
+/// Bytes of them over all shards, by the size of the rows on disk.
+const KEPT_BYTES_MAX: u64 = 16 << 20;
+/// What a shard counts at least, however small: each costs a call.
+const WEIGHT_MIN: f64 = 0.5;
+/// Aggregates whose state is small, however many rows they have seen.
+const SMALL_AGGREGATES: [&str; 18] = [
+    "count",
+    "sum",
+    "avg",
+    "min",
+    "max",
+    "bool_and",
+    "bool_or",
+    "bit_and",
+    "bit_or",
+    "bit_xor",
+    "stddev",
+    "stddev_pop",
+    "var",
+    "var_pop",
+    "covar_samp",
+    "covar_pop",
+    "corr",
+    "approx_distinct",
+];
 
 /// What streams need beside the plan.
 #[derive(Clone)]
@@ -155,10 +179,16 @@ fn has_subquery(expr: &Expr) -> Result<bool> {
 /// one shard, and all that it does can be done shard by shard.
 fn makes_few_of_a_shard(plan: &Arc<dyn ExecutionPlan>) -> bool {
     let mut are_few = false;
+    let mut rows_kept = 1;
     let mut node = plan;
     loop {
         if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
-            if *aggregate.mode() != AggregateMode::Partial || !aggregate.group_expr().is_empty() {
+            let is_small = aggregate
+                .aggr_expr()
+                .iter()
+                .all(|each| SMALL_AGGREGATES.contains(&each.fun().name()) && !each.is_distinct());
+            if *aggregate.mode() != AggregateMode::Partial || !aggregate.group_expr().is_empty() || !is_small
+            {
                 return false;
             }
             are_few = true;
@@ -167,8 +197,12 @@ fn makes_few_of_a_shard(plan: &Arc<dyn ExecutionPlan>) -> bool {
                 return false;
             }
             are_few = true;
-        } else if shard_scan(node).is_some() {
-            return are_few;
+            rows_kept = sort.fetch().unwrap_or_default() as u64;
+        } else if let Some(scan) = shard_scan(node) {
+            // Of files in an order of their own a sort may have been left out.
+            return are_few
+                && scan.output_ordering.is_empty()
+                && kept_bytes(scan, rows_kept) <= KEPT_BYTES_MAX;
         } else if !(node.is::<FilterExec>() || node.is::<ProjectionExec>() || node.is::<CooperativeExec>()) {
             return false;
         }
@@ -177,6 +211,15 @@ fn makes_few_of_a_shard(plan: &Arc<dyn ExecutionPlan>) -> bool {
             _ => return false,
         }
     }
+}
+
+/// Bytes of so many rows of each segment, as they are on disk.
+fn kept_bytes(scan: &FileScanConfig, rows: u64) -> u64 {
+    let files: Vec<&PartitionedFile> = scan.file_groups.iter().flat_map(FileGroup::files).collect();
+    let known = |file: &PartitionedFile| file.statistics.as_ref()?.num_rows.get_value().copied();
+    let all_rows: usize = files.iter().filter_map(|file| known(file)).sum();
+    let row_bytes = scan_bytes(scan) / (all_rows as u64).max(1);
+    row_bytes.max(1) * rows * files.len() as u64
 }
 
 /// A plan in which what is below the place where partitions meet is read shard
@@ -230,7 +273,8 @@ pub(crate) struct ShardStreamsExec {
 struct ShardPlan {
     shard: u32,
     plan: Arc<dyn ExecutionPlan>,
-    segments: Vec<SegmentName>,
+    /// Its bytes, against the mean of all shards that are read.
+    weight: f64,
     /// Those that can read all of it from their own disk.
     readers: BTreeSet<WorkerId>,
     /// Where it runs first.
@@ -263,14 +307,14 @@ impl ShardStreamsExec {
         let tasks = view.workers().len().min(shards.len());
         let dealt = view.deal(&loads, tasks);
         let workers = view.task_workers(tasks);
+        let mean_bytes = loads.iter().map(|load| load.bytes).sum::<u64>().max(1) as f64 / loads.len() as f64;
         let mut plans = Vec::with_capacity(shards.len());
         for (((shard, files), load), task) in shards.into_iter().zip(&loads).zip(dealt) {
-            let segments = files.iter().map(segment_of).collect::<Result<Vec<_>>>()?;
             let worker = &view.workers()[workers[task]];
             plans.push(Arc::new(ShardPlan {
                 shard,
                 plan: with_files(plan, files)?,
-                segments,
+                weight: (load.bytes.max(1) as f64 / mean_bytes).max(WEIGHT_MIN),
                 readers: view.readers(load.table, shard),
                 worker: (worker.id.clone(), worker.url.clone()),
             }));

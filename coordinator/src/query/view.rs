@@ -123,6 +123,11 @@ impl View {
         self.shards.get(&table).copied().unwrap_or(1)
     }
 
+    /// Whether there is a shard that no worker can read from its own disk.
+    pub fn lacks_readers(&self) -> bool {
+        self.readable.values().any(BTreeSet::is_empty)
+    }
+
     /// The workers that can read all of a shard from their own disk.
     pub fn readers(&self, table: TableId, shard: u32) -> BTreeSet<WorkerId> {
         let readers = self.readable.get(&(table, shard)).into_iter().flatten();

@@ -8,15 +8,18 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::config::ConfigOptions;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
-use shoal_data::operators::PiecesExec;
+use shoal_data::operators::{OnceExec, PiecesExec};
 
 /// Puts a place to give way above each join without an equality, as DataFusion
 /// counts the batches that leaves give, and such a join makes thousands of
 /// each. One that may make none of very many pairs, because its filter refuses
-/// them, gets its probe side in pieces.
+/// them, gets its probe side in pieces. The other side of a nested loop join is
+/// read once: DataFusion reads it anew where memory runs out, and may then read
+/// less.
 #[derive(Debug, Default)]
 pub(crate) struct YieldInJoins;
 
@@ -29,9 +32,13 @@ impl PhysicalOptimizerRule for YieldInJoins {
         let wrapped = plan.transform_up(|node| {
             let without_equality = node.is::<NestedLoopJoinExec>() || node.is::<CrossJoinExec>();
             let node = match node.children().as_slice() {
-                [build, probe] if is_filtered(&node) => {
+                [build, probe] if node.is::<NestedLoopJoinExec>() || is_filtered(&node) => {
                     let probe = Arc::new(PiecesExec::new(Arc::clone(probe)));
-                    let sides: Vec<Arc<dyn ExecutionPlan>> = vec![Arc::clone(build), probe];
+                    let build = match node.is::<NestedLoopJoinExec>() {
+                        true => read_once(build)?,
+                        false => Arc::clone(build),
+                    };
+                    let sides: Vec<Arc<dyn ExecutionPlan>> = vec![build, probe];
                     replace_children_if_necessary(Arc::clone(&node), sides)?
                 }
                 _ if !without_equality => return Ok(Transformed::no(node)),
@@ -52,8 +59,20 @@ impl PhysicalOptimizerRule for YieldInJoins {
     }
 }
 
-/// Whether a join refuses pairs of rows that it has put together.
+/// The side of a join that is read once. Where its partitions are put together
+/// stays next to the join: whoever cuts the plan into stages looks for it there.
+fn read_once(side: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    match side.children().as_slice() {
+        [below] if side.is::<CoalescePartitionsExec>() => {
+            let once = Arc::new(OnceExec::new(Arc::clone(below)));
+            replace_children_if_necessary(Arc::clone(side), vec![once])
+        }
+        _ => Ok(Arc::new(OnceExec::new(Arc::clone(side)))),
+    }
+}
+
+/// Whether a join with an equality refuses pairs of rows that it has put
+/// together.
 fn is_filtered(node: &Arc<dyn ExecutionPlan>) -> bool {
-    node.downcast_ref::<NestedLoopJoinExec>().is_some_and(|join| join.filter().is_some())
-        || node.downcast_ref::<HashJoinExec>().is_some_and(|join| join.filter().is_some())
+    node.downcast_ref::<HashJoinExec>().is_some_and(|join| join.filter().is_some())
 }

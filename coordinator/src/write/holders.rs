@@ -14,7 +14,7 @@ const LOST_AFTER: Duration = BEAT_INTERVAL.saturating_mul(2);
 
 /// The workers, as seen by a write.
 pub trait SegmentHolders: Send + Sync {
-    /// Where a worker is reached; none while it is not live.
+    /// Where a worker is reached that is live, or only suspected.
     fn address(&self, worker: &WorkerId) -> Option<String>;
 
     /// Returns when the worker is not live and does not become so soon: it is
@@ -37,7 +37,9 @@ pub trait SegmentHolders: Send + Sync {
 
 impl SegmentHolders for Cluster {
     fn address(&self, worker: &WorkerId) -> Option<String> {
-        self.live().get(worker).map(|worker| worker.address.clone())
+        let live = self.live();
+        let suspected = || live.suspected.iter().find(|suspected| suspected.id == *worker);
+        live.get(worker).or_else(suspected).map(|worker| worker.address.clone())
     }
 
     fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {

@@ -247,7 +247,7 @@ while stopped() == 0:
         sys.exit("no worker was frozen")
     time.sleep(0.005)
 os.write(terminal, b"\x03")
-until("cancelled")
+until("(?i)cancelled")
 os.write(terminal, b"SELECT 'live ' || count(*) FROM system.workers WHERE state = 'live';\r")
 until("live [0-9]")
 print("stopped", stopped())

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use datafusion::common::Result;
 use datafusion::execution::TaskContext;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion_distributed::MaybeEncoded;
@@ -48,6 +49,8 @@ pub(super) struct ShardStream {
     /// To be handed out before anything else.
     ready: VecDeque<RecordBatch>,
     is_over: bool,
+    /// Of what is kept.
+    reservation: MemoryReservation,
     /// How long workers let the reader wait.
     waited: Duration,
     has_begun_twice: bool,
@@ -62,6 +65,8 @@ struct Run {
     at: usize,
     /// What came, while it must be whole.
     kept: VecDeque<RecordBatch>,
+    /// Begun while the first run was under way.
+    is_second: bool,
 }
 
 /// What happened while a stream waited.
@@ -83,6 +88,7 @@ impl ShardStream {
         metrics: Arc<Mutex<Vec<MetricsSet>>>,
         stragglers: Arc<Mutex<Stragglers>>,
     ) -> Self {
+        let reservation = MemoryConsumer::new("rows of a shard").register(task.memory_pool());
         Self {
             shard,
             giving,
@@ -95,6 +101,7 @@ impl ShardStream {
             rows_given: 0,
             ready: VecDeque::new(),
             is_over: false,
+            reservation,
             waited: Duration::ZERO,
             has_begun_twice: false,
             checked_at: Instant::now(),
@@ -155,7 +162,7 @@ impl ShardStream {
         };
         self.waited += since.elapsed();
         match happened {
-            Happened::Gave(number, Some(Ok(batch))) => self.take(number, batch),
+            Happened::Gave(number, Some(Ok(batch))) => return self.take(number, batch),
             Happened::Gave(number, None) => return self.ended(number),
             Happened::Gave(number, Some(Err(error))) => {
                 self.runs.remove(number);
@@ -184,13 +191,17 @@ impl ShardStream {
     }
 
     /// Takes rows of a run: those that were not handed out yet.
-    fn take(&mut self, number: usize, batch: RecordBatch) {
+    fn take(&mut self, number: usize, batch: RecordBatch) -> Result<(), Failure> {
         let rows = batch.num_rows();
         let run = &mut self.runs[number];
         let given = self.rows_given.saturating_sub(run.at).min(rows);
         run.at += rows;
         match self.giving {
-            Giving::WhenWhole => run.kept.push_back(batch),
+            Giving::WhenWhole => {
+                let grown = self.reservation.try_grow(batch.get_array_memory_size());
+                grown.map_err(|error| Failure::from_datafusion(&error))?;
+                run.kept.push_back(batch);
+            }
             Giving::AsTheyCome if given < rows => {
                 self.ready.push_back(batch.slice(given, rows - given));
                 self.rows_given += rows - given;
@@ -199,6 +210,7 @@ impl ShardStream {
             // The other run was there before.
             Giving::AsTheyCome => {}
         }
+        Ok(())
     }
 
     /// A run came to its end, with its completion mark: the shard is read.
@@ -216,8 +228,10 @@ impl ShardStream {
         }
         self.ready.extend(run.kept);
         self.is_over = true;
-        self.stragglers.lock().ended(self.waited);
-        if let Some(slower) = self.runs.pop() {
+        self.stragglers.lock().ended(self.waited.div_f64(self.shard.weight));
+        // A first run that is overtaken says something of its worker; a second
+        // one that began too late does not.
+        if let Some(slower) = self.runs.pop().filter(|_| run.is_second) {
             let what =
                 format!("shard {}: {} was overtaken by {}", self.shard.shard, slower.worker, run.worker);
             tracing::info!(query_id = %self.context.query.query, "{what}");
@@ -262,7 +276,7 @@ impl ShardStream {
     /// other shards and there is room for it.
     fn begin_twice_if_behind(&mut self) {
         let [run] = self.runs.as_slice() else { return };
-        if self.has_begun_twice || !self.stragglers.lock().is_behind(self.waited) {
+        if self.has_begun_twice || !self.stragglers.lock().is_behind(self.waited.div_f64(self.shard.weight)) {
             return;
         }
         let behind = run.worker.clone();
@@ -284,7 +298,10 @@ impl ShardStream {
 
     /// Starts to read behind the rows that were given already.
     fn open(&mut self, worker: WorkerId, url: &Url) -> Result<(), Failure> {
-        self.context.cluster.outliers().lock().begun();
+        let is_second = !self.runs.is_empty();
+        if !is_second {
+            self.context.cluster.outliers().lock().begun();
+        }
         let plan = match self.rows_given {
             0 => Arc::clone(&self.shard.plan),
             rows => Arc::new(GlobalLimitExec::new(Arc::clone(&self.shard.plan), rows, None)) as _,
@@ -315,7 +332,7 @@ impl ShardStream {
             Ok(())
         })
         .map_err(named)?;
-        self.runs.push(Run { worker, rows, at: self.rows_given, kept: VecDeque::new() });
+        self.runs.push(Run { worker, rows, at: self.rows_given, kept: VecDeque::new(), is_second });
         Ok(())
     }
 
@@ -332,11 +349,12 @@ impl ShardStream {
         match self.best_worker(&avoid)? {
             Some(best) if is_there => Ok(best),
             _ => {
-                let tried: Vec<&str> = avoid.iter().map(WorkerId::as_str).collect();
+                let tried: BTreeSet<&str> =
+                    self.attempted.losses().iter().map(|loss| loss.worker.as_str()).collect();
                 let message = format!(
                     "no live worker is left to read shard {} from (tried {})",
                     self.shard.shard,
-                    tried.join(", ")
+                    tried.into_iter().collect::<Vec<_>>().join(", ")
                 );
                 Err(Failure::new(ErrorCode::Unavailable, message))
             }
@@ -344,12 +362,15 @@ impl ShardStream {
     }
 
     /// The live worker, of those that are not to be avoided, that reads the shard
-    /// from its own disk; of equals the idlest.
+    /// from its own disk; of equals one that is not slow, then the idlest.
     fn best_worker(&self, avoid: &BTreeSet<WorkerId>) -> Result<Option<(WorkerId, Url)>, Failure> {
         let live = self.context.cluster.live();
         let others = live.workers.iter().filter(|worker| !avoid.contains(&worker.id));
+        let all = live.workers.iter().map(|worker| &worker.id);
+        let ejected = self.context.cluster.outliers().lock().ejected(all, Instant::now());
         let best = others.max_by_key(|worker| {
-            (self.shard.readers.contains(&worker.id), std::cmp::Reverse(worker.tasks_running))
+            let is_reader = self.shard.readers.contains(&worker.id);
+            (is_reader, !ejected.contains(&worker.id), std::cmp::Reverse(worker.tasks_running))
         });
         let Some(best) = best else { return Ok(None) };
         let url = worker_url(&best.address, &best.id).map_err(|error| Failure::from_datafusion(&error))?;
