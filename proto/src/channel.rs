@@ -111,6 +111,9 @@ pub fn endpoint(address: &str) -> Result<Endpoint, Failure> {
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpListener;
+    use tonic::body::Body;
+    use tonic::codegen::Service;
+    use tonic::codegen::http::Request;
 
     use super::*;
 
@@ -118,10 +121,11 @@ mod tests {
     async fn source_of(channels: &Channels) -> IpAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let channel = channels.get(&address).unwrap();
+        let mut channel = channels.get(&address).unwrap();
         let connecting = tokio::spawn(async move {
-            // Nobody answers: only the connection counts.
-            let _unanswered = tonic::client::Grpc::new(channel).ready().await;
+            // A channel connects for its first call. Nobody answers that.
+            std::future::poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+            let _unanswered = channel.call(Request::new(Body::empty())).await;
         });
         let accepted = tokio::time::timeout(Duration::from_secs(20), listener.accept()).await;
         connecting.abort();

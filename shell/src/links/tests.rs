@@ -160,11 +160,11 @@ fn what_waits_is_bounded_and_arrives_whole() {
     let net = Net::new();
     let (mut near, mut far) = net.connected();
     net.links.cut("a", Direction::Outbound).unwrap();
-    let sending = std::thread::spawn(move || {
-        let bytes: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
-        near.write_all(&bytes).unwrap();
-    });
-    std::thread::sleep(2 * HELD_FOR);
+    let bytes: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+    let sending = std::thread::spawn(move || near.write_all(&bytes).unwrap());
+    // It would be taken, were it to come.
+    assert_held(&mut far);
+    std::thread::sleep(HELD_FOR);
     assert!(!sending.is_finished(), "64 MiB went into a link that is cut");
     net.links.heal("a").unwrap();
     let mut read = vec![0; BYTES];
