@@ -4,6 +4,7 @@
 //! Nothing here talks to a coordinator or decides where shards live.
 
 pub mod block_sums;
+pub mod byte_size;
 pub mod checksum;
 pub mod data_dir;
 pub mod error;
@@ -21,6 +22,7 @@ pub mod segment_writer;
 pub mod shard_store;
 pub mod table;
 
+pub use byte_size::parse_bytes;
 pub use data_dir::DataDir;
 pub use error::DataError;
 pub use import_store::{ImportRoots, ImportStore};

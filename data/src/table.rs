@@ -13,7 +13,7 @@ use crate::{DataError, KeyHash, Segment};
 /// The most shards a table may have; each is a file group in every plan.
 pub const SHARDS_MAX: u32 = 1024;
 /// Shards of a table that does not say how many, before rounding up to a
-/// multiple of the workers.
+/// multiple of twice the workers.
 pub const SHARDS_DEFAULT: u32 = 8;
 /// Copies of each shard of a table that does not say how many.
 pub const REPLICAS_DEFAULT: u32 = 3;

@@ -4,6 +4,7 @@ use std::any::Any;
 
 use datafusion::common::{DataFusionError, Result as DfResult};
 use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
+use shoal_data::parse_bytes;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -17,7 +18,8 @@ pub struct ShoalConfig {
     pub task_bytes: usize,
     /// Whether shards join and group where they are.
     pub colocate: bool,
-    /// Memory that one query may hold on one node; empty: the node's limit.
+    /// Memory that one query may hold on one node; empty: the
+    /// coordinator's `query_memory_limit`.
     pub query_memory: String,
     /// Whether a query survives the loss of a worker after its first rows.
     pub failover: bool,
@@ -65,7 +67,7 @@ impl ExtensionOptions for ShoalConfig {
         let size = || match value.trim() {
             "0" => Ok(0),
             value => {
-                parse_bytes(value).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(refuse)
+                parse_size(value).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(refuse)
             }
         };
         let switch = || match value.trim().to_ascii_lowercase().as_str() {
@@ -78,7 +80,7 @@ impl ExtensionOptions for ShoalConfig {
             "colocate" => self.colocate = switch()?,
             "query_memory" => {
                 if !value.is_empty() {
-                    parse_bytes(value).map_err(refuse)?;
+                    parse_size(value).map_err(refuse)?;
                 }
                 value.clone_into(&mut self.query_memory);
             }
@@ -116,7 +118,7 @@ impl ExtensionOptions for ShoalConfig {
             entry(
                 "query_memory",
                 self.query_memory.clone(),
-                "Memory that one query may hold on one node, such as '2GiB'; empty: the node's limit.",
+                "Memory that one query may hold on one node, such as '2GiB'; empty: the coordinator's query_memory_limit.",
             ),
             entry(
                 "failover",
@@ -160,7 +162,7 @@ impl ShoalConfig {
         if self.query_memory.is_empty() {
             return Ok(None);
         }
-        parse_bytes(&self.query_memory).map(Some)
+        parse_size(&self.query_memory).map(Some)
     }
 }
 
@@ -174,32 +176,16 @@ fn size_text(bytes: usize) -> String {
     }
 }
 
-/// A size such as `512MiB`, `4GB` or `1048576`.
+/// A size that is not nothing.
 ///
 /// # Errors
 /// A message that names the value and the way out.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let trimmed = text.trim();
-    let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
-    let (number, unit) = trimmed.split_at(digits);
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kb" | "kib" => 1 << 10,
-        "m" | "mb" | "mib" => 1 << 20,
-        "g" | "gb" | "gib" => 1 << 30,
-        "t" | "tb" | "tib" => 1 << 40,
-        _ => {
-            return Err(format!(
-                "`{text}` is not a size: write a number and KiB, MiB, GiB or TiB, such as 512MiB"
-            ));
-        }
-    };
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is not a size such as 512MiB"))?;
-    let bytes = number * factor as f64;
-    if !(1.0..=9.0e18).contains(&bytes) {
-        return Err(format!("`{text}` is out of range for a size"));
+fn parse_size(text: &str) -> Result<u64, String> {
+    match parse_bytes(text) {
+        Ok(0) => Err(format!("`{text}`: a size must be at least one byte")),
+        Ok(bytes) => Ok(bytes),
+        Err(why) => Err(format!("`{text}` is {why}")),
     }
-    Ok(bytes as u64)
 }
 
 #[cfg(test)]
@@ -227,13 +213,11 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("512MiB", 512 << 20), ("4 GiB", 4 << 30), ("1048576", 1 << 20), ("1.5k", 1536)]
-        {
-            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "lots", "5 parsecs", "-1", "0", "1e400GiB"] {
-            assert!(parse_bytes(text).is_err(), "{text} was taken");
+    fn a_size_that_is_none_is_named() {
+        assert_eq!(parse_size("4 GiB"), Ok(4 << 30));
+        for text in ["lots", "0"] {
+            let message = parse_size(text).unwrap_err();
+            assert!(message.contains(&format!("`{text}`")), "{message}");
         }
     }
 }

@@ -10,7 +10,7 @@ mod system_tables;
 
 pub use catalog_list::SnapshotCatalogs;
 pub(crate) use catalog_list::VIEW_DEPTH_MAX;
-pub use config::{ShoalConfig, parse_bytes};
+pub use config::ShoalConfig;
 pub use hints::{with_function_hint, with_hint};
 pub use layout::{TableOptions, complete_layout, plain_columns};
 pub use parse::{Copy, CopyDirection, CopySource, Statement, parse};

@@ -21,50 +21,15 @@ pub trait Value: Sized {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-const BINARY_UNITS: [(&str, u64); 4] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-const DECIMAL_UNITS: [(&str, u64); 4] =
-    [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1_000)];
+const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 impl Value for ByteSize {
     fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || "not a size; write it like 4GiB, 512MiB, 1.5GB or a number of bytes".to_owned();
-        let text = text.trim();
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let unit = unit.trim();
-        let factor = match unit {
-            "" | "B" | "b" => 1,
-            // As in other tools that take memory limits, a bare letter is binary.
-            "K" | "k" => 1 << 10,
-            "M" | "m" => 1 << 20,
-            "G" | "g" => 1 << 30,
-            "T" | "t" => 1 << 40,
-            _ => BINARY_UNITS
-                .iter()
-                .chain(&DECIMAL_UNITS)
-                .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-                .map(|(_, factor)| *factor)
-                .ok_or_else(wrong)?,
-        };
-        let number = number.replace('_', "");
-        if let Ok(whole) = number.parse::<u64>() {
-            return whole
-                .checked_mul(factor)
-                .map(Self)
-                .ok_or_else(|| "more bytes than can be counted".to_owned());
-        }
-        let number: f64 = number.parse().map_err(|_| wrong())?;
-        let bytes = (number * factor as f64).round();
-        if bytes >= u64::MAX as f64 {
-            return Err("more bytes than can be counted".to_owned());
-        }
-        Ok(Self(bytes as u64))
+        shoal_data::parse_bytes(text).map(Self)
     }
 
     fn show(&self) -> String {
-        let unit =
-            BINARY_UNITS.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
+        let unit = UNITS.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
         match unit {
             Some((name, factor)) => format!("\"{}{name}\"", self.0 / factor),
             None => self.0.to_string(),
