@@ -1,5 +1,6 @@
 //! Operators that every node knows beyond DataFusion's own.
 
+mod hand_on;
 mod once;
 mod pieces;
 
@@ -10,8 +11,14 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 
-pub use once::OnceExec;
-pub use pieces::PiecesExec;
+use self::hand_on::HandOnExec;
+use self::once::Once;
+use self::pieces::InPieces;
+
+/// An input that can be read once only.
+pub type OnceExec = HandOnExec<Once>;
+/// An input in pieces.
+pub type PiecesExec = HandOnExec<InPieces>;
 
 /// Sends these operators from the coordinator to workers: each is its name,
 /// with its inputs below it.

@@ -1,117 +1,42 @@
 //! Batches in pieces for an operator that may work long on each of their
 //! rows, so that it gives way now and then.
 
-use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{Result, Statistics, internal_err};
-use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_plan::execution_plan::CardinalityEffect;
-use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+use datafusion::common::Result;
+use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
 use futures::{Stream, StreamExt};
+
+use super::hand_on::HandOn;
 
 /// A piece that took less is followed by one of twice the rows.
 const PIECE_MIN: Duration = Duration::from_millis(10);
 /// A piece that took more is followed by one of half the rows.
 const PIECE_MAX: Duration = Duration::from_millis(40);
 
-/// Hands its input's rows on, unchanged and in order, in pieces that take the
-/// operator above some 10 to 40 ms each, and gives way after those that do. A
-/// join that compares a batch with millions of rows could otherwise not be
-/// stopped for seconds.
+/// Gives rows in pieces that take the operator above some 10 to 40 ms each, and
+/// gives way after those that do. A join that compares a batch with millions of
+/// rows could otherwise not be stopped for seconds.
 #[derive(Debug)]
-pub struct PiecesExec {
-    input: Arc<dyn ExecutionPlan>,
-}
+pub struct InPieces;
 
-impl PiecesExec {
-    pub(super) const NAME_BYTES: &[u8] = Self::NAME.as_bytes();
-    const NAME: &str = "PiecesExec";
+impl HandOn for InPieces {
+    const NAME: &'static str = "PiecesExec";
 
-    /// The rows of `input` in pieces.
-    pub fn new(input: Arc<dyn ExecutionPlan>) -> Self {
-        Self { input }
-    }
-}
-
-impl DisplayAs for PiecesExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::NAME)
-    }
-}
-
-impl ExecutionPlan for PiecesExec {
-    fn name(&self) -> &str {
-        Self::NAME
+    fn of(_partitions: usize) -> Self {
+        Self
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        self.input.properties()
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn supports_limit_pushdown(&self) -> bool {
-        true
-    }
-
-    fn cardinality_effect(&self) -> CardinalityEffect {
-        CardinalityEffect::Equal
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn apply_expressions(
+    fn hand_on(
         &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(
-        self: Arc<Self>,
-        mut children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        match (children.pop(), children.is_empty()) {
-            (Some(input), true) => Ok(Arc::new(Self::new(input))),
-            _ => internal_err!("a {} has one input", Self::NAME),
-        }
-    }
-
-    fn child_stats_requests(&self, partition: Option<usize>) -> Vec<ChildStats> {
-        vec![ChildStats::At(partition)]
-    }
-
-    fn statistics_from_inputs(
-        &self,
-        inputs: &[Arc<Statistics>],
-        _args: &StatisticsArgs,
-    ) -> Result<Arc<Statistics>> {
-        match inputs {
-            [input] => Ok(Arc::clone(input)),
-            _ => internal_err!("a {} has one input", Self::NAME),
-        }
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let input = self.input.execute(partition, context)?;
-        Ok(Box::pin(Pieces { input, rest: None, rows_max: 1, given: None }))
+        _partition: usize,
+        open: impl FnOnce() -> Result<SendableRecordBatchStream>,
+    ) -> Result<SendableRecordBatchStream> {
+        Ok(Box::pin(Pieces { input: open()?, rest: None, rows_max: 1, given: None }))
     }
 }
 
@@ -178,6 +103,8 @@ impl RecordBatchStream for Pieces {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use arrow::array::{AsArray, Int64Array};
     use arrow::datatypes::{DataType, Field, Int64Type, Schema};
     use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
