@@ -7,12 +7,13 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt};
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 use shoal_proto::cluster::files_client::FilesClient;
 use shoal_proto::cluster::{ReadChunk, ReadEnd, ReadRequest, StatReply, StatRequest};
 use shoal_proto::{Channels, ErrorCode, Failure};
@@ -30,9 +31,18 @@ pub const STALL_MAX: Duration = Duration::from_secs(5);
 /// `UnexpectedEof` where the file is shorter than the range.
 pub fn read_exact(file: &File, range: Range<u64>) -> io::Result<Bytes> {
     let length = usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)?;
-    let mut buffer = BytesMut::zeroed(length);
-    file.read_exact_at(&mut buffer, range.start)?;
-    Ok(buffer.freeze())
+    // Not zeroed first: that costs as much as reading does.
+    let mut buffer = Vec::with_capacity(length);
+    while buffer.len() < length {
+        let at = range.start + buffer.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut buffer), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    buffer.truncate(length);
+    Ok(Bytes::from(buffer))
 }
 
 /// The range that a request names, if the file is that long.
@@ -190,7 +200,7 @@ async fn within<T>(
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Failure> {
     match tokio::time::timeout(patience, call).await {
-        Ok(reply) => reply.map_err(|status| Failure::from_status(&status)),
+        Ok(reply) => reply.map_err(|status| Failure::of_call(&status)),
         Err(_) => {
             Err(Failure::new(ErrorCode::Unavailable, format!("{address} sent nothing for {patience:?}")))
         }

@@ -23,8 +23,11 @@ mod statistics;
 
 /// Rows of one row group.
 pub const ROW_GROUP_ROWS: usize = 128 * 1024;
-/// Rows of one data page at most: what a lookup by sort key decodes.
+/// Rows of one data page at most.
 pub const PAGE_ROWS: usize = 8 * 1024;
+/// The same where rows are sorted by the shard key: what a lookup by key
+/// decodes.
+const LOOKUP_PAGE_ROWS: usize = 1024;
 /// Rows that are gathered and handed to the encoder at once.
 const GATHER_ROWS: usize = 16 * 1024;
 /// Rows looked at to decide whether a dictionary pays.
@@ -48,6 +51,7 @@ pub struct SegmentWriter {
     table: TableId,
     columns: SchemaRef,
     sort_key: Vec<usize>,
+    page_rows: usize,
 }
 
 impl SegmentWriter {
@@ -62,6 +66,10 @@ impl SegmentWriter {
             table: table.id,
             columns: table.columns.clone(),
             sort_key: sort_key.collect::<Result<_, _>>()?,
+            page_rows: match table.layout.sort_key.first() {
+                Some(first) if table.layout.shard_key.contains(first) => LOOKUP_PAGE_ROWS,
+                _ => PAGE_ROWS,
+            },
         })
     }
 
@@ -123,7 +131,7 @@ impl SegmentWriter {
     }
 
     fn properties(&self, rows: &RecordBatch) -> Result<WriterProperties, DataError> {
-        let mut properties = segment_properties();
+        let mut properties = segment_properties().set_data_page_row_count_limit(self.page_rows);
         if !self.sort_key.is_empty()
             && self.columns.fields().iter().all(|field| !field.data_type().is_nested())
         {

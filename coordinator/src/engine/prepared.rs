@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::ParamValues;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::sql::parser::Statement as DfStatement;
 use parking_lot::Mutex;
 use shoal_proto::Failure;
@@ -32,6 +33,30 @@ struct Planned {
     settings_version: u64,
     session: String,
     plan: LogicalPlan,
+    /// The same optimised, where that is right whenever it is run.
+    optimised: Option<LogicalPlan>,
+}
+
+/// What is to be run.
+pub(super) enum Asked {
+    /// A plan as it was written.
+    Plan(LogicalPlan),
+    /// One that is optimised already.
+    Optimised(LogicalPlan),
+}
+
+impl Asked {
+    pub(super) fn plan(&self) -> &LogicalPlan {
+        match self {
+            Self::Plan(plan) | Self::Optimised(plan) => plan,
+        }
+    }
+}
+
+impl From<LogicalPlan> for Asked {
+    fn from(plan: LogicalPlan) -> Self {
+        Self::Plan(plan)
+    }
 }
 
 impl Prepared {
@@ -56,6 +81,17 @@ impl Prepared {
     /// that cannot be inferred is `Null`.
     pub fn parameters(&self) -> &Schema {
         &self.parameters
+    }
+
+    /// What was planned, where that holds in this scope.
+    fn kept(&self, session: &Session, scope: &Scope) -> Option<Planned> {
+        self.planned.lock().clone().filter(|kept| {
+            kept.catalog_version == scope.snapshot.version
+                && kept.settings_version == scope.settings.version
+                && kept.session == session.id()
+                // System tables are filled when they are planned.
+                && !super::select::reads_system_tables(&kept.plan)
+        })
     }
 }
 
@@ -83,10 +119,13 @@ impl Engine {
         let statement = parse(sql)?;
         let scope = self.scope_for(session, matches!(statement, Statement::Insert(_)));
         let nothing = || Arc::new(Schema::empty());
+        let mut optimised = None;
         let (columns, plan) = match &statement {
             Statement::Query(query) => {
                 let plan = self.plan(&scope, query).await?;
-                (result_columns(&scope, &plan), Some(plan))
+                // A parameter without a value may be more than the optimiser can do.
+                optimised = self.optimised(&scope, plan.clone()).ok();
+                (result_columns(optimised.as_ref().unwrap_or(&plan)), Some(plan))
             }
             Statement::Explain { query, .. } => (explain_columns(), Some(self.plan(&scope, query).await?)),
             Statement::Availability(query) => (availability_columns(), Some(self.plan(&scope, query).await?)),
@@ -104,7 +143,9 @@ impl Engine {
             Some(plan) => parameter_fields(plan)?,
             None => Schema::empty(),
         };
+        let optimised = optimised.filter(|_| parameters.fields().is_empty());
         let planned = plan.map(|plan| Planned {
+            optimised: optimised.filter(|_| is_timeless(&plan)),
             catalog_version: scope.snapshot.version,
             settings_version: scope.settings.version,
             session: session.id().to_owned(),
@@ -117,6 +158,24 @@ impl Engine {
             parameters,
             planned: Mutex::new(planned),
         }))
+    }
+
+    /// What a query asks for in this scope: the plan that was optimised when it
+    /// was prepared, where nothing changed since, or else [`Engine::plan_of`].
+    pub(super) async fn asked_of(
+        &self,
+        session: &Session,
+        scope: &Scope,
+        prepared: &Prepared,
+        statement: &DfStatement,
+        parameters: Parameters,
+    ) -> Result<Asked, Error> {
+        if parameters.is_empty()
+            && let Some(optimised) = prepared.kept(session, scope).and_then(|kept| kept.optimised)
+        {
+            return Ok(Asked::Optimised(optimised));
+        }
+        self.plan_of(session, scope, prepared, statement, parameters).await.map(Asked::Plan)
     }
 
     /// The plan of a statement in this scope: the kept one where nothing
@@ -141,14 +200,7 @@ impl Engine {
         prepared: &Prepared,
         statement: &DfStatement,
     ) -> Result<LogicalPlan, Error> {
-        // System tables are filled when they are planned.
-        let kept = prepared.planned.lock().clone().filter(|kept| {
-            kept.catalog_version == scope.snapshot.version
-                && kept.settings_version == scope.settings.version
-                && kept.session == session.id()
-                && !super::select::reads_system_tables(&kept.plan)
-        });
-        let plan = match kept {
+        let plan = match prepared.kept(session, scope) {
             Some(kept) => kept.plan,
             None => {
                 let plan = self.plan(scope, statement).await?;
@@ -157,6 +209,7 @@ impl Engine {
                     settings_version: scope.settings.version,
                     session: session.id().to_owned(),
                     plan: plan.clone(),
+                    optimised: None,
                 });
                 plan
             }
@@ -198,6 +251,12 @@ impl Engine {
         Ok(plan.with_param_values(ParamValues::from(values))?)
     }
 
+    /// A plan as it will be run, before it becomes a physical one.
+    pub(super) fn optimised(&self, scope: &Scope, plan: LogicalPlan) -> Result<LogicalPlan, Error> {
+        let optimised = as_meant(plan).and_then(|plan| scope.planning.state().optimize(&plan));
+        optimised.map_err(|error| self.hinted(&scope.snapshot, Failure::from_datafusion(&error)))
+    }
+
     /// The logical plan of a statement.
     pub(super) async fn plan(&self, scope: &Scope, statement: &DfStatement) -> Result<LogicalPlan, Error> {
         let planned = scope.planning.state().statement_to_plan(statement.clone()).await;
@@ -213,11 +272,26 @@ impl Engine {
 
 /// The columns that running the plan will give: those of the optimised plan,
 /// whose types can differ from the bare plan's (a UNION, `round(d, 2)`).
-fn result_columns(scope: &Scope, plan: &LogicalPlan) -> SchemaRef {
-    let state = scope.planning.state();
-    let optimised = as_meant(plan.clone()).and_then(|plan| state.optimize(&plan));
-    // A parameter without a value may be more than the optimiser can do.
-    Arc::clone(optimised.as_ref().unwrap_or(plan).schema().inner())
+fn result_columns(optimised: &LogicalPlan) -> SchemaRef {
+    Arc::clone(optimised.schema().inner())
+}
+
+/// Whether a plan means the same at any moment: no `now()`, no `random()`.
+fn is_timeless(plan: &LogicalPlan) -> bool {
+    let mut is_timeless = true;
+    let walked = plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            is_timeless &= !expr.exists(|part| {
+                Ok(match part {
+                    Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
+                    Expr::ScalarVariable(..) => true,
+                    _ => false,
+                })
+            })?;
+            Ok(TreeNodeRecursion::Continue)
+        })
+    });
+    is_timeless && walked.is_ok()
 }
 
 fn parameter_fields(plan: &LogicalPlan) -> Result<Schema, Error> {

@@ -14,11 +14,10 @@ use shoal_proto::{ErrorCode, Failure, QueryId};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::prepared::explain_columns;
+use super::prepared::{Asked, explain_columns};
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope};
 use crate::query::{
-    Failover, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, as_meant, explain, explain_analyze,
-    reads_data,
+    Failover, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
 };
 use crate::sql::{ShoalConfig, Statement};
 use crate::{Error, Session};
@@ -56,8 +55,8 @@ impl Engine {
         let scope = self.scope(session);
         match &prepared.statement {
             Statement::Query(statement) => {
-                let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
-                let stream = self.select(running, scope, plan, false).await?;
+                let asked = self.asked_of(session, &scope, prepared, statement, parameters).await?;
+                let stream = self.select(running, scope, asked, false).await?;
                 let stream = self.pumped(stream);
                 Ok(QueryOutput { query, schema: stream.schema(), stream })
             }
@@ -130,15 +129,16 @@ impl Engine {
         &self,
         running: Running,
         scope: Scope,
-        plan: LogicalPlan,
+        asked: impl Into<Asked>,
         collect_metrics: bool,
     ) -> Result<QueryStream, Error> {
+        let asked = asked.into();
         let options = self.query_options(running.record().query, &scope.settings)?;
         let cancelled = running.cancelled();
         let admitted = tokio::select! {
             biased;
             () = cancelled.cancelled() => Err(Error::Cancelled("the query was cancelled while it waited".into())),
-            permit = self.turn(&running, &plan) => permit,
+            permit = self.turn(&running, asked.plan()) => permit,
         };
         let permit = match admitted {
             Ok(permit) => permit,
@@ -148,15 +148,11 @@ impl Engine {
             }
         };
         running.admitted();
-        let optimised = as_meant(plan).and_then(|plan| scope.planning.state().optimize(&plan));
-        let plan = match optimised {
-            Ok(plan) => plan,
-            Err(error) => {
-                let error = self.hinted(&scope.snapshot, Failure::from_datafusion(&error));
-                running.failed(&error.to_string());
-                return Err(error);
-            }
+        let optimised = match asked {
+            Asked::Optimised(plan) => Ok(plan),
+            Asked::Plan(plan) => self.optimised(&scope, plan),
         };
+        let plan = optimised.inspect_err(|error| running.failed(&error.to_string()))?;
         let Scope { pin, planning, .. } = scope;
         let pinned = Pinned { running, permit, pin, planning, plan, options, collect_metrics };
         self.attempts.run(pinned).await
@@ -193,7 +189,7 @@ impl Engine {
             }
             return explain_rows(vec![("Plan with Metrics", text)]);
         }
-        let optimised = scope.planning.state().optimize(&as_meant(plan.clone())?)?;
+        let optimised = self.optimised(&scope, plan.clone())?;
         let view = self.attempts.view(&optimised, &BTreeSet::new())?;
         let options = self.query_options(running.record().query, &scope.settings)?;
         let failover = ShoalConfig::of(&scope.settings.options)

@@ -90,10 +90,13 @@ impl StateTemplate {
     pub fn planning(&self, options: &ConfigOptions, catalogs: Arc<dyn CatalogProviderList>) -> Planning {
         let mut config = self.state.config().clone();
         *config.options_mut() = options.clone();
-        let mut state = SessionStateBuilder::new_from_existing(self.state.clone())
-            .with_config(config)
-            .with_catalog_list(catalogs)
-            .build();
+        let mut state = self.state.clone();
+        if options.execution != self.state.config_options().execution {
+            // Functions are made for a time zone: made anew, which takes long.
+            state = SessionStateBuilder::new_from_existing(state).with_config(config.clone()).build();
+        }
+        *state.config_mut() = config;
+        state.register_catalog_list(catalogs);
         // The one moment that `now()` means in this statement.
         state.execution_props_mut().mark_start_execution(Arc::new(options.clone()));
         Planning { state, channels: self.channels.clone() }
@@ -177,8 +180,7 @@ impl Planning {
             Giving::AsTheyCome => Way::Streamed,
             Giving::WhenWhole => Way::Merged,
         };
-        let state = self.state_for(view, query, collect_metrics, way)?;
-        let context = state.task_ctx();
+        let (state, context) = self.state_for(view, query, collect_metrics, way)?;
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
         let Some(bytes) = only_scan_bytes(&plan)? else { return Ok(None) };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
@@ -205,13 +207,14 @@ impl Planning {
         Ok(plan.map(|plan| PhysicalPlan { plan, context }))
     }
 
+    /// What a plan is made with, and what it runs in: the query's memory limit.
     fn state_for(
         &self,
         view: &Arc<View>,
         query: &QueryOptions,
         collect_metrics: bool,
         way: Way,
-    ) -> Result<SessionState> {
+    ) -> Result<(SessionState, Arc<TaskContext>)> {
         let mut config = self
             .state
             .config()
@@ -241,10 +244,10 @@ impl Planning {
         let node = self.state.runtime_env();
         let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..node.as_ref().clone() };
-        Ok(SessionStateBuilder::new_from_existing(self.state.clone())
-            .with_config(config)
-            .with_runtime_env(Arc::new(runtime))
-            .build())
+        let mut state = self.state.clone();
+        *state.config_mut() = config;
+        let context = TaskContext::from(&state).with_runtime(Arc::new(runtime));
+        Ok((state, Arc::new(context)))
     }
 
     async fn physical_with(
@@ -255,8 +258,7 @@ impl Planning {
         collect_metrics: bool,
         way: Way,
     ) -> Result<PhysicalPlan> {
-        let state = self.state_for(view, query, collect_metrics, way)?;
-        let context = state.task_ctx();
+        let (state, context) = self.state_for(view, query, collect_metrics, way)?;
         let plan = match way {
             Way::Here => DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?,
             _ => state.query_planner().create_physical_plan(logical, &state).await?,

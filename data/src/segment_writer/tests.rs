@@ -7,7 +7,8 @@ use arrow::compute::concat_batches;
 // `record_batch!` looks for it by this name.
 use arrow::datatypes as arrow_schema;
 use arrow::datatypes::{Field, Schema};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::PageIndexPolicy;
 use proptest::prelude::*;
 
 use super::*;
@@ -112,6 +113,24 @@ fn many_row_groups_make_one_bound() {
     assert_eq!(encoded.segment.columns[0].min, Some(StatValue::Int(0)));
     assert_eq!(encoded.segment.columns[0].max, Some(StatValue::Int(rows - 1)));
     assert_eq!(decode(&encoded).column(0).as_ref(), &(0..rows).collect::<Int64Array>());
+}
+
+#[test]
+fn a_lookup_by_key_decodes_few_rows() {
+    let keys = Arc::new((0..50_000).collect::<Int64Array>());
+    let schema = Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, false)]));
+    let batch = RecordBatch::try_new(schema, vec![keys]).unwrap();
+    let pages = |shard_key: &[&str]| {
+        let mut table = table(batch.schema(), &["k"]);
+        table.layout.shard_key = shard_key.iter().map(|name| (*name).to_owned()).collect();
+        let encoded = SegmentWriter::new(&table).unwrap();
+        let encoded = encoded.encode(1, SegmentId::random(), vec![batch.clone()]).unwrap();
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+        let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(encoded.bytes, options).unwrap();
+        reader.metadata().offset_index().unwrap()[0][0].page_locations().len()
+    };
+    assert_eq!(pages(&["k"]), 50_000_usize.div_ceil(LOOKUP_PAGE_ROWS));
+    assert_eq!(pages(&[]), 50_000_usize.div_ceil(PAGE_ROWS));
 }
 
 #[test]

@@ -84,6 +84,37 @@ fn parameters_are_bound_for_queries_and_for_writes() {
 }
 
 #[test]
+fn a_prepared_statement_is_as_of_each_run() {
+    with_client(shared(2), async |client| {
+        client.update("CREATE TABLE fl_again (k BIGINT)").await.unwrap();
+        client.update("INSERT INTO fl_again VALUES (1), (2)").await.unwrap();
+        let mut clock =
+            client.prepare("SELECT CAST(now() AS VARCHAR) AS t FROM fl_again LIMIT 1").await.unwrap();
+        let mut count = client.prepare("SELECT CAST(count(*) AS VARCHAR) AS t FROM fl_again").await.unwrap();
+        let info = clock.execute().await.unwrap();
+        let first = texts(client, info, "t").await;
+        let info = count.execute().await.unwrap();
+        assert_eq!(texts(client, info, "t").await, ["2"]);
+        client.update("INSERT INTO fl_again VALUES (3)").await.unwrap();
+        let info = clock.execute().await.unwrap();
+        let second = texts(client, info, "t").await;
+        assert_eq!((first.len(), second.len()), (1, 1));
+        assert!(first < second, "{first:?} {second:?}");
+        // The catalog has not changed between these two.
+        let info = clock.execute().await.unwrap();
+        let third = texts(client, info, "t").await;
+        assert!(second < third, "{second:?} {third:?}");
+        for _ in 0..2 {
+            let info = count.execute().await.unwrap();
+            assert_eq!(texts(client, info, "t").await, ["3"]);
+        }
+        clock.close().await.unwrap();
+        count.close().await.unwrap();
+        client.update("DROP TABLE fl_again").await.unwrap();
+    });
+}
+
+#[test]
 fn catalogs_schemas_tables_and_types_are_listed() {
     with_client(shared(2), async |client| {
         client.update("CREATE TABLE fl_listed (k INT NOT NULL, s VARCHAR)").await.unwrap();
