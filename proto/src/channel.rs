@@ -110,12 +110,25 @@ pub fn endpoint(address: &str) -> Result<Endpoint, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::time::timeout;
     use tonic::body::Body;
     use tonic::codegen::Service;
     use tonic::codegen::http::Request;
 
     use super::*;
+    use crate::cluster::files_client::FilesClient;
+    use crate::cluster::{ReadRequest, StatRequest};
+
+    /// Kinds of frames of HTTP/2.
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    /// Flags of such frames.
+    const ACK: u8 = 1;
+    const END_HEADERS: u8 = 4;
 
     /// Where a connection to a loopback listener comes from.
     async fn source_of(channels: &Channels) -> IpAddr {
@@ -161,5 +174,83 @@ mod tests {
         ] {
             assert_eq!(is_beside(&endpoint(address).unwrap(), source), expected, "{address}");
         }
+    }
+
+    /// On this machine a connection that takes longer is not answered at all.
+    const ANSWERED_WITHIN: Duration = Duration::from_millis(500);
+
+    #[tokio::test]
+    async fn a_connection_that_does_not_come_up_is_given_up() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        // Nobody accepts. Once the queue of those who wait is full, the system
+        // leaves whoever comes without an answer, as a lost machine would.
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(connected) = timeout(ANSWERED_WITHIN, TcpStream::connect(address)).await {
+            waiting.push(connected.unwrap());
+            assert!(waiting.len() < 100, "the queue does not fill");
+        }
+        let channels = Channels::new(tokio::runtime::Handle::current());
+        let mut client = FilesClient::new(channels.get(&format!("http://{address}")).unwrap());
+        let started = Instant::now();
+        let asked = timeout(Duration::from_secs(4), client.stat(StatRequest::default())).await;
+        let status = asked.expect("the call waits for a connection").unwrap_err();
+        assert!(started.elapsed() >= ANSWERED_WITHIN, "somebody answered: {status}");
+        assert_eq!(Failure::from_status(&status).code, ErrorCode::Unavailable, "{status}");
+    }
+
+    /// Brings a connection up and begins to answer each call, and then says
+    /// nothing more, to probes neither. Returns when the connection is closed.
+    async fn fall_silent(mut client: TcpStream) -> std::io::Result<()> {
+        let mut preface = [0; 24];
+        client.read_exact(&mut preface).await?;
+        client.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await?;
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await?;
+            let [high, middle, low, kind, flags, stream @ ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+            client.read_exact(&mut payload).await?;
+            let mut answer: Vec<u8> = Vec::new();
+            if kind == SETTINGS && flags != ACK {
+                answer.extend([0, 0, 0, SETTINGS, ACK]);
+                answer.extend(stream);
+            } else if kind == HEADERS {
+                // `:status: 200` and `content-type: application/grpc`.
+                let mut headers: Vec<u8> = vec![0x88, 0x0f, 0x10, 16];
+                headers.extend(b"application/grpc");
+                answer.extend([0, 0, headers.len() as u8, HEADERS, END_HEADERS]);
+                answer.extend(stream);
+                answer.extend(headers);
+            }
+            client.write_all(&answer).await?;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_falls_silent_is_given_up_also_while_it_is_idle() {
+        // The interval and the timeout of the probes, and some time for a busy machine.
+        const GIVEN_UP_WITHIN: Duration = Duration::from_secs(6);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+
+        let idle = endpoint(&address).unwrap().connect().await.unwrap();
+        let idle_peer = tokio::spawn(fall_silent(listener.accept().await.unwrap().0));
+
+        let channels = Channels::new(tokio::runtime::Handle::current());
+        let mut client = FilesClient::new(channels.get(&address).unwrap());
+        let peer = tokio::spawn(async move { fall_silent(listener.accept().await?.0).await });
+        let called = timeout(GIVEN_UP_WITHIN, client.read(ReadRequest::default())).await.unwrap();
+        let mut stream = called.unwrap().into_inner();
+
+        let (message, closed) =
+            tokio::join!(timeout(GIVEN_UP_WITHIN, stream.message()), timeout(GIVEN_UP_WITHIN, idle_peer));
+        assert!(message.expect("a stream waits for a silent peer").is_err());
+        let closed = closed.expect("an idle connection to a silent peer stays").unwrap();
+        assert!(closed.is_err(), "it hears its client until that is gone");
+        drop(idle);
+        peer.abort();
     }
 }

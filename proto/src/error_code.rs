@@ -193,6 +193,18 @@ impl Failure {
         failure
     }
 
+    /// As [`Failure::from_status`], of a call to a node that names itself or a
+    /// code of ours in what it says. What has neither comes from the connection,
+    /// and another node may cure it.
+    pub fn of_call(status: &Status) -> Self {
+        let mut failure = Self::from_status(status);
+        if failure.worker.is_none() && failure.code == ErrorCode::Internal {
+            failure.code = ErrorCode::Unavailable;
+            failure.message = format!("connection lost: {}", failure.message);
+        }
+        failure
+    }
+
     /// The gRPC status for this failure; the worker travels as metadata.
     pub fn to_status(&self) -> Status {
         let mut status = Status::new(self.code.grpc(), self.message.clone());
@@ -256,12 +268,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_no_node_said_comes_from_the_connection() {
+        let broken = Failure::of_call(&Status::unknown("transport error"));
+        assert_eq!(broken.code, ErrorCode::Unavailable);
+        let told = Failure::new(ErrorCode::Internal, "a bug").at("w1");
+        assert_eq!(Failure::of_call(&told.to_status()), told);
+        let missing = Failure::new(ErrorCode::NotFound, "no such segment");
+        assert_eq!(Failure::of_call(&missing.to_status()), missing);
+    }
+
+    #[test]
     fn messages_begin_with_what_is_wrong() {
         let cast = "Optimizer rule 'simplify_expressions' failed\ncaused by\nArrow error: Cast error: Cannot cast 'x'";
         assert_eq!(plainly(cast), "Cast error: Cannot cast 'x'");
         assert_eq!(plainly("Error during planning: table 't' not found"), "table 't' not found");
         assert_eq!(plainly("table 't' not found"), "table 't' not found");
         assert_eq!(plainly("Arrow error: "), "Arrow error: ");
+    }
+
+    #[test]
+    fn only_what_other_replicas_may_cure_is_retryable() {
+        let expected = [
+            (ErrorCode::Invalid, false),
+            (ErrorCode::NotFound, false),
+            (ErrorCode::AlreadyExists, false),
+            (ErrorCode::Unsupported, false),
+            (ErrorCode::Exhausted, false),
+            (ErrorCode::Cancelled, false),
+            (ErrorCode::Timeout, false),
+            (ErrorCode::Unavailable, true),
+            (ErrorCode::Corrupt, true),
+            (ErrorCode::Internal, false),
+            (ErrorCode::Unauthenticated, false),
+        ];
+        assert_eq!(expected, ErrorCode::ALL.map(|code| (code, code.is_retryable())));
     }
 
     #[test]

@@ -178,8 +178,8 @@ mod tests {
 
     #[test]
     fn every_step_has_a_name_of_its_own() {
-        let names: std::collections::BTreeSet<_> =
-            Step::OF_WORKER.iter().chain(&Step::OF_COORDINATOR).map(|step| step.name()).collect();
-        assert_eq!(names.len(), Step::OF_WORKER.len() + Step::OF_COORDINATOR.len());
+        let steps = || Step::OF_WORKER.into_iter().chain(Step::OF_COORDINATOR).chain([Step::TaskBatch]);
+        let names: std::collections::BTreeSet<_> = steps().map(Step::name).collect();
+        assert_eq!(names.len(), steps().count(), "{names:?}");
     }
 }

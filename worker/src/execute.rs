@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_distributed::{
@@ -29,7 +29,7 @@ use shoal_proto::query::{
     Accepted, Frame, PartitionRequest, RunRequest, TaskMetrics, ToCoordinator, ToWorker, partition_request,
     to_coordinator, to_worker,
 };
-use shoal_proto::{Channels, ErrorCode, Failure, QueryId, WorkerId};
+use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -37,11 +37,13 @@ use tonic::{Request, Response, Status, Streaming};
 use url::Url;
 use uuid::Uuid;
 
-use crate::pulse::Pulses;
+use crate::pulse::{Attempt, Pulses, Still};
 use crate::session::{TaskSessions, with_counted_readers};
 
 /// How often tasks that ended are let go of.
 const FORGET_INTERVAL: Duration = Duration::from_millis(400);
+/// What the library says of a task whose plan did not come in time.
+const PLAN_IS_LATE: &str = "waiting for the plan";
 /// Frames that wait between the plan and the network, per partition.
 const FRAMES_WAITING: usize = 2;
 
@@ -90,7 +92,7 @@ impl ExecutionService {
     }
 
     /// For how long tasks of each query have not moved.
-    pub fn still(&self) -> Vec<(QueryId, Duration)> {
+    pub fn still(&self) -> Vec<Still> {
         self.pulses.still(FORGET_INTERVAL)
     }
 
@@ -101,7 +103,7 @@ impl ExecutionService {
     /// Runs what makes frames on the compute runtime, until the reader goes.
     fn frames<F>(
         &self,
-        query: QueryId,
+        options: &QueryOptions,
         make: impl FnOnce(mpsc::Sender<Result<Frame, Status>>) -> F,
     ) -> FrameStream
     where
@@ -109,7 +111,8 @@ impl ExecutionService {
     {
         let (sender, frames) = mpsc::channel(FRAMES_WAITING);
         let running = Running::start(&self.tasks_running);
-        let work = self.pulses.watch(query, make(sender));
+        let attempt = Attempt { query: options.query, number: options.attempt };
+        let work = self.pulses.watch(attempt, make(sender));
         let task = self.compute.spawn(async move {
             work.await;
             drop(running);
@@ -150,10 +153,10 @@ impl Execution for ExecutionService {
         let still_wanted = messages.filter_map(|_| std::future::ready(None)).boxed();
         let worker = self.worker.clone();
         let headers = metadata.into_headers();
-        let taken = self
-            .compute
-            .spawn(async move { worker.coordinator_channel(headers, request, still_wanted).await })
-            .await;
+        let options = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?;
+        let attempt = Attempt { query: options.query, number: options.attempt };
+        let take = async move { worker.coordinator_channel(headers, request, still_wanted).await };
+        let taken = self.compute.spawn(self.pulses.watch(attempt, take)).await;
         let replies = match taken {
             Ok(Ok(replies)) => replies,
             Ok(Err(error)) => return Err(self.refuse(Failure::from_datafusion(&error))),
@@ -188,9 +191,10 @@ impl Execution for ExecutionService {
         let worker = self.worker.clone();
         let worker_id = self.worker_id.clone();
         let discard = request.discard;
-        Ok(Response::new(self.frames(options.query, |frames| async move {
+        Ok(Response::new(self.frames(&options, |frames| async move {
             let open = async {
-                let (mut streams, context) = worker.execute_task(execute).await?;
+                let opened = worker.execute_task(execute).await;
+                let (mut streams, context) = opened.map_err(|error| opening_failure(&error))?;
                 match streams.pop() {
                     Some(stream) if streams.is_empty() => Ok((stream, ReadLog::of(&context))),
                     _ => Err(Failure::new(ErrorCode::Internal, "not one stream for one partition").into()),
@@ -209,8 +213,8 @@ impl Execution for ExecutionService {
         let (metadata, _, request) = request.into_parts();
         let headers = metadata.into_headers();
         let service = self.clone();
-        let query = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?.query;
-        Ok(Response::new(self.frames(query, |frames| async move {
+        let options = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?;
+        Ok(Response::new(self.frames(&options, |frames| async move {
             let ran: Arc<Mutex<Option<Arc<dyn ExecutionPlan>>>> = Arc::default();
             let open = async {
                 let (plan, context) = service.whole_plan(&headers, &request)?;
@@ -261,6 +265,18 @@ fn forget_ended_tasks(compute: &Handle, worker: Worker, pulses: Pulses) {
             let _nobody_waits = tokio::time::timeout(Duration::ZERO, worker.execute_task(nothing)).await;
         }
     });
+}
+
+/// Why a task did not begin. The library says of a plan that it waited for in
+/// vain what it says of one that cannot be run.
+fn opening_failure(error: &DataFusionError) -> Failure {
+    let failure = Failure::from_datafusion(error);
+    match error.find_root() {
+        DataFusionError::Execution(message) if message.contains(PLAN_IS_LATE) => {
+            Failure { code: ErrorCode::Unavailable, ..failure }
+        }
+        _ => failure,
+    }
 }
 
 /// Metrics of each node of a plan that ran, in pre-order.

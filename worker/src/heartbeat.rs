@@ -309,3 +309,128 @@ async fn next(orders: &mut Streaming<Orders>) -> Result<Orders, Failure> {
 fn silent(coordinator: &str) -> Failure {
     Failure::new(ErrorCode::Unavailable, format!("coordinator {coordinator} was silent for {SILENCE_MAX:?}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::path::Path;
+
+    use async_trait::async_trait;
+    use futures::StreamExt;
+    use futures::future::join_all;
+    use futures::stream::BoxStream;
+    use shoal_data::DataDir;
+    use shoal_data::shard_store::LocalSegments;
+    use shoal_proto::cluster::cluster_server::{Cluster, ClusterServer};
+    use shoal_proto::cluster::{LocateReply, LocateRequest};
+    use shoal_proto::server::{self, Incoming};
+    use tonic::{Request, Response, Status};
+
+    use super::*;
+
+    /// A coordinator that hears everything, and from here on answers nothing.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum MuteFrom {
+        Join,
+        Stream,
+        Beats,
+    }
+
+    #[async_trait]
+    impl Cluster for MuteFrom {
+        type HeartbeatStream = BoxStream<'static, Result<Orders, Status>>;
+
+        async fn join(&self, _: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+            if *self == Self::Join {
+                std::future::pending::<()>().await;
+            }
+            let cluster = "c".to_owned();
+            Ok(Response::new(JoinReply { cluster, beat_interval_ms: 50, ..JoinReply::default() }))
+        }
+
+        async fn heartbeat(
+            &self,
+            beats: Request<Streaming<Beat>>,
+        ) -> Result<Response<Self::HeartbeatStream>, Status> {
+            if *self == Self::Stream {
+                std::future::pending::<()>().await;
+            }
+            let unanswered =
+                beats.into_inner().filter_map(|_| std::future::ready(None::<Result<Orders, Status>>));
+            Ok(Response::new(unanswered.boxed()))
+        }
+
+        async fn locate(&self, _: Request<LocateRequest>) -> Result<Response<LocateReply>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+    }
+
+    /// A worker that runs nothing.
+    struct Idle;
+
+    impl ExecutionStatus for Idle {
+        fn progress(&self) -> Vec<QueryProgress> {
+            Vec::new()
+        }
+
+        fn tasks_running(&self) -> u32 {
+            0
+        }
+
+        fn memory_used_bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    /// The heartbeat of a worker that keeps its data below `root`.
+    fn beating(root: &Path) -> Beating {
+        let data_dir = DataDir::lock(root).unwrap();
+        let dir = Arc::new(SegmentDir::open(&data_dir).unwrap());
+        let io = tokio::runtime::Handle::current();
+        let channels = Channels::new(io.clone());
+        let replicator = Replicator::new(Arc::clone(&dir), channels.clone(), io);
+        let local = LocalSegments::new(dir.path().to_owned(), Arc::new(replicator.clone()));
+        Beating {
+            channels,
+            incarnation: "a".to_owned(),
+            parts: HeartbeatParts {
+                coordinators: Vec::new(),
+                identity: Identity::load(root, Some("w1")).unwrap(),
+                data_dir: root.to_owned(),
+                listening: Ipv4Addr::LOCALHOST.into(),
+                introduction: Introduction {
+                    address: "http://127.0.0.1:1".to_owned(),
+                    zone: String::new(),
+                    memory_bytes: 1,
+                    threads: 1,
+                },
+                scrub: Scrub::new(Arc::clone(&dir), Arc::new(local), 0),
+                dir,
+                replicator,
+                status: Arc::new(Idle),
+            },
+            leaving: CancellationToken::new(),
+            left: CancellationToken::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_falls_silent_is_given_up() {
+        // Five seconds for each of the first two, and less than two between a
+        // beat and its answer; the rest is for a busy machine.
+        let cases = [(MuteFrom::Join, 7), (MuteFrom::Stream, 7), (MuteFrom::Beats, 4)];
+        let ended = cases.map(|(coordinator, limit_s)| async move {
+            let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let service = ClusterServer::new(coordinator);
+            tokio::spawn(server::builder().add_service(service).serve_with_incoming(Incoming::new(listener)));
+            let root = tempfile::tempdir().unwrap();
+            let mut beating = beating(root.path());
+            let limit = Duration::from_secs(limit_s);
+            let beats = tokio::time::timeout(limit, beating.beat_at(&format!("http://{address}"))).await;
+            let ended = beats.unwrap_or_else(|_| panic!("{coordinator:?}: still waited for"));
+            let failure = ended.unwrap_err();
+            assert_eq!(failure.code, ErrorCode::Unavailable, "{coordinator:?}: {failure}");
+        });
+        join_all(ended).await;
+    }
+}

@@ -32,7 +32,7 @@ impl CoordinatorLocate {
             .map_err(|_| {
                 Failure::new(ErrorCode::Unavailable, format!("coordinator {address} does not answer"))
             })?
-            .map_err(|status| Failure::from_status(&status))?
+            .map_err(|status| Failure::of_call(&status))?
             .into_inner();
         let replicas = reply
             .locations
@@ -54,5 +54,72 @@ impl Locate for CoordinatorLocate {
             }
         }
         Err(last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream::BoxStream;
+    use shoal_proto::cluster::cluster_server::{Cluster, ClusterServer};
+    use shoal_proto::cluster::{Beat, JoinReply, JoinRequest, LocateReply, Orders};
+    use shoal_proto::server::{self, Incoming};
+    use shoal_proto::{SegmentId, TableId};
+    use tonic::{Request, Response, Status, Streaming};
+
+    use super::*;
+
+    struct Coordinator {
+        /// It hears what it is asked, and does not answer.
+        is_mute: bool,
+    }
+
+    #[async_trait]
+    impl Cluster for Coordinator {
+        type HeartbeatStream = BoxStream<'static, Result<Orders, Status>>;
+
+        async fn join(&self, _: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+
+        async fn heartbeat(
+            &self,
+            _: Request<Streaming<Beat>>,
+        ) -> Result<Response<Self::HeartbeatStream>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+
+        async fn locate(&self, _: Request<LocateRequest>) -> Result<Response<LocateReply>, Status> {
+            if self.is_mute {
+                std::future::pending::<()>().await;
+            }
+            Ok(Response::new(LocateReply { bytes: 7, ..LocateReply::default() }))
+        }
+    }
+
+    async fn coordinator(is_mute: bool) -> String {
+        let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let service = ClusterServer::new(Coordinator { is_mute });
+        tokio::spawn(server::builder().add_service(service).serve_with_incoming(Incoming::new(listener)));
+        format!("http://{address}")
+    }
+
+    /// What these coordinators say, within two seconds for one that is mute and
+    /// some time for a busy machine.
+    async fn located(coordinators: Vec<String>) -> Result<Located, Failure> {
+        let locate = CoordinatorLocate::new(coordinators, Channels::new(tokio::runtime::Handle::current()));
+        let name = SegmentName { table: TableId(1), shard: 0, segment: SegmentId::random() };
+        let located = tokio::time::timeout(Duration::from_secs(4), locate.locate(&name)).await;
+        located.expect("a coordinator that is mute is still waited for")
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_does_not_answer_is_passed_over() {
+        let (mute, other) = (coordinator(true).await, coordinator(false).await);
+        let (alone, before_another) =
+            tokio::join!(located(vec![mute.clone()]), located(vec![mute.clone(), other]));
+        let failure = alone.unwrap_err();
+        assert_eq!(failure.code, ErrorCode::Unavailable, "{failure}");
+        assert!(failure.message.contains(&mute), "{failure}");
+        assert_eq!(before_another.unwrap().bytes, 7);
     }
 }

@@ -164,18 +164,25 @@ fn register(runtime: &RuntimeEnv, url: &str, store: Arc<dyn object_store::Object
 impl ExecutionStatus for ExecutionService {
     fn progress(&self) -> Vec<QueryProgress> {
         let still = self.still();
-        let still_ms = |query| {
-            let still = still.iter().find(|(other, _)| *other == query);
-            still.map_or(0, |(_, still)| u64::try_from(still.as_millis()).unwrap_or(u64::MAX))
-        };
-        let progress = self.sessions().progress().into_iter();
+        let mut progress = self.sessions().progress();
+        // Where nothing is computed, what comes is not begun, and yet it waits.
+        let waiting = still.iter().map(|still| still.attempt.query);
+        let waiting: Vec<_> =
+            waiting.filter(|query| !progress.iter().any(|(begun, _)| begun == query)).collect();
+        progress.extend(waiting.into_iter().map(|query| (query, (0, 0, 0))));
         progress
-            .map(|(query, (rows, bytes, segments))| QueryProgress {
-                query: query.to_string(),
-                rows,
-                bytes,
-                segments,
-                still_ms: still_ms(query),
+            .into_iter()
+            .map(|(query, (rows, bytes, segments))| {
+                let still = still.iter().find(|still| still.attempt.query == query);
+                QueryProgress {
+                    query: query.to_string(),
+                    rows,
+                    bytes,
+                    segments,
+                    still_ms: still
+                        .map_or(0, |still| u64::try_from(still.time.as_millis()).unwrap_or(u64::MAX)),
+                    attempt: still.map_or(0, |still| still.attempt.number),
+                }
             })
             .collect()
     }

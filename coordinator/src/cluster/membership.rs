@@ -344,7 +344,7 @@ mod tests {
             left.extend(membership.expire(start + tick * INTERVAL / 2));
         }
         assert_eq!(left, [WorkerId::from("w1")]);
-        assert!(live(&membership).is_empty());
+        assert!(live(&membership).is_empty() && membership.live().is_lost(&"w1".into()));
         // Its stream is still open, and it beats again: it must join anew.
         let late = start + 20 * INTERVAL;
         assert_eq!(membership.beat(late, &"w1".into(), "a", 1, &Vitals::default()), Heard::Unknown);
@@ -364,8 +364,10 @@ mod tests {
     #[test]
     fn a_broken_stream_is_a_lost_worker_at_once() {
         let mut membership = one_live(Instant::now());
+        assert!(!membership.live().is_lost(&"w1".into()));
         assert!(membership.disconnected(&"w1".into(), 1));
         assert!(live(&membership).is_empty());
+        assert!(membership.live().is_lost(&"w1".into()));
         assert!(!membership.disconnected(&"w1".into(), 1));
     }
 
@@ -388,6 +390,7 @@ mod tests {
         assert!(membership.suspect(&"w1".into()));
         assert!(!membership.suspect(&"w1".into()));
         assert!(live(&membership).is_empty());
+        assert!(!membership.live().is_lost(&"w1".into()), "it may answer yet");
         assert_eq!(membership.beat(now, &"w1".into(), "a", 1, &Vitals::default()), Heard::Changed);
         assert_eq!(live(&membership), ["w1"]);
     }
@@ -400,6 +403,9 @@ mod tests {
         assert_eq!(membership.beat(start, &"w1".into(), "a", 1, &leaving), Heard::Changed);
         assert!(live(&membership).is_empty());
         assert!(membership.is_member(&"w1".into()));
+        assert!(!membership.live().is_lost(&"w1".into()), "it ends what it has");
+        assert!(membership.disconnected(&"w1".into(), 1));
+        assert!(membership.live().is_lost(&"w1".into()), "it has left");
     }
 
     #[test]

@@ -71,6 +71,13 @@ impl Outliers {
         self.overtaken.insert(worker.clone(), Overtaken { last: now, times });
     }
 
+    /// For how long yet a worker that was overtaken gets no work, if there are
+    /// enough others.
+    pub fn remaining(&self, worker: &WorkerId, now: Instant) -> Option<Duration> {
+        let left = self.overtaken.get(worker)?.until().saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
     /// Those of `workers` that get no work now: at most half of them, those
     /// that were overtaken last.
     pub fn ejected<'a>(
@@ -81,8 +88,8 @@ impl Outliers {
         let mut count = 0;
         let mut slow: Vec<_> = workers
             .inspect(|_| count += 1)
+            .filter(|worker| self.remaining(worker, now).is_some())
             .filter_map(|worker| Some((self.overtaken.get(worker)?, worker)))
-            .filter(|(overtaken, _)| now < overtaken.until())
             .map(|(overtaken, worker)| (overtaken.last, worker.clone()))
             .collect();
         slow.sort();
@@ -121,6 +128,11 @@ mod tests {
         // The other shard of the same query.
         outliers.overtook(slow, start + Duration::from_millis(5));
         assert!(is_ejected(&outliers, start + EJECTED_FOR));
+        assert_eq!(
+            outliers.remaining(slow, start + ONCE_WITHIN),
+            Some(EJECTED_FOR - ONCE_WITHIN + Duration::from_millis(5))
+        );
+        assert_eq!(outliers.remaining(&workers[0], start), None);
         let back = start + EJECTED_FOR + ONCE_WITHIN;
         assert!(!is_ejected(&outliers, back));
         outliers.overtook(slow, back);

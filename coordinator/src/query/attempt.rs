@@ -22,7 +22,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
 use shoal_proto::exchange::{QueryOptions, ReadLog, panic_failure};
-use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
+use shoal_proto::{ErrorCode, Failure, WorkerId};
 
 use self::spool::{Room, Spool, SpoolLimits};
 use super::admission::Permit;
@@ -217,8 +217,13 @@ impl Attempts {
             record: Arc::clone(record),
         };
         let mut rows = certifier.certified(rows);
-        let is_safe = !settings.failover || view.workers().is_empty() || streams_of(&plan).is_some();
+        let goes_on_by_itself = streams_of(&plan).is_some();
+        let is_safe = !settings.failover || view.workers().is_empty() || goes_on_by_itself;
         if is_safe {
+            if goes_on_by_itself {
+                // What it could not cure, another attempt cannot either.
+                attempted.on(Event::Released, Instant::now());
+            }
             let first = caught(rows.next()).await?.transpose()?;
             attempted.on(Event::Released, Instant::now());
             let schema = rows.schema();
@@ -238,11 +243,13 @@ impl Attempts {
         // A worker that falls silent breaks no stream for some time.
         let seen = Arc::clone(&view);
         let silence = worker_lost(&self.cluster, || seen.used_workers());
-        let QueryOptions { query, attempt, .. } = pinned.options;
+        let options = &pinned.options;
         let standstill = async {
             loop {
                 tokio::time::sleep(STILL_CHECK).await;
-                if let Some(failure) = standstill(&self.cluster, query, attempt, &seen.used_workers()) {
+                if let Some(failure) =
+                    standstill(&self.cluster, options, options.attempt, &seen.used_workers())
+                {
                     break failure;
                 }
             }
@@ -298,15 +305,16 @@ pub(super) async fn worker_lost(cluster: &Cluster, used: impl Fn() -> BTreeSet<W
 
 /// The failure of a query one of whose tasks has not moved for too long on one
 /// of these workers; the worker itself may beat all the while. What is only
-/// slow has twice the time in each further attempt.
+/// slow has twice the time in each further try, of which this is number `tries`.
 pub(super) fn standstill(
     cluster: &Cluster,
-    query: QueryId,
-    attempt: u32,
+    options: &QueryOptions,
+    tries: u32,
     workers: &BTreeSet<WorkerId>,
 ) -> Option<Failure> {
-    let limit = STILL_MAX.saturating_mul(1 << attempt.saturating_sub(1).min(8));
-    let (worker, still) = cluster.stillest(query, workers).filter(|(_, still)| *still >= limit)?;
+    let limit = STILL_MAX.saturating_mul(1 << tries.saturating_sub(1).min(8));
+    let stillest = cluster.stillest(options.query, options.attempt, workers);
+    let (worker, still) = stillest.filter(|(_, still)| *still >= limit)?;
     cluster.outliers().lock().overtook(&worker, Instant::now());
     let message = format!("its task has not moved for {:.0} s", still.as_secs_f64());
     Some(Failure::new(ErrorCode::Unavailable, message).at(worker.as_str()))

@@ -109,7 +109,10 @@ impl Attempted {
             Event::NoWorkerLeft(failure) => {
                 // Those that failed may be back; without them there is none.
                 if self.is_released || self.avoid.is_empty() || !self.may_begin(now) {
-                    return Decision::Fail { failure: self.told(failure), suspect: None };
+                    return Decision::Fail {
+                        failure: self.told(self.with_last_loss(failure)),
+                        suspect: None,
+                    };
                 }
                 self.avoid.clear();
                 Decision::Again { suspect: None }
@@ -134,6 +137,14 @@ impl Attempted {
 
     fn may_begin(&self, now: Instant) -> bool {
         self.attempt < ATTEMPTS_MAX && now.saturating_duration_since(self.began) < RETRY_FOR
+    }
+
+    /// That nobody is left, and what it was that failed last: workers may live,
+    /// and lack what is asked for.
+    fn with_last_loss(&self, failure: Failure) -> Failure {
+        let Some(loss) = self.losses.last() else { return failure };
+        let message = format!("{}; the last said: worker {}: {}", failure.message, loss.worker, loss.why);
+        Failure { message, ..failure }
     }
 
     /// The failure with the story of the attempts before it.
@@ -186,14 +197,8 @@ mod tests {
 
     #[test]
     fn what_no_attempt_can_cure_is_told_at_once() {
-        for code in [
-            ErrorCode::Invalid,
-            ErrorCode::NotFound,
-            ErrorCode::Unsupported,
-            ErrorCode::Exhausted,
-            ErrorCode::Cancelled,
-            ErrorCode::Internal,
-        ] {
+        let curable = [ErrorCode::Unavailable, ErrorCode::Corrupt];
+        for code in ErrorCode::ALL.into_iter().filter(|code| !curable.contains(code)) {
             let now = Instant::now();
             let mut attempted = Attempted::new(now);
             attempted.begin();
@@ -265,10 +270,9 @@ mod tests {
 
     fn any_event() -> impl Strategy<Value = Event> {
         let code = prop_oneof![
-            Just(ErrorCode::Unavailable),
-            Just(ErrorCode::Corrupt),
-            Just(ErrorCode::Exhausted),
-            Just(ErrorCode::Internal)
+            2 => Just(ErrorCode::Unavailable),
+            2 => Just(ErrorCode::Corrupt),
+            1 => proptest::sample::select(ErrorCode::ALL.to_vec()),
         ];
         let failure = (code, proptest::option::of(0..5_u8)).prop_map(|(code, worker)| {
             let failure = Failure::new(code, "failed");
@@ -304,7 +308,7 @@ mod tests {
                     Decision::Again { suspect } => {
                         prop_assert!(!is_released, "rows would come twice");
                         if let Event::Failed(failure) = &event {
-                            prop_assert!(failure.code.is_retryable());
+                            prop_assert!(matches!(failure.code, ErrorCode::Unavailable | ErrorCode::Corrupt));
                             let worker = failure.worker.as_deref().map(WorkerId::from);
                             prop_assert!(worker.iter().all(|worker| attempted.avoid().contains(worker)));
                             prop_assert!(suspect.is_none() || suspect == worker);

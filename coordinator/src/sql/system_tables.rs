@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::UNIX_EPOCH;
+use std::time::{Instant, UNIX_EPOCH};
 
 use arrow::array::{
     Array, ArrayRef, BooleanArray, Float64Array, ListArray, ListBuilder, RecordBatch, StringArray,
@@ -13,6 +13,7 @@ use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use shoal_data::ReplicaCount;
+use shoal_proto::WorkerId;
 use shoal_proto::cluster::ScrubProgress;
 
 use crate::Error;
@@ -79,6 +80,13 @@ impl SystemTables {
             let segments = snapshot.tables().flat_map(|table| &table.segments);
             segments.filter(|segment| crate::cluster::repair::has(segment, worker)).count() as u64
         };
+        let now = Instant::now();
+        let outliers = self.cluster.outliers().lock().clone();
+        let ejected = outliers.ejected(live.workers.iter().map(|worker| &worker.id), now);
+        let ejected_ms = |worker: &WorkerId| -> Option<u64> {
+            let remaining = outliers.remaining(worker, now).filter(|_| ejected.contains(worker))?;
+            u64::try_from(remaining.as_millis()).ok()
+        };
         vec![
             ("worker", text(known.iter().map(|worker| worker.id.as_str()))),
             ("state", text(all.clone().map(|index| if alive(index).is_some() { "live" } else { "lost" }))),
@@ -98,6 +106,11 @@ impl SystemTables {
             ("segments", Arc::new(all.clone().map(|index| alive(index).map(held)).collect::<UInt64Array>())),
             ("disk_used_bytes", number(|worker| worker.disk_used_bytes)),
             ("disk_free_bytes", number(|worker| worker.disk_free_bytes)),
+            ("times_lost", unsigned(known.iter().map(|worker| self.cluster.times_lost(&worker.id)))),
+            (
+                "ejected_ms",
+                Arc::new(known.iter().map(|worker| ejected_ms(&worker.id)).collect::<UInt64Array>()),
+            ),
         ]
     }
 

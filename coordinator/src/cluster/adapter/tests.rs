@@ -1,11 +1,12 @@
 //! Claims about the cluster as a whole, over a real catalog.
 
 use shoal_proto::TableId;
-use shoal_proto::cluster::HeldSegment;
+use shoal_proto::cluster::{Beat, HeldSegment, JoinRequest, Orders, QueryProgress};
 
 use super::*;
-use crate::catalog::Outcome;
 use crate::catalog::state::tests::{commit, create, segment, table};
+use crate::catalog::{Command, Outcome};
+use crate::cluster::membership::{BEAT_INTERVAL, SILENCE_MAX, StreamNumber};
 
 struct Fixture {
     cluster: Cluster,
@@ -212,6 +213,7 @@ async fn progress_is_the_sum_over_workers() {
             bytes: 10 * rows,
             segments: 1,
             still_ms: 0,
+            attempt: 0,
         };
         let beat = Beat {
             worker: worker.to_owned(),
@@ -226,6 +228,86 @@ async fn progress_is_the_sum_over_workers() {
         Progress { rows: 7, bytes: 70, segments: 2, workers: 2, ..Progress::default() }
     );
     assert_eq!(cluster.progress(QueryId::random()), Progress::default());
+}
+
+#[tokio::test]
+async fn only_tasks_of_the_attempt_that_is_asked_for_stand_still() {
+    let cluster = cluster();
+    let query = QueryId::random();
+    // What the first attempt left on `w1` has stood still for longest.
+    for (worker, attempt, still_ms) in [("w1", 1, 20_000), ("w2", 2, 300), ("w3", 2, 700)] {
+        join(&cluster, worker, &[]).await;
+        let report =
+            QueryProgress { query: query.to_string(), still_ms, attempt, ..QueryProgress::default() };
+        let beat = Beat {
+            worker: worker.to_owned(),
+            incarnation: "one".to_owned(),
+            progress: vec![report],
+            ..Beat::default()
+        };
+        cluster.beat(cluster.open_stream(), beat);
+    }
+    let among = |workers: &[&str], attempt: u32| {
+        let workers: BTreeSet<WorkerId> = workers.iter().copied().map(WorkerId::from).collect();
+        let stillest = cluster.stillest(query, attempt, &workers);
+        stillest.map(|(worker, still)| (worker.to_string(), still.as_millis()))
+    };
+    let said = |worker: &str, millis: u128| Some((worker.to_owned(), millis));
+    assert_eq!(among(&["w1", "w2", "w3"], 2), said("w3", 700));
+    assert_eq!(among(&["w1", "w2", "w3"], 1), said("w1", 20_000));
+    assert_eq!(among(&["w1", "w2", "w3"], 3), None);
+    assert_eq!(among(&["w1", "w2"], 2), said("w2", 300));
+    assert_eq!(among(&["w1"], 2), None);
+    let all: BTreeSet<WorkerId> = ["w1", "w2", "w3"].map(WorkerId::from).into();
+    assert_eq!(cluster.stillest(QueryId::random(), 2, &all), None);
+    let progress = cluster.progress(query);
+    assert_eq!((progress.attempt, progress.still), (2, Duration::from_millis(700)));
+}
+
+#[tokio::test]
+async fn a_worker_is_lost_when_its_stream_breaks_or_it_is_silent_and_not_when_it_leaves() {
+    let cluster = cluster();
+    let times_lost = |worker: &str| cluster.times_lost(&worker.into());
+    let joined = async |worker: &str| {
+        cluster.join(request(worker, &[])).await.unwrap();
+        let stream = cluster.open_stream();
+        beat(&cluster, worker, stream);
+        stream
+    };
+
+    let stream = joined("w1").await;
+    cluster.suspect(&"w1".into(), "test");
+    beat(&cluster, "w1", stream);
+    // It says again what it holds, on the same stream.
+    cluster.join(request("w1", &[])).await.unwrap();
+    beat(&cluster, "w1", stream);
+    assert_eq!(times_lost("w1"), 0, "it was only suspected, and joined again");
+    cluster.disconnected(&"w1".into(), stream);
+    assert_eq!(times_lost("w1"), 1);
+    cluster.disconnected(&"w1".into(), stream);
+    assert_eq!(times_lost("w1"), 1, "it was lost before");
+
+    let stream = joined("w2").await;
+    let leaving =
+        Beat { worker: "w2".to_owned(), incarnation: "one".to_owned(), leaving: true, ..Beat::default() };
+    cluster.beat(stream, leaving);
+    cluster.disconnected(&"w2".into(), stream);
+    assert_eq!(times_lost("w2"), 0, "it has left");
+
+    joined("w3").await;
+    let heard = Instant::now();
+    let mut silent = Duration::ZERO;
+    while silent < SILENCE_MAX * 2 {
+        cluster.expire(heard + silent);
+        silent += BEAT_INTERVAL;
+    }
+    assert_eq!(times_lost("w3"), 1);
+    assert!(live(&cluster).is_empty());
+
+    // It counts on when it is back.
+    let stream = joined("w1").await;
+    cluster.disconnected(&"w1".into(), stream);
+    assert_eq!(["w1", "w2", "w3", "w4"].map(times_lost), [2, 0, 1, 0]);
 }
 
 #[tokio::test]

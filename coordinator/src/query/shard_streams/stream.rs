@@ -173,9 +173,9 @@ impl ShardStream {
                 self.begin_twice_if_behind();
                 if self.checked_at.elapsed() >= STILL_CHECK {
                     self.checked_at = Instant::now();
-                    let attempt = u32::try_from(self.attempted.losses().len()).unwrap_or(u32::MAX) + 1;
-                    let query = self.context.query.query;
-                    if let Some(failure) = standstill(&self.context.cluster, query, attempt, &workers) {
+                    let tries = u32::try_from(self.attempted.losses().len()).unwrap_or(u32::MAX) + 1;
+                    let StreamContext { cluster, query, .. } = &self.context;
+                    if let Some(failure) = standstill(cluster, query, tries, &workers) {
                         return self.lost(failure);
                     }
                 }

@@ -1,0 +1,189 @@
+//! What workers tell: that they join, that they beat, and, by silence, that
+//! they are lost.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use shoal_data::SegmentName;
+use shoal_proto::cluster::{Beat, JoinReply, JoinRequest, Orders};
+use shoal_proto::{QueryId, WorkerId};
+
+use super::{Cluster, Progress};
+use crate::Error;
+use crate::catalog::{Command, WorkerRecord};
+use crate::cluster::membership::{BEAT_INTERVAL, Heard, Joining, StreamNumber, Vitals};
+use crate::cluster::repair;
+
+/// Names in one message of orders.
+const DISCARDS_MAX: usize = 10_000;
+/// How long the progress of a query is kept after its last beat.
+const PROGRESS_KEPT: Duration = Duration::from_secs(60);
+
+impl Cluster {
+    /// Takes a worker in and tells it what nobody needs.
+    ///
+    /// # Errors
+    /// `Invalid` for a worker of another cluster or a name that cannot be;
+    /// `AlreadyExists` where another worker of that name is alive.
+    pub async fn join(&self, request: JoinRequest) -> Result<JoinReply, Error> {
+        let id = WorkerId::new(request.worker);
+        if id.as_str().is_empty() || id.as_str().len() > 128 {
+            return Err(Error::Invalid("a worker's name has 1 to 128 characters".to_owned()));
+        }
+        let mut held = HashMap::with_capacity(request.held.len());
+        for segment in request.held {
+            held.insert(segment.name.parse::<SegmentName>()?, segment.bytes);
+        }
+        let cluster = self.catalog.snapshot().cluster.clone();
+        if !request.cluster.is_empty() && request.cluster != cluster {
+            return Err(Error::Invalid(format!(
+                "worker `{id}` belongs to cluster {}, and this is cluster {cluster}: give it an empty --data-dir, \
+                 or the coordinator that it belongs to",
+                request.cluster
+            )));
+        }
+        if let Some(rival) = self.core.lock().membership.rival(&id, &request.incarnation, &request.address) {
+            return Err(Error::AlreadyExists(format!(
+                "a worker named `{id}` is alive at {rival}; choose another --name"
+            )));
+        }
+        let worker =
+            WorkerRecord { id: id.clone(), address: request.address.clone(), zone: request.zone.clone() };
+        if self.catalog.snapshot().worker(&id) != Some(&worker) {
+            self.catalog.apply(Command::RegisterWorker { worker }).await?;
+        }
+
+        let mut core = self.core.lock();
+        // In this order: a write that ends in between is in the catalog.
+        let protected: HashSet<_> = core.protected.values().flatten().copied().collect();
+        let is_spared = |name: &SegmentName| protected.contains(name) || self.pins.retired(name).is_some();
+        let reconciled = repair::reconcile(&self.catalog.snapshot(), &id, &held, is_spared);
+        tracing::info!(
+            worker = %id,
+            address = %request.address,
+            held = held.len(),
+            lacks = reconciled.lacks.len(),
+            discard = reconciled.discard.len(),
+            "worker joins"
+        );
+        core.forget(&id);
+        core.fetched.extend(reconciled.adopt.into_iter().map(|name| (id.clone(), name)));
+        let joining = Joining {
+            id,
+            incarnation: request.incarnation,
+            address: request.address,
+            zone: request.zone,
+            threads: request.threads,
+            memory_bytes: request.memory_bytes,
+            lacks: reconciled.lacks,
+        };
+        core.membership.join(Instant::now(), joining);
+        self.publish(&core);
+        Ok(JoinReply {
+            cluster,
+            discard: reconciled.discard.iter().map(SegmentName::to_string).collect(),
+            fetch: Vec::new(),
+            beat_interval_ms: u32::try_from(BEAT_INTERVAL.as_millis()).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// The number of a heartbeat stream that was opened now.
+    pub fn open_stream(&self) -> StreamNumber {
+        self.streams.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Takes a beat and returns the orders that wait for the worker.
+    pub fn beat(&self, stream: StreamNumber, beat: Beat) -> Orders {
+        let now = Instant::now();
+        let id = WorkerId::new(beat.worker);
+        let vitals = Vitals {
+            memory_used_bytes: beat.memory_used_bytes,
+            tasks_running: beat.tasks_running,
+            disk_free_bytes: beat.disk_free_bytes,
+            disk_used_bytes: beat.disk_used_bytes,
+            leaving: beat.leaving,
+        };
+        let mut core = self.core.lock();
+        let heard = core.membership.beat(now, &id, &beat.incarnation, stream, &vitals);
+        match heard {
+            Heard::Unknown => return Orders { rejoin: true, ..Orders::default() },
+            Heard::Changed => tracing::info!(worker = %id, leaving = vitals.leaving, "worker beats"),
+            Heard::Same => {}
+        }
+        self.publish(&core);
+        for name in beat.fetched.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
+            if let Some(fetching) = core.fetching.get_mut(&id) {
+                fetching.remove(&name);
+            }
+            core.fetched.push((id.clone(), name));
+        }
+        if heard == Heard::Changed || !beat.fetched.is_empty() {
+            self.changed.notify_one();
+        }
+        if let Some(scrub) = beat.scrub {
+            core.scrubs.insert(id.clone(), (now, scrub));
+        }
+        for report in beat.progress {
+            if let Ok(query) = report.query.parse::<QueryId>() {
+                let progress = Progress {
+                    rows: report.rows,
+                    bytes: report.bytes,
+                    segments: report.segments,
+                    workers: 1,
+                    still: Duration::from_millis(report.still_ms),
+                    attempt: report.attempt,
+                };
+                core.progress.entry(query).or_default().insert(id.clone(), (now, progress));
+            }
+        }
+        let Some(waiting) = core.waiting.get_mut(&id) else {
+            return Orders::default();
+        };
+        let fetch = std::mem::take(&mut waiting.fetch);
+        let mut discard = std::mem::take(&mut waiting.discard);
+        if let Some(first_kept) = discard.iter().nth(DISCARDS_MAX).copied() {
+            waiting.discard = discard.split_off(&first_kept);
+        }
+        let state = self.catalog.snapshot();
+        let discard = discard.iter().filter(|name| state.segment(name).is_none());
+        Orders { discard: discard.map(SegmentName::to_string).collect(), fetch, rejoin: false }
+    }
+
+    /// A heartbeat stream broke.
+    pub fn disconnected(&self, worker: &WorkerId, stream: StreamNumber) {
+        let mut core = self.core.lock();
+        let was_leaving = core.membership.is_leaving(worker);
+        if core.membership.disconnected(worker, stream) {
+            if was_leaving {
+                tracing::info!(%worker, "worker has left");
+            } else {
+                tracing::warn!(%worker, "worker is lost: its connection broke");
+                core.lost(worker);
+            }
+            core.forget(worker);
+            self.publish(&core);
+        }
+    }
+
+    pub(super) fn expire(&self, now: Instant) {
+        let mut core = self.core.lock();
+        let expired = core.membership.expire(now);
+        for worker in &expired {
+            tracing::warn!(%worker, "worker is lost: it is silent");
+            core.lost(worker);
+            core.forget(worker);
+        }
+        if !expired.is_empty() {
+            self.publish(&core);
+        }
+        let due: Vec<_> = core.again.extract_if(.., |(due, ..)| *due <= now).collect();
+        for (_, worker, name) in due {
+            core.discard(&worker, name);
+        }
+        core.progress.retain(|_, workers| {
+            workers.retain(|_, (at, _)| now.saturating_duration_since(*at) < PROGRESS_KEPT);
+            !workers.is_empty()
+        });
+    }
+}
