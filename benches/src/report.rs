@@ -1,6 +1,7 @@
 //! What a benchmark shows: lines on the screen, JSON and a chart on disk, and
 //! the last line for scripts.
 
+use std::cmp::Ordering;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::Path;
@@ -47,6 +48,33 @@ impl Summary {
     pub fn as_str(&self) -> &str {
         &self.line
     }
+}
+
+/// A number of a run, and what it may be at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Bar {
+    /// As the last line names it.
+    pub key: &'static str,
+    /// What was measured.
+    pub measured: f64,
+    /// None: whatever it is.
+    pub max: Option<f64>,
+}
+
+impl Bar {
+    /// A bar where there is a `max`.
+    pub fn new(key: &'static str, measured: f64, max: Option<f64>) -> Self {
+        Self { key, measured, max }
+    }
+}
+
+/// A line for each bar that was missed. What is not a number misses any.
+pub fn missed(bars: &[Bar]) -> Vec<String> {
+    let lines = bars.iter().filter_map(|bar| {
+        let max = bar.max.filter(|max| bar.measured.partial_cmp(max).is_none_or(Ordering::is_gt))?;
+        Some(format!("missed: {} is {:.3}, and may be {max} at most", bar.key, bar.measured))
+    });
+    lines.collect()
 }
 
 /// Writes a report as JSON.
@@ -158,6 +186,19 @@ mod tests {
     fn the_last_line_is_made_of_keys_and_values() {
         let summary = Summary::new("tpch").with("right", "22/22").with_number("ratio_datafusion", 1.456);
         assert_eq!(summary.as_str(), "tpch right=22/22 ratio_datafusion=1.46");
+    }
+
+    #[test]
+    fn a_bar_is_missed_by_what_is_beyond_it_or_no_number() {
+        let none = Vec::<String>::new();
+        let missed = |measured, max| missed(&[Bar::new("ratio", measured, max)]);
+        assert_eq!(missed(1.5, Some(1.5)), none);
+        assert_eq!(missed(1.501, Some(1.5)), ["missed: ratio is 1.501, and may be 1.5 at most"]);
+        assert_eq!(missed(f64::NAN, Some(1.5)), ["missed: ratio is NaN, and may be 1.5 at most"]);
+        assert_eq!(missed(1.0, Some(f64::NAN)).len(), 1);
+        for measured in [1.5, f64::MAX, f64::NAN] {
+            assert_eq!(missed(measured, None), none);
+        }
     }
 
     #[test]

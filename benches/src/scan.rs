@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::cluster::{Cluster, ClusterOptions, Program};
 use crate::peers::FlightPeer;
 use crate::process::{peak_bytes, reset_peak};
-use crate::report::{Summary, median, say, write_json};
+use crate::report::{Bar, Summary, median, missed, say, write_json};
 use crate::tpch::plain_files;
 use crate::tpch_data::{TpchData, data_root};
 
@@ -43,6 +43,9 @@ pub struct ScanArgs {
     /// Scans of each side, one after the other, after one of each to warm up
     #[arg(long, default_value_t = 3)]
     pub runs: usize,
+    /// Fail where ratio_first_row is more than this
+    #[arg(long, value_name = "RATIO")]
+    pub ratio_first_row_max: Option<f64>,
     /// Write everything measured here
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -60,7 +63,17 @@ struct Report {
     peer_peak_mb: f64,
 }
 
-/// Runs it.
+impl Report {
+    fn ratio_first_row(&self) -> f64 {
+        median(&self.first_row_ms_on) / median(&self.first_row_ms_off)
+    }
+}
+
+fn bars(args: &ScanArgs, report: &Report) -> [Bar; 1] {
+    [Bar::new("ratio_first_row", report.ratio_first_row(), args.ratio_first_row_max)]
+}
+
+/// Runs it; false where a bar was missed.
 ///
 /// # Errors
 /// When a scan fails or gives another number of rows.
@@ -117,6 +130,10 @@ pub async fn run(args: &ScanArgs) -> Result<bool> {
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
+    let missed = missed(&bars(args, &report));
+    for line in &missed {
+        say(line);
+    }
     let shoal = median(&report.shoal_rows_per_s);
     Summary::new("scan")
         .with("scale", args.scale)
@@ -124,11 +141,11 @@ pub async fn run(args: &ScanArgs) -> Result<bool> {
         .with("rows", report.rows)
         .with("rows_per_s", format!("{shoal:.0}"))
         .with_number("ratio_rows_per_s", shoal / median(&report.datafusion_rows_per_s))
-        .with_number("ratio_first_row", median(&report.first_row_ms_on) / median(&report.first_row_ms_off))
+        .with_number("ratio_first_row", report.ratio_first_row())
         .with("coordinator_peak_mb", format!("{:.0}", report.coordinator_peak_mb))
         .with("datafusion_peak_mb", format!("{:.0}", report.peer_peak_mb))
         .print();
-    Ok(true)
+    Ok(missed.is_empty())
 }
 
 /// Until the first rows are there; then the client goes away.
@@ -160,4 +177,38 @@ async fn rows_per_second(url: &str, expected: usize) -> Result<f64> {
     let seconds = started.elapsed().as_secs_f64();
     ensure!(rows == expected, "{rows} rows instead of {expected}");
     Ok(rows as f64 / seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        scan: ScanArgs,
+    }
+
+    #[test]
+    fn the_first_row_may_be_so_late_and_no_later() {
+        let report = Report {
+            rows: 1,
+            shoal_rows_per_s: Vec::new(),
+            datafusion_rows_per_s: Vec::new(),
+            first_row_ms_on: vec![30.0, 3.0, 31.0],
+            first_row_ms_off: vec![20.0],
+            coordinator_peak_mb: 0.0,
+            peer_peak_mb: 0.0,
+        };
+        let lines = |flags: &[&str]| {
+            let args = Line::parse_from(["scan"].iter().chain(flags)).scan;
+            missed(&bars(&args, &report))
+        };
+        assert_eq!(lines(&[]), Vec::<String>::new());
+        assert_eq!(lines(&["--ratio-first-row-max", "1.5"]), Vec::<String>::new());
+        let beyond = lines(&["--ratio-first-row-max", "1.49"]);
+        assert_eq!(beyond, ["missed: ratio_first_row is 1.500, and may be 1.49 at most"]);
+    }
 }

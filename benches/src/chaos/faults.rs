@@ -15,9 +15,12 @@ use super::log::Log;
 use crate::cluster::{Cluster, Direction};
 use crate::slow::slow_while;
 
+/// How many bytes of a disk one fault changes.
+const FLIPS: u64 = 3;
+
 /// One kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fault {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Fault {
     /// SIGKILL; started again afterwards.
     Kill,
     /// SIGSTOP, for longer than it takes to be noticed, or shorter.
@@ -38,7 +41,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// As the log and the chart have it.
-    pub(super) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
             Self::Freeze => "freeze",
@@ -52,36 +55,62 @@ impl Fault {
     }
 
     /// All of them, the worst more than once.
-    fn all() -> Vec<Self> {
+    pub(super) fn all() -> Vec<Self> {
         use Fault::{Corrupt, Cut, CutIn, CutOut, DiskFull, Freeze, Kill, Slow};
         vec![Kill, Kill, Freeze, Freeze, Cut, Cut, CutIn, CutOut, Slow, Corrupt, DiskFull]
     }
 }
 
-/// Strikes workers until then, and heals each; how often.
+/// What workers suffered in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Struck {
+    /// A fault that changed nothing is none.
+    pub(super) faults: u64,
+    /// Bytes on disks that were to be changed.
+    pub(super) flips_tried: u64,
+    /// Those that were.
+    pub(super) flips_done: u64,
+}
+
+impl Struck {
+    /// Counts a fault, and how many bytes it changed if it is one that does.
+    fn add(&mut self, flips: Option<u64>) {
+        self.faults += u64::from(flips != Some(0));
+        if let Some(flips) = flips {
+            self.flips_tried += FLIPS;
+            self.flips_done += flips;
+        }
+    }
+
+    /// What a run should say of a fault that never came about.
+    pub(super) fn remark(&self) -> Option<String> {
+        (self.flips_tried > 0 && self.flips_done == 0).then(|| {
+            format!("nothing on a disk was changed: {} bytes were to be, and not one was", self.flips_tried)
+        })
+    }
+}
+
+/// Strikes workers with these faults until then, and heals each.
 ///
 /// # Errors
 /// When a worker does not come back.
 pub(super) fn strike_until(
     until: Instant,
     seed: u64,
+    faults: &[Fault],
     workers: usize,
-    has_disks: bool,
     cluster: &Cluster,
     log: &Log,
-) -> Result<u64> {
+) -> Result<Struck> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut faults = Fault::all();
-    faults.retain(|fault| has_disks || *fault != Fault::DiskFull);
-    let mut struck = 0;
+    let mut struck = Struck::default();
     while Instant::now() < until {
         std::thread::sleep(Duration::from_millis(random.random_range(200..2500)));
         let worker = format!("worker-{}", random.random_range(1..=workers));
-        let fault = *faults.choose(&mut random).unwrap_or(&Fault::Kill);
+        let Some(&fault) = faults.choose(&mut random) else { continue };
         let lasting = Duration::from_millis(random.random_range(100..5000));
-        struck += 1;
         log.fault(&worker, fault, lasting);
-        strike(cluster, &worker, fault, lasting, &mut random, log)?;
+        struck.add(strike(cluster, &worker, fault, lasting, &mut random, log)?);
         // The next one must not be the last that holds what this one missed.
         cluster.wait_until_joined(workers)?;
         log.healed(&worker);
@@ -89,6 +118,8 @@ pub(super) fn strike_until(
     Ok(struck)
 }
 
+/// Strikes and heals a worker; how many bytes of its disk that changed, for a
+/// fault that should change some.
 fn strike(
     cluster: &Cluster,
     worker: &str,
@@ -96,7 +127,8 @@ fn strike(
     lasting: Duration,
     random: &mut StdRng,
     log: &Log,
-) -> Result<()> {
+) -> Result<Option<u64>> {
+    let mut flips = None;
     let cut = |direction| -> Result<()> {
         cluster.cut(worker, direction)?;
         std::thread::sleep(lasting);
@@ -118,11 +150,7 @@ fn strike(
             slow_while(cluster, worker, || Instant::now() < end)?;
         }
         Fault::Corrupt => {
-            for _ in 0..3 {
-                // A table may be dropped meanwhile.
-                let flipped = flip(&cluster.data_dir(worker)?.join("segments"), random);
-                log.note(&format!("{worker}: a byte of {flipped:?}"));
-            }
+            flips = Some(corrupt(&cluster.data_dir(worker)?.join("segments"), worker, random, log));
             std::thread::sleep(lasting);
         }
         Fault::Cut => cut(Direction::Both)?,
@@ -135,7 +163,23 @@ fn strike(
             cluster.disk(worker)?.empty()?;
         }
     }
-    Ok(())
+    Ok(flips)
+}
+
+/// Changes bytes of a worker's segments; how many.
+fn corrupt(segments: &Path, worker: &str, random: &mut StdRng, log: &Log) -> u64 {
+    let mut flips = 0;
+    for _ in 0..FLIPS {
+        match flip(segments, random) {
+            Ok(path) => {
+                flips += 1;
+                log.note(&format!("{worker}: a byte of {}", path.display()));
+            }
+            // A table may be dropped meanwhile.
+            Err(error) => log.note(&format!("{worker}: nothing changed: {error}")),
+        }
+    }
+    flips
 }
 
 /// Changes one byte of one segment below `segments`.
@@ -160,4 +204,54 @@ fn flip(segments: &Path, random: &mut StdRng) -> io::Result<PathBuf> {
     file.read_exact_at(&mut byte, at)?;
     file.write_all_at(&[byte[0] ^ 0x55], at)?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flip_changes_one_byte_of_one_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let shard = dir.path().join("7").join("0");
+        std::fs::create_dir_all(&shard).unwrap();
+        let (segment, sums) = (shard.join("a.parquet"), shard.join("a.sums"));
+        for path in [&segment, &sums] {
+            std::fs::write(path, [7_u8; 100]).unwrap();
+        }
+        let mut random = StdRng::seed_from_u64(1);
+        assert_eq!(flip(dir.path(), &mut random).unwrap(), segment);
+        let bytes = std::fs::read(&segment).unwrap();
+        assert_eq!(bytes.len(), 100);
+        assert_eq!(bytes.iter().filter(|byte| **byte != 7).count(), 1);
+        assert_eq!(std::fs::read(&sums).unwrap(), vec![7_u8; 100]);
+    }
+
+    #[test]
+    fn only_bytes_that_changed_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::new(None).unwrap();
+        let mut random = StdRng::seed_from_u64(1);
+        assert_eq!(corrupt(&dir.path().join("gone"), "worker-1", &mut random, &log), 0);
+        assert_eq!(corrupt(dir.path(), "worker-1", &mut random, &log), 0);
+        std::fs::write(dir.path().join("a.parquet"), [7_u8; 100]).unwrap();
+        assert_eq!(corrupt(dir.path(), "worker-1", &mut random, &log), FLIPS);
+    }
+
+    #[test]
+    fn a_fault_that_changed_nothing_is_none_and_is_told() {
+        let mut struck = Struck::default();
+        assert_eq!(struck.remark(), None);
+        struck.add(Some(0));
+        assert_eq!(struck.faults, 0);
+        let remark = struck.remark().unwrap();
+        assert!(remark.contains("3 bytes were to be, and not one was"), "{remark}");
+        // Another fault says nothing about disks.
+        struck.add(None);
+        assert_eq!(struck.faults, 1);
+        assert_eq!(struck.remark(), Some(remark));
+        struck.add(Some(2));
+        assert_eq!(struck, Struck { faults: 2, flips_tried: 2 * FLIPS, flips_done: 2 });
+        assert_eq!(struck.remark(), None);
+    }
 }

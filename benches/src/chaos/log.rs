@@ -197,3 +197,88 @@ fn push_row(text: &mut String, name: &str, answers: &[&Answered]) {
         percentile(&ms, 1.0)
     ));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_on_disk_is_json_that_says_when_and_what() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chaos.jsonl");
+        let log = Log::new(Some(&path)).unwrap();
+        log.fault("worker-2", Fault::CutIn, Duration::from_millis(300));
+        log.note("a \"word\"\nor two");
+        let asked = Instant::now();
+        log.answer("scan", "lineitem", asked, Ok(()));
+        log.answer("lookup", "97", asked, Err((Verdict::Wrong, "1 instead of 2".to_owned())));
+        log.healed("worker-2");
+
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let mut take = |line: usize, key: &str| lines[line][key].take();
+        let at_ms: Vec<u64> = (0..5).map(|line| take(line, "at_ms").as_u64().unwrap()).collect();
+        assert!(at_ms.is_sorted(), "{at_ms:?}");
+        for line in [2, 3] {
+            assert!(take(line, "elapsed_ms").is_u64());
+            let during = take(line, "during");
+            let during = during.as_array().unwrap();
+            assert_eq!(during.len(), 1, "{during:?}");
+            assert!(during[0].as_str().unwrap().starts_with("cut in of worker-2 at "), "{during:?}");
+        }
+        // What was looked at is null now, and yet there.
+        let answer = |kind: &str, what: &str, verdict: &str, why: Option<&str>| {
+            json!({
+                "at_ms": null, "kind": kind, "what": what, "elapsed_ms": null, "verdict": verdict,
+                "why": why, "during": null,
+            })
+        };
+        let expected = [
+            json!({"at_ms": null, "worker": "worker-2", "fault": "cut in", "lasting_ms": 300}),
+            json!({"at_ms": null, "note": "a \"word\"\nor two"}),
+            answer("scan", "lineitem", "Right", None),
+            answer("lookup", "97", "Wrong", Some("1 instead of 2")),
+            json!({"at_ms": null, "worker": "worker-2", "fault": "healed"}),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn an_answer_names_the_faults_while_it_was_waited_for() {
+        let log = Log::new(None).unwrap();
+        let suffer = |worker: &str, fault| log.fault(worker, fault, Duration::ZERO);
+        let named = |since_s: f64| {
+            let named = log.during(since_s).into_iter();
+            named.filter_map(|named| Some(named.split_once(" at ")?.0.to_owned())).collect::<Vec<_>>()
+        };
+        suffer("worker-1", Fault::Kill);
+        log.healed("worker-1");
+        suffer("worker-2", Fault::Cut);
+        // Times differ.
+        std::thread::sleep(Duration::from_millis(2));
+        let asked_s = log.began.elapsed().as_secs_f64();
+        // What was over before is not named, and what lasts is.
+        assert_eq!(named(asked_s), ["cut of worker-2"]);
+        log.healed("worker-2");
+        suffer("worker-3", Fault::Freeze);
+        log.healed("worker-3");
+        suffer("worker-1", Fault::Slow);
+        assert_eq!(named(asked_s), ["cut of worker-2", "freeze of worker-3", "slow of worker-1"]);
+        assert_eq!(named(0.0).len(), 4);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(named(log.began.elapsed().as_secs_f64()), ["slow of worker-1"]);
+    }
+
+    #[test]
+    fn wrong_and_failed_answers_are_told_apart() {
+        let log = Log::new(None).unwrap();
+        let answer = |outcome| log.answer("lookup", "97", Instant::now(), outcome);
+        answer(Ok(()));
+        answer(Err((Verdict::Wrong, "1 instead of 2".to_owned())));
+        for _ in 0..2 {
+            answer(Err((Verdict::Failed, "no live replica".to_owned())));
+        }
+        let totals = log.totals();
+        assert_eq!((totals.answers.len(), totals.wrong(), totals.failed()), (4, 1, 2));
+    }
+}

@@ -1,26 +1,30 @@
 //! `shoal-benches chaos`: a mixed load on a real cluster while its workers are
 //! killed, frozen, slowed and cut off, bytes on their disks changed, and the
 //! disks filled up. Every answer is compared with the oracle's, and every
-//! acknowledged row is counted at the end.
+//! acknowledged row is counted at the end. Without faults, no worker may be
+//! taken for lost, however busy all are.
 
 mod chart;
 mod faults;
 mod load;
 mod log;
+mod outcome;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use shoal_data::sample::TpchTable;
 
 use crate::cluster::{Cluster, ClusterOptions, Program};
 use crate::report::{Summary, say};
 use crate::small_disk::SmallDisk;
 use crate::tpch_data::{TpchData, data_root};
+use faults::Fault;
 use log::Log;
+use outcome::Outcome;
 
 /// The disk that each worker has for itself: so much, and more for each unit
 /// of scale. Nothing but a fault should fill it.
@@ -48,6 +52,12 @@ pub struct ChaosArgs {
     /// Clients that ask at once, beside those that write and scan
     #[arg(long, default_value_t = 2)]
     pub clients: usize,
+    /// The kinds of faults; all of them if none is named
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "no_faults")]
+    pub faults: Vec<Fault>,
+    /// Strike nobody: then no worker may be taken for lost
+    #[arg(long)]
+    pub no_faults: bool,
     /// Write each fault and each answer here, as JSON lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -56,7 +66,8 @@ pub struct ChaosArgs {
     pub chart: Option<PathBuf>,
 }
 
-/// Runs it; false after one wrong answer, lost row or failed query.
+/// Runs it; false after one wrong answer, lost row, failed query, crash or
+/// false alarm, and where nothing was asked or nobody struck.
 ///
 /// # Errors
 /// When something cannot be started.
@@ -66,11 +77,21 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     options.import_roots = vec![data.dir().to_owned()];
     options.parent_dir = Some(data_root());
     options.links = true;
-    let refusal = SmallDisk::refusal();
-    match &refusal {
-        None => options.disk_bytes = Some(DISK_BYTES_MIN + (args.scale * DISK_BYTES_PER_SCALE) as u64),
-        Some(why) => say(format!("no disk is filled up, because none can be mounted here: {why}")),
+    let mut faults = match (args.no_faults, args.faults.is_empty()) {
+        (true, _) => Vec::new(),
+        (false, true) => Fault::all(),
+        (false, false) => args.faults.clone(),
+    };
+    if faults.contains(&Fault::DiskFull) {
+        match SmallDisk::refusal() {
+            None => options.disk_bytes = Some(DISK_BYTES_MIN + (args.scale * DISK_BYTES_PER_SCALE) as u64),
+            Some(why) => {
+                say(format!("no disk is filled up, because none can be mounted here: {why}"));
+                faults.retain(|fault| *fault != Fault::DiskFull);
+            }
+        }
     }
+    ensure!(args.no_faults || !faults.is_empty(), "none of the faults can strike here");
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
     for table in TpchTable::ALL {
@@ -89,39 +110,55 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     let until = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
     let struck = {
         let (cluster, log, workers, seed) = (Arc::clone(&cluster), Arc::clone(&log), args.workers, args.seed);
-        let has_disks = refusal.is_none();
         tokio::task::spawn_blocking(move || {
-            faults::strike_until(until, seed, workers, has_disks, &cluster, &log)
+            faults::strike_until(until, seed, &faults, workers, &cluster, &log)
         })
     };
-    let faults = struck.await.context("the faults stopped")??;
+    let struck = struck.await.context("the faults stopped")??;
     is_over.store(true, Ordering::Relaxed);
     while let Some(done) = tasks.join_next().await {
         done.context("a client stopped")??;
     }
     let lost = load.count_rows().await?;
     let crashed = cluster.crashed();
-    for node in &crashed {
-        say(format!("crashed: {node}"));
-    }
     let totals = log.totals();
-    let is_well = totals.wrong() == 0 && totals.failed() == 0 && lost == 0 && crashed.is_empty();
-    if !is_well {
+    let times_lost = client.number("SELECT CAST(sum(times_lost) AS BIGINT) FROM system.workers").await?;
+    let outcome = Outcome {
+        queries: totals.answers.len(),
+        wrong: totals.wrong(),
+        failed: totals.failed(),
+        lost,
+        crashed,
+        struck,
+        no_faults: args.no_faults,
+        times_lost,
+    };
+    let causes = outcome.causes();
+    if !causes.is_empty() {
         say(cluster.log_tails());
     }
     say(totals.table());
+    for cause in &causes {
+        say(format!("not well: {cause}"));
+    }
+    if let Some(remark) = struck.remark() {
+        say(remark);
+    }
     if let Some(path) = &args.chart {
         chart::write(path, &format!("chaos, seed {}", args.seed), &totals)?;
     }
-    Summary::new("chaos")
+    let mut summary = Summary::new("chaos")
         .with("seed", args.seed)
         .with("minutes", args.minutes)
-        .with("faults", faults)
-        .with("queries", totals.answers.len())
-        .with("wrong", totals.wrong())
-        .with("lost", lost)
-        .with("failed", totals.failed())
-        .with("worst_ms", format!("{:.0}", totals.worst_ms()))
-        .print();
-    Ok(is_well)
+        .with("faults", struck.faults)
+        .with("queries", outcome.queries)
+        .with("wrong", outcome.wrong)
+        .with("lost", outcome.lost)
+        .with("failed", outcome.failed)
+        .with("worst_ms", format!("{:.0}", totals.worst_ms()));
+    if struck.faults == 0 {
+        summary = summary.with("false_alarms", outcome.false_alarms());
+    }
+    summary.print();
+    Ok(causes.is_empty())
 }

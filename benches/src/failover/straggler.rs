@@ -24,8 +24,8 @@ const RUNS: usize = 7;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Measured {
-    undisturbed_s: Vec<f64>,
-    slowed_s: Vec<f64>,
+    pub(super) undisturbed_s: Vec<f64>,
+    pub(super) slowed_s: Vec<f64>,
 }
 
 impl Measured {
