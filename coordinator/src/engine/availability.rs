@@ -108,3 +108,83 @@ impl Engine {
         .map_err(|error| Error::Internal(error.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use shoal_data::Segment;
+    use shoal_proto::{TableId, WorkerId};
+
+    use super::*;
+    use crate::catalog::state::tests::{segment, table};
+    use crate::cluster::{Holds, LiveWorker};
+
+    /// A table of two shards, of one segment each, on these workers.
+    fn held_by(shards: [&[&str]; 2]) -> Table {
+        let mut held = table(TableId(1), "t");
+        for (shard, workers) in (0..).zip(shards) {
+            let replicas = workers.iter().copied().map(WorkerId::from).collect();
+            held.segments.push(Arc::new(Segment { replicas, ..segment(held.id, shard, "") }));
+        }
+        held
+    }
+
+    /// Workers and their zones.
+    fn live(workers: &[(&str, &str)]) -> LiveWorkers {
+        let workers = workers.iter().map(|(id, zone)| LiveWorker {
+            id: WorkerId::from(*id),
+            address: "http://127.0.0.1:1".into(),
+            zone: (*zone).to_owned(),
+            threads: 1,
+            memory_bytes: 0,
+            memory_used_bytes: 0,
+            tasks_running: 0,
+            disk_free_bytes: 0,
+            disk_used_bytes: 0,
+            joined_at: Instant::now(),
+            holds: Arc::default(),
+        });
+        LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
+    }
+
+    fn check(table: &Table, live: &LiveWorkers, live_copies: usize, workers: &[&str], zones: &[&str]) {
+        let names = |names: &[&str]| names.iter().copied().map(str::to_owned).collect();
+        let expected =
+            Availability { live_copies, workers_needed: names(workers), zones_needed: names(zones) };
+        assert_eq!(availability(table, live), expected, "{table:?} on {live:?}");
+    }
+
+    const THREE: [(&str, &str); 3] = [("a", "north"), ("b", "north"), ("c", "south")];
+
+    #[test]
+    fn a_zone_is_needed_that_has_all_copies_of_a_shard() {
+        let three = live(&THREE);
+        // One shard is in the north only, on two workers there.
+        check(&held_by([&["a", "b"], &["a", "c"]]), &three, 2, &[], &["north"]);
+        check(&held_by([&["a", "c"], &["b", "c"]]), &three, 2, &[], &[]);
+        check(&held_by([&["a", "b"], &["c"]]), &three, 1, &["c"], &["north", "south"]);
+        check(&held_by([&["c"], &["c"]]), &three, 1, &["c"], &["south"]);
+    }
+
+    #[test]
+    fn who_is_lost_makes_others_needed() {
+        let held = held_by([&["a", "c"], &["b", "c"]]);
+        check(&held, &live(&THREE[..2]), 1, &["a", "b"], &["north"]);
+        // It lives, and its file of the first shard is gone.
+        let mut damaged = live(&THREE);
+        let lacks = [held.segments[0].name()].into();
+        damaged.workers[0].holds = Arc::new(Holds::all_but(lacks));
+        check(&held, &damaged, 1, &["c"], &["south"]);
+        // Nobody has a copy any more, so nobody is needed for it.
+        check(&held_by([&["d"], &["a", "c"]]), &live(&THREE), 0, &[], &[]);
+    }
+
+    #[test]
+    fn where_there_are_no_zones_none_is_needed() {
+        let held = held_by([&["a", "b"], &["c"]]);
+        check(&held, &live(&[("a", ""), ("b", ""), ("c", "")]), 1, &["c"], &[]);
+        // Without rows nothing is needed.
+        check(&table(TableId(1), "t"), &live(&THREE), 3, &[], &[]);
+    }
+}

@@ -351,6 +351,28 @@ async fn full_disks_are_told_as_such() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_full_disk_of_three_is_done_without() {
+    let fixture = Fixture::new(0).await;
+    fixture.stores[1].is_full.store(true, Ordering::Relaxed);
+    let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();
+    assert_eq!((staged.segments.len(), staged.rows), (2, 100));
+    for segment in &staged.segments {
+        let replicas: Vec<&str> = segment.replicas.iter().map(WorkerId::as_str).collect();
+        assert_eq!(replicas, ["w1", "w3"]);
+    }
+    for worker in [0, 2] {
+        let mut keys: Vec<i64> = fixture.keys(worker).into_values().flatten().collect();
+        keys.sort_unstable();
+        assert!(keys.into_iter().eq(0..100), "worker {worker}");
+    }
+    assert!(fixture.keys(1).is_empty());
+    // It answers, and what it holds can be read.
+    assert!(fixture.cluster.suspected.lock().is_empty());
+    staged.committed();
+    assert!(fixture.cluster.discarded.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_rows_make_no_segments() {
     let fixture = Fixture::new(0).await;
     let staged = fixture.write(&table(2, &["k"]), stream(vec![Ok(batch(0..0))])).await.unwrap();

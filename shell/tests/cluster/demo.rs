@@ -4,12 +4,21 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long the nodes may take to be gone after the demo is.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long something that must come may take.
+const COMES_WITHIN: Duration = Duration::from_secs(60);
+/// How often it is looked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Of the six faults of a drill so many must lose a worker, in one of so many
+/// drills.
+const FAULTS_NOTICED_MIN: u64 = 5;
+const DRILLS_MAX: usize = 3;
 /// The smallest demo that survives a worker.
 const SMALL: [&str; 7] = ["demo", "--scale", "0.01", "--workers", "2", "--replicas", "2"];
 
@@ -62,6 +71,76 @@ fn at_prompt(folder: &Path) -> Child {
     std::thread::spawn(move || lines.count());
     assert!(processes_in(folder).len() >= 3);
     child
+}
+
+/// A demo at its prompt that is talked to.
+struct Talk {
+    child: Child,
+    /// What it prints.
+    lines: mpsc::Receiver<String>,
+}
+
+impl Talk {
+    fn begin(folder: &Path) -> Self {
+        let mut child =
+            demo(folder, &["--format", "csv"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let printed = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in printed.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// Types a line; the first line printed from then on that begins so.
+    fn ask(&mut self, typed: &str, beginning: &str) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{typed}").unwrap();
+        let deadline = Instant::now() + COMES_WITHIN;
+        let mut others = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.starts_with(beginning) => return line,
+                Ok(line) => others.push(line),
+                Err(error) => panic!("{error} for `{beginning}` after `{typed}`; there were {others:?}"),
+            }
+        }
+    }
+
+    /// Leaves the prompt.
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        // After a failure: its nodes end with it, also one that stands still.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _gone = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let _ended = self.child.wait();
+        }
+    }
+}
+
+/// Whether a process stands still, as after SIGSTOP.
+fn is_stopped(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+}
+
+/// Waits until something is so.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + COMES_WITHIN;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not {what} within {COMES_WITHIN:?}");
+        std::thread::sleep(POLL_INTERVAL);
+    }
 }
 
 #[test]
@@ -158,9 +237,36 @@ fn a_worker_is_cut_off_and_healed_at_the_prompt() {
 }
 
 #[test]
-fn a_drill_takes_workers_away_and_no_answer_changes() {
+fn a_worker_is_frozen_and_thawed_at_the_prompt() {
     let folder = tempfile::tempdir().unwrap();
-    let output = run(folder.path(), &["-c", "\\drill 2", "-c", "\\workers"]);
+    let mut talk = Talk::begin(folder.path());
+    let sum = "SELECT sum(o_totalprice) AS total FROM orders;";
+    let state = "SELECT 'worker-2 is ' || state AS said FROM system.workers WHERE worker = 'worker-2';";
+    let total = "2127396830.02";
+
+    let froze = talk.ask("\\freeze worker-2", "froze worker-2 (process ");
+    let pid = froze.split(['(', ')']).nth(1).unwrap().strip_prefix("process ").unwrap();
+    until("frozen", || is_stopped(pid));
+    until("lost", || talk.ask(state, "worker-2 is ") == "worker-2 is lost");
+    // It was not ended: its process is there.
+    let shown = talk.ask("\\workers", "worker-2 ");
+    assert_eq!(shown.split_whitespace().nth(1), Some(pid), "{shown}");
+    assert_eq!(talk.ask(sum, total), total);
+
+    talk.ask("\\thaw worker-2", "worker-2 (process ");
+    until("thawed", || !is_stopped(pid));
+    until("live again", || talk.ask(state, "worker-2 is ") == "worker-2 is live");
+    assert_eq!(talk.ask(sum, total), total);
+    talk.end();
+    assert_gone(folder.path());
+}
+
+/// Two queries, each under a kill, a freeze and a cut; how often a worker was
+/// lost.
+fn losses_of_a_drill() -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let counts = "SELECT min(times_lost) AS fewest, sum(times_lost) AS losses FROM system.workers";
+    let output = run(folder.path(), &["--format", "csv", "-c", "\\drill 2", "-c", "\\workers", "-c", counts]);
     let output = text(&output);
     for fault in ["kill", "freeze", "cut"] {
         let lines = output.lines().filter(|line| line.split_whitespace().nth(2) == Some(fault));
@@ -174,6 +280,26 @@ fn a_drill_takes_workers_away_and_no_answer_changes() {
     // All are back.
     assert!(!output.contains("gone") && !output.contains("cut, "), "{output}");
     assert_gone(folder.path());
+    let counted = output.lines().skip_while(|line| *line != "fewest,losses").nth(1);
+    let counted = counted.and_then(|line| line.split_once(','));
+    let (fewest, losses) = counted.unwrap_or_else(|| panic!("{output}"));
+    // Each was killed once, and that is never missed.
+    assert!(fewest.parse::<u64>().unwrap() >= 1, "{output}");
+    losses.parse().unwrap()
+}
+
+#[test]
+fn a_drill_takes_workers_away_and_no_answer_changes() {
+    // A freeze or a cut lasts until its query is answered. Where it comes too
+    // late for that query it is over before anybody misses the worker; that
+    // must not be so in drill after drill.
+    let mut losses = Vec::new();
+    let took_away = (0..DRILLS_MAX).any(|_| {
+        let lost = losses_of_a_drill();
+        losses.push(lost);
+        lost >= FAULTS_NOTICED_MIN
+    });
+    assert!(took_away, "workers were lost so often, in drills of six faults: {losses:?}");
 }
 
 #[test]

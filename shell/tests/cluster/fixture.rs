@@ -1,9 +1,24 @@
-//! Clusters that tests share, one for each number of workers; they end with
-//! this process.
+//! Clusters that tests share, one for each number of workers, which end with
+//! this process; and those that a test has for itself.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use shoal_benches::{Cluster, ClusterOptions, Program};
+use shoal_benches::{Client, Cluster, ClusterOptions, Program};
+use shoal_proto::fault::FILE_VARIABLE;
+
+/// How long something that must happen may take on a machine that does other
+/// things.
+const HAPPENS_WITHIN: Duration = Duration::from_secs(20);
+/// How often it is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a query may take, with all that is done to it. Without an end a
+/// defect would hold a test up and not fail it.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+/// What a node's log has for each order that it obeys.
+const OBEYED: &str = "a fault was ordered";
 
 static ONE: OnceLock<Cluster> = OnceLock::new();
 static TWO: OnceLock<Cluster> = OnceLock::new();
@@ -45,4 +60,93 @@ pub(crate) fn is_distributed(explained: &str) -> bool {
             rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<usize>().ok()
         })
         .any(|tasks| tasks >= 2)
+}
+
+/// A cluster that a test has for itself. Its processes obey orders at the steps
+/// of `shoal_proto::fault`, and know the function `shoal_step`, which is one.
+pub(crate) struct Obedient {
+    pub(crate) cluster: Cluster,
+    orders: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Obedient {
+    pub(crate) fn start(mut options: ClusterOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let orders = dir.path().join("orders");
+        options.env.push((FILE_VARIABLE.to_owned(), orders.display().to_string()));
+        options.env.push(("SHOAL_FAULT_FUNCTIONS".to_owned(), "1".to_owned()));
+        Self { cluster: Cluster::start(&options).unwrap(), orders, _dir: dir }
+    }
+
+    /// Names of all workers, in order.
+    pub(crate) fn workers(&self) -> Vec<String> {
+        self.cluster.node_names().into_iter().filter(|node| node != "coordinator").collect()
+    }
+
+    /// Gives orders in place of those before; none lets all go on.
+    pub(crate) fn order(&self, orders: &str) {
+        // In one go: who stands still looks all the time, and must not see half
+        // of it.
+        let next = self.orders.with_extension("next");
+        std::fs::write(&next, orders).unwrap();
+        std::fs::rename(next, &self.orders).unwrap();
+    }
+
+    /// Has these workers stand still where rows go through `shoal_step`, and
+    /// the others go on.
+    pub(crate) fn stall(&self, workers: &[String]) {
+        let order = |worker: &String| format!("{} task.batch stall\n", self.cluster.pid(worker).unwrap());
+        self.order(&workers.iter().map(order).collect::<String>());
+    }
+
+    /// How often each worker has come to a step at which it had orders.
+    pub(crate) fn obeyed(&self) -> BTreeMap<String, usize> {
+        let count = |worker: String| {
+            let log = std::fs::read(self.cluster.dir().join(format!("{worker}.log"))).unwrap();
+            let times = String::from_utf8_lossy(&log).matches(OBEYED).count();
+            (worker, times)
+        };
+        self.workers().into_iter().map(count).collect()
+    }
+
+    /// Waits until so many workers have come to such a step since `before`; who
+    /// they are, in order.
+    pub(crate) async fn wait_until_obeyed(
+        &self,
+        before: &BTreeMap<String, usize>,
+        workers: usize,
+    ) -> Vec<String> {
+        let since = Instant::now();
+        loop {
+            let obeyed = self.obeyed().into_iter().filter(|(worker, times)| *times > before[worker]);
+            let obeyed: Vec<String> = obeyed.map(|(worker, _)| worker).collect();
+            if obeyed.len() >= workers {
+                return obeyed;
+            }
+            assert!(since.elapsed() < HAPPENS_WITHIN, "only {obeyed:?} came so far, and not {workers}");
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+}
+
+/// A session in which the smallest scan is cut into tasks.
+pub(crate) async fn session(cluster: &Cluster) -> Client {
+    let mut client = cluster.connect().await.unwrap();
+    client.update("SET shoal.task_bytes = 1").await.unwrap();
+    client
+}
+
+/// Waits until this query counts something.
+pub(crate) async fn wait_until(client: &mut Client, count: &str) {
+    let since = Instant::now();
+    while client.number(count).await.unwrap() == 0 {
+        assert!(since.elapsed() < HAPPENS_WITHIN, "still nothing: {count}");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// What a query comes to, if it ends at all.
+pub(crate) async fn in_time<T>(query: impl Future<Output = T>) -> T {
+    tokio::time::timeout(ENDS_WITHIN, query).await.expect("the query does not end")
 }

@@ -28,6 +28,8 @@ mod oracle;
 #[cfg(test)]
 mod panics;
 #[cfg(test)]
+mod poison;
+#[cfg(test)]
 mod python;
 #[cfg(test)]
 mod restart;
@@ -37,6 +39,8 @@ mod rot;
 mod settled;
 #[cfg(test)]
 mod slt;
+#[cfg(test)]
+mod spool;
 #[cfg(test)]
 mod standstill;
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! kill -9 of every process at random moments of a load: after a restart
-//! every acknowledged row is there, once, and no half of a write.
+//! every acknowledged row is there, once, and no half of a write. What is dead
+//! is known to be at once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -20,6 +21,8 @@ const KILLS: usize = 8;
 const WRITES_MAX: i64 = 5_000;
 /// How often a write is sent again before the test gives up.
 const RESENDS_MAX: usize = 200;
+/// Less than a worker may be silent: only its broken connection tells so soon.
+const KNOWN_WITHIN: Duration = Duration::from_secs(1);
 
 /// From `SHOAL_TEST_SEED`, or a new one; printed, to run again.
 fn seed() -> u64 {
@@ -163,6 +166,32 @@ fn a_cluster_that_is_stopped_and_started_has_its_tables_views_and_rows() {
         assert_eq!(workers, 2, "workers keep their names");
         client.update("INSERT INTO kept.t VALUES (4, 'four')").await.unwrap();
         assert_eq!(client.number("SELECT n FROM kept.v").await.unwrap(), 4);
+    });
+}
+
+#[test]
+fn a_killed_worker_is_known_at_once() {
+    let cluster = own(2);
+    let _logs = cluster.show_logs_on_failure();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = cluster.connect().await.unwrap();
+        let of_worker = "FROM system.workers WHERE worker = 'worker-2'";
+        for times in 1..=2 {
+            assert_eq!(client.text(&format!("SELECT state {of_worker}")).await.unwrap().trim(), "live");
+            let since = Instant::now();
+            cluster.kill("worker-2").unwrap();
+            while client.text(&format!("SELECT state {of_worker}")).await.unwrap().trim() != "lost" {
+                assert!(since.elapsed() < 10 * KNOWN_WITHIN, "never known");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let known_after = since.elapsed();
+            assert!(known_after < KNOWN_WITHIN, "known after {known_after:?}");
+            assert_eq!(client.number(&format!("SELECT times_lost {of_worker}")).await.unwrap(), times);
+            cluster.restart("worker-2").unwrap();
+            cluster.wait_until_joined(2).unwrap();
+        }
+        let log = std::fs::read_to_string(cluster.dir().join("coordinator.log")).unwrap();
+        assert_eq!(log.matches("worker is lost: its connection broke").count(), 2, "{log}");
     });
 }
 
