@@ -15,7 +15,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 use shoal_proto::TableId;
 use shoal_proto::exchange::ReadLog;
 
@@ -131,7 +131,13 @@ impl AsyncFileReader for CountedReader {
         options: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
         async move {
-            let metadata = self.inner.get_metadata(options).await?;
+            // The page index comes with the footer, and is kept with it: read for
+            // each query, it costs a small one more than its rows.
+            let mut wanted = options.cloned().unwrap_or_default();
+            if self.noted.is_some() {
+                wanted = wanted.with_page_index_policy(PageIndexPolicy::Optional);
+            }
+            let metadata = self.inner.get_metadata(Some(&wanted)).await?;
             if !std::mem::replace(&mut self.is_counted, true) {
                 let rows = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or_default();
                 self.scanned.add_segment(rows);

@@ -8,11 +8,13 @@ use datafusion::catalog::CatalogProviderList;
 use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::config::ConfigOptions;
+use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::{ExecutionPlanProperties, displayable};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
@@ -26,7 +28,7 @@ use super::guard;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
 use super::safe_pushdown::SafePushdown;
-use super::scan_tasks::{add_handlers, scan_bytes, shard_scan};
+use super::scan_tasks::{add_handlers, scan_bytes, segment_of, shard_scan};
 use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, with_streams};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
@@ -184,7 +186,7 @@ impl Planning {
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
         let Some(bytes) = only_scan_bytes(&plan)? else { return Ok(None) };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
-        if bytes <= SMALL_SCAN_BYTES.min(task_bytes) {
+        if bytes <= SMALL_SCAN_BYTES.min(task_bytes) || (bytes <= task_bytes && is_lookup(&plan)?) {
             let plan = self.whole(plan, &context, view, query, collect_metrics);
             return Ok(Some(PhysicalPlan { plan, context }));
         }
@@ -346,6 +348,21 @@ fn only_scan_bytes(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<u64>> {
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(bytes.filter(|_| leaves == 1))
+}
+
+/// Whether a plan restricts the rows of one shard: by the shard key, mostly, so
+/// that few of its pages are read. One worker is as good as many for that.
+fn is_lookup(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+    let (mut is_restricted, mut shards) = (false, BTreeSet::new());
+    plan.apply(|node| {
+        is_restricted |= node.is::<FilterExec>();
+        let groups = shard_scan(node).into_iter().flat_map(|scan| &scan.file_groups);
+        for file in groups.flat_map(FileGroup::files) {
+            shards.insert(segment_of(file)?.shard);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(is_restricted && shards.len() <= 1)
 }
 
 /// A plan and the context that it runs in.
