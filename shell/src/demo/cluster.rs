@@ -24,10 +24,19 @@ pub(super) struct NodeState {
     pub(super) name: String,
     /// None: it does not run.
     pub(super) pid: Option<u32>,
+    /// Stopped where it was, by `\freeze` or by somebody else.
+    pub(super) is_frozen: bool,
     pub(super) address: Option<SocketAddr>,
     pub(super) log: PathBuf,
     /// None: it is not cut off.
     pub(super) cut: Option<Direction>,
+}
+
+/// Whether a process is stopped; no where the system does not tell.
+fn is_frozen(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state comes behind the name, which may have anything in it.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 /// The running cluster; dropping it ends it.
@@ -121,6 +130,7 @@ impl DemoCluster {
         let state = |node: &mut NodeProcess| NodeState {
             name: node.name().to_owned(),
             pid: node.pid(),
+            is_frozen: node.pid().is_some_and(is_frozen),
             address: node.address(),
             log: node.log().to_owned(),
             cut: self.links.cut_of(node.name()),

@@ -59,14 +59,22 @@ fn killing(cluster: &DemoCluster, demo: &Kept) -> String {
 
 /// A table of the nodes.
 pub(super) fn nodes(nodes: &[NodeState]) -> String {
-    let mut text = format!("{:<12} {:>8}  {:<21}  {:<13}  {}\n", "Node", "Process", "Address", "Link", "Log");
+    let mut text = format!(
+        "{:<12} {:>8}  {:<7}  {:<21}  {:<13}  {}\n",
+        "Node", "Process", "State", "Address", "Link", "Log"
+    );
     for node in nodes {
-        let pid = node.pid.map_or_else(|| "gone".to_owned(), |pid| pid.to_string());
+        let pid = node.pid.map(|pid| pid.to_string()).unwrap_or_default();
+        let state = match node.pid {
+            None => "gone",
+            Some(_) if node.is_frozen => "frozen",
+            Some(_) => "running",
+        };
         let address = node.address.map(|address| address.to_string()).unwrap_or_default();
         let link = node.cut.map_or_else(|| "whole".to_owned(), |cut| format!("cut, {cut}"));
         let log = node.log.display();
         // Writing to a string does not fail.
-        let _ok = writeln!(text, "{:<12} {pid:>8}  {address:<21}  {link:<13}  {log}", node.name);
+        let _ok = writeln!(text, "{:<12} {pid:>8}  {state:<7}  {address:<21}  {link:<13}  {log}", node.name);
     }
     text
 }

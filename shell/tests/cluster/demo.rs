@@ -250,7 +250,7 @@ fn a_worker_is_frozen_and_thawed_at_the_prompt() {
     until("lost", || talk.ask(state, "worker-2 is ") == "worker-2 is lost");
     // It was not ended: its process is there.
     let shown = talk.ask("\\workers", "worker-2 ");
-    assert_eq!(shown.split_whitespace().nth(1), Some(pid), "{shown}");
+    assert_eq!(shown.split_whitespace().skip(1).take(2).collect::<Vec<_>>(), [pid, "frozen"], "{shown}");
     assert_eq!(talk.ask(sum, total), total);
 
     talk.ask("\\thaw worker-2", "worker-2 (process ");
