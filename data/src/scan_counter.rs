@@ -15,11 +15,15 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
+use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 use shoal_proto::TableId;
 use shoal_proto::exchange::ReadLog;
 
 use crate::SegmentName;
+
+/// Bytes at the start of a file, to see whether it can be read.
+const MAGIC_BYTES: u64 = 4;
 
 /// Counts what a query read from files.
 #[derive(Debug, Default)]
@@ -100,16 +104,40 @@ impl ParquetFileReaderFactory for CountedReaders {
             Some((Arc::clone(reads), name.table))
         });
         let inner = self.inner.create_reader(partition_index, file, metadata_size_hint, metrics)?;
-        Ok(Box::new(CountedReader { inner, scanned: Arc::clone(&self.scanned), noted, is_counted: false }))
+        Ok(Box::new(CountedReader {
+            inner,
+            scanned: Arc::clone(&self.scanned),
+            is_segment: self.reads.is_some(),
+            noted,
+            is_counted: false,
+        }))
     }
 }
 
 struct CountedReader {
     inner: Box<dyn AsyncFileReader + Send>,
     scanned: Arc<Scanned>,
+    is_segment: bool,
     /// Where its segment was noted, and under which table.
     noted: Option<(Arc<ReadLog>, TableId)>,
     is_counted: bool,
+}
+
+impl CountedReader {
+    /// The footer. An error of the store comes as text from there, which does
+    /// not tell whether another replica may cure it: asking the store itself does.
+    async fn metadata(
+        &mut self,
+        wanted: &ArrowReaderOptions,
+    ) -> parquet::errors::Result<Arc<ParquetMetaData>> {
+        match self.inner.get_metadata(Some(wanted)).await {
+            Err(ParquetError::General(_)) if self.is_segment => {
+                self.inner.get_bytes(0..MAGIC_BYTES).await?;
+                self.inner.get_metadata(Some(wanted)).await
+            }
+            other => other,
+        }
+    }
 }
 
 impl AsyncFileReader for CountedReader {
@@ -134,10 +162,10 @@ impl AsyncFileReader for CountedReader {
             // The page index comes with the footer, and is kept with it: read for
             // each query, it costs a small one more than its rows.
             let mut wanted = options.cloned().unwrap_or_default();
-            if self.noted.is_some() {
+            if self.is_segment {
                 wanted = wanted.with_page_index_policy(PageIndexPolicy::Optional);
             }
-            let metadata = self.inner.get_metadata(Some(&wanted)).await?;
+            let metadata = self.metadata(&wanted).await?;
             if !std::mem::replace(&mut self.is_counted, true) {
                 let rows = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or_default();
                 self.scanned.add_segment(rows);
@@ -148,5 +176,54 @@ impl AsyncFileReader for CountedReader {
             Ok(metadata)
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::common::DataFusionError;
+    use shoal_proto::{ErrorCode, Failure};
+
+    use super::*;
+
+    /// A segment whose replicas are all away, read through the library's readers.
+    #[derive(Debug)]
+    struct Away;
+
+    impl ParquetFileReaderFactory for Away {
+        fn create_reader(
+            &self,
+            _: usize,
+            _: PartitionedFile,
+            _: Option<usize>,
+            _: &ExecutionPlanMetricsSet,
+        ) -> Result<Box<dyn AsyncFileReader + Send>> {
+            Ok(Box::new(Self))
+        }
+    }
+
+    impl AsyncFileReader for Away {
+        fn get_bytes(&mut self, _: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
+            let failure = Failure::new(ErrorCode::Unavailable, "no live worker holds it");
+            std::future::ready(Err(ParquetError::External(Box::new(failure)))).boxed()
+        }
+
+        fn get_metadata<'a>(
+            &'a mut self,
+            _: Option<&'a ArrowReaderOptions>,
+        ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
+            let told = ParquetError::General("Failed to fetch metadata: no live worker holds it".into());
+            std::future::ready(Err(told)).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_footer_that_cannot_be_read_now_may_be_read_elsewhere() {
+        let readers = CountedReaders::new(Arc::new(Away), Arc::default(), Some(Arc::new(ReadLog::new())));
+        let file = PartitionedFile::new("1/3/01a2166508577035902c6c6b56eb5060.parquet", 100);
+        let mut reader = readers.create_reader(0, file, None, &ExecutionPlanMetricsSet::new()).unwrap();
+        let error = reader.get_metadata(None).await.unwrap_err();
+        let failure = Failure::from_datafusion(&DataFusionError::ParquetError(Box::new(error)));
+        assert_eq!(failure.code, ErrorCode::Unavailable, "{failure}");
     }
 }
