@@ -22,8 +22,8 @@ use shoal_proto::exchange::ReadLog;
 
 use crate::SegmentName;
 
-/// Bytes at the start of a file, to see whether it can be read.
-const MAGIC_BYTES: u64 = 4;
+/// Bytes at the end of a file, where its footer is found.
+const TAIL_BYTES: u64 = 8;
 
 /// Counts what a query read from files.
 #[derive(Debug, Default)]
@@ -70,6 +70,7 @@ pub struct CountedReaders {
     inner: Arc<dyn ParquetFileReaderFactory>,
     scanned: Arc<Scanned>,
     reads: Option<Arc<ReadLog>>,
+    wants_page_index: bool,
 }
 
 impl CountedReaders {
@@ -80,7 +81,13 @@ impl CountedReaders {
         scanned: Arc<Scanned>,
         reads: Option<Arc<ReadLog>>,
     ) -> Self {
-        Self { inner, scanned, reads }
+        Self { inner, scanned, reads, wants_page_index: false }
+    }
+
+    /// Reads page indexes with the footers, for scans that may skip pages.
+    pub fn with_page_index(mut self) -> Self {
+        self.wants_page_index = true;
+        self
     }
 }
 
@@ -103,11 +110,14 @@ impl ParquetFileReaderFactory for CountedReaders {
             reads.add_segment(name.table, name.digest());
             Some((Arc::clone(reads), name.table))
         });
+        let size = file.object_meta.size;
         let inner = self.inner.create_reader(partition_index, file, metadata_size_hint, metrics)?;
         Ok(Box::new(CountedReader {
             inner,
             scanned: Arc::clone(&self.scanned),
             is_segment: self.reads.is_some(),
+            wants_page_index: self.wants_page_index,
+            tail: size.saturating_sub(TAIL_BYTES)..size,
             noted,
             is_counted: false,
         }))
@@ -118,6 +128,8 @@ struct CountedReader {
     inner: Box<dyn AsyncFileReader + Send>,
     scanned: Arc<Scanned>,
     is_segment: bool,
+    wants_page_index: bool,
+    tail: Range<u64>,
     /// Where its segment was noted, and under which table.
     noted: Option<(Arc<ReadLog>, TableId)>,
     is_counted: bool,
@@ -132,7 +144,7 @@ impl CountedReader {
     ) -> parquet::errors::Result<Arc<ParquetMetaData>> {
         match self.inner.get_metadata(Some(wanted)).await {
             Err(ParquetError::General(_)) if self.is_segment => {
-                self.inner.get_bytes(0..MAGIC_BYTES).await?;
+                self.inner.get_bytes(self.tail.clone()).await?;
                 self.inner.get_metadata(Some(wanted)).await
             }
             other => other,
@@ -162,7 +174,7 @@ impl AsyncFileReader for CountedReader {
             // The page index comes with the footer, and is kept with it: read for
             // each query, it costs a small one more than its rows.
             let mut wanted = options.cloned().unwrap_or_default();
-            if self.is_segment {
+            if self.wants_page_index {
                 wanted = wanted.with_page_index_policy(PageIndexPolicy::Optional);
             }
             let metadata = self.metadata(&wanted).await?;

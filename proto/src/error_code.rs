@@ -198,7 +198,7 @@ impl Failure {
     /// and another node may cure it.
     pub fn of_call(status: &Status) -> Self {
         let mut failure = Self::from_status(status);
-        if failure.worker.is_none() && failure.code == ErrorCode::Internal {
+        if failure.worker.is_none() && matches!(failure.code, ErrorCode::Internal | ErrorCode::Cancelled) {
             failure.code = ErrorCode::Unavailable;
             failure.message = format!("connection lost: {}", failure.message);
         }

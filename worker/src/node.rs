@@ -33,6 +33,10 @@ use crate::{Error, WorkerConfig};
 /// How long the coordinator may take to hear that this worker stops.
 const LEAVE_MAX: Duration = Duration::from_millis(1_500);
 /// How long nothing must run before a stopping worker takes itself for idle:
+/// The part of the memory limit that footers and page indexes may take, besides it.
+const FOOTERS_SHARE: usize = 32;
+/// What they may take at least.
+const FOOTERS_BYTES_MIN: usize = 64 << 20;
 /// between two stages of a query nothing runs either.
 const IDLE_MIN: Duration = Duration::from_millis(300);
 /// How often that is looked at.
@@ -78,10 +82,12 @@ pub async fn run(
     let imports = Arc::new(ImportStore::through(config.coordinators.clone(), channels.clone()));
 
     let memory = usize::try_from(config.memory_limit_bytes).unwrap_or(usize::MAX);
+    let footers = (memory / FOOTERS_SHARE).max(FOOTERS_BYTES_MIN);
     let spills = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill]));
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory)))
         .with_disk_manager_builder(spills)
+        .with_metadata_cache_limit(footers)
         .build_arc()?;
     register(&runtime, SHARD_STORE_URL, shards)?;
     register(&runtime, IMPORT_STORE_URL, imports)?;

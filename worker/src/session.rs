@@ -7,11 +7,13 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DataFusionError, Result};
+use datafusion::config::ConfigOptions;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileScanConfig, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
+use datafusion::logical_expr::ScalarUDF;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{
@@ -26,6 +28,11 @@ use shoal_data::{CountedReaders, Scanned, scan_fault};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::{Channels, QueryId, QueryPool, WorkerId};
 
+type ScalarFunctions = HashMap<String, Arc<ScalarUDF>>;
+
+/// Time zones whose functions are kept.
+const TIME_ZONES_MAX: usize = 64;
+
 /// Makes sessions for tasks. Cheap to clone.
 #[derive(Clone)]
 pub struct TaskSessions {
@@ -35,6 +42,8 @@ pub struct TaskSessions {
     partitions: usize,
     /// Functions of a plain session, made once.
     plain: Arc<SessionState>,
+    /// Its scalar functions as they are for each time zone.
+    zoned: Arc<Mutex<HashMap<Option<String>, Arc<ScalarFunctions>>>>,
     scopes: Arc<Mutex<HashMap<QueryId, Weak<QueryScope>>>>,
 }
 
@@ -75,6 +84,7 @@ impl TaskSessions {
             channels,
             partitions: threads.max(2),
             plain: Arc::new(plain.build()),
+            zoned: Arc::default(),
             scopes: Arc::default(),
         }
     }
@@ -137,6 +147,24 @@ impl TaskSessions {
             }))
     }
 
+    /// The scalar functions for a query's settings: some keep the time zone that
+    /// they were made for.
+    fn scalar_functions(&self, options: &ConfigOptions) -> Arc<ScalarFunctions> {
+        let mut zoned = self.zoned.lock();
+        if zoned.len() >= TIME_ZONES_MAX {
+            zoned.clear();
+        }
+        let made = zoned.entry(options.execution.time_zone.clone()).or_insert_with(|| {
+            let functions = self.plain.scalar_functions().iter();
+            let functions = functions.map(|(name, function)| {
+                let updated = function.inner().with_updated_config(options);
+                (name.clone(), updated.map_or_else(|| Arc::clone(function), Arc::new))
+            });
+            Arc::new(functions.collect())
+        });
+        Arc::clone(made)
+    }
+
     /// A context for a plan that runs here as a whole, without the machinery
     /// of stages.
     ///
@@ -149,11 +177,12 @@ impl TaskSessions {
         let reads = Arc::new(ReadLog::new());
         let config = self.configure(SessionConfig::new(), &options, Arc::clone(&scope), reads)?;
         let plain = self.plain.as_ref();
+        let scalar_functions = self.scalar_functions(config.options());
         let context = TaskContext::new(
             None,
             options.query.to_string(),
             config,
-            plain.scalar_functions().clone(),
+            scalar_functions.as_ref().clone(),
             plain.higher_order_functions().clone(),
             plain.aggregate_functions().clone(),
             plain.window_functions().clone(),
@@ -205,7 +234,10 @@ pub fn with_counted_readers(
         let cached = CachedParquetFileReaderFactory::new(store, cache);
         let is_of_segments = config.object_store_url.as_str().starts_with(SHARD_STORE_URL);
         let reads = is_of_segments.then(|| Arc::clone(reads));
-        let readers = CountedReaders::new(Arc::new(cached), Arc::clone(&scope.scanned), reads);
+        let mut readers = CountedReaders::new(Arc::new(cached), Arc::clone(&scope.scanned), reads);
+        if source.filter().is_some() {
+            readers = readers.with_page_index();
+        }
         let source = source.clone().with_parquet_file_reader_factory(Arc::new(readers));
         let mut config = FileScanConfigBuilder::from(config.clone()).with_source(Arc::new(source)).build();
         scan_fault::break_on_purpose(&mut config);

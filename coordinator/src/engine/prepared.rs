@@ -37,6 +37,15 @@ struct Planned {
     optimised: Option<LogicalPlan>,
 }
 
+impl Planned {
+    /// Whether it was made for this session, its settings, and this snapshot.
+    fn is_of(&self, session: &Session, scope: &Scope) -> bool {
+        self.catalog_version == scope.snapshot.version
+            && self.settings_version == scope.settings.version
+            && self.session == session.id()
+    }
+}
+
 /// What is to be run.
 pub(super) enum Asked {
     /// A plan as it was written.
@@ -85,13 +94,11 @@ impl Prepared {
 
     /// What was planned, where that holds in this scope.
     fn kept(&self, session: &Session, scope: &Scope) -> Option<Planned> {
-        self.planned.lock().clone().filter(|kept| {
-            kept.catalog_version == scope.snapshot.version
-                && kept.settings_version == scope.settings.version
-                && kept.session == session.id()
-                // System tables are filled when they are planned.
-                && !super::select::reads_system_tables(&kept.plan)
-        })
+        // System tables are filled when they are planned.
+        self.planned
+            .lock()
+            .clone()
+            .filter(|kept| kept.is_of(session, scope) && !super::select::reads_system_tables(&kept.plan))
     }
 }
 
@@ -170,12 +177,21 @@ impl Engine {
         statement: &DfStatement,
         parameters: Parameters,
     ) -> Result<Asked, Error> {
-        if parameters.is_empty()
-            && let Some(optimised) = prepared.kept(session, scope).and_then(|kept| kept.optimised)
-        {
+        if !parameters.is_empty() || !prepared.parameters.fields().is_empty() {
+            return self.plan_of(session, scope, prepared, statement, parameters).await.map(Asked::Plan);
+        }
+        if let Some(optimised) = prepared.kept(session, scope).and_then(|kept| kept.optimised) {
             return Ok(Asked::Optimised(optimised));
         }
-        self.plan_of(session, scope, prepared, statement, parameters).await.map(Asked::Plan)
+        let plan = self.plan_of(session, scope, prepared, statement, parameters).await?;
+        let optimised = is_timeless(&plan).then(|| self.optimised(scope, plan.clone()));
+        let Some(Ok(optimised)) = optimised else { return Ok(Asked::Plan(plan)) };
+        if let Some(planned) = prepared.planned.lock().as_mut()
+            && planned.is_of(session, scope)
+        {
+            planned.optimised = Some(optimised.clone());
+        }
+        Ok(Asked::Optimised(optimised))
     }
 
     /// The plan of a statement in this scope: the kept one where nothing

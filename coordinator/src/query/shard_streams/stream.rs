@@ -131,6 +131,7 @@ impl ShardStream {
         let opened = match self.worker().await {
             Ok((worker, url)) => {
                 self.attempted.begin();
+                tokio::time::sleep(self.attempted.pause()).await;
                 self.open(worker, &url)
             }
             Err(failure) => Err(failure),
