@@ -32,11 +32,11 @@ use crate::{Error, WorkerConfig};
 
 /// How long the coordinator may take to hear that this worker stops.
 const LEAVE_MAX: Duration = Duration::from_millis(1_500);
-/// How long nothing must run before a stopping worker takes itself for idle:
 /// The part of the memory limit that footers and page indexes may take, besides it.
 const FOOTERS_SHARE: usize = 32;
 /// What they may take at least.
 const FOOTERS_BYTES_MIN: usize = 64 << 20;
+/// How long nothing must run before a stopping worker takes itself for idle:
 /// between two stages of a query nothing runs either.
 const IDLE_MIN: Duration = Duration::from_millis(300);
 /// How often that is looked at.
