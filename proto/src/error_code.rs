@@ -193,9 +193,10 @@ impl Failure {
         failure
     }
 
-    /// As [`Failure::from_status`], of a call to a node that names itself or a
-    /// code of ours in what it says. What has neither comes from the connection,
-    /// and another node may cure it.
+    /// As [`Failure::from_status`], where another node can be asked as well. What
+    /// names no worker and is internal or cancelled mostly comes from the
+    /// connection. A coordinator names no worker either: what is internal to it
+    /// counts as a lost connection, too.
     pub fn of_call(status: &Status) -> Self {
         let mut failure = Self::from_status(status);
         if failure.worker.is_none() && matches!(failure.code, ErrorCode::Internal | ErrorCode::Cancelled) {

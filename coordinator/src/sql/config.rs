@@ -118,7 +118,8 @@ impl ExtensionOptions for ShoalConfig {
             entry(
                 "query_memory",
                 self.query_memory.clone(),
-                "Memory that one query may hold on one node, such as '2GiB'; empty: the coordinator's query_memory_limit.",
+                "Memory that one query may hold on one node, such as '2GiB'; empty: the coordinator's \
+                 query_memory_limit.",
             ),
             entry(
                 "failover",
