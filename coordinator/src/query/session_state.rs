@@ -22,9 +22,10 @@ use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, Sess
 use shoal_data::operators::OperatorCodec;
 use shoal_data::{ImportRoots, Table};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
-use shoal_proto::{Channels, QueryPool};
+use shoal_proto::{Channels, QueryPool, TableId};
 
 use super::guard;
+use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
 use super::safe_pushdown::SafePushdown;
@@ -187,7 +188,7 @@ impl Planning {
         let Some(bytes) = only_scan_bytes(&plan)? else { return Ok(None) };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
         if bytes <= SMALL_SCAN_BYTES.min(task_bytes) || (bytes <= task_bytes && is_lookup(&plan)?) {
-            let plan = self.whole(plan, &context, view, query, collect_metrics);
+            let plan = self.whole(plan, &context, view, query, collect_metrics)?;
             return Ok(Some(PhysicalPlan { plan, context }));
         }
         let can_be_sent = || MaybeEncoded::Decoded(Arc::clone(&plan)).encode(&context).is_ok();
@@ -202,7 +203,7 @@ impl Planning {
             collect_metrics,
         };
         let plan = match giving {
-            Giving::AsTheyCome => ShardStreamsExec::new(&plan, view, streams, giving)?
+            Giving::AsTheyCome => ShardStreamsExec::new(&with_plain_text(plan)?, view, streams, giving)?
                 .map(|streams| Arc::new(streams) as Arc<dyn ExecutionPlan>),
             Giving::WhenWhole => with_streams(&plan, view, &streams)?,
         };
@@ -268,7 +269,7 @@ impl Planning {
         let plan = match way {
             _ if plan.is::<DistributedExec>() || way == Way::Here || !reads_segments_or_files(&plan)? => plan,
             // Small enough for one worker, or impossible to cut: sent whole.
-            _ => self.whole(plan, &context, view, query, collect_metrics),
+            _ => self.whole(plan, &context, view, query, collect_metrics)?,
         };
         tracing::debug!(query_id = %query.query, "physical plan:\n{}", displayable(plan.as_ref()).indent(false));
         Ok(PhysicalPlan { plan, context })
@@ -284,14 +285,15 @@ impl Planning {
         view: &View,
         query: &QueryOptions,
         collect_metrics: bool,
-    ) -> Arc<dyn ExecutionPlan> {
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         let single: Arc<dyn ExecutionPlan> = match plan.output_partitioning().partition_count() {
             1 => plan,
             _ => Arc::new(CoalescePartitionsExec::new(plan)),
         };
-        match MaybeEncoded::Decoded(Arc::clone(&single)).encode(context) {
+        let single = with_plain_text(single)?;
+        Ok(match MaybeEncoded::Decoded(Arc::clone(&single)).encode(context) {
             Ok(encoded) => {
-                let url = view.workers()[view.task_workers(1)[0]].url.clone();
+                let url = view.worker_for(&shards_of(&single)?).url.clone();
                 let channels = self.channels.clone();
                 Arc::new(WholePlanExec::new(
                     single,
@@ -306,7 +308,7 @@ impl Planning {
                 tracing::debug!(query_id = %query.query, %error, "plan cannot be sent, runs on the coordinator");
                 single
             }
-        }
+        })
     }
 }
 
@@ -353,16 +355,22 @@ fn only_scan_bytes(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<u64>> {
 /// Whether a plan restricts the rows of one shard: by the shard key, mostly, so
 /// that few of its pages are read. One worker is as good as many for that.
 fn is_lookup(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
-    let (mut is_restricted, mut shards) = (false, BTreeSet::new());
+    let is_restricted = plan.exists(|node| Ok(node.is::<FilterExec>()))?;
+    Ok(is_restricted && shards_of(plan)?.len() <= 1)
+}
+
+/// The shards that a plan reads.
+fn shards_of(plan: &Arc<dyn ExecutionPlan>) -> Result<BTreeSet<(TableId, u32)>> {
+    let mut shards = BTreeSet::new();
     plan.apply(|node| {
-        is_restricted |= node.is::<FilterExec>();
         let groups = shard_scan(node).into_iter().flat_map(|scan| &scan.file_groups);
         for file in groups.flat_map(FileGroup::files) {
-            shards.insert(segment_of(file)?.shard);
+            let segment = segment_of(file)?;
+            shards.insert((segment.table, segment.shard));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    Ok(is_restricted && shards.len() <= 1)
+    Ok(shards)
 }
 
 /// A plan and the context that it runs in.

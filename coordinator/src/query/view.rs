@@ -2,6 +2,7 @@
 //! per query who the workers are and where shards live; every answer comes
 //! from here, so that they agree.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -152,6 +153,24 @@ impl View {
         Arc::clone(choice)
     }
 
+    /// The worker for a plan that is sent whole and reads these shards: one that
+    /// has most of them on its own disk.
+    pub fn worker_for(&self, shards: &BTreeSet<(TableId, u32)>) -> &ViewWorker {
+        let read: Vec<_> = shards.iter().filter_map(|shard| self.readable.get(shard)).collect();
+        let best = self.best_of(0..self.workers.len(), &read).unwrap_or_default();
+        self.chosen.lock().insert(1, Arc::new(vec![best]));
+        &self.workers[best]
+    }
+
+    /// The one of `candidates` that can read the most; of equal ones an idle one
+    /// before a busy one, then the earlier one, which the turn put there.
+    fn best_of(&self, candidates: impl Iterator<Item = usize>, shards: &[&BTreeSet<usize>]) -> Option<usize> {
+        candidates.max_by_key(|index| {
+            let covers = shards.iter().filter(|holders| holders.contains(index)).count();
+            (covers, Reverse(self.workers[*index].tasks_running), Reverse(*index))
+        })
+    }
+
     /// The workers that stages were given so far.
     pub fn used_workers(&self) -> BTreeSet<WorkerId> {
         self.chosen
@@ -167,13 +186,8 @@ impl View {
         let mut open: Vec<&BTreeSet<usize>> =
             self.readable.values().filter(|holders| !holders.is_empty()).collect();
         while choice.len() < tasks.min(self.workers.len()) {
-            let best = (0..self.workers.len()).filter(|index| !choice.contains(index)).max_by_key(|index| {
-                let covers = open.iter().filter(|holders| holders.contains(index)).count();
-                // Idle before busy; then the earlier one, which the turn
-                // put there.
-                (covers, std::cmp::Reverse(self.workers[*index].tasks_running), std::cmp::Reverse(*index))
-            });
-            let Some(best) = best else { break };
+            let others = (0..self.workers.len()).filter(|index| !choice.contains(index));
+            let Some(best) = self.best_of(others, &open) else { break };
             open.retain(|holders| !holders.contains(&best));
             choice.push(best);
         }
@@ -207,8 +221,7 @@ impl View {
                     }
                 }
                 let idle = (0..self.workers.len()).filter(|worker| !choice.contains(worker));
-                if let Some(best) =
-                    idle.max_by_key(|&worker| (score(task, worker), std::cmp::Reverse(worker)))
+                if let Some(best) = idle.max_by_key(|&worker| (score(task, worker), Reverse(worker)))
                     && score(task, best) > score(task, choice[task])
                 {
                     choice[task] = best;

@@ -1,6 +1,7 @@
-//! Functions that every node knows beyond DataFusion's own.
+//! Functions that every node knows beyond DataFusion's own, and some in place of them.
 
 mod single_value;
+mod zoned;
 
 use std::sync::Arc;
 
@@ -26,9 +27,11 @@ pub const FAULT_FUNCTIONS_VARIABLE: &str = "SHOAL_FAULT_FUNCTIONS";
 pub fn register(builder: &mut SessionStateBuilder) {
     let single_value = Arc::new(AggregateUDF::from(SingleValue::default()));
     builder.aggregate_functions().get_or_insert_default().push(single_value);
+    let scalar_functions = builder.scalar_functions().get_or_insert_default();
+    scalar_functions.extend(zoned::to_timestamp_functions());
     if std::env::var_os(FAULT_FUNCTIONS_VARIABLE).is_some() {
         let signature = |arguments| Signature::exact(vec![DataType::Int64; arguments], Volatility::Volatile);
-        builder.scalar_functions().get_or_insert_default().extend([
+        scalar_functions.extend([
             Arc::new(ScalarUDF::from(Panic { signature: signature(2) })),
             Arc::new(ScalarUDF::from(Step { signature: signature(1) })),
         ]);

@@ -5,7 +5,7 @@ use shoal_benches::Client;
 
 use crate::fixture::shared;
 
-const SETUP: [&str; 12] = [
+const SETUP: [&str; 14] = [
     "CREATE SCHEMA ans",
     "CREATE SCHEMA ans_other",
     "CREATE TABLE ans.mx (c INT, d INT, e INT) WITH (shards = 1, replicas = 2)",
@@ -18,6 +18,8 @@ const SETUP: [&str; 12] = [
     "INSERT INTO ans.tj VALUES (1, 10), (2, NULL), (3, 8)",
     "CREATE TABLE ans.nn (id INT, f DOUBLE) WITH (shards = 1)",
     "INSERT INTO ans.nn VALUES (1, 'NaN'), (2, 1.0)",
+    "CREATE TABLE ans.tz (k INT, s TEXT) WITH (shards = 4, shard_key = 'k')",
+    "INSERT INTO ans.tz VALUES (1, '2024-06-01T12:00:00Z'), (2, '2024-06-01 12:00:00'), (3, NULL), (4, '2024-06-01T12:00:00+05:00')",
 ];
 
 /// Each query with its rows: values separated by commas, rows by semicolons.
@@ -70,6 +72,34 @@ const ANSWERS: [(&str, &str); 24] = [
     ("SELECT arrow_typeof(CAST('2024-01-01' AS TIMESTAMP WITH TIME ZONE))", "Timestamp(ns, \"+00:00\")"),
 ];
 
+/// The same, in a session of time zone +02:00.
+const ZONED_ANSWERS: [(&str, &str); 7] = [
+    ("SELECT to_timestamp(s) FROM ans.tz WHERE k = 1", "2024-06-01T14:00:00+02:00"),
+    (
+        "SELECT k, to_timestamp(s) FROM ans.tz WHERE k > 1 ORDER BY k",
+        "2,2024-06-01T12:00:00+02:00;3,NULL;4,2024-06-01T09:00:00+02:00",
+    ),
+    (
+        "SELECT k, CAST(date_part('hour', to_timestamp(s)) AS BIGINT), arrow_typeof(to_timestamp(s)) \
+         FROM ans.tz WHERE k IN (1, 4) ORDER BY k",
+        "1,14,Timestamp(ns, \"+02:00\");4,9,Timestamp(ns, \"+02:00\")",
+    ),
+    ("SELECT max(to_timestamp_seconds(s)) FROM ans.tz", "2024-06-01T14:00:00+02:00"),
+    (
+        "SELECT to_timestamp_millis(s) t, count(*) FROM ans.tz GROUP BY t ORDER BY t NULLS LAST LIMIT 1",
+        "2024-06-01T09:00:00+02:00,1",
+    ),
+    (
+        "SELECT a.k, b.k FROM ans.tz a JOIN ans.tz b ON to_timestamp_micros(a.s) = to_timestamp_micros(b.s) \
+         WHERE a.k > 1 ORDER BY a.k",
+        "2,2;4,4",
+    ),
+    (
+        "SELECT to_timestamp_nanos(s, '%Y-%m-%d %H:%M:%S') FROM ans.tz WHERE k = 2",
+        "2024-06-01T12:00:00+02:00",
+    ),
+];
+
 async fn rows(client: &mut Client, sql: &str) -> Result<String, String> {
     let batches = client.query(sql).await.map_err(|error| error.to_string())?;
     let mut rows = Vec::new();
@@ -88,16 +118,26 @@ async fn rows(client: &mut Client, sql: &str) -> Result<String, String> {
     Ok(rows.join(";"))
 }
 
-#[test]
-fn what_datafusion_gets_wrong_is_right_here() {
-    let cluster = shared(4);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
+/// Asks all of it, and says what came back otherwise.
+async fn wrong(client: &mut Client, answers: &[(&str, &str)]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (sql, expected) in answers {
+        let answer = rows(client, sql).await;
+        if answer.as_deref() != Ok(*expected) {
+            wrong.push(format!("{sql}\n  expected {expected:?}\n  answered {answer:?}"));
+        }
+    }
+    wrong
+}
+
+fn check_answers(workers: usize) {
+    let cluster = shared(workers);
+    let _logs = cluster.show_logs_on_failure();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
         let mut client = cluster.connect().await.unwrap();
         for sql in SETUP {
             client.update(sql).await.unwrap();
         }
-        let mut wrong = Vec::new();
         for settings in [
             vec![],
             vec!["SET shoal.task_bytes = 1"],
@@ -107,18 +147,30 @@ fn what_datafusion_gets_wrong_is_right_here() {
             for setting in &settings {
                 client.update(setting).await.unwrap();
             }
-            for (sql, expected) in ANSWERS {
-                let answer = rows(&mut client, sql).await;
-                if answer.as_deref() != Ok(expected) {
-                    wrong.push(format!("{settings:?} {sql}\n  expected {expected:?}\n  answered {answer:?}"));
-                }
-            }
+            let mut wrongs = wrong(&mut client, &ANSWERS).await;
+            client.update("SET TIME ZONE = '+02:00'").await.unwrap();
+            wrongs.extend(wrong(&mut client, &ZONED_ANSWERS).await);
+            assert!(wrongs.is_empty(), "{settings:?}\n{}", wrongs.join("\n"));
         }
         for schema in ["ans", "ans_other"] {
             client.update(&format!("DROP SCHEMA {schema} CASCADE")).await.unwrap();
         }
-        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     });
+}
+
+#[test]
+fn what_datafusion_gets_wrong_is_right_on_one_worker() {
+    check_answers(1);
+}
+
+#[test]
+fn what_datafusion_gets_wrong_is_right_on_two_workers() {
+    check_answers(2);
+}
+
+#[test]
+fn what_datafusion_gets_wrong_is_right_on_four_workers() {
+    check_answers(4);
 }
 
 #[test]

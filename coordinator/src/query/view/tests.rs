@@ -141,3 +141,23 @@ fn hashed_tasks_land_where_their_shards_are() {
         }
     }
 }
+
+#[test]
+fn a_whole_plan_goes_to_a_worker_that_has_its_shards() {
+    let held = table(1, &[&["a", "b"], &["b", "c"], &["c", "d"], &["d", "a"]]);
+    let live = live(&["a", "b", "c", "d"]);
+    let mut chosen = BTreeSet::new();
+    for turn in 0..4 {
+        let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), "", turn, 2).unwrap();
+        for shard in 0..4 {
+            let worker = view.worker_for(&BTreeSet::from([(held.id, shard)])).id.clone();
+            assert!(held.placement[shard as usize].contains(&worker), "shard {shard} goes to {worker}");
+            assert_eq!(view.used_workers(), BTreeSet::from([worker.clone()]), "its silence must be noticed");
+            chosen.insert((shard, worker));
+        }
+        let most = BTreeSet::from([(held.id, 0), (held.id, 1), (held.id, 2)]);
+        assert!(["b", "c"].contains(&view.worker_for(&most).id.as_str()), "two of the three shards");
+        assert!(!view.worker_for(&BTreeSet::new()).id.as_str().is_empty(), "of no shard, any");
+    }
+    assert_eq!(chosen.len(), 8, "every replica gets its turn: {chosen:?}");
+}
