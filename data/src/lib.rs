@@ -14,6 +14,7 @@ pub mod import_store;
 pub mod key_hash;
 pub mod object_stores;
 pub mod operators;
+pub mod plain_rows;
 pub mod sample;
 pub mod scan_counter;
 pub mod scan_fault;

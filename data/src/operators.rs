@@ -3,6 +3,7 @@
 mod hand_on;
 mod once;
 mod pieces;
+mod slices;
 
 use std::sync::Arc;
 
@@ -14,11 +15,15 @@ use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConve
 use self::hand_on::HandOnExec;
 use self::once::Once;
 use self::pieces::InPieces;
+use self::slices::InSlices;
 
 /// An input that can be read once only.
 pub type OnceExec = HandOnExec<Once>;
 /// An input in pieces.
 pub type PiecesExec = HandOnExec<InPieces>;
+
+/// An input in slices of a bounded size.
+pub type SlicesExec = HandOnExec<InSlices>;
 
 /// Sends these operators from the coordinator to workers: each is its name,
 /// with its inputs below it.
@@ -36,6 +41,7 @@ impl PhysicalExtensionCodec for OperatorCodec {
         match (name, inputs) {
             (OnceExec::NAME_BYTES, [input]) => Ok(Arc::new(OnceExec::new(Arc::clone(input)))),
             (PiecesExec::NAME_BYTES, [input]) => Ok(Arc::new(PiecesExec::new(Arc::clone(input)))),
+            (SlicesExec::NAME_BYTES, [input]) => Ok(Arc::new(SlicesExec::new(Arc::clone(input)))),
             _ => internal_err!(
                 "an operator `{}` over {} inputs is not known",
                 String::from_utf8_lossy(name),
@@ -53,6 +59,7 @@ impl PhysicalExtensionCodec for OperatorCodec {
         let bytes = match () {
             () if node.is::<OnceExec>() => OnceExec::NAME_BYTES,
             () if node.is::<PiecesExec>() => PiecesExec::NAME_BYTES,
+            () if node.is::<SlicesExec>() => SlicesExec::NAME_BYTES,
             () => return not_impl_err!("{} cannot be sent to workers", node.name()),
         };
         name.extend_from_slice(bytes);

@@ -3,10 +3,11 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::csv::WriterBuilder;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::json::LineDelimitedWriter;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use flate2::write::GzEncoder;
@@ -15,6 +16,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use shoal_data::ImportRoots;
+use shoal_data::plain_rows::{conformed, in_pieces, plain_field};
 use tokio::sync::mpsc;
 
 use super::sink::{NewFile, NewObject, Sink, SinkWriter};
@@ -23,6 +25,8 @@ use crate::Error;
 
 /// Batches that wait for the disk.
 const WAITING_BATCHES: usize = 4;
+/// Bytes of rows that are handed to the writer together; one row may have more.
+const PIECE_BYTES: usize = 8 << 20;
 /// Rows of a Parquet row group.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
 
@@ -47,7 +51,11 @@ pub async fn write_file(
     };
     let (sender, mut receiver) = mpsc::channel::<RecordBatch>(WAITING_BATCHES);
     let (finished_sender, finished) = tokio::sync::oneshot::channel::<()>();
-    let (format, schema) = (format.clone(), input.schema());
+    // What is written must not depend on how the query was run.
+    let columns: Vec<_> = input.schema().fields().iter().map(plain_field).collect();
+    let schema: SchemaRef = Arc::new(Schema::new(columns));
+    let announced = Arc::clone(&schema);
+    let format = format.clone();
     let location = location.to_owned();
     let writing = tokio::task::spawn_blocking(move || {
         let mut sink = match target {
@@ -71,10 +79,13 @@ pub async fn write_file(
         sink.keep().map_err(|error| Error::io(what, error))?;
         Ok(rows)
     });
-    while let Some(batch) = input.next().await {
-        // The writer is gone only if it failed; its own error says why.
-        if sender.send(batch?).await.is_err() {
-            break;
+    'rows: while let Some(batch) = input.next().await {
+        for piece in in_pieces(batch?, PIECE_BYTES) {
+            let piece = conformed(&announced, &piece).map_err(|error| Error::Internal(error.to_string()))?;
+            // The writer is gone only if it failed; its own error says why.
+            if sender.send(piece).await.is_err() {
+                break 'rows;
+            }
         }
     }
     let _writer_may_be_gone = finished_sender.send(());

@@ -6,10 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StructArray};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
-use arrow::error::ArrowError;
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
@@ -17,7 +15,8 @@ use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{FlightData, IpcMessage, SchemaAsIpc};
 use bytes::Bytes;
 use datafusion::common::DataFusionError;
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use shoal_data::plain_rows::{conformed, in_pieces, plain_field};
 use shoal_proto::Failure;
 use tonic::Status;
 
@@ -63,9 +62,12 @@ pub fn encoded(
 ) -> FlightStream {
     let announced = Arc::clone(&schema);
     let pieces = batches
-        .flat_map(|batch| stream::iter(in_pieces(batch.map_err(|error| to_flight_error(&error)))))
+        .map_err(|error| to_flight_error(&error))
+        .map_ok(messages_of)
+        .try_flatten()
         .map(move |piece| conformed(&announced, &piece?).map_err(FlightError::from))
-        .flat_map(|piece| stream::iter(in_pieces(piece)));
+        .map_ok(messages_of)
+        .try_flatten();
     let encoder = FlightDataEncoderBuilder::new()
         .with_schema(schema)
         .with_max_flight_data_size(usize::MAX)
@@ -114,138 +116,21 @@ pub(super) fn encoded_batch(batch: RecordBatch) -> FlightStream {
     encoded(batch.schema(), stream::once(async move { Ok(batch) }))
 }
 
+/// Pieces that fit one message each.
+fn messages_of(batch: RecordBatch) -> impl Stream<Item = Result<RecordBatch, FlightError>> {
+    stream::iter(in_pieces(batch, MESSAGE_BYTES)).map(Ok)
+}
+
 fn to_flight_error(error: &DataFusionError) -> FlightError {
     FlightError::Tonic(Box::new(status(Failure::from_datafusion(error))))
-}
-
-fn plain_field(field: &FieldRef) -> FieldRef {
-    let plain = plain_type(field.data_type());
-    if plain == *field.data_type() {
-        return Arc::clone(field);
-    }
-    Arc::new(field.as_ref().clone().with_data_type(plain))
-}
-
-fn plain_type(data_type: &DataType) -> DataType {
-    match data_type {
-        DataType::Utf8View => DataType::Utf8,
-        DataType::BinaryView => DataType::Binary,
-        DataType::Dictionary(_, values) => plain_type(values),
-        DataType::RunEndEncoded(_, values) => plain_type(values.data_type()),
-        DataType::List(item) | DataType::ListView(item) => DataType::List(plain_field(item)),
-        DataType::LargeList(item) | DataType::LargeListView(item) => DataType::LargeList(plain_field(item)),
-        DataType::FixedSizeList(item, length) => DataType::FixedSizeList(plain_field(item), *length),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(plain_field).collect()),
-        DataType::Map(entries, sorted) => DataType::Map(plain_field(entries), *sorted),
-        other => other.clone(),
-    }
-}
-
-/// `batch` with the columns that were announced.
-fn conformed(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
-    if batch.num_columns() != schema.fields().len() {
-        return Err(ArrowError::SchemaError(format!(
-            "{} columns were announced and {} came",
-            schema.fields().len(),
-            batch.num_columns()
-        )));
-    }
-    let columns: Vec<ArrayRef> = schema
-        .fields()
-        .iter()
-        .zip(batch.columns())
-        .map(|(field, column)| {
-            if field.data_type() == column.data_type() {
-                Ok(Arc::clone(column))
-            } else {
-                cast(column, field.data_type())
-            }
-        })
-        .collect::<Result<_, _>>()?;
-    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
-}
-
-/// Halves the batch until each piece fits one message or is a single row. No
-/// row is copied. Halving by measured size, and not by the average row,
-/// keeps one wide row from taking its neighbours along.
-fn in_pieces(batch: Result<RecordBatch, FlightError>) -> Vec<Result<RecordBatch, FlightError>> {
-    let mut pieces = Vec::new();
-    match batch {
-        Err(error) => pieces.push(Err(error)),
-        Ok(batch) => halve(batch, &mut pieces),
-    }
-    pieces
-}
-
-fn halve(batch: RecordBatch, pieces: &mut Vec<Result<RecordBatch, FlightError>>) {
-    let rows = batch.num_rows();
-    let bytes: usize = batch.columns().iter().map(|column| bytes_of(column.as_ref())).sum();
-    if rows <= 1 || bytes <= MESSAGE_BYTES {
-        pieces.push(Ok(batch));
-        return;
-    }
-    let half = rows / 2;
-    halve(batch.slice(0, half), pieces);
-    halve(batch.slice(half, rows - half), pieces);
-}
-
-/// About how many bytes the rows of a column take once encoded; exact for
-/// flat columns and views.
-fn bytes_of(column: &dyn Array) -> usize {
-    let rows = column.len();
-    match column.data_type() {
-        DataType::Utf8View => {
-            let lengths = column.as_string_view().lengths();
-            rows * size_of::<i32>() + lengths.map(|length| length as usize).sum::<usize>()
-        }
-        DataType::BinaryView => {
-            let lengths = column.as_binary_view().lengths();
-            rows * size_of::<i32>() + lengths.map(|length| length as usize).sum::<usize>()
-        }
-        DataType::List(_) => {
-            let list = column.as_list::<i32>();
-            let (first, last) = ends(list.value_offsets());
-            let items = list.values().slice(first as usize, (last - first) as usize);
-            rows * size_of::<i32>() + bytes_of(items.as_ref())
-        }
-        DataType::LargeList(_) => {
-            let list = column.as_list::<i64>();
-            let (first, last) = ends(list.value_offsets());
-            let items = list.values().slice(first as usize, (last - first) as usize);
-            rows * size_of::<i64>() + bytes_of(items.as_ref())
-        }
-        DataType::Map(..) => {
-            let map = column.as_map();
-            let (first, last) = ends(map.value_offsets());
-            rows * size_of::<i32>()
-                + struct_bytes(&map.entries().slice(first as usize, (last - first) as usize))
-        }
-        DataType::Struct(_) => struct_bytes(column.as_struct()),
-        // All rows share the values; each is as long as their average.
-        DataType::Dictionary(..) => {
-            let values = column.as_any_dictionary().values();
-            rows * (size_of::<i32>() + bytes_of(values.as_ref()) / values.len().max(1))
-        }
-        _ => column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size()),
-    }
-}
-
-fn struct_bytes(column: &StructArray) -> usize {
-    column.columns().iter().map(|child| bytes_of(child.as_ref())).sum()
-}
-
-fn ends<T: Copy + Default>(offsets: &[T]) -> (T, T) {
-    (offsets.first().copied().unwrap_or_default(), offsets.last().copied().unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{DictionaryArray, Int64Array, ListArray, StringArray, StringViewArray};
-    use arrow::datatypes::Int32Type;
+    use arrow::array::{ArrayRef, AsArray, DictionaryArray, Int64Array, StringArray, StringViewArray};
+    use arrow::datatypes::{DataType, Int32Type};
     use arrow_flight::decode::FlightRecordBatchStream;
-    use futures::TryStreamExt;
 
     async fn sent(schema: SchemaRef, batches: Vec<Result<RecordBatch, DataFusionError>>) -> Vec<FlightData> {
         encoded(schema, stream::iter(batches)).try_collect().await.unwrap()
@@ -345,20 +230,5 @@ mod tests {
         let batches = stream::iter([1]).map(|_| -> Result<RecordBatch, DataFusionError> { panic!("boom") });
         let results: Vec<_> = encoded(schema, batches).collect().await;
         assert!(results.last().unwrap().as_ref().unwrap_err().message().contains("boom"));
-    }
-
-    #[test]
-    fn the_shared_values_of_a_dictionary_do_not_scatter_its_rows() {
-        let values: Vec<String> = (0..10_000).map(|n| format!("{n:0>1000}")).collect();
-        let dictionary: DictionaryArray<Int32Type> = values.iter().map(String::as_str).collect();
-        assert!(bytes_of(&dictionary.slice(0, 10)) < 20_000);
-    }
-
-    #[test]
-    fn only_the_items_of_a_sliced_list_are_counted() {
-        let list = ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>(
-            (0..1000).map(|row| Some(vec![Some(row); 100])),
-        );
-        assert!(bytes_of(&list.slice(10, 1)) < 2000);
     }
 }

@@ -1,7 +1,7 @@
 //! From a session's settings and a pinned snapshot to a DataFusion session,
 //! and from there to plans.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use datafusion::catalog::CatalogProviderList;
@@ -290,10 +290,9 @@ impl Planning {
             1 => plan,
             _ => Arc::new(CoalescePartitionsExec::new(plan)),
         };
-        let single = with_plain_text(single)?;
         Ok(match MaybeEncoded::Decoded(Arc::clone(&single)).encode(context) {
             Ok(encoded) => {
-                let url = view.worker_for(&shards_of(&single)?).url.clone();
+                let url = view.assign_whole(&shards_of(&single)?).url.clone();
                 let channels = self.channels.clone();
                 Arc::new(WholePlanExec::new(
                     single,
@@ -359,14 +358,14 @@ fn is_lookup(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     Ok(is_restricted && shards_of(plan)?.len() <= 1)
 }
 
-/// The shards that a plan reads.
-fn shards_of(plan: &Arc<dyn ExecutionPlan>) -> Result<BTreeSet<(TableId, u32)>> {
-    let mut shards = BTreeSet::new();
+/// The shards that a plan reads, and the bytes of each.
+fn shards_of(plan: &Arc<dyn ExecutionPlan>) -> Result<BTreeMap<(TableId, u32), u64>> {
+    let mut shards = BTreeMap::new();
     plan.apply(|node| {
         let groups = shard_scan(node).into_iter().flat_map(|scan| &scan.file_groups);
         for file in groups.flat_map(FileGroup::files) {
             let segment = segment_of(file)?;
-            shards.insert((segment.table, segment.shard));
+            *shards.entry((segment.table, segment.shard)).or_default() += file.effective_size();
         }
         Ok(TreeNodeRecursion::Continue)
     })?;

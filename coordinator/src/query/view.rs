@@ -45,7 +45,8 @@ pub struct View {
     /// Partitions of each task.
     partitions: usize,
     /// Workers chosen for a stage of so many tasks; the same for every stage
-    /// of that size, so that stages meet where the rows are.
+    /// of that size, so that stages meet where the rows are. A plan that is sent
+    /// whole is one task.
     chosen: Mutex<BTreeMap<usize, Arc<Vec<usize>>>>,
 }
 
@@ -153,20 +154,27 @@ impl View {
         Arc::clone(choice)
     }
 
-    /// The worker for a plan that is sent whole and reads these shards: one that
-    /// has most of them on its own disk.
-    pub fn worker_for(&self, shards: &BTreeSet<(TableId, u32)>) -> &ViewWorker {
-        let read: Vec<_> = shards.iter().filter_map(|shard| self.readable.get(shard)).collect();
-        let best = self.best_of(0..self.workers.len(), &read).unwrap_or_default();
+    /// Chooses the worker for a plan that is sent whole and reads so many bytes of
+    /// these shards: one that has most of them on its own disk. It is one of the
+    /// used workers from then on. There must be a worker.
+    pub fn assign_whole(&self, shards: &BTreeMap<(TableId, u32), u64>) -> &ViewWorker {
+        let read = shards.iter().filter_map(|(shard, bytes)| Some((self.readable.get(shard)?, *bytes)));
+        let best = self.best_of(0..self.workers.len(), &read.collect::<Vec<_>>()).unwrap_or_default();
         self.chosen.lock().insert(1, Arc::new(vec![best]));
         &self.workers[best]
     }
 
-    /// The one of `candidates` that can read the most; of equal ones an idle one
-    /// before a busy one, then the earlier one, which the turn put there.
-    fn best_of(&self, candidates: impl Iterator<Item = usize>, shards: &[&BTreeSet<usize>]) -> Option<usize> {
+    /// The one of `candidates` that can read the most of shards that weigh so
+    /// much each; of equal ones an idle one before a busy one, then the earlier
+    /// one, which the turn put there.
+    fn best_of(
+        &self,
+        candidates: impl Iterator<Item = usize>,
+        shards: &[(&BTreeSet<usize>, u64)],
+    ) -> Option<usize> {
         candidates.max_by_key(|index| {
-            let covers = shards.iter().filter(|holders| holders.contains(index)).count();
+            let read = shards.iter().filter(|(holders, _)| holders.contains(index));
+            let covers: u64 = read.map(|(_, weight)| weight).sum();
             (covers, Reverse(self.workers[*index].tasks_running), Reverse(*index))
         })
     }
@@ -183,12 +191,12 @@ impl View {
 
     fn choose(&self, tasks: usize) -> Vec<usize> {
         let mut choice: Vec<usize> = Vec::with_capacity(tasks);
-        let mut open: Vec<&BTreeSet<usize>> =
-            self.readable.values().filter(|holders| !holders.is_empty()).collect();
+        let held = self.readable.values().filter(|holders| !holders.is_empty());
+        let mut open: Vec<(&BTreeSet<usize>, u64)> = held.map(|holders| (holders, 1)).collect();
         while choice.len() < tasks.min(self.workers.len()) {
             let others = (0..self.workers.len()).filter(|index| !choice.contains(index));
             let Some(best) = self.best_of(others, &open) else { break };
-            open.retain(|holders| !holders.contains(&best));
+            open.retain(|(holders, _)| !holders.contains(&best));
             choice.push(best);
         }
         // More tasks than workers: they share, in turn.

@@ -1,10 +1,11 @@
-//! `to_timestamp` and its kin, giving the type that they say. DataFusion's
-//! declare the session's time zone, and for a column of text leave it out of
-//! the values, which whatever compares the two refuses.
+//! `to_timestamp` and its kin in a time zone. DataFusion's declare the
+//! session's, and for a column of text leave it out of the values, which whatever
+//! compares the two refuses.
 
 use std::sync::Arc;
 
-use arrow::datatypes::DataType;
+use arrow::array::make_array;
+use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::Result;
 use datafusion::config::ConfigOptions;
 use datafusion::functions::datetime::to_timestamp::{
@@ -58,17 +59,24 @@ impl ScalarUDFImpl for Zoned {
         Some(ScalarUDF::from(Self { inner: Arc::clone(updated.inner()).into() }))
     }
 
-    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+    fn invoke_with_args(&self, mut arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let declared = arguments.return_field.data_type().clone();
-        let value = self.inner.invoke_with_args(arguments)?;
-        match (value.data_type(), &declared) {
-            (DataType::Timestamp(unit, None), DataType::Timestamp(_, Some(_))) => {
-                // The instant is right. A cast from no zone to another than UTC
-                // would take it for local time there.
-                let utc = value.cast_to(&DataType::Timestamp(unit, Some("+00:00".into())), None)?;
-                utc.cast_to(&declared, None)
+        if self.name() == "to_timestamp"
+            && let Some(first) = arguments.args.first_mut()
+            && first.data_type().is_integer()
+        {
+            // Seconds since 1970 in UTC, which it would take for local time.
+            *first = first.cast_to(&DataType::Timestamp(TimeUnit::Second, Some("+00:00".into())), None)?;
+        }
+        match (self.inner.invoke_with_args(arguments)?, &declared) {
+            (ColumnarValue::Array(instants), DataType::Timestamp(unit, Some(_)))
+                if *instants.data_type() == DataType::Timestamp(*unit, None) =>
+            {
+                // The instants are right, and stay: a cast would take them for local time.
+                let zoned = instants.to_data().into_builder().data_type(declared).build()?;
+                Ok(ColumnarValue::Array(make_array(zoned)))
             }
-            _ => Ok(value),
+            (value, _) => Ok(value),
         }
     }
 

@@ -73,7 +73,7 @@ const ANSWERS: [(&str, &str); 24] = [
 ];
 
 /// The same, in a session of time zone +02:00.
-const ZONED_ANSWERS: [(&str, &str); 7] = [
+const ZONED_ANSWERS: [(&str, &str); 8] = [
     ("SELECT to_timestamp(s) FROM ans.tz WHERE k = 1", "2024-06-01T14:00:00+02:00"),
     (
         "SELECT k, to_timestamp(s) FROM ans.tz WHERE k > 1 ORDER BY k",
@@ -93,6 +93,11 @@ const ZONED_ANSWERS: [(&str, &str); 7] = [
         "SELECT a.k, b.k FROM ans.tz a JOIN ans.tz b ON to_timestamp_micros(a.s) = to_timestamp_micros(b.s) \
          WHERE a.k > 1 ORDER BY a.k",
         "2,2;4,4",
+    ),
+    (
+        "SELECT to_timestamp(k), to_timestamp(CAST(k AS DOUBLE)), to_timestamp_seconds(k), to_timestamp(0) \
+         FROM ans.tz WHERE k = 2",
+        "1970-01-01T02:00:02+02:00,1970-01-01T02:00:02+02:00,1970-01-01T02:00:02+02:00,1970-01-01T02:00:00+02:00",
     ),
     (
         "SELECT to_timestamp_nanos(s, '%Y-%m-%d %H:%M:%S') FROM ans.tz WHERE k = 2",

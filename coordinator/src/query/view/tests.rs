@@ -1,6 +1,6 @@
 //! Tests of the view.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -145,19 +145,28 @@ fn hashed_tasks_land_where_their_shards_are() {
 #[test]
 fn a_whole_plan_goes_to_a_worker_that_has_its_shards() {
     let held = table(1, &[&["a", "b"], &["b", "c"], &["c", "d"], &["d", "a"]]);
-    let live = live(&["a", "b", "c", "d"]);
+    let mut live = live(&["a", "b", "c", "d"]);
+    let reads = |shards: &[(u32, u64)]| -> BTreeMap<(TableId, u32), u64> {
+        shards.iter().map(|(shard, bytes)| ((held.id, *shard), *bytes)).collect()
+    };
     let mut chosen = BTreeSet::new();
     for turn in 0..4 {
         let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), "", turn, 2).unwrap();
         for shard in 0..4 {
-            let worker = view.worker_for(&BTreeSet::from([(held.id, shard)])).id.clone();
+            let worker = view.assign_whole(&reads(&[(shard, 10)])).id.clone();
             assert!(held.placement[shard as usize].contains(&worker), "shard {shard} goes to {worker}");
             assert_eq!(view.used_workers(), BTreeSet::from([worker.clone()]), "its silence must be noticed");
             chosen.insert((shard, worker));
         }
-        let most = BTreeSet::from([(held.id, 0), (held.id, 1), (held.id, 2)]);
-        assert!(["b", "c"].contains(&view.worker_for(&most).id.as_str()), "two of the three shards");
-        assert!(!view.worker_for(&BTreeSet::new()).id.as_str().is_empty(), "of no shard, any");
+        let most = view.assign_whole(&reads(&[(0, 10), (1, 10), (2, 10)]));
+        assert!(["b", "c"].contains(&most.id.as_str()), "two of the three shards are not on {}", most.id);
+        let heavy = view.assign_whole(&reads(&[(0, 100), (2, 10), (3, 10)]));
+        assert_eq!(heavy.id.as_str(), "a", "bytes count, not shards");
+        view.assign_whole(&reads(&[]));
     }
     assert_eq!(chosen.len(), 8, "every replica gets its turn: {chosen:?}");
+    live.workers[0].tasks_running = 3;
+    let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), "", 0, 2).unwrap();
+    assert_eq!(view.task_workers(1).len(), 1, "what a plan that was given up was meant for");
+    assert_eq!(view.assign_whole(&reads(&[(0, 10)])).id.as_str(), "b", "an idle one before a busy one");
 }
