@@ -31,9 +31,14 @@ pub struct CoordinatorConfig {
     pub query_memory_bytes: u64,
     /// Memory that the rows of one write may take before they become segments.
     pub write_buffer_bytes: usize,
+    /// A worker that is away for so long is given up: its shards get others.
+    pub dead_after: Duration,
     /// How long running queries may take to finish when the node stops.
     pub grace: Duration,
 }
+
+/// How long a worker may be away by default before it is given up.
+pub const DEAD_AFTER: Duration = Duration::from_secs(300);
 
 impl CoordinatorConfig {
     /// The defaults, for a data directory.
@@ -51,6 +56,7 @@ impl CoordinatorConfig {
             memory_limit_bytes: 2 << 30,
             query_memory_bytes: 1 << 30,
             write_buffer_bytes: 384 << 20,
+            dead_after: DEAD_AFTER,
             grace: Duration::from_secs(10),
         }
     }

@@ -71,7 +71,7 @@ pub async fn run(
     let spool = data_dir.emptied("spool")?;
     let catalog = Catalog::open(data_dir.path())?;
     let cluster_id = catalog.snapshot().cluster.clone();
-    let cluster = Arc::new(Cluster::new(catalog));
+    let cluster = Arc::new(Cluster::new(catalog, config.dead_after));
     let channels = Channels::new(tokio::runtime::Handle::current());
     let import_roots = ImportRoots::new(&config.import_roots);
 

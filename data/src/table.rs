@@ -129,6 +129,16 @@ impl Table {
     pub fn workers(&self) -> BTreeSet<&WorkerId> {
         self.placement.iter().flatten().collect()
     }
+
+    /// Whether a worker should hold the shard.
+    pub fn should_hold(&self, shard: u32, worker: &WorkerId) -> bool {
+        match self.layout.replicas {
+            ReplicaCount::All => true,
+            ReplicaCount::Count(_) => {
+                self.placement.get(shard as usize).is_some_and(|workers| workers.contains(worker))
+            }
+        }
+    }
 }
 
 /// Arrow schemas as base64 of their IPC flatbuffer: the one form of a schema

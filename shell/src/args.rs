@@ -100,6 +100,9 @@ pub struct CoordinatorArgs {
     /// How long a query may wait [default: 1m]
     #[arg(long, value_name = "DURATION")]
     pub queue_timeout: Option<String>,
+    /// A worker that is away for longer is given up: its shards are copied to others [default: 5m]
+    #[arg(long, value_name = "DURATION")]
+    pub dead_after: Option<String>,
     /// Memory of one query on each node [default: half of --memory-limit]
     #[arg(long, value_name = "SIZE")]
     pub query_memory_limit: Option<String>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};
 use shoal_data::table::schema_serde;
-use shoal_data::{Segment, Table};
+use shoal_data::{ReplicaCount, Segment, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
 
 /// One change, applied as a whole or not at all.
@@ -117,6 +117,41 @@ pub enum Command {
         /// The workers of each shard: those that it has, then the new ones.
         placement: Vec<Vec<WorkerId>>,
     },
+    /// Gives shards of a table other workers. What they had stays readable until
+    /// [`Command::RemoveReplicas`].
+    MoveShards {
+        /// The table.
+        table: TableId,
+        /// The workers of each shard before.
+        seen: Vec<Vec<WorkerId>>,
+        /// The workers of each shard from now on.
+        placement: Vec<Vec<WorkerId>>,
+    },
+    /// Takes copies out that a worker should not hold any more.
+    RemoveReplicas {
+        /// The table.
+        table: TableId,
+        /// The worker.
+        worker: WorkerId,
+        /// Its segments of the table.
+        segments: Vec<SegmentId>,
+    },
+    /// Changes how many copies a table asks for.
+    SetReplicas {
+        /// The schema.
+        schema_name: String,
+        /// The table.
+        name: String,
+        /// How many.
+        replicas: ReplicaCount,
+    },
+    /// Lets all shards leave a worker, or lets it take some again.
+    DrainWorker {
+        /// The worker.
+        worker: WorkerId,
+        /// Whether they leave.
+        is_draining: bool,
+    },
     /// Records one more durable copy of a segment.
     AddReplica {
         /// The table.
@@ -174,6 +209,9 @@ pub struct WorkerRecord {
     pub address: String,
     /// May be empty.
     pub zone: String,
+    /// Whether its shards leave it, and no new ones come.
+    #[serde(default)]
+    pub is_draining: bool,
 }
 
 /// A named query.

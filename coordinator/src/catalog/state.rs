@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use shoal_data::{Segment, SegmentName, Table};
-use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
+use shoal_proto::{TableId, WorkerId, WriteId};
 
 use super::command::{Command, ExternalTable, Key, Named, Outcome, View, WorkerRecord, WriteRecord};
+
+mod replicas;
 
 /// The schema that every cluster starts with.
 pub const SCHEMA_DEFAULT: &str = "public";
@@ -184,7 +186,15 @@ impl State {
             }
             Command::RegisterWorker { worker } => Ok(self.register_worker(worker)),
             Command::ExtendPlacement { table, placement } => Ok(self.extend_placement(table, placement)),
-            Command::AddReplica { table, segment, worker } => self.add_replica(table, segment, worker),
+            Command::AddReplica { table, segment, worker } => Ok(self.add_replica(table, segment, worker)),
+            Command::MoveShards { table, seen, placement } => Ok(self.move_shards(table, &seen, placement)),
+            Command::RemoveReplicas { table, worker, segments } => {
+                Ok(self.remove_replicas(table, &worker, &segments))
+            }
+            Command::SetReplicas { schema_name, name, replicas } => {
+                self.set_replicas(&schema_name, &name, replicas)
+            }
+            Command::DrainWorker { worker, is_draining } => self.drain_worker(&worker, is_draining),
         }?;
         match &outcome {
             Outcome::Done | Outcome::Table(_) => self.version += 1,
@@ -331,48 +341,6 @@ impl State {
         }
         entry.segments.extend(segments);
         self.writes.extend([write]);
-        Ok(Outcome::Done)
-    }
-
-    fn register_worker(&mut self, worker: WorkerRecord) -> Outcome {
-        if self.workers.get(&worker.id) == Some(&worker) {
-            return Outcome::Unchanged;
-        }
-        self.workers.insert(worker.id.clone(), worker);
-        Outcome::Done
-    }
-
-    /// Changes nothing where the placement is not what the command saw.
-    fn extend_placement(&mut self, table: TableId, placement: Vec<Vec<WorkerId>>) -> Outcome {
-        let Some(entry) = self.tables.values_mut().find(|entry| entry.id == table) else {
-            return Outcome::Unchanged;
-        };
-        let extends = entry.placement.len() == placement.len()
-            && entry.placement.iter().zip(&placement).all(|(old, new)| new.starts_with(old));
-        if !extends || entry.placement == placement {
-            return Outcome::Unchanged;
-        }
-        Arc::make_mut(entry).placement = placement;
-        Outcome::Done
-    }
-
-    fn add_replica(
-        &mut self,
-        table: TableId,
-        id: SegmentId,
-        worker: WorkerId,
-    ) -> Result<Outcome, CatalogError> {
-        // A table or segment that was dropped meanwhile needs no copy.
-        let Some(entry) = self.tables.values_mut().find(|entry| entry.id == table) else {
-            return Ok(Outcome::Unchanged);
-        };
-        let Some(index) = entry.segments.iter().position(|segment| segment.id == id) else {
-            return Ok(Outcome::Unchanged);
-        };
-        if entry.segments[index].replicas.contains(&worker) {
-            return Ok(Outcome::Unchanged);
-        }
-        Arc::make_mut(&mut Arc::make_mut(entry).segments[index]).replicas.push(worker);
         Ok(Outcome::Done)
     }
 }

@@ -304,6 +304,10 @@ fn adds(command: &Command) -> bool {
         | Command::DropExternal { .. }
         | Command::RegisterWorker { .. }
         | Command::ExtendPlacement { .. }
+        | Command::MoveShards { .. }
+        | Command::RemoveReplicas { .. }
+        | Command::SetReplicas { .. }
+        | Command::DrainWorker { .. }
         | Command::AddReplica { .. } => false,
     }
 }

@@ -1,7 +1,7 @@
 //! The cluster as the rest of the coordinator sees it: the pure parts behind
 //! one lock, and the loops that give them the time.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -14,13 +14,14 @@ use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::membership::{LiveWorkers, Membership};
+use super::events::{Event, Events};
+use super::membership::{LiveWorker, LiveWorkers, Membership};
 use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Candidate, Placement};
 use super::repair;
 use crate::Error;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, State};
 
 mod beats;
 mod upkeep;
@@ -58,6 +59,9 @@ pub struct Cluster {
     live: watch::Sender<Arc<LiveWorkers>>,
     core: Mutex<Core>,
     outliers: Mutex<Outliers>,
+    events: Events,
+    /// After so long without a word a worker is given up.
+    dead_after: Duration,
     /// Something may need repair.
     changed: Notify,
     streams: AtomicU64,
@@ -73,10 +77,25 @@ struct Core {
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<(WorkerId, SegmentName)>,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
+    /// Since when known workers have been away.
+    absent: HashMap<WorkerId, Instant>,
+    /// Those whose shards leave or have left, because they are drained or dead.
+    given_up: BTreeMap<WorkerId, GivenUp>,
     /// How often each worker was lost.
     times_lost: HashMap<WorkerId, u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
+}
+
+/// Why the shards of a worker leave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivenUp {
+    /// It was away for too long.
+    Dead,
+    /// Somebody drains it, and some copies are still on it.
+    Draining,
+    /// Nothing is left on it.
+    Drained,
 }
 
 /// Orders that wait for a worker's next beat.
@@ -87,9 +106,12 @@ struct Waiting {
 }
 
 impl Cluster {
-    /// A cluster without workers, over a catalog.
-    pub fn new(catalog: Catalog) -> Self {
+    /// A cluster without workers, over a catalog. A worker that is away for
+    /// `dead_after` is given up: its shards get other workers.
+    pub fn new(catalog: Catalog, dead_after: Duration) -> Self {
         Self {
+            dead_after,
+            events: Events::default(),
             catalog,
             pins: Pins::default(),
             live: watch::Sender::new(Arc::default()),
@@ -130,8 +152,8 @@ impl Cluster {
     /// # Errors
     /// `Unavailable` where no worker is alive.
     pub fn place(&self, layout: &TableLayout) -> Result<Placement, Error> {
-        let workers = candidates(&self.live());
         let state = self.catalog.snapshot();
+        let workers = candidates(&self.live(), &state);
         placement::place(layout, &workers, state.tables().map(AsRef::<Table>::as_ref)).ok_or_else(|| {
             Error::Unavailable(
                 "no worker is live: start one with `shoal worker --coordinator URL`, or wait for one to come back"
@@ -147,6 +169,23 @@ impl Cluster {
             tracing::warn!(%worker, why, "worker is suspected");
             self.publish(&core);
         }
+    }
+
+    /// What happened lately, oldest first.
+    pub fn events(&self) -> Vec<Event> {
+        self.events.all()
+    }
+
+    /// Why the shards of a worker leave it; none where they do not.
+    pub fn given_up(&self, worker: &WorkerId) -> Option<GivenUp> {
+        self.core.lock().given_up.get(worker).copied()
+    }
+
+    /// Workers that are being drained: others get the work where they can.
+    pub fn drained(&self) -> BTreeSet<WorkerId> {
+        let core = self.core.lock();
+        let drained = core.given_up.iter().filter(|(_, why)| **why != GivenUp::Dead);
+        drained.map(|(worker, _)| worker.clone()).collect()
     }
 
     /// Workers that are slower than the others.
@@ -237,7 +276,8 @@ impl Cluster {
             loop {
                 self.record_fetched().await;
                 self.collect();
-                self.extend_placements().await;
+                self.give_up(Instant::now());
+                self.place_anew().await;
                 self.order_copies(Instant::now());
                 tokio::time::sleep(TICK).await;
                 tokio::select! {
@@ -279,10 +319,11 @@ impl Core {
     }
 }
 
-fn candidates(live: &LiveWorkers) -> Vec<Candidate> {
-    let candidate =
-        |worker: &super::LiveWorker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() };
-    live.workers.iter().map(candidate).collect()
+/// The live workers that can take shards.
+fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
+    let stays = |worker: &&LiveWorker| !state.worker(&worker.id).is_some_and(|known| known.is_draining);
+    let candidate = |worker: &LiveWorker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() };
+    live.workers.iter().filter(stays).map(candidate).collect()
 }
 
 #[async_trait]

@@ -25,6 +25,19 @@ struct Inner {
     retired: HashMap<SegmentName, Dropped>,
 }
 
+impl Inner {
+    /// A segment may be taken from one worker after the other.
+    fn retire(&mut self, mut dropped: Dropped) {
+        if let Some(before) = self.retired.remove(&dropped.segment.name()) {
+            let segment = Arc::make_mut(&mut dropped.segment);
+            let known = before.segment.replicas.iter().filter(|worker| !segment.replicas.contains(worker));
+            let known: Vec<_> = known.cloned().collect();
+            segment.replicas.extend(known);
+        }
+        self.retired.insert(dropped.segment.name(), dropped);
+    }
+}
+
 /// Keeps one version readable until it is dropped.
 #[derive(Debug)]
 pub struct PinGuard {
@@ -89,7 +102,7 @@ impl Pins {
     pub fn collect(&self, dropped: impl FnOnce() -> Vec<Dropped>) -> Vec<Arc<Segment>> {
         let mut inner = self.0.lock();
         for dropped in dropped() {
-            inner.retired.insert(dropped.segment.name(), dropped);
+            inner.retire(dropped);
         }
         let oldest = inner.pinned.keys().next().copied().unwrap_or(u64::MAX);
         let free = inner.retired.extract_if(|_, dropped| oldest >= dropped.version);

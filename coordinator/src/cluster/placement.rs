@@ -1,8 +1,8 @@
-//! Which workers should hold which shard of a new table.
+//! Which workers should hold which shard of a table.
 //!
 //! Pure and deterministic: the same workers and tables give the same answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_data::{ReplicaCount, Table, TableLayout};
 use shoal_proto::WorkerId;
@@ -82,31 +82,49 @@ fn group_of<'a>(
         .map(|table| table.placement.clone())
 }
 
-/// The placement of a table that has fewer copies than it asks for, with
-/// live workers added; none where nothing can be added. Tables of one group
-/// get the same answer. Copies are never taken away.
-pub fn extend(table: &Table, workers: &[Candidate]) -> Option<Vec<Vec<WorkerId>>> {
+/// The placement of a table as it should be: as many copies as it asks for, none
+/// on workers that `leave`; none where it is that already. What leaves stays
+/// where nobody can take its place. Workers that are neither `workers` nor leave
+/// may come back, and keep what they have. Tables of one group get the same
+/// answer.
+pub fn rehome(
+    table: &Table,
+    workers: &[Candidate],
+    leave: &BTreeSet<WorkerId>,
+) -> Option<Vec<Vec<WorkerId>>> {
     let ReplicaCount::Count(wanted) = table.layout.replicas else {
         return None;
     };
+    let wanted = wanted as usize;
     let mut workers = workers.to_vec();
     workers.sort();
     let index_of = |id: &WorkerId| workers.iter().position(|worker| worker.id == *id);
     let mut spread = Spread::over(&workers);
-    let held: Vec<Vec<usize>> =
-        table.placement.iter().map(|shard| shard.iter().filter_map(index_of).collect()).collect();
-    for worker in held.iter().flatten() {
-        spread.load[*worker] += 1;
+    let stays = |id: &&WorkerId| !leave.contains(*id);
+    for worker in table.placement.iter().flatten().filter(stays).filter_map(index_of) {
+        spread.load[worker] += 1;
     }
-    let extended = table.placement.iter().zip(held).map(|(shard, chosen)| {
-        let missing = (wanted as usize).saturating_sub(shard.len());
+    let rehomed = table.placement.iter().map(|shard| {
+        let mut kept: Vec<WorkerId> = shard.iter().filter(stays).cloned().collect();
+        while kept.len() > wanted {
+            // Whoever is not there, then whoever has most.
+            let load = |id: &WorkerId| index_of(id).map_or(usize::MAX, |worker| spread.load[worker]);
+            let Some(most) = (0..kept.len()).max_by_key(|&at| (load(&kept[at]), at)) else { break };
+            if let Some(worker) = index_of(&kept.remove(most)) {
+                spread.load[worker] -= 1;
+            }
+        }
+        let chosen: Vec<usize> = kept.iter().filter_map(index_of).collect();
         let before = chosen.len();
-        let chosen = spread.choose(chosen, before + missing);
-        let new = chosen[before..].iter().map(|worker| workers[*worker].id.clone());
-        shard.iter().cloned().chain(new).collect()
+        let chosen = spread.choose(chosen, before + wanted.saturating_sub(kept.len()));
+        kept.extend(chosen[before..].iter().map(|&worker| workers[worker].id.clone()));
+        let left = shard.iter().filter(|id| leave.contains(*id));
+        let missing = wanted.saturating_sub(kept.len());
+        kept.extend(left.take(missing).cloned());
+        kept
     });
-    let extended: Vec<Vec<WorkerId>> = extended.collect();
-    (extended != table.placement).then_some(extended)
+    let rehomed: Vec<Vec<WorkerId>> = rehomed.collect();
+    (rehomed != table.placement).then_some(rehomed)
 }
 
 /// Copies of each shard on distinct workers: as many zones as there can be,

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use shoal_data::{ReplicaCount, Segment, SegmentName, Table};
+use shoal_data::{Segment, SegmentName};
 use shoal_proto::WorkerId;
 use shoal_proto::cluster::{FetchRequest, Location};
 
@@ -43,7 +43,7 @@ pub fn reconcile(
                 if !is_whole {
                     result.lacks.insert(name);
                 }
-            } else if is_whole && should_hold(table, segment, worker) {
+            } else if is_whole && table.should_hold(segment.shard, worker) {
                 result.adopt.push(name);
             } else if held.contains_key(&name) {
                 result.discard.push(name);
@@ -55,41 +55,42 @@ pub fn reconcile(
     result
 }
 
-/// Copies that are missing on live workers and can be made from live workers,
-/// at most `per_worker_max` for each; `is_under_way` leaves out those that a
-/// worker makes already.
+/// Copies that are missing on live workers and can be made from live workers, at
+/// most `per_worker_max` for each: those of which there are fewest first.
+/// `is_under_way` leaves out those that a worker makes already.
 pub fn missing(
     state: &State,
     live: &LiveWorkers,
     per_worker_max: usize,
     is_under_way: impl Fn(&WorkerId, &SegmentName) -> bool,
 ) -> Vec<(WorkerId, FetchRequest)> {
-    let mut orders = Vec::new();
-    let mut given: HashMap<&WorkerId, usize> = HashMap::new();
+    let mut lacking: Vec<(usize, &Segment, &WorkerId)> = Vec::new();
     for table in state.tables() {
         for segment in &table.segments {
-            let name = segment.name();
-            let lacking = live
-                .workers
-                .iter()
-                .filter(|worker| should_hold(table, segment, &worker.id) && !has(segment, worker));
-            for worker in lacking {
-                let count = given.entry(&worker.id).or_default();
-                if *count >= per_worker_max || is_under_way(&worker.id, &name) {
-                    continue;
-                }
-                let from = sources(segment, live, orders.len());
-                if !from.is_empty() {
-                    *count += 1;
-                    let request = FetchRequest {
-                        name: name.to_string(),
-                        bytes: segment.bytes,
-                        crc32c: segment.crc32c,
-                        from,
-                    };
-                    orders.push((worker.id.clone(), request));
-                }
+            let workers = live.workers.iter();
+            let lacks = workers
+                .filter(|worker| table.should_hold(segment.shard, &worker.id) && !has(segment, worker))
+                .filter(|worker| !is_under_way(&worker.id, &segment.name()));
+            for worker in lacks {
+                lacking.push((readable(segment, live).count(), segment, &worker.id));
             }
+        }
+    }
+    lacking.retain(|(copies, ..)| *copies > 0);
+    lacking.sort_by_key(|(copies, ..)| *copies);
+    let mut orders = Vec::new();
+    let mut given: HashMap<&WorkerId, usize> = HashMap::new();
+    for (_, segment, worker) in lacking {
+        let count = given.entry(worker).or_default();
+        if *count < per_worker_max {
+            *count += 1;
+            let request = FetchRequest {
+                name: segment.name().to_string(),
+                bytes: segment.bytes,
+                crc32c: segment.crc32c,
+                from: sources(segment, live, orders.len()),
+            };
+            orders.push((worker.clone(), request));
         }
     }
     orders
@@ -104,15 +105,6 @@ pub fn readable<'a>(segment: &'a Segment, live: &'a LiveWorkers) -> impl Iterato
 /// a replica, and it has the file.
 pub fn has(segment: &Segment, worker: &LiveWorker) -> bool {
     segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
-}
-
-fn should_hold(table: &Table, segment: &Segment, worker: &WorkerId) -> bool {
-    match table.layout.replicas {
-        ReplicaCount::All => true,
-        ReplicaCount::Count(_) => {
-            table.placement.get(segment.shard as usize).is_some_and(|shard| shard.contains(worker))
-        }
-    }
 }
 
 /// Readable replicas, starting with another one for each `turn`.

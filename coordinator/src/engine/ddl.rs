@@ -7,7 +7,7 @@ use datafusion::common::TableReference;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{self, ObjectName};
-use shoal_data::Table;
+use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{TableId, WriteId};
 
 use super::{Engine, Parameters, Prepared, Scope};
@@ -70,6 +70,12 @@ impl Engine {
             }
             Statement::Copy(copy) => self.copy(session, prepared, copy, parameters, write_id).await,
             Statement::Set(set) => self.set(session, set).await,
+            Statement::AlterTable { name, if_exists, options } => {
+                self.alter_table(session, name, *if_exists, options).await
+            }
+            Statement::DrainWorker { worker, is_draining } => {
+                self.apply(Command::DrainWorker { worker: worker.clone(), is_draining: *is_draining }).await
+            }
             Statement::Kill(query) => match self.cancel(*query) {
                 true => Ok(0),
                 false => Err(Error::NotFound(format!(
@@ -309,6 +315,34 @@ impl Engine {
             _ => Command::DropTable { schema_name, name, if_exists },
         })
         .await
+    }
+
+    async fn alter_table(
+        &self,
+        session: &Session,
+        name: &ObjectName,
+        if_exists: bool,
+        options: &[ast::SqlOption],
+    ) -> Result<u64, Error> {
+        let replicas = TableOptions::read_replicas(options)?;
+        let (schema_name, name) = full_name(name, &session.settings())?;
+        let snapshot = self.catalog();
+        if snapshot.table(&schema_name, &name).is_none() {
+            if if_exists {
+                session.notice(format!("table {schema_name}.{name} does not exist, skipped"));
+                return Ok(0);
+            }
+            return Err(self.unknown_table(&snapshot, &schema_name, &name));
+        }
+        let live = self.cluster.live().workers.len();
+        if let ReplicaCount::Count(count) = replicas
+            && count as usize > live
+        {
+            session.notice(format!(
+                "replicas = {count}, and {live} workers are live: more copies wait for more"
+            ));
+        }
+        self.apply(Command::SetReplicas { schema_name, name, replicas }).await
     }
 
     async fn set(&self, session: &Session, statement: &DfStatement) -> Result<u64, Error> {

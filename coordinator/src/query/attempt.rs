@@ -104,13 +104,18 @@ impl Attempts {
         let others = live.workers.iter().map(|worker| &worker.id).filter(|worker| !avoid.contains(*worker));
         // Those that are slow get no work while there are enough others.
         let mut without = self.cluster.outliers().lock().ejected(others, Instant::now());
+        // Nor those that are to be stopped.
+        without.extend(self.cluster.drained());
         without.extend(avoid.iter().cloned());
         let tables = tables_of(plan)?;
-        let mut view = View::new(&live, &tables, &without, &self.zone, turn, PARTITIONS)?;
-        if without.len() > avoid.len() && view.lacks_readers() {
-            // Slow, and the only ones that have a shard.
-            view = View::new(&live, &tables, avoid, &self.zone, turn, PARTITIONS)?;
-        }
+        let view = match View::new(&live, &tables, &without, &self.zone, turn, PARTITIONS) {
+            Ok(view) if !view.lacks_readers() => view,
+            // The only ones that have a shard.
+            _ if without.len() > avoid.len() => {
+                View::new(&live, &tables, avoid, &self.zone, turn, PARTITIONS)?
+            }
+            view => view?,
+        };
         Ok(Arc::new(view))
     }
 

@@ -41,18 +41,39 @@ impl TableOptions {
                 )));
             }
         };
-        for option in given {
+        read.set_all(given)?;
+        if read.shard_key.is_none() {
+            read.shard_key = primary_key(create);
+        }
+        Ok(read)
+    }
+
+    /// Reads what ALTER TABLE sets: the number of copies, which is all that can be
+    /// changed later.
+    ///
+    /// # Errors
+    /// `Invalid` as in [`Self::read`]; `Unsupported` for other options.
+    pub fn read_replicas(options: &[SqlOption]) -> Result<ReplicaCount, Error> {
+        let mut read = Self::default();
+        read.set_all(options)?;
+        match read {
+            Self { shards: None, shard_key: None, sort_key: None, replicas: Some(replicas) } => Ok(replicas),
+            _ => Err(Error::Unsupported(
+                "only replicas can be changed: for other shards or keys, make a new table with CREATE TABLE AS".into(),
+            )),
+        }
+    }
+
+    fn set_all(&mut self, options: &[SqlOption]) -> Result<(), Error> {
+        for option in options {
             let SqlOption::KeyValue { key, value } = option else {
                 return Err(Error::Invalid(format!(
                     "table options are {OPTIONS}, each as name = value, not `{option}`"
                 )));
             };
-            read.set(&key.value.to_lowercase(), value)?;
+            self.set(&key.value.to_lowercase(), value)?;
         }
-        if read.shard_key.is_none() {
-            read.shard_key = primary_key(create);
-        }
-        Ok(read)
+        Ok(())
     }
 
     fn set(&mut self, name: &str, value: &Expr) -> Result<(), Error> {

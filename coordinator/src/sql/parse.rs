@@ -9,7 +9,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Whitespace};
-use shoal_proto::QueryId;
+use shoal_proto::{QueryId, WorkerId};
 
 use crate::Error;
 
@@ -68,6 +68,22 @@ pub enum Statement {
     Set(Box<DfStatement>),
     /// KILL QUERY.
     Kill(QueryId),
+    /// ALTER TABLE ... SET (...).
+    AlterTable {
+        /// Which.
+        name: ObjectName,
+        /// Whether a missing one is no error.
+        if_exists: bool,
+        /// What is set.
+        options: Vec<ast::SqlOption>,
+    },
+    /// ALTER WORKER ... [CANCEL] DRAIN.
+    DrainWorker {
+        /// Which.
+        worker: WorkerId,
+        /// Whether its shards leave it.
+        is_draining: bool,
+    },
 }
 
 /// COPY, in either direction.
@@ -263,14 +279,16 @@ fn after_availability(tokens: &[TokenWithSpan]) -> Option<Vec<TokenWithSpan>> {
 
 /// Statements that no other parser knows.
 fn parse_ours(dialect: &GenericDialect, tokens: &[TokenWithSpan]) -> Result<Option<Statement>, Error> {
-    let first = tokens.iter().find_map(|token| match &token.token {
+    let mut words = tokens.iter().filter_map(|token| match &token.token {
         Token::Word(word) => Some(word.value.to_ascii_uppercase()),
         _ => None,
     });
+    let first = words.next();
     let mut parser = Parser::new(dialect).with_tokens_with_locations(tokens.to_vec());
     let parsed = match first.as_deref() {
         Some("KILL") => parse_kill(&mut parser),
         Some("COPY") => parse_copy(&mut parser),
+        Some("ALTER") if words.next().as_deref() == Some("WORKER") => parse_alter_worker(&mut parser),
         _ => return Ok(None),
     };
     let statement = parsed.map_err(|error| Error::Invalid(parser_message(&error)))?;
@@ -305,6 +323,29 @@ fn parse_kill(parser: &mut Parser) -> Result<Statement, ParserError> {
         ))
     })?;
     Ok(Statement::Kill(query))
+}
+
+fn parse_alter_worker(parser: &mut Parser) -> Result<Statement, ParserError> {
+    parser.next_token();
+    parser.next_token();
+    let expected = || ParserError::ParserError("expected ALTER WORKER 'name' [CANCEL] DRAIN".into());
+    let worker = match parser.next_token().token {
+        Token::Word(word) => word.value,
+        Token::SingleQuotedString(name) => name,
+        _ => return Err(expected()),
+    };
+    let mut is_next = |wanted: &str| {
+        let is_it = matches!(&parser.peek_token().token, Token::Word(word) if word.value.eq_ignore_ascii_case(wanted));
+        if is_it {
+            parser.next_token();
+        }
+        is_it
+    };
+    let is_draining = !is_next("cancel");
+    if !is_next("drain") {
+        return Err(expected());
+    }
+    Ok(Statement::DrainWorker { worker: WorkerId::new(worker), is_draining })
 }
 
 fn parse_copy(parser: &mut Parser) -> Result<Statement, ParserError> {
@@ -450,6 +491,15 @@ fn classify(statement: DfStatement) -> Result<Statement, Error> {
         S::Explain { analyze, verbose, statement, .. } => {
             Ok(Statement::Explain { analyze, verbose, query: Box::new(DfStatement::Statement(statement)) })
         }
+        S::AlterTable(alter) => match <[_; 1]>::try_from(alter.operations) {
+            Ok([ast::AlterTableOperation::SetOptionsParens { options }]) => {
+                Ok(Statement::AlterTable { name: alter.name, if_exists: alter.if_exists, options })
+            }
+            _ => unsupported(
+                "this ALTER TABLE",
+                "ALTER TABLE t SET (replicas = 2) is; for other columns, make a new table with CREATE TABLE AS",
+            ),
+        },
         S::Update { .. } | S::Delete(_) | S::Merge { .. } | S::Truncate { .. } => unsupported(
             "changing or deleting rows in place",
             "write the rows that stay into a new table with CREATE TABLE AS",

@@ -1,5 +1,6 @@
 //! The `system` schema: what the cluster is and does, usable in any query.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, UNIX_EPOCH};
@@ -12,13 +13,14 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
-use shoal_data::ReplicaCount;
+use shoal_data::{ReplicaCount, Table};
 use shoal_proto::WorkerId;
 use shoal_proto::cluster::ScrubProgress;
 
 use crate::Error;
 use crate::catalog::State;
-use crate::cluster::Cluster;
+use crate::cluster::repair::has;
+use crate::cluster::{Cluster, GivenUp, LiveWorkers};
 use crate::query::{Admission, Certificate, Registry};
 
 /// The schema that holds them.
@@ -42,7 +44,8 @@ impl SystemTables {
 
     /// The names of the tables.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        ["workers", "tables", "shards", "segments", "queries", "writes", "scrub"].into_iter()
+        ["workers", "tables", "shards", "segments", "moves", "events", "queries", "writes", "scrub"]
+            .into_iter()
     }
 
     /// One table, filled now; none where there is none of that name.
@@ -55,6 +58,8 @@ impl SystemTables {
             "tables" => tables(snapshot),
             "shards" => self.shards(snapshot),
             "segments" => segments(snapshot),
+            "moves" => self.moves(snapshot),
+            "events" => self.events(),
             "queries" => self.queries(),
             "writes" => writes(snapshot),
             "scrub" => self.scrub(),
@@ -72,13 +77,14 @@ impl SystemTables {
         let live = self.cluster.live();
         let known: Vec<_> = snapshot.workers().collect();
         let alive = |index: usize| live.workers.iter().find(|worker| worker.id == known[index].id);
+        let given_up = |index: usize| self.cluster.given_up(&known[index].id);
         let all = 0..known.len();
         let number = |get: fn(&crate::cluster::LiveWorker) -> u64| -> ArrayRef {
             Arc::new(all.clone().map(|index| alive(index).map(get)).collect::<UInt64Array>())
         };
         let held = |worker: &crate::cluster::LiveWorker| {
             let segments = snapshot.tables().flat_map(|table| &table.segments);
-            segments.filter(|segment| crate::cluster::repair::has(segment, worker)).count() as u64
+            segments.filter(|segment| has(segment, worker)).count() as u64
         };
         let now = Instant::now();
         let outliers = self.cluster.outliers().lock().clone();
@@ -89,7 +95,26 @@ impl SystemTables {
         };
         vec![
             ("worker", text(known.iter().map(|worker| worker.id.as_str()))),
-            ("state", text(all.clone().map(|index| if alive(index).is_some() { "live" } else { "lost" }))),
+            (
+                "state",
+                text(all.clone().map(|index| match (alive(index), given_up(index)) {
+                    (Some(_), _) => "live",
+                    (None, Some(GivenUp::Dead)) => "dead",
+                    (None, _) => "lost",
+                })),
+            ),
+            (
+                "drain",
+                Arc::new(
+                    all.clone()
+                        .map(|index| match given_up(index)? {
+                            GivenUp::Draining => Some("draining"),
+                            GivenUp::Drained => Some("drained"),
+                            GivenUp::Dead => None,
+                        })
+                        .collect::<StringArray>(),
+                ),
+            ),
             ("address", text(known.iter().map(|worker| worker.address.as_str()))),
             ("zone", text(known.iter().map(|worker| worker.zone.as_str()))),
             (
@@ -150,6 +175,49 @@ impl SystemTables {
                 "workers",
                 lists(rows.iter().map(|row| row.6.iter().map(|id| id.as_str().to_owned()).collect())),
             ),
+        ]
+    }
+
+    fn moves(&self, snapshot: &State) -> Columns {
+        let live = self.cluster.live();
+        let mut rows = Vec::new();
+        for table in snapshot.tables() {
+            for shard in 0..table.layout.shards {
+                for arriving in arriving(table, shard, &live) {
+                    rows.push((table, shard, arriving));
+                }
+            }
+        }
+        vec![
+            ("schema", text(rows.iter().map(|(table, ..)| table.schema_name.as_str()))),
+            ("table", text(rows.iter().map(|(table, ..)| table.name.as_str()))),
+            ("shard", Arc::new(rows.iter().map(|(_, shard, _)| Some(*shard)).collect::<UInt32Array>())),
+            ("worker", text(rows.iter().map(|(.., arriving)| arriving.worker.as_str()))),
+            ("state", text(rows.iter().map(|(.., arriving)| arriving.state))),
+            ("segments_left", unsigned(rows.iter().map(|(.., arriving)| arriving.segments))),
+            ("bytes_left", unsigned(rows.iter().map(|(.., arriving)| arriving.bytes))),
+        ]
+    }
+
+    fn events(&self) -> Columns {
+        let events = self.cluster.events();
+        let at = events.iter().map(|event| {
+            let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            i64::try_from(since.as_micros()).ok()
+        });
+        vec![
+            ("at", Arc::new(at.collect::<TimestampMicrosecondArray>().with_timezone("UTC"))),
+            ("kind", text(events.iter().map(|event| event.kind.name()))),
+            (
+                "worker",
+                Arc::new(
+                    events
+                        .iter()
+                        .map(|event| event.worker.as_ref().map(WorkerId::as_str))
+                        .collect::<StringArray>(),
+                ),
+            ),
+            ("message", text(events.iter().map(|event| event.message.as_str()))),
         ]
     }
 
@@ -264,6 +332,36 @@ fn table_lists(certificates: &[Known]) -> ArrayRef {
         Some(certificates.iter().map(Option::is_some).collect::<Vec<_>>().into()),
     );
     Arc::new(list)
+}
+
+/// A copy of a shard that is not complete yet.
+struct Arriving {
+    worker: WorkerId,
+    state: &'static str,
+    segments: u64,
+    bytes: u64,
+}
+
+/// What is still to come of a shard to workers that should hold it.
+fn arriving(table: &Table, shard: u32, live: &LiveWorkers) -> Vec<Arriving> {
+    let here = live.workers.iter().map(|worker| &worker.id);
+    let placed = table.placement.get(shard as usize).into_iter().flatten();
+    let workers: BTreeSet<&WorkerId> = match table.layout.replicas {
+        ReplicaCount::All => here.collect(),
+        ReplicaCount::Count(_) => placed.collect(),
+    };
+    let arriving = workers.into_iter().map(|id| {
+        let worker = live.get(id);
+        let left = table.shard_segments(shard).filter(|segment| match worker {
+            Some(worker) => !has(segment, worker),
+            None => !segment.replicas.contains(id),
+        });
+        let (segments, bytes) =
+            left.fold((0, 0), |(segments, bytes), segment| (segments + 1, bytes + segment.bytes));
+        let state = if worker.is_some() { "copying" } else { "waiting" };
+        Arriving { worker: id.clone(), state, segments, bytes }
+    });
+    arriving.filter(|arriving| arriving.segments > 0).collect()
 }
 
 /// Lines of text in one; none where there are none.

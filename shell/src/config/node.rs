@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
+use shoal_coordinator::config::DEAD_AFTER;
 use shoal_worker::config::SCRUB_BYTES_PER_SECOND_DEFAULT;
 
 use super::value::quoted;
@@ -73,6 +74,8 @@ pub struct CoordinatorSettings {
     pub queue_limit: usize,
     /// How long a query may wait.
     pub queue_timeout: Duration,
+    /// How long a worker may be away before its shards get others.
+    pub dead_after: Duration,
     /// Memory for queries and writes in this process.
     pub memory_limit: ByteSize,
     /// Memory of one query on each node.
@@ -152,6 +155,7 @@ impl CoordinatorSettings {
         let max_queries = layers.value("max_queries", || (2 * cores()).max(4))?;
         let queue_limit = layers.value("queue_limit", || 1000)?;
         let queue_timeout = layers.value("queue_timeout", || Duration::from_secs(60))?;
+        let dead_after = layers.value("dead_after", || DEAD_AFTER)?;
         let memory_limit = layers.value("memory_limit", || share_of_memory(25))?;
         let query_memory_limit = layers.value("query_memory_limit", || ByteSize(memory_limit.0 / 2))?;
         let write_buffer = layers.value("write_buffer", || ByteSize(WRITE_BUFFER_BYTES))?;
@@ -163,6 +167,7 @@ impl CoordinatorSettings {
             max_queries,
             queue_limit,
             queue_timeout,
+            dead_after,
             memory_limit,
             query_memory_limit,
             write_buffer,

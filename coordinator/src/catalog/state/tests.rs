@@ -249,7 +249,8 @@ fn a_snapshot_does_not_see_later_commands() {
 fn a_state_survives_json() {
     let (mut state, id) = with_table();
     state.apply(commit("x", &segment(id, 0, "w1"))).unwrap();
-    let worker = WorkerRecord { id: "w1".into(), address: "http://a".into(), zone: "z".into() };
+    let worker =
+        WorkerRecord { id: "w1".into(), address: "http://a".into(), zone: "z".into(), is_draining: false };
     state.apply(Command::RegisterWorker { worker: worker.clone() }).unwrap();
     let view = View {
         schema_name: "public".into(),

@@ -12,6 +12,7 @@ use shoal_proto::{QueryId, WorkerId};
 use super::{Cluster, Progress};
 use crate::Error;
 use crate::catalog::{Command, WorkerRecord};
+use crate::cluster::events::EventKind;
 use crate::cluster::membership::{BEAT_INTERVAL, Heard, Joining, StreamNumber, Vitals};
 use crate::cluster::repair;
 
@@ -48,9 +49,14 @@ impl Cluster {
                 "a worker named `{id}` is alive at {rival}; choose another --name"
             )));
         }
-        let worker =
-            WorkerRecord { id: id.clone(), address: request.address.clone(), zone: request.zone.clone() };
-        if self.catalog.snapshot().worker(&id) != Some(&worker) {
+        let state = self.catalog.snapshot();
+        let worker = WorkerRecord {
+            id: id.clone(),
+            address: request.address.clone(),
+            zone: request.zone.clone(),
+            is_draining: state.worker(&id).is_some_and(|known| known.is_draining),
+        };
+        if state.worker(&id) != Some(&worker) {
             self.catalog.apply(Command::RegisterWorker { worker }).await?;
         }
 
@@ -67,6 +73,8 @@ impl Cluster {
             discard = reconciled.discard.len(),
             "worker joins"
         );
+        let how = if held.is_empty() { "joins, with nothing" } else { "joins" };
+        self.events.tell(EventKind::Joined, Some(&id), format!("{how}, at {}", request.address));
         core.forget(&id);
         core.fetched.extend(reconciled.adopt.into_iter().map(|name| (id.clone(), name)));
         let joining = Joining {
@@ -146,7 +154,14 @@ impl Cluster {
             waiting.discard = discard.split_off(&first_kept);
         }
         let state = self.catalog.snapshot();
-        let discard = discard.iter().filter(|name| state.segment(name).is_none());
+        let is_needed = |name: &SegmentName| {
+            let table = state.table_by_id(name.table);
+            let segment = table.zip(state.segment(name));
+            segment.is_some_and(|(table, segment)| {
+                segment.replicas.contains(&id) || table.should_hold(segment.shard, &id)
+            })
+        };
+        let discard = discard.iter().filter(|name| !is_needed(name));
         Orders { discard: discard.map(SegmentName::to_string).collect(), fetch, rejoin: false }
     }
 
@@ -157,8 +172,10 @@ impl Cluster {
         if core.membership.disconnected(worker, stream) {
             if was_leaving {
                 tracing::info!(%worker, "worker has left");
+                self.events.tell(EventKind::Left, Some(worker), "stopped, as it was told to");
             } else {
                 tracing::warn!(%worker, "worker is lost: its connection broke");
+                self.events.tell(EventKind::Lost, Some(worker), "its connection broke");
                 core.lost(worker);
             }
             core.forget(worker);
@@ -171,6 +188,7 @@ impl Cluster {
         let expired = core.membership.expire(now);
         for worker in &expired {
             tracing::warn!(%worker, "worker is lost: it is silent");
+            self.events.tell(EventKind::Lost, Some(worker), "it is silent");
             core.lost(worker);
             core.forget(worker);
         }

@@ -7,6 +7,7 @@ use super::*;
 use crate::catalog::state::tests::{commit, create, segment, table};
 use crate::catalog::{Command, Outcome};
 use crate::cluster::membership::{BEAT_INTERVAL, SILENCE_MAX, StreamNumber};
+use crate::config::DEAD_AFTER;
 
 struct Fixture {
     cluster: Cluster,
@@ -23,7 +24,7 @@ impl std::ops::Deref for Fixture {
 
 fn cluster() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    Fixture { cluster: Cluster::new(Catalog::open(dir.path()).unwrap()), _dir: dir }
+    Fixture { cluster: Cluster::new(Catalog::open(dir.path()).unwrap(), DEAD_AFTER), _dir: dir }
 }
 
 fn request(worker: &str, held: &[SegmentName]) -> JoinRequest {

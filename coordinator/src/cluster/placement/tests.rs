@@ -138,8 +138,9 @@ fn a_table_with_too_few_copies_grows_when_workers_come() {
     let all = workers(&[2, 2]);
     let first = place(&wanted, &all[..1], std::iter::empty()).unwrap();
     let poor = table(1, wanted.clone(), first.shards.clone());
-    assert_eq!(extend(&poor, &all[..1]), None);
-    let grown = extend(&poor, &all).unwrap();
+    let nobody = BTreeSet::new();
+    assert_eq!(rehome(&poor, &all[..1], &nobody), None);
+    let grown = rehome(&poor, &all, &nobody).unwrap();
     let mut load: BTreeMap<&WorkerId, usize> = BTreeMap::new();
     for (old, new) in first.shards.iter().zip(&grown) {
         assert!(new.starts_with(old));
@@ -151,8 +152,8 @@ fn a_table_with_too_few_copies_grows_when_workers_come() {
     }
     assert!(range(load.iter().filter(|(id, _)| ***id != all[0].id).map(|(_, load)| *load)) <= 1, "{load:?}");
     let twin = table(2, wanted.clone(), first.shards);
-    assert_eq!(extend(&twin, &all), Some(grown.clone()), "a group is torn apart");
-    assert_eq!(extend(&table(1, wanted, grown), &all), None);
+    assert_eq!(rehome(&twin, &all, &nobody), Some(grown.clone()), "a group is torn apart");
+    assert_eq!(rehome(&table(1, wanted, grown), &all, &nobody), None);
 }
 
 #[test]
@@ -160,5 +161,5 @@ fn a_worker_that_is_away_is_not_replaced() {
     let wanted = layout(2, ReplicaCount::Count(2));
     let all = workers(&[3]);
     let placed = place(&wanted, &all[..2], std::iter::empty()).unwrap();
-    assert_eq!(extend(&table(1, wanted, placed.shards), &all[1..]), None);
+    assert_eq!(rehome(&table(1, wanted, placed.shards), &all[1..], &BTreeSet::new()), None);
 }

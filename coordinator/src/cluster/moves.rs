@@ -1,0 +1,199 @@
+//! Which copies should live elsewhere, and which are there too many.
+//!
+//! Pure: from the catalog and who is alive to commands. A shard moves in three
+//! steps, each of which can be the last that happens: another worker is given
+//! the shard and copies it (`repair`), then the old copy is taken out of the
+//! catalog, then, when no query reads it any more, its file is removed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+
+use shoal_data::{ReplicaCount, Segment, Table};
+use shoal_proto::{SegmentId, TableId, WorkerId};
+
+use super::membership::LiveWorkers;
+use super::placement::{Candidate, rehome};
+use super::repair::has;
+use crate::catalog::{Command, State};
+
+/// Shards that are moved at a time for evenness alone.
+const MOVES_MAX: usize = 4;
+/// A worker that has less than this part of the mean more than another keeps it.
+const UNEVEN_MIN: f64 = 0.05;
+
+/// One shard that moves, for people to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The table, with its schema.
+    pub table: String,
+    /// Its shard.
+    pub shard: u32,
+    /// Workers that had it and will not.
+    pub from: Vec<WorkerId>,
+    /// Workers that will have it and did not.
+    pub to: Vec<WorkerId>,
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |workers: &[WorkerId]| {
+            let names: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
+            names.join(", ")
+        };
+        let Self { table, shard, from, to } = self;
+        match (from.is_empty(), to.is_empty()) {
+            (false, false) => write!(f, "{table}, shard {shard}: from {} to {}", names(from), names(to)),
+            (false, true) => write!(f, "{table}, shard {shard}: not on {} any more", names(from)),
+            (true, _) => write!(f, "{table}, shard {shard}: also on {}", names(to)),
+        }
+    }
+}
+
+/// Where tables have too few or too many copies, or copies on workers that
+/// `leave`: the placements that mend it.
+pub fn mend(state: &State, workers: &[Candidate], leave: &BTreeSet<WorkerId>) -> Vec<Command> {
+    let placements = state.tables().filter_map(|table| Some((table, rehome(table, workers, leave)?)));
+    placements.map(|(table, placement)| moved(table, placement)).collect()
+}
+
+/// A few moves that leave the workers with more even numbers of bytes; none where
+/// they are even enough. Tables of one group move together, and no two copies
+/// come into one zone that were not.
+pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
+    let mut groups: Groups<'_> = BTreeMap::new();
+    for table in state.tables() {
+        if matches!(table.layout.replicas, ReplicaCount::Count(_)) {
+            groups.entry(&table.placement).or_default().push(table);
+        }
+    }
+    let mut groups: Vec<Group<'_>> =
+        groups.into_iter().map(|(placement, tables)| Group::new(placement, tables)).collect();
+    let mut load: BTreeMap<&WorkerId, u64> = workers.iter().map(|worker| (&worker.id, 0)).collect();
+    for group in &groups {
+        for (shard, bytes) in group.placement.iter().zip(&group.bytes) {
+            for worker in shard {
+                if let Some(load) = load.get_mut(worker) {
+                    *load += bytes;
+                }
+            }
+        }
+    }
+    let zones: HashMap<&WorkerId, &str> =
+        workers.iter().map(|worker| (&worker.id, worker.zone.as_str())).collect();
+    for _ in 0..MOVES_MAX {
+        let Some((from, most)) = load.iter().max_by_key(|(id, bytes)| (**bytes, *id)) else { break };
+        let Some((to, least)) = load.iter().min_by_key(|(id, bytes)| (**bytes, *id)) else { break };
+        let (from, to, gap) = (*from, *to, most - least);
+        let mean = load.values().sum::<u64>() as f64 / load.len() as f64;
+        if (gap as f64) < mean * UNEVEN_MIN {
+            break;
+        }
+        let movable = groups.iter().enumerate().flat_map(|(index, group)| {
+            let shards = group.placement.iter().zip(&group.bytes).enumerate();
+            let fits = shards.filter(|(_, (workers, bytes))| {
+                // It must not swing the other way.
+                **bytes > 0 && **bytes <= gap / 4 * 3 && may_move(workers, from, to, &zones)
+            });
+            fits.map(move |(shard, (_, bytes))| (*bytes, index, shard))
+        });
+        let Some((bytes, index, shard)) = movable.max_by_key(|(bytes, ..)| *bytes) else { break };
+        for worker in groups[index].placement[shard].iter_mut().filter(|worker| **worker == *from) {
+            worker.clone_from(to);
+        }
+        *load.entry(from).or_default() -= bytes;
+        *load.entry(to).or_default() += bytes;
+    }
+    let changed = groups.into_iter().filter(|group| group.placement != *group.before);
+    changed.flat_map(Group::into_commands).collect()
+}
+
+/// Copies on workers that should not hold them, where all that should have
+/// theirs.
+pub fn surplus(state: &State, live: &LiveWorkers) -> Vec<Command> {
+    let mut surplus: BTreeMap<(TableId, &WorkerId), Vec<SegmentId>> = BTreeMap::new();
+    for table in state.tables() {
+        for segment in &table.segments {
+            let strangers =
+                segment.replicas.iter().filter(|worker| !table.should_hold(segment.shard, worker));
+            for worker in strangers {
+                if is_whole(table, segment, live) {
+                    surplus.entry((table.id, worker)).or_default().push(segment.id);
+                }
+            }
+        }
+    }
+    let command = |((table, worker), segments): ((TableId, &WorkerId), Vec<SegmentId>)| {
+        Command::RemoveReplicas { table, worker: worker.clone(), segments }
+    };
+    surplus.into_iter().map(command).collect()
+}
+
+/// What a placement command changes.
+pub fn changes(state: &State, command: &Command) -> Vec<Moved> {
+    let Command::MoveShards { table, seen, placement } = command else { return Vec::new() };
+    let table = state.table_by_id(*table).map(|table| table.full_name()).unwrap_or_default();
+    let without = |these: &[WorkerId], those: &[WorkerId]| -> Vec<WorkerId> {
+        these.iter().filter(|worker| !those.contains(worker)).cloned().collect()
+    };
+    let changed = seen.iter().zip(placement).zip(0_u32..).filter(|((before, after), _)| before != after);
+    let moved = changed.map(|((before, after), shard)| Moved {
+        table: table.clone(),
+        shard,
+        from: without(before, after),
+        to: without(after, before),
+    });
+    moved.collect()
+}
+
+type Groups<'a> = BTreeMap<&'a Vec<Vec<WorkerId>>, Vec<&'a Table>>;
+
+/// Tables whose shards lie alike, and stay so.
+struct Group<'a> {
+    before: &'a Vec<Vec<WorkerId>>,
+    placement: Vec<Vec<WorkerId>>,
+    tables: Vec<&'a Table>,
+    /// Of each shard, over all tables.
+    bytes: Vec<u64>,
+}
+
+impl<'a> Group<'a> {
+    fn new(before: &'a Vec<Vec<WorkerId>>, tables: Vec<&'a Table>) -> Self {
+        let mut bytes = vec![0; before.len()];
+        for segment in tables.iter().flat_map(|table| &table.segments) {
+            if let Some(bytes) = bytes.get_mut(segment.shard as usize) {
+                *bytes += segment.bytes;
+            }
+        }
+        Self { before, placement: before.clone(), tables, bytes }
+    }
+
+    fn into_commands(self) -> Vec<Command> {
+        self.tables.iter().map(|table| moved(table, self.placement.clone())).collect()
+    }
+}
+
+fn moved(table: &Table, placement: Vec<Vec<WorkerId>>) -> Command {
+    Command::MoveShards { table: table.id, seen: table.placement.clone(), placement }
+}
+
+/// Whether a shard of these workers can go from one to another.
+fn may_move(workers: &[WorkerId], from: &WorkerId, to: &WorkerId, zones: &HashMap<&WorkerId, &str>) -> bool {
+    let in_zone = |zone: &str| {
+        let others = workers.iter().filter(|worker| *worker != from);
+        others.filter(|worker| zones.get(worker) == Some(&zone)).count()
+    };
+    let (Some(old), Some(new)) = (zones.get(from), zones.get(to)) else { return false };
+    workers.contains(from) && !workers.contains(to) && in_zone(new) <= in_zone(old)
+}
+
+/// Whether every worker that should hold a segment has it.
+fn is_whole(table: &Table, segment: &Segment, live: &LiveWorkers) -> bool {
+    let placed = table.placement.get(segment.shard as usize);
+    placed.is_some_and(|workers| {
+        !workers.is_empty()
+            && workers.iter().all(|id| live.get(id).is_some_and(|worker| has(segment, worker)))
+    })
+}
+
+#[cfg(test)]
+mod tests;
