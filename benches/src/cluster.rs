@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -85,7 +85,10 @@ pub struct Cluster {
     nodes: Mutex<Vec<Node>>,
     links: Option<Links>,
     /// By worker.
-    disks: BTreeMap<String, SmallDisk>,
+    disks: Mutex<BTreeMap<String, Arc<SmallDisk>>>,
+    options: ClusterOptions,
+    /// Where workers reach the coordinator.
+    coordinator_url: String,
     import_dir: PathBuf,
     dir: TempDir,
     /// Its standard input closes when we end.
@@ -126,49 +129,82 @@ impl Cluster {
         coordinator.spawn()?;
         let listening = coordinator.wait_until_listening()?;
         let links = options.links.then(Links::new).transpose().context("make links")?;
-        let mut url = format!("http://{listening}");
+        let mut coordinator_url = format!("http://{listening}");
         if let Some(links) = &links {
             let link = links.open("coordinator").context("open a link to the coordinator")?;
             links.lead("coordinator", listening)?;
-            url = format!("http://{}", link.address);
+            coordinator_url = format!("http://{}", link.address);
         }
-        let mut nodes = vec![coordinator];
-        let mut disks = BTreeMap::new();
-        for number in 1..=options.workers {
-            let name = format!("worker-{number}");
-            let mut args: Vec<String> = ["worker", "--coordinator", &url, "--name", &name, "--threads"]
+        let cluster = Self {
+            nodes: Mutex::new(vec![coordinator]),
+            links,
+            disks: Mutex::default(),
+            options: options.clone(),
+            coordinator_url,
+            import_dir,
+            dir,
+            sweeper,
+        };
+        let workers: Result<Vec<String>> = (0..options.workers).map(|_| cluster.spawn_worker()).collect();
+        for worker in workers? {
+            cluster.wait_until_listening(&worker)?;
+        }
+        cluster.wait_until_joined(options.workers)?;
+        Ok(cluster)
+    }
+
+    /// Starts one more worker like the others, and waits until it listens; its
+    /// name.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn add_worker(&self) -> Result<String> {
+        let name = self.spawn_worker()?;
+        self.wait_until_listening(&name)?;
+        Ok(name)
+    }
+
+    /// Starts a worker without waiting for it; its name.
+    fn spawn_worker(&self) -> Result<String> {
+        let options = &self.options;
+        let mut nodes = self.nodes();
+        // The coordinator is one of them.
+        let name = format!("worker-{}", nodes.len());
+        let mut args: Vec<String> =
+            ["worker", "--coordinator", &self.coordinator_url, "--name", &name, "--threads"]
                 .into_iter()
                 .map(str::to_owned)
                 .collect();
-            args.push(options.threads.to_string());
-            args.extend(options.worker_args.iter().cloned());
-            let link = links.as_ref().map(|links| links.open(&name)).transpose();
-            let link = link.with_context(|| format!("open a link to {name}"))?;
-            if let Some(link) = link {
-                args.extend(["--advertise".to_owned(), format!("http://{}", link.address)]);
-            }
-            let mut worker = Node::new(&name, dir.path(), options.program.clone(), args, options.env.clone());
-            if let Some(parent) = &options.worker_dir {
-                worker = worker.with_data_dir(parent.join(&name));
-            }
-            if let Some(link) = link {
-                worker = worker.with_host(link.host);
-            }
-            if let Some(bytes) = options.disk_bytes {
-                disks.insert(name.clone(), SmallDisk::mount(&dir.path().join(&name), bytes)?);
-            }
-            worker.spawn()?;
-            nodes.push(worker);
+        args.push(options.threads.to_string());
+        args.extend(options.worker_args.iter().cloned());
+        let link = self.links.as_ref().map(|links| links.open(&name)).transpose();
+        let link = link.with_context(|| format!("open a link to {name}"))?;
+        if let Some(link) = link {
+            args.extend(["--advertise".to_owned(), format!("http://{}", link.address)]);
         }
-        for worker in &mut nodes[1..] {
-            let listening = worker.wait_until_listening()?;
-            if let Some(links) = &links {
-                links.lead(worker.name(), listening)?;
-            }
+        let mut worker = Node::new(&name, self.dir(), options.program.clone(), args, options.env.clone());
+        if let Some(parent) = &options.worker_dir {
+            worker = worker.with_data_dir(parent.join(&name));
         }
-        let cluster = Self { nodes: Mutex::new(nodes), links, disks, import_dir, dir, sweeper };
-        cluster.wait_until_joined(options.workers)?;
-        Ok(cluster)
+        if let Some(link) = link {
+            worker = worker.with_host(link.host);
+        }
+        if let Some(bytes) = options.disk_bytes {
+            let disk = SmallDisk::mount(&self.dir().join(&name), bytes)?;
+            self.disks().insert(name.clone(), Arc::new(disk));
+        }
+        worker.spawn()?;
+        nodes.push(worker);
+        Ok(name)
+    }
+
+    /// Waits until a worker listens, and has its link lead there.
+    fn wait_until_listening(&self, worker: &str) -> Result<()> {
+        let listening = self.with(worker, Node::wait_until_listening)?;
+        if let Some(links) = &self.links {
+            links.lead(worker, listening)?;
+        }
+        Ok(())
     }
 
     /// The URL that clients connect to.
@@ -284,8 +320,13 @@ impl Cluster {
     ///
     /// # Errors
     /// For an unknown name, and where workers have none.
-    pub fn disk(&self, worker: &str) -> Result<&SmallDisk> {
-        self.disks.get(worker).with_context(|| format!("{worker} has no disk for itself"))
+    pub fn disk(&self, worker: &str) -> Result<Arc<SmallDisk>> {
+        let disk = self.disks().get(worker).cloned();
+        disk.with_context(|| format!("{worker} has no disk for itself"))
+    }
+
+    fn disks(&self) -> MutexGuard<'_, BTreeMap<String, Arc<SmallDisk>>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a killed node again, with its data and its address, and waits
@@ -384,7 +425,7 @@ impl Drop for Cluster {
             print_to_stderr(&self.log_tails());
         }
         self.nodes().clear();
-        self.disks.clear();
+        self.disks().clear();
         drop(self.sweeper.stdin.take());
         let _ = self.sweeper.wait();
     }

@@ -132,12 +132,7 @@ impl Table {
 
     /// Whether a worker should hold the shard.
     pub fn should_hold(&self, shard: u32, worker: &WorkerId) -> bool {
-        match self.layout.replicas {
-            ReplicaCount::All => true,
-            ReplicaCount::Count(_) => {
-                self.placement.get(shard as usize).is_some_and(|workers| workers.contains(worker))
-            }
-        }
+        self.placement.get(shard as usize).is_some_and(|workers| workers.contains(worker))
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -24,6 +25,9 @@ use crate::segments::blocking;
 /// Copies that are made at a time.
 const FETCHES_MAX: usize = 2;
 
+/// How often a copy that is ordered looks whether the old one is removed.
+const REMOVAL_WAIT: Duration = Duration::from_millis(20);
+
 /// Carries out orders. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Replicator(Arc<Inner>);
@@ -37,6 +41,8 @@ struct Inner {
     tasks: TaskTracker,
     permits: Semaphore,
     under_way: Mutex<HashSet<SegmentName>>,
+    /// What is about to be removed. A copy that is ordered later waits for that.
+    leaving: Mutex<HashSet<SegmentName>>,
     fetched: Mutex<Vec<SegmentName>>,
     /// Whether segments were lost, or came late, since the coordinator was
     /// told what is here.
@@ -66,6 +72,7 @@ impl Replicator {
             tasks: TaskTracker::new(),
             permits: Semaphore::new(FETCHES_MAX),
             under_way: Mutex::default(),
+            leaving: Mutex::default(),
             fetched: Mutex::default(),
             has_lost: AtomicBool::new(false),
             news: Notify::new(),
@@ -74,6 +81,21 @@ impl Replicator {
 
     /// Starts what the coordinator orders; returns at once.
     pub fn obey(&self, fetch: Vec<FetchRequest>, discard: &[String]) {
+        let names: Vec<SegmentName> = discard.iter().filter_map(|name| name.parse().ok()).collect();
+        if !names.is_empty() {
+            self.0.leaving.lock().extend(names.iter().copied());
+            let replicator = self.clone();
+            self.0.tasks.spawn_on(
+                async move {
+                    match replicator.discard(names.clone()).await {
+                        Ok(count) => tracing::info!(count, "segments removed"),
+                        Err(error) => tracing::warn!(%error, "segments not removed"),
+                    }
+                    replicator.0.leaving.lock().retain(|name| !names.contains(name));
+                },
+                &self.0.io,
+            );
+        }
         for request in fetch {
             let replicator = self.clone();
             self.0.tasks.spawn_on(
@@ -81,19 +103,6 @@ impl Replicator {
                     let name = request.name.clone();
                     if let Err(error) = replicator.fetch(request).await {
                         tracing::warn!(segment = %name, %error, "copy not made");
-                    }
-                },
-                &self.0.io,
-            );
-        }
-        let names: Vec<SegmentName> = discard.iter().filter_map(|name| name.parse().ok()).collect();
-        if !names.is_empty() {
-            let replicator = self.clone();
-            self.0.tasks.spawn_on(
-                async move {
-                    match replicator.discard(names).await {
-                        Ok(count) => tracing::info!(count, "segments removed"),
-                        Err(error) => tracing::warn!(%error, "segments not removed"),
                     }
                 },
                 &self.0.io,
@@ -142,6 +151,9 @@ impl Replicator {
         let result = (request.bytes, request.crc32c);
         if !self.0.under_way.lock().insert(name) {
             return Err(Error::Invalid(format!("segment {name} is being fetched already")));
+        }
+        while self.0.leaving.lock().contains(&name) {
+            tokio::time::sleep(REMOVAL_WAIT).await;
         }
         let done = self.fetch_once(name, &request).await;
         self.0.under_way.lock().remove(&name);

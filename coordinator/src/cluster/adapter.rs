@@ -155,10 +155,12 @@ impl Cluster {
         let state = self.catalog.snapshot();
         let workers = candidates(&self.live(), &state);
         placement::place(layout, &workers, state.tables().map(AsRef::<Table>::as_ref)).ok_or_else(|| {
-            Error::Unavailable(
+            let why = if self.live().workers.is_empty() {
                 "no worker is live: start one with `shoal worker --coordinator URL`, or wait for one to come back"
-                    .to_owned(),
-            )
+            } else {
+                "all live workers are drained: start another one, or ALTER WORKER 'name' CANCEL DRAIN"
+            };
+            Error::Unavailable(why.to_owned())
         })
     }
 

@@ -40,8 +40,6 @@ pub enum EventKind {
     Drained,
     /// Shards get other workers.
     Moved,
-    /// Copies were made, or are not needed any more.
-    Copied,
 }
 
 impl EventKind {
@@ -55,7 +53,6 @@ impl EventKind {
             Self::Draining => "draining",
             Self::Drained => "drained",
             Self::Moved => "moved",
-            Self::Copied => "copied",
         }
     }
 }

@@ -18,8 +18,11 @@ use crate::catalog::{Command, State};
 
 /// Shards that are moved at a time for evenness alone.
 const MOVES_MAX: usize = 4;
-/// A worker that has less than this part of the mean more than another keeps it.
+/// A worker that has more than another by less than this part of the mean keeps it.
 const UNEVEN_MIN: f64 = 0.05;
+
+/// A shard that is a smaller part of the gap does not close it.
+const CRUMB: u64 = 64;
 
 /// One shard that moves, for people to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,22 +84,8 @@ pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
     let zones: HashMap<&WorkerId, &str> =
         workers.iter().map(|worker| (&worker.id, worker.zone.as_str())).collect();
     for _ in 0..MOVES_MAX {
-        let Some((from, most)) = load.iter().max_by_key(|(id, bytes)| (**bytes, *id)) else { break };
-        let Some((to, least)) = load.iter().min_by_key(|(id, bytes)| (**bytes, *id)) else { break };
-        let (from, to, gap) = (*from, *to, most - least);
-        let mean = load.values().sum::<u64>() as f64 / load.len() as f64;
-        if (gap as f64) < mean * UNEVEN_MIN {
-            break;
-        }
-        let movable = groups.iter().enumerate().flat_map(|(index, group)| {
-            let shards = group.placement.iter().zip(&group.bytes).enumerate();
-            let fits = shards.filter(|(_, (workers, bytes))| {
-                // It must not swing the other way.
-                **bytes > 0 && **bytes <= gap / 4 * 3 && may_move(workers, from, to, &zones)
-            });
-            fits.map(move |(shard, (_, bytes))| (*bytes, index, shard))
-        });
-        let Some((bytes, index, shard)) = movable.max_by_key(|(bytes, ..)| *bytes) else { break };
+        let Some((from, to, index, shard)) = best_move(&groups, &load, &zones) else { break };
+        let bytes = groups[index].bytes[shard];
         for worker in groups[index].placement[shard].iter_mut().filter(|worker| **worker == *from) {
             worker.clone_from(to);
         }
@@ -105,6 +94,41 @@ pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
     }
     let changed = groups.into_iter().filter(|group| group.placement != *group.before);
     changed.flat_map(Group::into_commands).collect()
+}
+
+/// From whom to whom, and which shard of which group: the largest that fits, from
+/// the fullest that has one to the emptiest that can take one.
+fn best_move<'a>(
+    groups: &[Group<'_>],
+    load: &BTreeMap<&'a WorkerId, u64>,
+    zones: &HashMap<&WorkerId, &str>,
+) -> Option<(&'a WorkerId, &'a WorkerId, usize, usize)> {
+    let mean = load.values().sum::<u64>() as f64 / load.len() as f64;
+    let mut by_load: Vec<(u64, &'a WorkerId)> = load.iter().map(|(id, bytes)| (*bytes, *id)).collect();
+    by_load.sort_unstable();
+    for &(most, from) in by_load.iter().rev() {
+        for &(least, to) in &by_load {
+            let gap = most.saturating_sub(least);
+            if gap == 0 || (gap as f64) < mean * UNEVEN_MIN {
+                break;
+            }
+            // More would swing the other way.
+            let bytes_max = gap / 4 * 3;
+            let movable = groups.iter().enumerate().flat_map(|(index, group)| {
+                let shards = group.placement.iter().zip(&group.bytes).enumerate();
+                let can_move = shards.filter(|(_, (workers, _))| may_move(workers, from, to, zones));
+                can_move.map(move |(shard, (_, bytes))| (*bytes, index, shard))
+            });
+            let (fitting, too_large): (Vec<_>, Vec<_>) =
+                movable.filter(|(bytes, ..)| *bytes > 0).partition(|(bytes, ..)| *bytes <= bytes_max);
+            let Some((bytes, index, shard)) = fitting.into_iter().max() else { continue };
+            // Beside large shards, crumbs are not worth a move.
+            if too_large.is_empty() || bytes >= gap / CRUMB {
+                return Some((from, to, index, shard));
+            }
+        }
+    }
+    None
 }
 
 /// Copies on workers that should not hold them, where all that should have

@@ -92,36 +92,35 @@ pub fn rehome(
     workers: &[Candidate],
     leave: &BTreeSet<WorkerId>,
 ) -> Option<Vec<Vec<WorkerId>>> {
-    let ReplicaCount::Count(wanted) = table.layout.replicas else {
-        return None;
-    };
-    let wanted = wanted as usize;
     let mut workers = workers.to_vec();
+    workers.retain(|worker| !leave.contains(&worker.id));
     workers.sort();
-    let index_of = |id: &WorkerId| workers.iter().position(|worker| worker.id == *id);
     let mut spread = Spread::over(&workers);
-    let stays = |id: &&WorkerId| !leave.contains(*id);
-    for worker in table.placement.iter().flatten().filter(stays).filter_map(index_of) {
-        spread.load[worker] += 1;
+    for worker in table.placement.iter().flatten().filter(|id| !leave.contains(*id)) {
+        spread.count(worker, 1);
     }
     let rehomed = table.placement.iter().map(|shard| {
-        let mut kept: Vec<WorkerId> = shard.iter().filter(stays).cloned().collect();
-        while kept.len() > wanted {
-            // Whoever is not there, then whoever has most.
-            let load = |id: &WorkerId| index_of(id).map_or(usize::MAX, |worker| spread.load[worker]);
-            let Some(most) = (0..kept.len()).max_by_key(|&at| (load(&kept[at]), at)) else { break };
-            if let Some(worker) = index_of(&kept.remove(most)) {
-                spread.load[worker] -= 1;
+        let (left, mut kept): (Vec<_>, Vec<_>) = shard.iter().cloned().partition(|id| leave.contains(id));
+        let wanted = match table.layout.replicas {
+            ReplicaCount::Count(count) => count as usize,
+            ReplicaCount::All => {
+                let new = workers.iter().filter(|worker| !kept.contains(&worker.id));
+                kept.len() + new.count()
             }
+        };
+        while kept.len() > wanted {
+            let Some(least) = (0..kept.len()).max_by_key(|&at| (spread.crowding(&kept, at), at)) else {
+                break;
+            };
+            spread.count(&kept.remove(least), -1);
         }
-        let chosen: Vec<usize> = kept.iter().filter_map(index_of).collect();
-        let before = chosen.len();
-        let chosen = spread.choose(chosen, before + wanted.saturating_sub(kept.len()));
-        kept.extend(chosen[before..].iter().map(|&worker| workers[worker].id.clone()));
-        let left = shard.iter().filter(|id| leave.contains(*id));
-        let missing = wanted.saturating_sub(kept.len());
-        kept.extend(left.take(missing).cloned());
-        kept
+        spread.complete(&mut kept, wanted);
+        if kept.is_empty() || matches!(table.layout.replicas, ReplicaCount::Count(_)) {
+            let missing = wanted.max(1).saturating_sub(kept.len());
+            kept.extend(left.into_iter().take(missing));
+        }
+        let is_same = kept.len() == shard.len() && kept.iter().all(|id| shard.contains(id));
+        if is_same { shard.clone() } else { kept }
     });
     let rehomed: Vec<Vec<WorkerId>> = rehomed.collect();
     (rehomed != table.placement).then_some(rehomed)
@@ -141,6 +140,7 @@ fn spread(shards: usize, copies: usize, workers: &[Candidate]) -> Vec<Vec<Worker
 
 /// Workers, by their index, and what each holds so far.
 struct Spread<'a> {
+    workers: &'a [Candidate],
     zones: BTreeMap<&'a str, Vec<usize>>,
     load: Vec<usize>,
 }
@@ -151,7 +151,37 @@ impl<'a> Spread<'a> {
         for (index, worker) in workers.iter().enumerate() {
             zones.entry(&worker.zone).or_default().push(index);
         }
-        Self { zones, load: vec![0; workers.len()] }
+        Self { workers, zones, load: vec![0; workers.len()] }
+    }
+
+    fn index_of(&self, id: &WorkerId) -> Option<usize> {
+        self.workers.iter().position(|worker| worker.id == *id)
+    }
+
+    /// How little one of a shard's workers is needed: most of all one that is not
+    /// here, then one that shares its zone with more, then one that has more.
+    fn crowding(&self, shard: &[WorkerId], at: usize) -> (bool, usize, usize) {
+        let Some(worker) = self.index_of(&shard[at]) else { return (true, 0, 0) };
+        let here = shard.iter().filter_map(|id| self.index_of(id));
+        let zone = &self.workers[worker].zone;
+        let in_zone = here.filter(|other| self.workers[*other].zone == *zone).count();
+        (false, in_zone, self.load[worker])
+    }
+
+    /// Counts so many shards more on a worker, if it is one of these.
+    fn count(&mut self, id: &WorkerId, shards: isize) {
+        if let Some(worker) = self.index_of(id) {
+            self.load[worker] = self.load[worker].saturating_add_signed(shards);
+        }
+    }
+
+    /// Adds workers to those of one shard, some of which may be others than
+    /// these, until there are `copies`.
+    fn complete(&mut self, shard: &mut Vec<WorkerId>, copies: usize) {
+        let here: Vec<usize> = shard.iter().filter_map(|id| self.index_of(id)).collect();
+        let before = here.len();
+        let chosen = self.choose(here, before + copies.saturating_sub(shard.len()));
+        shard.extend(chosen[before..].iter().map(|&worker| self.workers[worker].id.clone()));
     }
 
     /// Adds distinct workers to those of one shard until there are `copies`.

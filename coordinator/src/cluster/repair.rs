@@ -25,7 +25,7 @@ pub struct Reconciled {
 }
 
 /// Compares what a worker holds (with lengths) with what it should hold.
-/// `is_spared` says of segments outside the catalog whether they must stay.
+/// `is_spared` says of segments that it need not hold whether they must stay.
 pub fn reconcile(
     state: &State,
     worker: &WorkerId,
@@ -45,7 +45,7 @@ pub fn reconcile(
                 }
             } else if is_whole && table.should_hold(segment.shard, worker) {
                 result.adopt.push(name);
-            } else if held.contains_key(&name) {
+            } else if held.contains_key(&name) && !is_spared(&name) {
                 result.discard.push(name);
             }
         }

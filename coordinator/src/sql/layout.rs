@@ -228,6 +228,39 @@ mod tests {
         assert_eq!((layout.shard_key, layout.sort_key), (vec!["B".to_owned()], vec!["B".to_owned()]));
     }
 
+    fn replicas(set: &str) -> Result<ReplicaCount, Error> {
+        match parse(&format!("ALTER TABLE t SET ({set})"))? {
+            Statement::AlterTable { options, .. } => TableOptions::read_replicas(&options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_the_number_of_copies_can_be_set_later() {
+        for (set, expected) in [
+            ("replicas = 2", ReplicaCount::Count(2)),
+            ("REPLICAS = '64'", ReplicaCount::Count(64)),
+            ("replicas = 'All'", ReplicaCount::All),
+        ] {
+            assert_eq!(replicas(set).unwrap(), expected, "{set}");
+        }
+        for (set, part) in [
+            ("replicas = 0", "replicas = 0 is not possible: give a whole number from 1 to 64, or 'all'"),
+            ("replicas = 65", "from 1 to 64, or 'all'"),
+            ("replicas = -1", "from 1 to 64, or 'all'"),
+            ("replicas = 'some'", "from 1 to 64, or 'all'"),
+            ("replicas = 1, replicas = 2", "twice"),
+            ("shards = 4", "only replicas can be changed"),
+            ("replicas = 2, sort_key = 'a'", "only replicas can be changed"),
+            ("shard_key = 'a', replicas = 2", "only replicas can be changed"),
+            ("shards = 0", "from 1 to 1024"),
+            ("copies = 2", "not a table option"),
+        ] {
+            let message = replicas(set).unwrap_err().to_string();
+            assert!(message.contains(part), "{set}: {message}");
+        }
+    }
+
     #[test]
     fn wrong_options_are_named() {
         for (with, part) in [

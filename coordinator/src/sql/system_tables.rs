@@ -344,13 +344,8 @@ struct Arriving {
 
 /// What is still to come of a shard to workers that should hold it.
 fn arriving(table: &Table, shard: u32, live: &LiveWorkers) -> Vec<Arriving> {
-    let here = live.workers.iter().map(|worker| &worker.id);
-    let placed = table.placement.get(shard as usize).into_iter().flatten();
-    let workers: BTreeSet<&WorkerId> = match table.layout.replicas {
-        ReplicaCount::All => here.collect(),
-        ReplicaCount::Count(_) => placed.collect(),
-    };
-    let arriving = workers.into_iter().map(|id| {
+    let workers = table.placement.get(shard as usize).into_iter().flatten();
+    let arriving = workers.map(|id| {
         let worker = live.get(id);
         let left = table.shard_segments(shard).filter(|segment| match worker {
             Some(worker) => !has(segment, worker),

@@ -22,6 +22,8 @@ mod flight;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod moves;
+#[cfg(test)]
 mod object_store;
 #[cfg(test)]
 mod oracle;

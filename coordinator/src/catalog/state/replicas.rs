@@ -1,5 +1,6 @@
 //! Changes of workers, and of what lives on which of them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use shoal_data::{ReplicaCount, Segment, Table};
@@ -103,8 +104,9 @@ impl State {
         let Some(entry) = self.tables.values_mut().find(|entry| entry.id == table) else {
             return Outcome::Unchanged;
         };
+        let named: HashSet<&SegmentId> = segments.iter().collect();
         let is_surplus = |table: &Table, segment: &Segment| {
-            segments.contains(&segment.id)
+            named.contains(&segment.id)
                 && segment.replicas.len() > 1
                 && segment.replicas.contains(worker)
                 && !table.should_hold(segment.shard, worker)

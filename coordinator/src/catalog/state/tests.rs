@@ -279,3 +279,148 @@ fn a_state_survives_json() {
     assert_eq!(copy.view("public", "v"), state.view("public", "v"));
     assert_eq!(copy.external("public", "e"), state.external("public", "e"));
 }
+
+/// `w1 w2, w2` is where two shards live.
+fn shards(text: &str) -> Vec<Vec<WorkerId>> {
+    text.split(',').map(|shard| shard.split_whitespace().map(WorkerId::from).collect()).collect()
+}
+
+#[test]
+fn a_worker_that_is_drained_stays_so_however_often_it_joins() {
+    let mut state = State::new("c");
+    let register = |address: &str, is_draining: bool| Command::RegisterWorker {
+        worker: WorkerRecord {
+            id: "w1".into(),
+            address: address.to_owned(),
+            zone: String::new(),
+            is_draining,
+        },
+    };
+    let drain = |worker: &str, is_draining: bool| Command::DrainWorker { worker: worker.into(), is_draining };
+    let is_draining = |state: &State| state.worker(&"w1".into()).map(|worker| worker.is_draining);
+    assert_eq!(state.apply(register("http://a", true)), Ok(Outcome::Done));
+    assert_eq!(is_draining(&state), Some(false), "a worker drains itself");
+    let unknown = refused(&mut state, drain("w9", true));
+    assert_eq!(unknown, "worker `w9` never joined this cluster; there are: w1");
+    assert_eq!(state.apply(drain("w1", true)), Ok(Outcome::Done));
+    assert_eq!(state.apply(drain("w1", true)), Ok(Outcome::Unchanged));
+    assert_eq!(state.apply(register("http://a", false)), Ok(Outcome::Unchanged));
+    assert_eq!(state.apply(register("http://b", false)), Ok(Outcome::Done));
+    assert_eq!(is_draining(&state), Some(true));
+    assert_eq!(state.apply(drain("w1", false)), Ok(Outcome::Done));
+    assert_eq!(is_draining(&state), Some(false));
+}
+
+#[test]
+fn shards_move_only_from_where_they_were_seen() {
+    let (mut state, id) = with_table();
+    let held = segment(id, 0, "w1");
+    state.apply(commit("x", &held)).unwrap();
+    let version = state.version;
+    let from = |table: TableId, seen: &str, placement: &str| Command::MoveShards {
+        table,
+        seen: shards(seen),
+        placement: shards(placement),
+    };
+    for stale in [
+        from(id, "w2, w2", "w3, w2"),
+        from(id, "w1", "w3"),
+        from(id, "w1, w2", "w3"),
+        // A shard would be nowhere.
+        from(id, "w1, w2", "w3,"),
+        from(id, "w1, w2", "w1, w2"),
+        from(TableId(99), "w1, w2", "w3, w2"),
+    ] {
+        assert_eq!(state.apply(stale.clone()), Ok(Outcome::Unchanged), "{stale:?}");
+    }
+    assert_eq!(state.version, version);
+    assert_eq!(state.apply(from(id, "w1, w2", "w3 w4, w2")), Ok(Outcome::Done));
+    assert_eq!(state.table_by_id(id).unwrap().placement, shards("w3 w4, w2"));
+    // What there is stays readable until there are copies.
+    assert_eq!(state.segment(&held.name()).unwrap().replicas, [WorkerId::from("w1")]);
+    assert!(state.take_dropped().is_empty());
+}
+
+#[test]
+fn only_copies_that_are_too_many_are_taken_out() {
+    let (mut state, id) = with_table();
+    let on = |shard: u32, workers: &str| {
+        let replicas = workers.split_whitespace().map(WorkerId::from).collect();
+        Segment { replicas, ..segment(id, shard, "") }
+    };
+    let [surplus, last, placed, other] = [on(0, "w1 w9"), on(0, "w9"), on(1, "w2 w9"), on(0, "w1 w9")];
+    for (number, segment) in [&surplus, &last, &placed, &other].into_iter().enumerate() {
+        state.apply(commit(&number.to_string(), segment)).unwrap();
+    }
+    let before = state.clone();
+    let remove = |worker: &str, segments: &[&Segment]| Command::RemoveReplicas {
+        table: id,
+        worker: worker.into(),
+        segments: segments.iter().map(|segment| segment.id).collect(),
+    };
+    // `w2` should have it, though not of shard 0.
+    assert_eq!(state.apply(remove("w2", &[&surplus, &placed])), Ok(Outcome::Unchanged));
+    assert_eq!(state.apply(remove("w9", &[&last])), Ok(Outcome::Unchanged));
+    assert_eq!(state.version, before.version);
+    assert_eq!(state.apply(remove("w9", &[&surplus, &last])), Ok(Outcome::Done));
+    let replicas = |state: &State, segment: &Segment| {
+        let names = state.segment(&segment.name()).unwrap().replicas.iter().map(WorkerId::to_string);
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let left = [&surplus, &last, &placed, &other].map(|segment| replicas(&state, segment));
+    assert_eq!(left, ["w1", "w9", "w2 w9", "w1 w9"]);
+    assert_eq!(replicas(&before, &surplus), "w1 w9", "a snapshot changed");
+    let dropped = state.take_dropped();
+    assert_eq!(dropped.len(), 1);
+    assert_eq!(*dropped[0], Segment { replicas: vec!["w9".into()], ..surplus.clone() });
+    assert_eq!(state.apply(remove("w9", &[&surplus])), Ok(Outcome::Unchanged));
+    assert!(state.take_dropped().is_empty());
+}
+
+#[test]
+fn a_table_asks_for_another_number_of_copies() {
+    let (mut state, id) = with_table();
+    let set = |name: &str, replicas: ReplicaCount| Command::SetReplicas {
+        schema_name: "public".into(),
+        name: name.to_owned(),
+        replicas,
+    };
+    let unknown = refused(&mut state, set("u", ReplicaCount::All));
+    assert_eq!(unknown, "table `public.u` does not exist");
+    assert_eq!(state.apply(set("t", ReplicaCount::Count(1))), Ok(Outcome::Unchanged));
+    for replicas in [ReplicaCount::Count(2), ReplicaCount::All] {
+        assert_eq!(state.apply(set("t", replicas)), Ok(Outcome::Done));
+        let table = state.table_by_id(id).unwrap();
+        assert_eq!(table.layout.replicas, replicas);
+        assert_eq!(table.placement, shards("w1, w2"), "where to is not decided here");
+    }
+}
+
+#[test]
+fn commands_on_disk_stay_readable() {
+    for json in [
+        r#"{"move_shards":{"table":1,"seen":[["w1"],["w2"]],"placement":[["w3"],["w2","w1"]]}}"#,
+        r#"{"remove_replicas":{"table":1,"worker":"w9","segments":[]}}"#,
+        r#"{"set_replicas":{"schema_name":"public","name":"t","replicas":{"count":2}}}"#,
+        r#"{"set_replicas":{"schema_name":"public","name":"t","replicas":"all"}}"#,
+        r#"{"drain_worker":{"worker":"w1","is_draining":true}}"#,
+    ] {
+        let command: Command = serde_json::from_str(json).unwrap();
+        assert_eq!(serde_json::to_string(&command).unwrap(), json);
+    }
+    // Written before workers could be drained.
+    let old = r#"{"register_worker":{"worker":{"id":"w1","address":"http://a","zone":"z"}}}"#;
+    let Command::RegisterWorker { worker } = serde_json::from_str(old).unwrap() else {
+        panic!("read as something else");
+    };
+    let expected =
+        WorkerRecord { id: "w1".into(), address: "http://a".into(), zone: "z".into(), is_draining: false };
+    assert_eq!(worker, expected);
+    let (mut state, _) = with_table();
+    state.apply(Command::RegisterWorker { worker }).unwrap();
+    let json = serde_json::to_string(&state).unwrap();
+    let old = json.replace(",\"is_draining\":false", "");
+    assert_ne!(old, json);
+    let read: State = serde_json::from_str(&old).unwrap();
+    assert_eq!(read.worker(&"w1".into()), Some(&expected));
+}

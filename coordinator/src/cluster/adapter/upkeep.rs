@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use shoal_data::ReplicaCount;
 use shoal_proto::WorkerId;
 
 use super::{Cluster, GivenUp, candidates};
@@ -100,16 +99,17 @@ impl Cluster {
         let state = self.catalog.snapshot();
         let workers = candidates(&live, &state);
         let leave: BTreeSet<WorkerId> = self.core.lock().given_up.keys().cloned().collect();
-        let mut commands = moves::surplus(&state, &live);
-        let is_tidy = commands.is_empty();
-        commands.extend(moves::mend(&state, &workers, &leave));
+        let mut commands = moves::mend(&state, &workers, &leave);
+        if commands.is_empty() {
+            commands = moves::surplus(&state, &live);
+        }
         let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
         // Evenness can wait until all that are expected are here and complete.
-        if is_tidy && commands.is_empty() && state.workers().all(is_there) {
-            let is_complete = repair::missing(&state, &live, 1, |_, _| false).is_empty();
-            if is_complete {
-                commands = moves::even_out(&state, &workers);
-            }
+        if commands.is_empty()
+            && state.workers().all(is_there)
+            && repair::missing(&state, &live, 1, |_, _| false).is_empty()
+        {
+            commands = moves::even_out(&state, &workers);
         }
         for moved in commands.iter().flat_map(|command| moves::changes(&state, command)) {
             let message = moved.to_string();
@@ -145,10 +145,9 @@ impl Cluster {
     }
 }
 
-/// Whether a worker holds or should hold something that others could.
+/// Whether a worker holds or should hold something.
 fn is_used(state: &State, worker: &WorkerId) -> bool {
-    let tables = state.tables().filter(|table| matches!(table.layout.replicas, ReplicaCount::Count(_)));
-    tables.into_iter().any(|table| {
+    state.tables().any(|table| {
         table.placement.iter().flatten().any(|placed| placed == worker)
             || table.segments.iter().any(|segment| segment.replicas.contains(worker))
     })

@@ -1,6 +1,6 @@
 //! Claims about pins.
 
-use shoal_proto::TableId;
+use shoal_proto::{TableId, WorkerId};
 
 use super::*;
 use crate::catalog::state::tests::segment;
@@ -54,4 +54,29 @@ fn an_old_reader_holds_back_all_that_came_after() {
     assert!(pins.collect(|| vec![dropped(2), dropped(5), dropped(9)]).is_empty());
     drop(old);
     assert_eq!(pins.collect(Vec::new).len(), 3);
+}
+
+#[test]
+fn a_segment_that_leaves_one_worker_after_the_other_is_removed_from_all() {
+    let pins = Pins::default();
+    let gone = dropped(6).segment;
+    let from = |worker: &str, version: u64| {
+        let segment = Segment { replicas: vec![worker.into()], ..gone.as_ref().clone() };
+        Dropped { version, segment: Arc::new(segment) }
+    };
+    let [old, new] = [5, 6].map(|version| pins.pin(version));
+    assert!(pins.collect(|| vec![from("w1", 6)]).is_empty());
+    assert!(pins.collect(|| vec![from("w2", 7), from("w1", 7)]).is_empty());
+    drop(old);
+    assert!(pins.collect(Vec::new).is_empty(), "the copy that left last is still read");
+    assert_eq!(pins.retired(&gone.name()).map(|segment| segment.replicas.len()), Some(2));
+    drop(new);
+    let free = pins.collect(Vec::new);
+    assert_eq!(free.len(), 1);
+    let mut workers = free[0].replicas.clone();
+    workers.sort();
+    assert_eq!(workers, ["w1", "w2"].map(WorkerId::from));
+    // What comes later is told without them.
+    let free = pins.collect(|| vec![from("w3", 8)]);
+    assert_eq!(free[0].replicas, [WorkerId::from("w3")]);
 }

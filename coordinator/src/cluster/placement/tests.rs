@@ -89,6 +89,56 @@ proptest! {
             place(&layout, &sorted, std::iter::empty())
         );
     }
+
+    /// Whoever leaves or is away, and however many copies are asked for now.
+    #[test]
+    fn rehomed_shards_are_whole_and_change_no_more_than_they_must(
+        shards in 1_u32..20,
+        before in 1_u32..5,
+        after in 1_u32..5,
+        zones in prop::collection::vec(1_usize..4, 1..4),
+        fates in prop::collection::vec(0_u8..4, 9),
+    ) {
+        const LEAVES: u8 = 2;
+        let all = workers(&zones);
+        let with = |is_fate: fn(u8) -> bool| {
+            let chosen = all.iter().zip(&fates).filter(move |(_, fate)| is_fate(**fate));
+            chosen.map(|(worker, _)| worker.clone()).collect::<Vec<_>>()
+        };
+        let here = with(|fate| fate < LEAVES);
+        let leave: BTreeSet<_> = with(|fate| fate == LEAVES).into_iter().map(|worker| worker.id).collect();
+        let [before, wanted] = [before, after].map(|count| layout(shards, ReplicaCount::Count(count)));
+        let old = place(&before, &all, std::iter::empty()).unwrap().shards;
+        let asking = table(1, wanted.clone(), old.clone());
+        let new = rehome(&asking, &here, &leave).unwrap_or_else(|| old.clone());
+        prop_assert_eq!(new.len(), old.len());
+        let after = after as usize;
+        let zones_of = |shard: &[&WorkerId]| {
+            let of_shard = here.iter().filter(|worker| shard.contains(&&worker.id));
+            of_shard.map(|worker| worker.zone.as_str()).collect::<BTreeSet<_>>().len()
+        };
+        let zones_here = zones_of(&here.iter().map(|worker| &worker.id).collect::<Vec<_>>());
+        for (old, new) in old.iter().zip(&new) {
+            let distinct: BTreeSet<_> = new.iter().collect();
+            prop_assert_eq!(distinct.len(), new.len(), "twice on a worker: {:?}", new);
+            let staying = old.iter().filter(|id| !leave.contains(*id)).count();
+            let kept: Vec<_> = new.iter().filter(|id| old.contains(id) && !leave.contains(*id)).collect();
+            prop_assert_eq!(kept.len(), staying.min(after), "{:?} became {:?}", old, new);
+            let is_one_free = here.iter().any(|worker| !new.contains(&worker.id));
+            let is_one_left = new.iter().any(|id| leave.contains(id));
+            let is_left_in_vain = is_one_free && is_one_left;
+            prop_assert!(!is_left_in_vain, "{:?} became {:?}", old, new);
+            let is_best = new.len() == after || (!is_one_free && new.len() >= old.len());
+            prop_assert!(is_best, "{:?} became {:?}", old, new);
+            if staying <= after {
+                let arrived = new.iter().filter(|id| !old.contains(id)).count();
+                let most = zones_here.min(zones_of(&kept) + arrived);
+                let zones = zones_of(&new.iter().collect::<Vec<_>>());
+                prop_assert_eq!(zones, most, "{:?} became {:?}", old, new);
+            }
+        }
+        prop_assert_eq!(rehome(&table(1, wanted, new), &here, &leave), None, "it moves again");
+    }
 }
 
 #[test]
@@ -162,4 +212,37 @@ fn a_worker_that_is_away_is_not_replaced() {
     let all = workers(&[3]);
     let placed = place(&wanted, &all[..2], std::iter::empty()).unwrap();
     assert_eq!(rehome(&table(1, wanted, placed.shards), &all[1..], &BTreeSet::new()), None);
+}
+
+/// Where one shard goes, by numbers of workers.
+fn rehomed(replicas: ReplicaCount, placed: &[usize], all: &[Candidate], leave: &[usize]) -> Vec<WorkerId> {
+    let id = |number: &usize| all[*number].id.clone();
+    let placed: Vec<WorkerId> = placed.iter().map(id).collect();
+    let leave: BTreeSet<WorkerId> = leave.iter().map(id).collect();
+    let table = table(1, layout(1, replicas), vec![placed.clone()]);
+    rehome(&table, all, &leave).map_or(placed, |mut shards| shards.remove(0))
+}
+
+#[test]
+fn fewer_copies_stay_in_as_many_zones() {
+    let all = workers(&[2, 1]);
+    let left = rehomed(ReplicaCount::Count(2), &[0, 1, 2], &all, &[]);
+    assert_eq!(left.len(), 2);
+    assert!(left.contains(&all[2].id), "both are in one zone: {left:?}");
+}
+
+#[test]
+fn a_worker_that_is_given_up_and_back_already_is_named_once() {
+    let all = workers(&[2]);
+    let placed = rehomed(ReplicaCount::Count(3), &[0, 1], &all, &[0]);
+    assert_eq!(placed.iter().collect::<BTreeSet<_>>().len(), placed.len(), "{placed:?}");
+}
+
+#[test]
+fn a_reference_table_is_on_whoever_stays() {
+    let all = workers(&[3]);
+    let ids: Vec<_> = all.iter().map(|worker| worker.id.clone()).collect();
+    assert_eq!(rehomed(ReplicaCount::All, &[0, 1, 2], &all, &[0]), ids[1..]);
+    assert_eq!(rehomed(ReplicaCount::All, &[0], &all, &[]), ids);
+    assert_eq!(rehomed(ReplicaCount::All, &[0], &all[..1], &[0]), ids[..1], "nobody can take it over");
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use shoal_data::ReplicaCount;
 use shoal_proto::TableId;
 
 use super::*;
@@ -17,8 +18,14 @@ fn catalog(segments: &[Segment]) -> State {
     for id in [1, 2] {
         state.apply(Command::ReserveTable).unwrap();
         let mut table = table(TableId(id), &format!("t{id}"));
-        table.placement = vec![vec!["w1".into(), "w2".into()], vec!["w2".into(), "w3".into()]];
-        table.layout.replicas = if id == 1 { ReplicaCount::Count(2) } else { ReplicaCount::All };
+        let everybody = || vec!["w1".into(), "w2".into(), "w3".into()];
+        (table.layout.replicas, table.placement) = match id {
+            1 => {
+                let placement = vec![vec!["w1".into(), "w2".into()], vec!["w2".into(), "w3".into()]];
+                (ReplicaCount::Count(2), placement)
+            }
+            _ => (ReplicaCount::All, vec![everybody(), everybody()]),
+        };
         state.apply(create(table)).unwrap();
     }
     for (number, segment) in segments.iter().enumerate() {
@@ -100,6 +107,25 @@ fn copies_are_ordered_a_few_at_a_time_and_not_twice() {
     let first = segments[0].name();
     let rest = missing(&state, &live, 100, |_, name| *name == first);
     assert_eq!(rest.len(), 9);
+}
+
+#[test]
+fn what_has_fewest_copies_is_copied_first() {
+    let mut safe = segment(TableId(2), 0, "w1");
+    safe.replicas.push("w2".into());
+    let in_danger = segment(TableId(2), 0, "w1");
+    let mut counted_only = segment(TableId(2), 0, "w2");
+    counted_only.replicas.push("w9".into());
+    let state = catalog(&[safe.clone(), in_danger.clone(), counted_only.clone()]);
+    let live = live(&[("w1", &[]), ("w2", &[]), ("w3", &[])]);
+    let to_w3 = |per_worker_max: usize| {
+        let orders = missing(&state, &live, per_worker_max, |_, _| false).into_iter();
+        let to_w3 = orders.filter(|(worker, _)| worker.as_str() == "w3");
+        to_w3.map(|(_, request)| request.name).collect::<Vec<_>>()
+    };
+    let names = [in_danger, counted_only, safe].map(|segment| segment.name().to_string());
+    assert_eq!(to_w3(3), names, "a copy on a worker that is away does not count");
+    assert_eq!(to_w3(1), names[..1]);
 }
 
 #[test]

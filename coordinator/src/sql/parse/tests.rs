@@ -22,6 +22,8 @@ fn statements_are_told_apart() {
         Statement::Copy(_) => "copy",
         Statement::Set(_) => "set",
         Statement::Kill(_) => "kill",
+        Statement::AlterTable { .. } => "alter table",
+        Statement::DrainWorker { .. } => "drain",
     };
     for (sql, expected) in [
         ("SELECT 1;", "query"),
@@ -46,6 +48,10 @@ fn statements_are_told_apart() {
         ("COPY t TO 'out.csv' STORED AS CSV OPTIONS ('format.delimiter' ';')", "copy"),
         ("SET datafusion.execution.batch_size = 100", "set"),
         ("KILL QUERY '01234567-89ab-cdef-0123-456789abcdef'", "kill"),
+        ("ALTER TABLE t SET (replicas = 2)", "alter table"),
+        ("alter table IF EXISTS s.\"T\" set (replicas = 'all');", "alter table"),
+        ("ALTER WORKER 'w1' DRAIN", "drain"),
+        ("alter worker w1 cancel drain;", "drain"),
     ] {
         assert_eq!(kind(sql), expected, "{sql}");
     }
@@ -85,9 +91,39 @@ fn what_is_wrong_is_said() {
         ("BEGIN", "atomic"),
         ("DROP INDEX i", "tables, views and schemas"),
         ("GRANT SELECT ON t TO ada", "not supported"),
+        ("ALTER TABLE t ADD COLUMN b INT", "ALTER TABLE t SET (replicas = 2) is"),
+        ("ALTER TABLE t SET (replicas = 2), SET (replicas = 3)", "this ALTER TABLE is not supported"),
+        ("ALTER TABLE t SET (replicas)", "Expected: ="),
+        ("ALTER WORKER", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
+        ("ALTER WORKER 7 DRAIN", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
+        ("ALTER WORKER w1", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
+        ("ALTER WORKER w1 CANCEL", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
+        ("ALTER WORKER w1 DRAIN CANCEL", "nothing expected after the statement, found CANCEL"),
     ] {
         let message = refuse(sql);
         assert!(message.contains(part), "{sql}: {message}");
+    }
+}
+
+#[test]
+fn what_is_altered_is_read() {
+    let Statement::AlterTable { name, if_exists, options } =
+        parse("ALTER TABLE IF EXISTS s.\"T\" SET (replicas = 2, shards = 4)").unwrap()
+    else {
+        panic!("not an ALTER TABLE");
+    };
+    let options: Vec<_> = options.iter().map(ToString::to_string).collect();
+    assert_eq!((name.to_string().as_str(), if_exists), ("s.\"T\"", true));
+    assert_eq!(options, ["replicas = 2", "shards = 4"]);
+    for (sql, name, expected) in [
+        ("ALTER WORKER 'rack 1/w-1' DRAIN", "rack 1/w-1", true),
+        ("alter worker W1 cancel drain", "W1", false),
+        ("ALTER WORKER \"cancel\" DRAIN;", "cancel", true),
+    ] {
+        let Statement::DrainWorker { worker, is_draining } = parse(sql).unwrap() else {
+            panic!("{sql} is something else");
+        };
+        assert_eq!((worker.as_str(), is_draining), (name, expected), "{sql}");
     }
 }
 

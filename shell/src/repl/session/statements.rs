@@ -287,6 +287,7 @@ mod tests {
             ("/* note */ insert into t values (1)", "INSERT"),
             ("set a.b = 1", "SET"),
             ("kill query 'x'", "KILL QUERY"),
+            ("alter worker 'w' cancel drain", "ALTER WORKER"),
             ("", "OK"),
         ] {
             assert_eq!(tag(sql), expected);

@@ -1,0 +1,678 @@
+//! Claims about moves, with all that is planned done at once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use proptest::prelude::*;
+use shoal_data::ReplicaCount::{All, Count};
+use shoal_data::SegmentName;
+
+use super::*;
+use crate::catalog::state::tests::{create, segment, table};
+use crate::catalog::{Outcome, WorkerRecord};
+use crate::cluster::placement::place;
+use crate::cluster::{Holds, LiveWorker, repair};
+
+/// After so many rounds whatever still moves never comes to rest.
+const ROUNDS_MAX: usize = 100;
+
+/// `w1:a` is a worker in a zone, `w1` one without.
+fn workers(text: &str) -> Vec<Candidate> {
+    let worker = |text: &str| {
+        let (id, zone) = text.split_once(':').unwrap_or((text, ""));
+        Candidate { id: id.into(), zone: zone.to_owned() }
+    };
+    text.split_whitespace().map(worker).collect()
+}
+
+fn ids(text: &str) -> Vec<WorkerId> {
+    text.split_whitespace().map(WorkerId::from).collect()
+}
+
+/// `w1 w2, w2 w3` is where two shards live.
+fn shards(text: &str) -> Vec<Vec<WorkerId>> {
+    text.split(',').map(ids).collect()
+}
+
+fn leave(text: &str) -> BTreeSet<WorkerId> {
+    ids(text).into_iter().collect()
+}
+
+/// Live workers, given in order, that have all that the catalog says.
+fn all_live(ids: impl IntoIterator<Item = WorkerId>) -> LiveWorkers {
+    let workers = ids.into_iter().map(|id| LiveWorker {
+        address: format!("http://{id}"),
+        id,
+        zone: String::new(),
+        threads: 1,
+        memory_bytes: 0,
+        memory_used_bytes: 0,
+        tasks_running: 0,
+        disk_free_bytes: 0,
+        disk_used_bytes: 0,
+        joined_at: Instant::now(),
+        holds: Arc::default(),
+    });
+    LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
+}
+
+fn live(text: &str) -> LiveWorkers {
+    all_live(ids(text))
+}
+
+/// Adds a table `t<id>`, with one segment for each of `bytes`, in order of shards,
+/// on all its workers.
+fn add(state: &mut State, replicas: ReplicaCount, placement: Vec<Vec<WorkerId>>, bytes: &[u64]) -> TableId {
+    let Ok(Outcome::Table(id)) = state.apply(Command::ReserveTable) else {
+        panic!("no table id");
+    };
+    let mut table = table(id, &format!("t{id}"));
+    table.layout.shards = u32::try_from(placement.len()).unwrap();
+    table.layout.replicas = replicas;
+    for (shard, (workers, bytes)) in placement.iter().zip(bytes).enumerate() {
+        let shard = u32::try_from(shard).unwrap();
+        let held = Segment { bytes: *bytes, replicas: workers.clone(), ..segment(id, shard, "") };
+        table.segments.push(Arc::new(held));
+    }
+    table.placement = placement;
+    state.apply(create(table)).unwrap();
+    id
+}
+
+/// Each must change something: what is planned for nothing is planned again.
+fn apply(state: &mut State, commands: Vec<Command>) {
+    for command in commands {
+        assert_eq!(state.apply(command.clone()), Ok(Outcome::Done), "{command:?}");
+    }
+}
+
+fn set_replicas(state: &mut State, name: &str, replicas: ReplicaCount) {
+    let schema_name = "public".to_owned();
+    state.apply(Command::SetReplicas { schema_name, name: name.to_owned(), replicas }).unwrap();
+}
+
+/// Makes copies that are missing, at most so many on each worker; how many.
+fn copy_some(state: &mut State, live: &LiveWorkers, per_worker_max: usize) -> usize {
+    let orders = repair::missing(state, live, per_worker_max, |_, _| false);
+    for (worker, request) in &orders {
+        let name: SegmentName = request.name.parse().unwrap();
+        let worker = worker.clone();
+        apply(state, vec![Command::AddReplica { table: name.table, segment: name.segment, worker }]);
+    }
+    orders.len()
+}
+
+fn copy(state: &mut State, live: &LiveWorkers) -> usize {
+    copy_some(state, live, usize::MAX)
+}
+
+fn placed(state: &State, table: TableId) -> Vec<Vec<WorkerId>> {
+    state.table_by_id(table).unwrap().placement.clone()
+}
+
+/// Who has the segments of a table, by the catalog.
+fn held(state: &State, table: TableId) -> Vec<BTreeSet<WorkerId>> {
+    let table = state.table_by_id(table).unwrap();
+    table.segments.iter().map(|segment| set(&segment.replicas)).collect()
+}
+
+fn set(workers: &[WorkerId]) -> BTreeSet<WorkerId> {
+    workers.iter().cloned().collect()
+}
+
+fn sets(shards: &[Vec<WorkerId>]) -> Vec<BTreeSet<WorkerId>> {
+    shards.iter().map(|workers| set(workers)).collect()
+}
+
+fn told(state: &State, commands: &[Command]) -> Vec<String> {
+    let moved = commands.iter().flat_map(|command| changes(state, command));
+    moved.map(|moved| moved.to_string()).collect()
+}
+
+/// Bytes on each worker that has some.
+fn loads(state: &State) -> BTreeMap<WorkerId, u64> {
+    let mut loads: BTreeMap<WorkerId, u64> = BTreeMap::new();
+    for table in state.tables() {
+        for segment in &table.segments {
+            for worker in &segment.replicas {
+                *loads.entry(worker.clone()).or_default() += segment.bytes;
+            }
+        }
+    }
+    loads
+}
+
+/// How many zones a shard is in.
+fn zones(shard: &[WorkerId], workers: &[Candidate]) -> usize {
+    let of_shard = workers.iter().filter(|worker| shard.contains(&worker.id));
+    of_shard.map(|worker| worker.zone.as_str()).collect::<BTreeSet<_>>().len()
+}
+
+/// Evens out and makes the copies, until there is nothing to do; in how many
+/// rounds.
+fn even(state: &mut State, workers: &[Candidate]) -> usize {
+    let live = all_live(workers.iter().map(|worker| worker.id.clone()));
+    for round in 0..ROUNDS_MAX {
+        let commands = even_out(state, workers);
+        if commands.is_empty() {
+            return round;
+        }
+        let before = state.clone();
+        apply(state, commands);
+        assert!(surplus(state, &live).is_empty(), "a copy is given up before there is another");
+        copy(state, &live);
+        let commands = surplus(state, &live);
+        apply(state, commands);
+        for (before, after) in before.tables().zip(state.tables()) {
+            let counts = |shards: &[BTreeSet<WorkerId>]| shards.iter().map(BTreeSet::len).collect::<Vec<_>>();
+            let copies = sets(&after.placement);
+            assert_eq!(counts(&copies), counts(&sets(&before.placement)), "a shard lost a worker");
+            for segment in &after.segments {
+                assert_eq!(set(&segment.replicas), copies[segment.shard as usize]);
+            }
+        }
+    }
+    panic!("still moving after {ROUNDS_MAX} rounds");
+}
+
+#[test]
+fn a_dead_worker_is_replaced_and_one_that_is_only_away_is_not() {
+    let mut state = State::new("c");
+    let table = add(&mut state, Count(2), shards("w1 w2, w2 w3, w3 w1"), &[10, 10, 10]);
+    let here = workers("w2 w3 w4");
+    assert!(mend(&state, &here, &leave("")).is_empty(), "it may come back");
+    let commands = mend(&state, &here, &leave("w1"));
+    assert_eq!(
+        told(&state, &commands),
+        ["public.t1, shard 0: from w1 to w4", "public.t1, shard 2: from w1 to w4"]
+    );
+    apply(&mut state, commands);
+    assert_eq!(placed(&state, table), shards("w2 w4, w2 w3, w3 w4"));
+    assert!(mend(&state, &here, &leave("w1")).is_empty());
+    // What it has counts until the copies are made.
+    let live = live("w2 w3 w4");
+    assert!(surplus(&state, &live).is_empty());
+    assert_eq!(copy(&mut state, &live), 2);
+    let commands = surplus(&state, &live);
+    assert_eq!(commands.len(), 1, "one command for all that leaves a worker");
+    apply(&mut state, commands);
+    assert_eq!(held(&state, table), sets(&placed(&state, table)));
+}
+
+#[test]
+fn what_leaves_stays_where_nobody_can_take_over() {
+    let mut state = State::new("c");
+    let table = add(&mut state, Count(3), shards("w3 w1 w2"), &[10]);
+    // There is one for two.
+    let commands = mend(&state, &workers("w3 w4"), &leave("w1 w2"));
+    apply(&mut state, commands);
+    assert_eq!(placed(&state, table), shards("w3 w4 w1"));
+    assert!(mend(&state, &workers("w3 w4"), &leave("w1 w2")).is_empty());
+    assert!(mend(&state, &[], &leave("w1 w3 w4")).is_empty());
+    let commands = mend(&state, &workers("w3 w4 w5"), &leave("w1 w2"));
+    apply(&mut state, commands);
+    assert_eq!(placed(&state, table), shards("w3 w4 w5"));
+}
+
+#[test]
+fn another_order_of_the_same_workers_is_no_move() {
+    let mut state = State::new("c");
+    add(&mut state, Count(2), shards("w1 w2"), &[10]);
+    let commands = mend(&state, &workers("w2"), &leave("w1"));
+    assert!(commands.is_empty(), "{:?}", told(&state, &commands));
+}
+
+#[test]
+fn tables_of_one_group_stay_together() {
+    let mut state = State::new("c");
+    let group =
+        [10, 20, 0].map(|bytes| add(&mut state, Count(2), shards("w1 w2, w2 w3, w3 w1, w1 w3"), &[bytes; 4]));
+    add(&mut state, Count(1), shards("w4, w4, w2"), &[50, 60, 70]);
+    let commands = mend(&state, &workers("w2 w3 w4 w5"), &leave("w1"));
+    assert_eq!(commands.len(), group.len());
+    apply(&mut state, commands);
+    let [first, second, empty] = group.map(|table| placed(&state, table));
+    assert_eq!(first, second);
+    assert_eq!(first, empty);
+    assert!(first.iter().all(|shard| set(shard).len() == 2 && !shard.contains(&"w1".into())), "{first:?}");
+}
+
+#[test]
+fn copies_that_are_too_many_leave_whoever_has_most() {
+    let mut state = State::new("c");
+    let table = add(&mut state, Count(3), shards("w1 w2 w3, w4 w1 w2, w3 w4 w1, w2 w3 w4"), &[10; 4]);
+    let before = placed(&state, table);
+    set_replicas(&mut state, "t1", Count(2));
+    let here = workers("w1 w2 w3 w4");
+    let commands = mend(&state, &here, &leave(""));
+    apply(&mut state, commands);
+    let after = placed(&state, table);
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(set(after).len(), 2);
+        assert!(after.iter().all(|worker| before.contains(worker)), "a copy is made for nothing");
+    }
+    assert!(mend(&state, &here, &leave("")).is_empty());
+    let commands = surplus(&state, &live("w1 w2 w3 w4"));
+    apply(&mut state, commands);
+    assert_eq!(held(&state, table), sets(&after));
+    assert!(loads(&state).values().all(|bytes| *bytes == 20), "{:?}", loads(&state));
+}
+
+#[test]
+fn copies_that_are_too_many_leave_whoever_is_away() {
+    let mut state = State::new("c");
+    let table = add(&mut state, Count(3), shards("w1 w2 w3"), &[10]);
+    set_replicas(&mut state, "t1", Count(2));
+    let commands = mend(&state, &workers("w2 w3"), &leave(""));
+    apply(&mut state, commands);
+    assert_eq!(placed(&state, table), shards("w2 w3"));
+}
+
+#[test]
+fn a_reference_table_is_on_all_workers_until_it_asks_for_fewer() {
+    let mut state = State::new("c");
+    let table = add(&mut state, All, shards("w1 w2 w3, w1 w2 w3"), &[10, 10]);
+    let (here, live) = (workers("w1 w2 w3 w4"), live("w1 w2 w3 w4"));
+    assert_eq!(copy(&mut state, &live), 0, "w4 came later, and should not have it yet");
+    let commands = mend(&state, &here, &leave(""));
+    assert_eq!(told(&state, &commands), ["public.t1, shard 0: also on w4", "public.t1, shard 1: also on w4"]);
+    apply(&mut state, commands);
+    assert_eq!(copy(&mut state, &live), 2);
+    assert!(surplus(&state, &live).is_empty());
+    let mut without = state.clone();
+    let commands = mend(&without, &here, &leave("w1"));
+    apply(&mut without, commands);
+    assert_eq!(placed(&without, table), shards("w2 w3 w4, w2 w3 w4"));
+    let last = workers("w1");
+    apply(
+        &mut without,
+        vec![Command::MoveShards { table, seen: shards("w2 w3 w4, w2 w3 w4"), placement: shards("w1, w1") }],
+    );
+    assert!(mend(&without, &last, &leave("w1")).is_empty(), "nobody can take it over");
+    set_replicas(&mut state, "t1", Count(2));
+    let commands = mend(&state, &here, &leave(""));
+    apply(&mut state, commands);
+    let after = placed(&state, table);
+    assert!(after.iter().all(|shard| set(shard).len() == 2), "{after:?}");
+    let commands = surplus(&state, &live);
+    apply(&mut state, commands);
+    assert_eq!(held(&state, table), sets(&after));
+}
+
+#[test]
+fn a_new_copy_goes_to_a_zone_without_one() {
+    let mut state = State::new("c");
+    // `w4` has more than `w3`, and is alone in the zone of `w1`.
+    let table = add(&mut state, Count(2), shards("w1 w2, w4 w2, w4 w2"), &[10, 10, 10]);
+    let commands = mend(&state, &workers("w2:b w3:b w4:a"), &leave("w1"));
+    apply(&mut state, commands);
+    assert_eq!(placed(&state, table), shards("w2 w4, w4 w2, w4 w2"));
+}
+
+#[test]
+fn a_new_worker_gets_its_part_and_then_nothing_moves() {
+    let mut state = State::new("c");
+    let mut layout = table(TableId(1), "t").layout;
+    layout.shards = 8;
+    layout.replicas = Count(3);
+    let placement = place(&layout, &workers("w1 w2 w3 w4"), std::iter::empty()).unwrap().shards;
+    // Shards of 100, 200, ... 800 bytes in all.
+    for part in [10, 30, 60] {
+        let bytes: Vec<u64> = (1..=8).map(|shard| part * shard).collect();
+        add(&mut state, Count(3), placement.clone(), &bytes);
+    }
+    let mut five = workers("w1 w2 w3 w4 w5");
+    let commands = even_out(&state, &five);
+    assert_eq!(commands.len(), 3, "a group is torn apart");
+    assert!(commands.iter().all(|command| changes(&state, command).len() <= MOVES_MAX));
+    assert!(even(&mut state, &five) > 0);
+    let loads = loads(&state);
+    assert_eq!(loads.len(), 5);
+    let range = loads.values().max().unwrap() - loads.values().min().unwrap();
+    assert!(range <= 800, "more than one shard apart: {loads:?}");
+    let placements: BTreeSet<_> = state.tables().map(|table| &table.placement).collect();
+    assert_eq!(placements.len(), 1, "a group is torn apart");
+    five.reverse();
+    assert!(even_out(&state, &five).is_empty());
+}
+
+#[test]
+fn empty_tables_never_move() {
+    let mut state = State::new("c");
+    add(&mut state, Count(1), shards("w1, w1, w1"), &[]);
+    let here = workers("w1 w2");
+    assert!(even_out(&state, &here).is_empty());
+    add(&mut state, Count(1), shards("w1, w1"), &[10, 10]);
+    let commands = even_out(&state, &here);
+    assert_eq!(told(&state, &commands), ["public.t2, shard 1: from w1 to w2"]);
+}
+
+#[test]
+fn what_is_even_enough_stays() {
+    let mut state = State::new("c");
+    add(&mut state, Count(1), shards("w1, w1, w1, w2"), &[1000, 20, 20, 1000]);
+    assert!(even_out(&state, &workers("w1 w2")).is_empty());
+    // It would wander to and fro.
+    let mut state = State::new("c");
+    add(&mut state, Count(1), shards("w1"), &[1000]);
+    assert!(even_out(&state, &workers("w1 w2")).is_empty());
+    assert!(even_out(&state, &[]).is_empty());
+}
+
+#[test]
+fn evenness_brings_no_two_copies_into_one_zone() {
+    let mut state = State::new("c");
+    let table = add(&mut state, Count(2), shards("w1 w2, w1 w2, w1 w2, w1 w2"), &[10; 4]);
+    let here = workers("w1:a w2:b w3:a");
+    even(&mut state, &here);
+    let after = placed(&state, table);
+    assert!(after.iter().all(|shard| zones(shard, &here) == 2), "{after:?}");
+}
+
+#[test]
+fn new_workers_in_every_zone_get_their_part() {
+    let mut state = State::new("c");
+    add(&mut state, Count(2), shards("w1 w2, w1 w2, w1 w2, w1 w2"), &[10; 4]);
+    even(&mut state, &workers("w1:a w2:b w3:a w4:b"));
+    let even: BTreeMap<WorkerId, u64> = ids("w1 w2 w3 w4").into_iter().map(|id| (id, 20)).collect();
+    assert_eq!(loads(&state), even);
+}
+
+#[test]
+fn a_shard_too_big_to_move_keeps_no_others_from_moving() {
+    let mut state = State::new("c");
+    add(&mut state, Count(1), shards("w1, w2, w2, w2, w2"), &[1000, 10, 10, 10, 10]);
+    even(&mut state, &workers("w1 w2 w3"));
+    assert!(loads(&state).contains_key(&"w3".into()), "{:?}", loads(&state));
+}
+
+#[test]
+fn a_copy_is_taken_out_once_all_that_should_have_one_do() {
+    let mut state = State::new("c");
+    let table = add(&mut state, Count(2), shards("w1 w2"), &[10]);
+    let moved = Command::MoveShards { table, seen: shards("w1 w2"), placement: shards("w2 w3") };
+    apply(&mut state, vec![moved]);
+    let all = live("w1 w2 w3");
+    assert!(surplus(&state, &all).is_empty(), "w3 has no copy yet");
+    assert_eq!(copy(&mut state, &all), 1);
+    assert!(surplus(&state, &live("w1 w2")).is_empty(), "w3 is away");
+    let name = state.table_by_id(table).unwrap().segments[0].name();
+    let mut lost = live("w1 w2 w3");
+    lost.workers[2].holds = Arc::new(Holds::all_but(HashSet::from([name])));
+    assert!(surplus(&state, &lost).is_empty(), "w3 has lost its file");
+    // Whether the one that should not have it is there does not matter.
+    for live in [live("w2 w3"), all] {
+        let commands = surplus(&state, &live);
+        let [Command::RemoveReplicas { worker, segments, .. }] = &commands[..] else {
+            panic!("{commands:?}");
+        };
+        assert_eq!((worker.as_str(), &segments[..]), ("w1", &[name.segment][..]));
+    }
+}
+
+#[test]
+fn the_last_copy_stays_wherever_it_is() {
+    let mut state = State::new("c");
+    let table = add(&mut state, Count(1), shards("w1"), &[10]);
+    let moved = Command::MoveShards { table, seen: shards("w1"), placement: shards("w2") };
+    apply(&mut state, vec![moved]);
+    let both = live("w1 w2");
+    assert!(surplus(&state, &both).is_empty());
+    copy(&mut state, &both);
+    let commands = surplus(&state, &both);
+    apply(&mut state, commands);
+    assert_eq!(held(&state, table), sets(&shards("w2")));
+}
+
+#[test]
+fn what_moves_is_told() {
+    let mut state = State::new("c");
+    let seen = shards("w1 w2, w1 w2, w1, w1 w2 w3");
+    let table = add(&mut state, Count(2), seen.clone(), &[]);
+    let placement = shards("w1 w2, w3 w2, w1 w2 w4, w3");
+    let moved = [Command::MoveShards { table, seen, placement }, Command::ReserveTable];
+    assert_eq!(
+        told(&state, &moved),
+        [
+            "public.t1, shard 1: from w1 to w3",
+            "public.t1, shard 2: also on w2, w4",
+            "public.t1, shard 3: not on w1, w2 any more",
+        ]
+    );
+}
+
+const WORKERS: usize = 6;
+const TABLES: usize = 4;
+
+/// What can happen to a cluster, and what it does about it.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A worker joins, or is back.
+    Here(usize),
+    /// A worker is lost.
+    Away(usize),
+    /// A worker was lost for too long.
+    Dead(usize),
+    Drain(usize, bool),
+    Replicas(usize, ReplicaCount),
+    Mend,
+    /// Each worker makes at most so many copies.
+    Copy(usize),
+    TakeOut,
+    EvenOut,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let replicas = prop_oneof![4 => (1..5_u32).prop_map(Count), 1 => Just(All)];
+    prop_oneof![
+        2 => (0..WORKERS).prop_map(Step::Here),
+        1 => (0..WORKERS).prop_map(Step::Away),
+        1 => (0..WORKERS).prop_map(Step::Dead),
+        1 => (0..WORKERS, any::<bool>()).prop_map(|(worker, is_draining)| Step::Drain(worker, is_draining)),
+        1 => (1..=TABLES, replicas).prop_map(|(table, replicas)| Step::Replicas(table, replicas)),
+        2 => Just(Step::Mend),
+        2 => (1..8_usize).prop_map(Step::Copy),
+        2 => Just(Step::TakeOut),
+        2 => Just(Step::EvenOut),
+    ]
+}
+
+/// Two workers in each of three zones.
+fn worker(number: usize) -> Candidate {
+    Candidate { id: WorkerId::new(format!("w{number}")), zone: format!("z{}", number % 3) }
+}
+
+/// A catalog, and who is there.
+struct Model {
+    state: State,
+    here: BTreeSet<WorkerId>,
+    dead: BTreeSet<WorkerId>,
+}
+
+impl Model {
+    /// Four workers, a group of two tables, one more and a reference table.
+    fn new() -> Self {
+        let mut model = Self { state: State::new("c"), here: BTreeSet::new(), dead: BTreeSet::new() };
+        for number in 0..4 {
+            model.join(number);
+        }
+        let four = model.candidates();
+        for (count, replicas) in [(4, Count(2)), (4, Count(2)), (3, Count(3)), (1, All)] {
+            let mut layout = table(TableId(1), "t").layout;
+            layout.shards = count;
+            layout.replicas = replicas;
+            let tables = model.state.tables().map(AsRef::<Table>::as_ref);
+            let placement = place(&layout, &four, tables).unwrap().shards;
+            let bytes: Vec<u64> = (0..u64::from(count)).map(|shard| 50 + shard * 37 % 101).collect();
+            add(&mut model.state, replicas, placement, &bytes);
+        }
+        assert_eq!(model.state.tables().count(), TABLES);
+        model
+    }
+
+    fn join(&mut self, number: usize) {
+        let Candidate { id, zone } = worker(number);
+        self.here.insert(id.clone());
+        self.dead.remove(&id);
+        let worker = WorkerRecord { id, address: String::new(), zone, is_draining: false };
+        self.state.apply(Command::RegisterWorker { worker }).unwrap();
+    }
+
+    fn live(&self) -> LiveWorkers {
+        all_live(self.here.iter().cloned())
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let known = self.state.workers();
+        let staying = known.filter(|worker| !worker.is_draining && self.here.contains(&worker.id));
+        staying.map(|worker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() }).collect()
+    }
+
+    fn leave(&self) -> BTreeSet<WorkerId> {
+        let drained = self.state.workers().filter(|worker| worker.is_draining);
+        self.dead.iter().cloned().chain(drained.map(|worker| worker.id.clone())).collect()
+    }
+
+    /// Whether nobody is expected back.
+    fn is_all_there(&self) -> bool {
+        let leave = self.leave();
+        self.state.workers().all(|worker| self.here.contains(&worker.id) || leave.contains(&worker.id))
+    }
+
+    fn take(&mut self, step: Step) {
+        let before = self.state.clone();
+        match step {
+            Step::Here(number) => self.join(number),
+            Step::Away(number) => {
+                self.here.remove(&worker(number).id);
+            }
+            Step::Dead(number) => {
+                let id = worker(number).id;
+                self.here.remove(&id);
+                self.dead.insert(id);
+            }
+            Step::Drain(number, is_draining) => {
+                let id = worker(number).id;
+                if self.state.worker(&id).is_some() {
+                    self.state.apply(Command::DrainWorker { worker: id, is_draining }).unwrap();
+                }
+            }
+            Step::Replicas(table, replicas) => {
+                set_replicas(&mut self.state, &format!("t{table}"), replicas);
+            }
+            Step::Mend => {
+                let commands = mend(&self.state, &self.candidates(), &self.leave());
+                apply(&mut self.state, commands);
+            }
+            Step::Copy(per_worker_max) => {
+                let live = self.live();
+                copy_some(&mut self.state, &live, per_worker_max);
+            }
+            Step::TakeOut => {
+                let commands = surplus(&self.state, &self.live());
+                apply(&mut self.state, commands);
+            }
+            Step::EvenOut => self.even_out(),
+        }
+        self.check(&before);
+    }
+
+    fn even_out(&mut self) {
+        let workers = self.candidates();
+        let before = self.state.clone();
+        let commands = even_out(&self.state, &workers);
+        apply(&mut self.state, commands);
+        for (before, after) in before.tables().zip(self.state.tables()) {
+            for (before, after) in before.placement.iter().zip(&after.placement) {
+                let is_as_safe = zones(after, &workers) >= zones(before, &workers);
+                assert!(is_as_safe, "moved into one zone: {before:?} to {after:?}");
+            }
+        }
+    }
+
+    /// What holds after each step.
+    fn check(&self, before: &State) {
+        for (before, after) in before.tables().zip(self.state.tables()) {
+            for shard in &after.placement {
+                assert!(!shard.is_empty() && set(shard).len() == shard.len(), "placed on {shard:?}");
+            }
+            for (before, segment) in before.segments.iter().zip(&after.segments) {
+                assert!(!segment.replicas.is_empty(), "the last copy is given up");
+                if segment.replicas.len() < before.replicas.len() {
+                    let placed = &after.placement[segment.shard as usize];
+                    let is_safe = |id: &WorkerId| self.here.contains(id) && segment.replicas.contains(id);
+                    assert!(placed.iter().all(is_safe), "a copy is given up too early");
+                }
+            }
+        }
+    }
+
+    /// Does what the coordinator does time after time, until nothing is left to
+    /// do.
+    fn come_to_rest(&mut self) {
+        for _ in 0..ROUNDS_MAX {
+            let before = self.state.version;
+            self.take(Step::TakeOut);
+            self.take(Step::Mend);
+            let is_complete = repair::missing(&self.state, &self.live(), 1, |_, _| false).is_empty();
+            if self.state.version == before && is_complete && self.is_all_there() {
+                self.take(Step::EvenOut);
+            }
+            self.take(Step::Copy(usize::MAX));
+            if self.state.version == before {
+                return;
+            }
+        }
+        panic!("still moving after {ROUNDS_MAX} rounds");
+    }
+
+    /// What holds at rest, unless somebody is expected back: whoever can hold
+    /// what a table asks for does, and nobody else.
+    fn check_rest(&self) {
+        if !self.is_all_there() {
+            return;
+        }
+        let workers = self.candidates();
+        for table in self.state.tables() {
+            let Count(wanted) = table.layout.replicas else { continue };
+            let wanted = wanted as usize;
+            for shard in &table.placement {
+                let staying = workers.iter().filter(|worker| shard.contains(&worker.id)).count();
+                assert_eq!(staying, wanted.min(workers.len()), "{} is on {shard:?}", table.name);
+                assert!(shard.len() <= wanted, "{} is on {shard:?}", table.name);
+            }
+            for segment in &table.segments {
+                let placed = &table.placement[segment.shard as usize];
+                let is_readable = segment.replicas.iter().any(|id| self.here.contains(id));
+                if is_readable && placed.iter().all(|id| self.here.contains(id)) {
+                    assert_eq!(set(&segment.replicas), set(placed));
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Whatever happens to workers and tables, and however far what is done about
+    /// it got in between: no copy is given up before those that take its place
+    /// are there, and in the end nothing moves any more.
+    #[test]
+    fn any_story_keeps_all_copies_and_comes_to_rest(
+        steps in proptest::collection::vec(any_step(), 0..40),
+    ) {
+        let mut model = Model::new();
+        for step in steps {
+            model.take(step);
+        }
+        model.come_to_rest();
+        model.check_rest();
+        // All is well when all are back.
+        for number in 0..WORKERS {
+            model.take(Step::Here(number));
+            model.take(Step::Drain(number, false));
+        }
+        model.come_to_rest();
+        model.check_rest();
+    }
+}
