@@ -1,6 +1,5 @@
 //! The `system` schema: what the cluster is and does, usable in any query.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, UNIX_EPOCH};
