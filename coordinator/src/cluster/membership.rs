@@ -78,6 +78,27 @@ pub struct LiveWorker {
     pub holds: Arc<Holds>,
 }
 
+#[cfg(test)]
+impl LiveWorker {
+    /// An idle worker of this name that has all that the catalog says.
+    pub(crate) fn named(id: impl Into<WorkerId>) -> Self {
+        let id = id.into();
+        Self {
+            address: format!("http://{id}"),
+            id,
+            zone: String::new(),
+            threads: 1,
+            memory_bytes: 0,
+            memory_used_bytes: 0,
+            tasks_running: 0,
+            disk_free_bytes: 0,
+            disk_used_bytes: 0,
+            joined_at: Instant::now(),
+            holds: Arc::default(),
+        }
+    }
+}
+
 /// What a worker holds, given that the catalog names it as a replica: all of
 /// that but what it said, when it joined, that it does not have.
 ///

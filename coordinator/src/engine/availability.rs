@@ -111,7 +111,6 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use shoal_data::Segment;
     use shoal_proto::{TableId, WorkerId};
@@ -132,19 +131,9 @@ mod tests {
 
     /// Workers and their zones.
     fn live(workers: &[(&str, &str)]) -> LiveWorkers {
-        let workers = workers.iter().map(|(id, zone)| LiveWorker {
-            id: WorkerId::from(*id),
-            address: "http://127.0.0.1:1".into(),
-            zone: (*zone).to_owned(),
-            threads: 1,
-            memory_bytes: 0,
-            memory_used_bytes: 0,
-            tasks_running: 0,
-            disk_free_bytes: 0,
-            disk_used_bytes: 0,
-            joined_at: Instant::now(),
-            holds: Arc::default(),
-        });
+        let workers = workers
+            .iter()
+            .map(|(id, zone)| LiveWorker { zone: (*zone).to_owned(), ..LiveWorker::named(*id) });
         LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
     }
 

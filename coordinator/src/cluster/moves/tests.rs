@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use proptest::prelude::*;
 use shoal_data::ReplicaCount::{All, Count};
@@ -41,19 +40,7 @@ fn leave(text: &str) -> BTreeSet<WorkerId> {
 
 /// Live workers, given in order, that have all that the catalog says.
 fn all_live(ids: impl IntoIterator<Item = WorkerId>) -> LiveWorkers {
-    let workers = ids.into_iter().map(|id| LiveWorker {
-        address: format!("http://{id}"),
-        id,
-        zone: String::new(),
-        threads: 1,
-        memory_bytes: 0,
-        memory_used_bytes: 0,
-        tasks_running: 0,
-        disk_free_bytes: 0,
-        disk_used_bytes: 0,
-        joined_at: Instant::now(),
-        holds: Arc::default(),
-    });
+    let workers = ids.into_iter().map(LiveWorker::named);
     LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
 }
 

@@ -1,7 +1,6 @@
 //! Claims about repair.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use shoal_data::ReplicaCount;
 use shoal_proto::TableId;
@@ -35,18 +34,9 @@ fn catalog(segments: &[Segment]) -> State {
 }
 
 fn live(workers: &[(&str, &[SegmentName])]) -> LiveWorkers {
-    let workers = workers.iter().map(|(id, lacks)| LiveWorker {
-        id: (*id).into(),
-        address: format!("http://{id}"),
-        zone: String::new(),
-        threads: 1,
-        memory_bytes: 0,
-        memory_used_bytes: 0,
-        tasks_running: 0,
-        disk_free_bytes: 0,
-        disk_used_bytes: 0,
-        joined_at: Instant::now(),
-        holds: Arc::new(Holds::all_but(lacks.iter().copied().collect())),
+    let workers = workers.iter().map(|(id, lacks)| {
+        let holds = Arc::new(Holds::all_but(lacks.iter().copied().collect()));
+        LiveWorker { holds, ..LiveWorker::named(*id) }
     });
     LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use arrow::datatypes::{DataType, Field, Schema};
 use shoal_data::{KeyHash, ReplicaCount, Segment, Table, TableLayout};
@@ -48,22 +47,7 @@ fn table(id: u64, holders: &[&[&str]]) -> Arc<Table> {
 }
 
 fn live(names: &[&str]) -> LiveWorkers {
-    let workers = names.iter().map(|name| {
-        let id = WorkerId::from(*name);
-        LiveWorker {
-            id,
-            address: "http://127.0.0.1:1".into(),
-            zone: String::new(),
-            threads: 1,
-            memory_bytes: 0,
-            memory_used_bytes: 0,
-            tasks_running: 0,
-            disk_free_bytes: 0,
-            disk_used_bytes: 0,
-            joined_at: Instant::now(),
-            holds: Arc::default(),
-        }
-    });
+    let workers = names.iter().map(|name| LiveWorker::named(*name));
     LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
 }
 
