@@ -95,7 +95,7 @@ const ZONED_ANSWERS: [(&str, &str); 8] = [
         "2,2;4,4",
     ),
     (
-        "SELECT to_timestamp(k), to_timestamp(CAST(k AS DOUBLE)), to_timestamp_seconds(k), to_timestamp(0) \
+        "SELECT to_timestamp(k) a, to_timestamp(CAST(k AS DOUBLE)) b, to_timestamp_seconds(k) c, to_timestamp(0) d \
          FROM ans.tz WHERE k = 2",
         "1970-01-01T02:00:02+02:00,1970-01-01T02:00:02+02:00,1970-01-01T02:00:02+02:00,1970-01-01T02:00:00+02:00",
     ),
