@@ -58,6 +58,9 @@ pub struct ChaosArgs {
     /// Strike nobody: then no worker may be taken for lost
     #[arg(long)]
     pub no_faults: bool,
+    /// Give workers up that are away for so long, so that shards move all the time
+    #[arg(long, value_name = "DURATION")]
+    pub dead_after: Option<String>,
     /// Write each fault and each answer here, as JSON lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -77,6 +80,9 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     options.import_roots = vec![data.dir().to_owned()];
     options.parent_dir = Some(data_root());
     options.links = true;
+    if let Some(dead_after) = &args.dead_after {
+        options.coordinator_args.extend(["--dead-after".to_owned(), dead_after.clone()]);
+    }
     let mut faults = match (args.no_faults, args.faults.is_empty()) {
         (true, _) => Vec::new(),
         (false, true) => Fault::all(),
@@ -123,6 +129,7 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     let crashed = cluster.crashed();
     let totals = log.totals();
     let times_lost = client.number("SELECT CAST(sum(times_lost) AS BIGINT) FROM system.workers").await?;
+    let moved = client.number("SELECT count(*) FROM system.events WHERE kind = 'moved'").await?;
     let outcome = Outcome {
         queries: totals.answers.len(),
         wrong: totals.wrong(),
@@ -156,6 +163,10 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
         .with("lost", outcome.lost)
         .with("failed", outcome.failed)
         .with("worst_ms", format!("{:.0}", totals.worst_ms()));
+    if args.dead_after.is_some() {
+        // The newest events only are kept.
+        summary = summary.with("moved_lately", moved);
+    }
     if struck.faults == 0 {
         summary = summary.with("false_alarms", outcome.false_alarms());
     }
