@@ -1,7 +1,7 @@
 //! The cluster as the rest of the coordinator sees it: the pure parts behind
 //! one lock, and the loops that give them the time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -70,7 +70,8 @@ pub struct Cluster {
 #[derive(Debug, Default)]
 struct Core {
     membership: Membership,
-    protected: HashMap<WriteId, HashSet<SegmentName>>,
+    /// What writes that are under way stage, and where.
+    protected: HashMap<WriteId, HashMap<SegmentName, Vec<WorkerId>>>,
     waiting: HashMap<WorkerId, Waiting>,
     again: Vec<(Instant, WorkerId, SegmentName)>,
     fetching: HashMap<WorkerId, HashMap<SegmentName, Instant>>,
@@ -195,9 +196,9 @@ impl Cluster {
         &self.outliers
     }
 
-    /// Keeps the segments of a write that is under way from being removed.
-    pub fn protect(&self, write: &WriteId, names: impl IntoIterator<Item = SegmentName>) {
-        self.core.lock().protected.entry(write.clone()).or_default().extend(names);
+    /// Keeps a segment of a write that is under way from being removed.
+    pub fn protect(&self, write: &WriteId, name: SegmentName, workers: &[WorkerId]) {
+        self.core.lock().protected.entry(write.clone()).or_default().insert(name, workers.to_vec());
     }
 
     /// The write is committed or given up. Call it after the commit.

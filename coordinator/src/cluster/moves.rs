@@ -8,12 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
-use shoal_data::{ReplicaCount, Segment, Table};
+use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 
 use super::membership::LiveWorkers;
 use super::placement::{Candidate, rehome};
-use super::repair::has;
+use super::repair::has_all_copies;
 use crate::catalog::{Command, State};
 
 /// Shards that are moved at a time for evenness alone.
@@ -132,15 +132,18 @@ fn best_move<'a>(
 }
 
 /// Copies on workers that should not hold them, where all that should have
-/// theirs.
-pub fn surplus(state: &State, live: &LiveWorkers) -> Vec<Command> {
+/// theirs. A table that is to be everywhere has none too many but on workers that
+/// `leave`: the others are about to be given their part.
+pub fn surplus(state: &State, live: &LiveWorkers, leave: &BTreeSet<WorkerId>) -> Vec<Command> {
     let mut surplus: BTreeMap<(TableId, &WorkerId), Vec<SegmentId>> = BTreeMap::new();
     for table in state.tables() {
         for segment in &table.segments {
-            let strangers =
-                segment.replicas.iter().filter(|worker| !table.should_hold(segment.shard, worker));
+            let strangers = segment.replicas.iter().filter(|worker| {
+                !table.should_hold(segment.shard, worker)
+                    && (table.layout.replicas != ReplicaCount::All || leave.contains(worker))
+            });
             for worker in strangers {
-                if is_whole(table, segment, live) {
+                if has_all_copies(table, segment, live) {
                     surplus.entry((table.id, worker)).or_default().push(segment.id);
                 }
             }
@@ -152,7 +155,7 @@ pub fn surplus(state: &State, live: &LiveWorkers) -> Vec<Command> {
     surplus.into_iter().map(command).collect()
 }
 
-/// What a placement command changes.
+/// What a placement command changes, shard by shard.
 pub fn changes(state: &State, command: &Command) -> Vec<Moved> {
     let Command::MoveShards { table, seen, placement } = command else { return Vec::new() };
     let table = state.table_by_id(*table).map(|table| table.full_name()).unwrap_or_default();
@@ -208,15 +211,6 @@ fn may_move(workers: &[WorkerId], from: &WorkerId, to: &WorkerId, zones: &HashMa
     };
     let (Some(old), Some(new)) = (zones.get(from), zones.get(to)) else { return false };
     workers.contains(from) && !workers.contains(to) && in_zone(new) <= in_zone(old)
-}
-
-/// Whether every worker that should hold a segment has it.
-fn is_whole(table: &Table, segment: &Segment, live: &LiveWorkers) -> bool {
-    let placed = table.placement.get(segment.shard as usize);
-    placed.is_some_and(|workers| {
-        !workers.is_empty()
-            && workers.iter().all(|id| live.get(id).is_some_and(|worker| has(segment, worker)))
-    })
 }
 
 #[cfg(test)]

@@ -83,8 +83,8 @@ fn group_of<'a>(
 }
 
 /// The placement of a table as it should be: as many copies as it asks for, none
-/// on workers that `leave`; none where it is that already. What leaves stays
-/// where nobody can take its place. Workers that are neither `workers` nor leave
+/// on workers that `leave`; none where it is that already. All that leave stay
+/// where there are too few to take their place. Workers that are neither `workers` nor leave
 /// may come back, and keep what they have. Tables of one group get the same
 /// answer.
 pub fn rehome(
@@ -115,9 +115,8 @@ pub fn rehome(
             spread.count(&kept.remove(least), -1);
         }
         spread.complete(&mut kept, wanted);
-        if kept.is_empty() || matches!(table.layout.replicas, ReplicaCount::Count(_)) {
-            let missing = wanted.max(1).saturating_sub(kept.len());
-            kept.extend(left.into_iter().take(missing));
+        if kept.is_empty() || kept.len() < wanted {
+            kept.extend(left);
         }
         let is_same = kept.len() == shard.len() && kept.iter().all(|id| shard.contains(id));
         if is_same { shard.clone() } else { kept }

@@ -4,11 +4,11 @@
 //! Pure: from the catalog and who is alive to orders. A segment is removed
 //! only where no table has it, no write stages it and no query may read it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use shoal_data::{Segment, SegmentName};
-use shoal_proto::WorkerId;
+use shoal_data::{Segment, SegmentName, Table};
 use shoal_proto::cluster::{FetchRequest, Location};
+use shoal_proto::{TableId, WorkerId};
 
 use super::membership::{LiveWorker, LiveWorkers};
 use crate::catalog::State;
@@ -28,6 +28,7 @@ pub struct Reconciled {
 /// `is_spared` says of segments that it need not hold whether they must stay.
 pub fn reconcile(
     state: &State,
+    live: &LiveWorkers,
     worker: &WorkerId,
     held: &HashMap<SegmentName, u64>,
     is_spared: impl Fn(&SegmentName) -> bool,
@@ -43,7 +44,9 @@ pub fn reconcile(
                 if !is_whole {
                     result.lacks.insert(name);
                 }
-            } else if is_whole && table.should_hold(segment.shard, worker) {
+            } else if is_whole
+                && (table.should_hold(segment.shard, worker) || !has_all_copies(table, segment, live))
+            {
                 result.adopt.push(name);
             } else if held.contains_key(&name) && !is_spared(&name) {
                 result.discard.push(name);
@@ -53,6 +56,47 @@ pub fn reconcile(
     result.discard.extend(held.keys().filter(|name| !known.contains(name) && !is_spared(name)));
     result.discard.sort_unstable();
     result
+}
+
+/// What a worker keeps of segments that it was to discard.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct StillNeeded {
+    /// The catalog counts on it for them, or will.
+    pub held: HashSet<SegmentName>,
+    /// Others that should have them do not, or are not there: its copies count
+    /// again.
+    pub adopt: HashSet<SegmentName>,
+}
+
+/// Looks again at segments that a worker is about to discard. Time has passed
+/// since that was decided, and whoever was to have the other copies may be gone.
+pub fn still_needed(
+    state: &State,
+    live: &LiveWorkers,
+    worker: &WorkerId,
+    names: &BTreeSet<SegmentName>,
+) -> StillNeeded {
+    let mut needed = StillNeeded::default();
+    let ids: HashSet<TableId> = names.iter().map(|name| name.table).collect();
+    for table in state.tables().filter(|table| ids.contains(&table.id)) {
+        for segment in table.segments.iter().filter(|segment| names.contains(&segment.name())) {
+            if segment.replicas.contains(worker) || table.should_hold(segment.shard, worker) {
+                needed.held.insert(segment.name());
+            } else if !has_all_copies(table, segment, live) {
+                needed.adopt.insert(segment.name());
+            }
+        }
+    }
+    needed
+}
+
+/// Whether every worker that should hold a segment is live and has it.
+pub fn has_all_copies(table: &Table, segment: &Segment, live: &LiveWorkers) -> bool {
+    let placed = table.placement.get(segment.shard as usize);
+    placed.is_some_and(|workers| {
+        !workers.is_empty()
+            && workers.iter().all(|id| live.get(id).is_some_and(|worker| has(segment, worker)))
+    })
 }
 
 /// Copies that are missing on live workers and can be made from live workers, at

@@ -24,9 +24,9 @@ pub trait SegmentHolders: Send + Sync {
     /// A call to this worker failed.
     fn suspect(&self, worker: &WorkerId, why: &str);
 
-    /// These segments are being written: do not collect them, although no
-    /// table names them.
-    fn protect(&self, write: &WriteId, names: &[SegmentName]);
+    /// This segment is being written to these workers: do not collect it,
+    /// although no table names it.
+    fn protect(&self, write: &WriteId, name: SegmentName, workers: &[WorkerId]);
 
     /// The write is over, committed or not.
     fn unprotect(&self, write: &WriteId);
@@ -63,8 +63,8 @@ impl SegmentHolders for Cluster {
         Self::suspect(self, worker, why);
     }
 
-    fn protect(&self, write: &WriteId, names: &[SegmentName]) {
-        Self::protect(self, write, names.iter().copied());
+    fn protect(&self, write: &WriteId, name: SegmentName, workers: &[WorkerId]) {
+        Self::protect(self, write, name, workers);
     }
 
     fn unprotect(&self, write: &WriteId) {

@@ -102,7 +102,7 @@ pub(super) struct StagedNames {
 impl StagedNames {
     fn add(&self, name: SegmentName, workers: &[WorkerId]) {
         self.names.lock().push((name, workers.to_vec()));
-        self.holders.protect(&self.token, &[name]);
+        self.holders.protect(&self.token, name, workers);
     }
 }
 

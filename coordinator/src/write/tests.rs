@@ -93,8 +93,8 @@ impl SegmentHolders for FakeCluster {
         self.suspected.lock().insert(worker.clone());
     }
 
-    fn protect(&self, write: &WriteId, names: &[SegmentName]) {
-        self.protected.lock().entry(write.to_string()).or_default().extend(names);
+    fn protect(&self, write: &WriteId, name: SegmentName, _workers: &[WorkerId]) {
+        self.protected.lock().entry(write.to_string()).or_default().insert(name);
     }
 
     fn unprotect(&self, write: &WriteId) {

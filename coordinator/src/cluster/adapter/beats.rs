@@ -62,9 +62,11 @@ impl Cluster {
 
         let mut core = self.core.lock();
         // In this order: a write that ends in between is in the catalog.
-        let protected: HashSet<_> = core.protected.values().flatten().copied().collect();
+        let protected: HashSet<_> =
+            core.protected.values().flat_map(|staged| staged.keys()).copied().collect();
         let is_spared = |name: &SegmentName| protected.contains(name) || self.pins.retired(name).is_some();
-        let reconciled = repair::reconcile(&self.catalog.snapshot(), &id, &held, is_spared);
+        let live = core.membership.live();
+        let reconciled = repair::reconcile(&self.catalog.snapshot(), &live, &id, &held, is_spared);
         tracing::info!(
             worker = %id,
             address = %request.address,
@@ -153,16 +155,18 @@ impl Cluster {
         if let Some(first_kept) = discard.iter().nth(DISCARDS_MAX).copied() {
             waiting.discard = discard.split_off(&first_kept);
         }
-        let state = self.catalog.snapshot();
-        let is_needed = |name: &SegmentName| {
-            let table = state.table_by_id(name.table);
-            let segment = table.zip(state.segment(name));
-            segment.is_some_and(|(table, segment)| {
-                segment.replicas.contains(&id) || table.should_hold(segment.shard, &id)
-            })
-        };
-        let discard = discard.iter().filter(|name| !is_needed(name));
-        Orders { discard: discard.map(SegmentName::to_string).collect(), fetch, rejoin: false }
+        // What was just copied is about to be in the catalog.
+        let fetched: HashSet<&SegmentName> =
+            core.fetched.iter().filter(|(worker, _)| *worker == id).map(|(_, name)| name).collect();
+        discard.retain(|name| !fetched.contains(name));
+        drop(core);
+        if !discard.is_empty() {
+            let (state, live) = (self.catalog.snapshot(), self.live());
+            let kept = repair::still_needed(&state, &live, &id, &discard);
+            discard.retain(|name| !kept.held.contains(name) && !kept.adopt.contains(name));
+            self.core.lock().fetched.extend(kept.adopt.into_iter().map(|name| (id.clone(), name)));
+        }
+        Orders { discard: discard.iter().map(SegmentName::to_string).collect(), fetch, rejoin: false }
     }
 
     /// A heartbeat stream broke.

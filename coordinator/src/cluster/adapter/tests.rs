@@ -6,7 +6,7 @@ use shoal_proto::cluster::{Beat, HeldSegment, JoinRequest, Orders, QueryProgress
 
 use super::*;
 use crate::catalog::state::tests::{commit, create, segment, table};
-use crate::catalog::{Command, Outcome};
+use crate::catalog::{Command, Outcome, WorkerRecord};
 use crate::cluster::membership::{BEAT_INTERVAL, SILENCE_MAX, StreamNumber};
 use crate::config::DEAD_AFTER;
 
@@ -114,7 +114,7 @@ async fn a_write_under_way_is_not_swept_up() {
     let id = with_table(&cluster).await;
     let staged = segment(id, 0, "w1");
     let write = WriteId::random();
-    cluster.protect(&write, [staged.name()]);
+    cluster.protect(&write, staged.name(), &["w1".into()]);
     assert!(join(&cluster, "w1", &[staged.name()]).await.is_empty());
     // Given up: what it staged goes.
     cluster.unprotect(&write);
@@ -527,6 +527,9 @@ async fn all_shards_leave_a_worker_that_is_drained() {
 async fn a_copy_that_left_stays_until_its_readers_are_done() {
     let cluster = cluster();
     let stream = connect(&cluster, "w1", &[]).await;
+    for worker in ["w2", "w3"] {
+        connect(&cluster, worker, &[]).await;
+    }
     let segments = with_copies(&cluster).await;
     let reader = cluster.pin();
     move_from_w1(&cluster, &segments).await;
@@ -543,7 +546,7 @@ async fn what_a_worker_should_hold_again_is_not_removed_from_it() {
     let cluster = cluster();
     let stream = connect(&cluster, "w1", &[]).await;
     for worker in ["w2", "w3"] {
-        join(&cluster, worker, &[]).await;
+        connect(&cluster, worker, &[]).await;
     }
     let segments = with_copies(&cluster).await;
     move_from_w1(&cluster, &segments).await;
@@ -555,4 +558,81 @@ async fn what_a_worker_should_hold_again_is_not_removed_from_it() {
     assert_eq!(orders.discard, [segments[0].name().to_string()]);
     let fetch: Vec<_> = orders.fetch.iter().map(|request| request.name.clone()).collect();
     assert_eq!(fetch, [segments[2].name().to_string()]);
+}
+
+#[tokio::test]
+async fn a_copy_counts_again_where_those_that_took_its_place_are_gone() {
+    let cluster = cluster();
+    let w1 = connect(&cluster, "w1", &[]).await;
+    connect(&cluster, "w2", &[]).await;
+    let w3 = connect(&cluster, "w3", &[]).await;
+    let segments = with_copies(&cluster).await;
+    move_from_w1(&cluster, &segments).await;
+    cluster.collect();
+    cluster.disconnected(&"w3".into(), w3);
+    assert!(beat(&cluster, "w1", w1).discard.is_empty());
+    cluster.record_fetched().await;
+    assert_eq!(replicas(&cluster, &segments[0]), ["w2", "w3", "w1"].map(WorkerId::from));
+    // The same for a worker that comes back and is told what to remove.
+    move_from_w1_again(&cluster, &segments).await;
+    cluster.disconnected(&"w1".into(), w1);
+    assert!(join(&cluster, "w1", &[segments[0].name()]).await.is_empty());
+    cluster.record_fetched().await;
+    assert!(replicas(&cluster, &segments[0]).contains(&"w1".into()));
+}
+
+/// Takes the copy of the first shard out of the catalog once more.
+async fn move_from_w1_again(cluster: &Cluster, segments: &[Segment]) {
+    let SegmentName { table, segment, .. } = segments[0].name();
+    apply(cluster, Command::RemoveReplicas { table, worker: "w1".into(), segments: vec![segment] }).await;
+}
+
+#[tokio::test]
+async fn where_most_are_away_nobody_is_dead() {
+    let cluster = cluster();
+    let mut streams = Vec::new();
+    for worker in ["w1", "w2", "w3"] {
+        streams.push(connect(&cluster, worker, &[]).await);
+    }
+    with_copies(&cluster).await;
+    let now = Instant::now();
+    cluster.disconnected(&"w1".into(), streams[0]);
+    cluster.give_up(now);
+    cluster.disconnected(&"w2".into(), streams[1]);
+    for away in [Duration::ZERO, DEAD_AFTER] {
+        cluster.give_up(now + away);
+        assert_eq!(cluster.given_up(&"w1".into()), None, "it is the coordinator that is cut off");
+    }
+    connect(&cluster, "w2", &[]).await;
+    cluster.give_up(now + DEAD_AFTER);
+    assert_eq!(cluster.given_up(&"w1".into()), Some(GivenUp::Dead));
+    // Who is dead stays so, whoever follows.
+    cluster.disconnected(&"w3".into(), streams[2]);
+    cluster.give_up(now + DEAD_AFTER);
+    assert_eq!(cluster.given_up(&"w1".into()), Some(GivenUp::Dead));
+}
+
+#[tokio::test]
+async fn a_worker_is_not_drained_while_a_write_goes_there() {
+    let cluster = cluster();
+    for worker in ["w1", "w2"] {
+        connect(&cluster, worker, &[]).await;
+    }
+    let id = with_table(&cluster).await;
+    let write = WriteId::random();
+    cluster.protect(&write, segment(id, 0, "w9").name(), &["w9".into()]);
+    let worker = WorkerRecord {
+        id: "w9".into(),
+        address: "http://w9".to_owned(),
+        zone: String::new(),
+        is_draining: false,
+    };
+    apply(&cluster, Command::RegisterWorker { worker }).await;
+    apply(&cluster, Command::DrainWorker { worker: "w9".into(), is_draining: true }).await;
+    let now = Instant::now();
+    cluster.give_up(now);
+    assert_eq!(cluster.given_up(&"w9".into()), Some(GivenUp::Draining));
+    cluster.unprotect(&write);
+    cluster.give_up(now);
+    assert_eq!(cluster.given_up(&"w9".into()), Some(GivenUp::Drained));
 }

@@ -9,12 +9,15 @@ use futures::future::join_all;
 use shoal_proto::WorkerId;
 
 use super::{Cluster, GivenUp, candidates};
-use crate::catalog::{Command, State, WorkerRecord};
+use crate::catalog::{Command, Outcome, State, WorkerRecord};
 use crate::cluster::events::EventKind;
-use crate::cluster::{moves, repair};
+use crate::cluster::moves::{self, Moved};
+use crate::cluster::repair;
 
 /// Copies that one worker makes at a time.
 const FETCHES_MAX: usize = 16;
+/// Moves of one table that are told one by one.
+const MOVES_TOLD_MAX: usize = 16;
 /// After so long a copy that was ordered is ordered again.
 const FETCH_MAX: Duration = Duration::from_secs(60);
 
@@ -30,60 +33,76 @@ impl Cluster {
 
     /// Brings copies that were made into the catalog, then lets them count.
     pub(super) async fn record_fetched(&self) {
-        let fetched = std::mem::take(&mut self.core.lock().fetched);
+        // They stay in the list meanwhile: nobody may order to remove them.
+        let fetched = self.core.lock().fetched.clone();
+        if fetched.is_empty() {
+            return;
+        }
         let commands = fetched.iter().map(|(worker, name)| {
             let worker = worker.clone();
             self.catalog.apply(Command::AddReplica { table: name.table, segment: name.segment, worker })
         });
         let outcomes = join_all(commands).await;
+        let state = self.catalog.snapshot();
         let mut core = self.core.lock();
+        core.fetched.drain(..fetched.len());
         for ((worker, name), outcome) in fetched.iter().zip(outcomes) {
             match outcome {
+                Ok(Outcome::Unchanged) if state.segment(name).is_none() => core.discard(worker, *name),
                 Ok(_) => core.membership.gained(worker, name),
                 Err(error) => tracing::warn!(%worker, segment = %name, %error, "copy not recorded"),
             }
         }
-        if !fetched.is_empty() {
-            self.publish(&core);
-        }
+        self.publish(&core);
     }
 
-    /// Finds out whose shards should leave: who has been away for too long, and
-    /// who is drained.
+    /// Finds out whose shards should leave: who is drained, and who has been away
+    /// for too long. Where more than half of those that hold something are away,
+    /// it is not they who are dead.
     pub(super) fn give_up(&self, now: Instant) {
         let state = self.catalog.snapshot();
+        let used = used_workers(&state);
         let mut core = self.core.lock();
         let core = &mut *core;
-        let mut given_up = BTreeMap::new();
-        for WorkerRecord { id, is_draining, .. } in state.workers() {
+        for WorkerRecord { id, .. } in state.workers() {
             if core.membership.is_member(id) {
                 core.absent.remove(id);
             } else {
-                let since = *core.absent.entry(id.clone()).or_insert(now);
-                if now.saturating_duration_since(since) >= self.dead_after {
-                    given_up.insert(id.clone(), GivenUp::Dead);
-                    continue;
-                }
+                core.absent.entry(id.clone()).or_insert(now);
             }
+        }
+        let away = used.iter().filter(|id| core.absent.contains_key(**id)).count();
+        let are_few_away = 2 * away <= used.len();
+        let mut given_up = BTreeMap::new();
+        for WorkerRecord { id, is_draining, .. } in state.workers() {
+            let since = core.absent.get(id);
+            let is_long_away =
+                since.is_some_and(|since| now.saturating_duration_since(*since) >= self.dead_after);
+            let was_dead = core.given_up.get(id) == Some(&GivenUp::Dead);
             if *is_draining {
-                let why = if is_used(&state, id) { GivenUp::Draining } else { GivenUp::Drained };
+                let is_written_to = core.protected.values().flat_map(|staged| staged.values()).flatten();
+                let is_needed = used.contains(id) || is_written_to.into_iter().any(|worker| worker == id);
+                let why = if is_needed { GivenUp::Draining } else { GivenUp::Drained };
                 given_up.insert(id.clone(), why);
+            } else if is_long_away && (was_dead || are_few_away) {
+                given_up.insert(id.clone(), GivenUp::Dead);
             }
         }
         for (worker, why) in &given_up {
             if core.given_up.get(worker) != Some(why) {
-                self.tell_given_up(worker, *why);
+                self.tell_given_up(worker, *why, used.contains(worker));
             }
         }
         core.given_up = given_up;
     }
 
-    fn tell_given_up(&self, worker: &WorkerId, why: GivenUp) {
+    fn tell_given_up(&self, worker: &WorkerId, why: GivenUp, is_used: bool) {
+        let away = self.dead_after.as_secs_f64();
         let (kind, message) = match why {
-            GivenUp::Dead => {
-                let away = self.dead_after.as_secs_f64();
+            GivenUp::Dead if is_used => {
                 (EventKind::Dead, format!("away for {away:.0} s: its shards get other workers"))
             }
+            GivenUp::Dead => (EventKind::Dead, format!("away for {away:.0} s; it held nothing")),
             GivenUp::Draining => (EventKind::Draining, "its shards get other workers".to_owned()),
             GivenUp::Drained => (EventKind::Drained, "nothing is left on it: it may be stopped".to_owned()),
         };
@@ -101,7 +120,7 @@ impl Cluster {
         let leave: BTreeSet<WorkerId> = self.core.lock().given_up.keys().cloned().collect();
         let mut commands = moves::mend(&state, &workers, &leave);
         if commands.is_empty() {
-            commands = moves::surplus(&state, &live);
+            commands = moves::surplus(&state, &live, &leave);
         }
         let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
         // Evenness can wait until all that are expected are here and complete.
@@ -111,14 +130,32 @@ impl Cluster {
         {
             commands = moves::even_out(&state, &workers);
         }
-        for moved in commands.iter().flat_map(|command| moves::changes(&state, command)) {
-            let message = moved.to_string();
-            tracing::info!("{message}");
-            self.events.tell(EventKind::Moved, None, message);
-        }
+        let told: Vec<_> = commands.iter().map(|command| moves::changes(&state, command)).collect();
         let outcomes = join_all(commands.into_iter().map(|command| self.catalog.apply(command))).await;
-        for error in outcomes.into_iter().filter_map(Result::err) {
-            tracing::warn!(%error, "shards not moved");
+        for (moved, outcome) in told.iter().zip(outcomes) {
+            match outcome {
+                Ok(Outcome::Done) => self.tell_moved(moved),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "shards not moved"),
+            }
+        }
+    }
+
+    /// Few moves one by one, many in one line.
+    fn tell_moved(&self, moved: &[Moved]) {
+        let lines = match moved {
+            [first, .., last] if moved.len() > MOVES_TOLD_MAX => {
+                vec![format!(
+                    "{} moves of shards of {}, such as {first} and {last}",
+                    moved.len(),
+                    first.table
+                )]
+            }
+            few => few.iter().map(Moved::to_string).collect(),
+        };
+        for line in lines {
+            tracing::info!("{line}");
+            self.events.tell(EventKind::Moved, None, line);
         }
     }
 
@@ -145,10 +182,9 @@ impl Cluster {
     }
 }
 
-/// Whether a worker holds or should hold something.
-fn is_used(state: &State, worker: &WorkerId) -> bool {
-    state.tables().any(|table| {
-        table.placement.iter().flatten().any(|placed| placed == worker)
-            || table.segments.iter().any(|segment| segment.replicas.contains(worker))
-    })
+/// The workers that hold or should hold something.
+fn used_workers(state: &State) -> BTreeSet<&WorkerId> {
+    let placed = state.tables().flat_map(|table| table.placement.iter().flatten());
+    let held = state.tables().flat_map(|table| &table.segments).flat_map(|segment| &segment.replicas);
+    placed.chain(held).collect()
 }

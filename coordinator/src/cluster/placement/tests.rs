@@ -244,5 +244,6 @@ fn a_reference_table_is_on_whoever_stays() {
     let ids: Vec<_> = all.iter().map(|worker| worker.id.clone()).collect();
     assert_eq!(rehomed(ReplicaCount::All, &[0, 1, 2], &all, &[0]), ids[1..]);
     assert_eq!(rehomed(ReplicaCount::All, &[0], &all, &[]), ids);
+    assert_eq!(rehomed(ReplicaCount::All, &[0, 1, 2], &all, &[0, 1, 2]), ids, "copies are given up");
     assert_eq!(rehomed(ReplicaCount::All, &[0], &all[..1], &[0]), ids[..1], "nobody can take it over");
 }

@@ -120,26 +120,29 @@ fn what_has_fewest_copies_is_copied_first() {
 
 #[test]
 fn a_joining_worker_keeps_what_it_should_hold() {
-    let [mine, unknown_to_catalog, foreign] =
-        [(0, "w1"), (0, "w2"), (1, "w2")].map(|(shard, worker)| segment(TableId(1), shard, worker));
+    let [mine, unknown_to_catalog, mut foreign, lonely] = [(0, "w1"), (0, "w2"), (1, "w2"), (1, "w2")]
+        .map(|(shard, worker)| segment(TableId(1), shard, worker));
+    foreign.replicas.push("w3".into());
     let cut = segment(TableId(1), 0, "w1");
     let gone = segment(TableId(1), 0, "w1");
     let dropped = segment(TableId(8), 0, "w1");
     let staged = segment(TableId(1), 1, "w1");
-    let state =
-        catalog(&[mine.clone(), unknown_to_catalog.clone(), foreign.clone(), cut.clone(), gone.clone()]);
+    let state = catalog(&[&mine, &unknown_to_catalog, &foreign, &lonely, &cut, &gone].map(Segment::clone));
     let held = HashMap::from([
         (mine.name(), 100),
         (unknown_to_catalog.name(), 100),
         (foreign.name(), 100),
+        (lonely.name(), 100),
         (cut.name(), 50),
         (dropped.name(), 100),
         (staged.name(), 100),
     ]);
     let spared = staged.name();
-    let result = reconcile(&state, &"w1".into(), &held, |name| *name == spared);
+    let result =
+        reconcile(&state, &live(&[("w2", &[]), ("w3", &[])]), &"w1".into(), &held, |name| *name == spared);
     assert_eq!(result.lacks, HashSet::from([cut.name(), gone.name()]));
-    assert_eq!(result.adopt, [unknown_to_catalog.name()]);
+    // Of one that others should have, and have not all, its copy counts too.
+    assert_eq!(result.adopt, [unknown_to_catalog.name(), lonely.name()]);
     let mut discard = [foreign.name(), dropped.name()];
     discard.sort();
     assert_eq!(result.discard, discard);
