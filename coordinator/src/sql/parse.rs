@@ -68,7 +68,7 @@ pub enum Statement {
     Set(Box<DfStatement>),
     /// KILL QUERY.
     Kill(QueryId),
-    /// ALTER TABLE ... SET (...).
+    /// `ALTER TABLE ... SET (...)`.
     AlterTable {
         /// Which.
         name: ObjectName,
@@ -77,7 +77,7 @@ pub enum Statement {
         /// What is set.
         options: Vec<ast::SqlOption>,
     },
-    /// ALTER WORKER ... [CANCEL] DRAIN.
+    /// `ALTER WORKER ... [CANCEL] DRAIN`.
     DrainWorker {
         /// Which.
         worker: WorkerId,
