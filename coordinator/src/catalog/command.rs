@@ -110,7 +110,7 @@ pub enum Command {
         worker: WorkerRecord,
     },
     /// Adds workers to the shards of a table that has fewer copies than it
-    /// asks for.
+    /// asks for. Only in logs from before [`Command::MoveShards`].
     ExtendPlacement {
         /// The table.
         table: TableId,

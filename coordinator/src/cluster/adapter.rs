@@ -1,7 +1,7 @@
 //! The cluster as the rest of the coordinator sees it: the pure parts behind
 //! one lock, and the loops that give them the time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Event, Events};
+use super::given_up::{GivenUp, GivenUps};
 use super::membership::{LiveWorker, LiveWorkers, Membership};
 use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
@@ -78,25 +79,12 @@ struct Core {
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<(WorkerId, SegmentName)>,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
-    /// Since when known workers have been away.
-    absent: HashMap<WorkerId, Instant>,
     /// Those whose shards leave or have left, because they are drained or dead.
-    given_up: BTreeMap<WorkerId, GivenUp>,
+    given_up: GivenUps,
     /// How often each worker was lost.
     times_lost: HashMap<WorkerId, u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
-}
-
-/// Why the shards of a worker leave it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GivenUp {
-    /// It was away for too long.
-    Dead,
-    /// Somebody drains it, and some copies are still on it.
-    Draining,
-    /// Nothing is left on it.
-    Drained,
 }
 
 /// Orders that wait for a worker's next beat.
@@ -181,13 +169,13 @@ impl Cluster {
 
     /// Why the shards of a worker leave it; none where they do not.
     pub fn given_up(&self, worker: &WorkerId) -> Option<GivenUp> {
-        self.core.lock().given_up.get(worker).copied()
+        self.core.lock().given_up.get(worker)
     }
 
     /// Workers that are being drained: others get the work where they can.
     pub fn drained(&self) -> BTreeSet<WorkerId> {
         let core = self.core.lock();
-        let drained = core.given_up.iter().filter(|(_, why)| **why != GivenUp::Dead);
+        let drained = core.given_up.all().filter(|(_, why)| *why != GivenUp::Dead);
         drained.map(|(worker, _)| worker.clone()).collect()
     }
 

@@ -1,12 +1,13 @@
 //! Which workers there are, what they hold, where shards live, and what must
 //! be copied or removed.
 //!
-//! `membership`, `outliers`, `placement`, `moves`, `repair` and `pins` decide: they are given `now`
+//! `membership`, `outliers`, `given_up`, `placement`, `moves`, `repair` and `pins` decide: they are given `now`
 //! and the state of things, and say what to do. `adapter` and `service` are
 //! the locks, timers and RPC round them.
 
 pub mod adapter;
 pub mod events;
+pub mod given_up;
 pub mod import_service;
 pub mod membership;
 pub mod moves;
@@ -16,8 +17,9 @@ pub mod placement;
 pub mod repair;
 pub mod service;
 
-pub use adapter::{Cluster, GivenUp, Progress};
+pub use adapter::{Cluster, Progress};
 pub use events::{Event, EventKind};
+pub use given_up::GivenUp;
 pub use import_service::ImportService;
 pub use membership::{Holds, LiveWorker, LiveWorkers};
 pub use outliers::Outliers;

@@ -2,15 +2,16 @@
 //! removed, shards get workers that can hold them, and copies that are missing
 //! are made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use shoal_proto::WorkerId;
 
-use super::{Cluster, GivenUp, candidates};
-use crate::catalog::{Command, Outcome, State, WorkerRecord};
+use super::{Cluster, Core, candidates};
+use crate::catalog::{Command, Outcome, WorkerRecord};
 use crate::cluster::events::EventKind;
+use crate::cluster::given_up::{GivenUp, News};
 use crate::cluster::moves::{self, Moved};
 use crate::cluster::repair;
 
@@ -56,50 +57,25 @@ impl Cluster {
         self.publish(&core);
     }
 
-    /// Finds out whose shards should leave: who is drained, and who has been away
-    /// for too long. Where more than half of those that hold something are away,
-    /// it is not they who are dead.
+    /// Finds out whose shards should leave them, and tells it.
     pub(super) fn give_up(&self, now: Instant) {
         let state = self.catalog.snapshot();
-        let used = used_workers(&state);
         let mut core = self.core.lock();
-        let core = &mut *core;
-        for WorkerRecord { id, .. } in state.workers() {
-            if core.membership.is_member(id) {
-                core.absent.remove(id);
-            } else {
-                core.absent.entry(id.clone()).or_insert(now);
-            }
+        let Core { given_up, membership, protected, .. } = &mut *core;
+        let is_written_to = |id: &WorkerId| {
+            let mut staged_to = protected.values().flat_map(|staged| staged.values()).flatten();
+            staged_to.any(|worker| worker == id)
+        };
+        let is_member = |id: &WorkerId| membership.is_member(id);
+        for news in given_up.update(now, self.dead_after, &state, is_member, is_written_to) {
+            self.tell_given_up(&news);
         }
-        let away = used.iter().filter(|id| core.absent.contains_key(**id)).count();
-        let are_few_away = 2 * away <= used.len();
-        let mut given_up = BTreeMap::new();
-        for WorkerRecord { id, is_draining, .. } in state.workers() {
-            let since = core.absent.get(id);
-            let is_long_away =
-                since.is_some_and(|since| now.saturating_duration_since(*since) >= self.dead_after);
-            let was_dead = core.given_up.get(id) == Some(&GivenUp::Dead);
-            if *is_draining {
-                let is_written_to = core.protected.values().flat_map(|staged| staged.values()).flatten();
-                let is_needed = used.contains(id) || is_written_to.into_iter().any(|worker| worker == id);
-                let why = if is_needed { GivenUp::Draining } else { GivenUp::Drained };
-                given_up.insert(id.clone(), why);
-            } else if is_long_away && (was_dead || are_few_away) {
-                given_up.insert(id.clone(), GivenUp::Dead);
-            }
-        }
-        for (worker, why) in &given_up {
-            if core.given_up.get(worker) != Some(why) {
-                self.tell_given_up(worker, *why, used.contains(worker));
-            }
-        }
-        core.given_up = given_up;
     }
 
-    fn tell_given_up(&self, worker: &WorkerId, why: GivenUp, is_used: bool) {
+    fn tell_given_up(&self, News { worker, why, is_used }: &News) {
         let away = self.dead_after.as_secs_f64();
         let (kind, message) = match why {
-            GivenUp::Dead if is_used => {
+            GivenUp::Dead if *is_used => {
                 (EventKind::Dead, format!("away for {away:.0} s: its shards get other workers"))
             }
             GivenUp::Dead => (EventKind::Dead, format!("away for {away:.0} s; it held nothing")),
@@ -117,7 +93,7 @@ impl Cluster {
         let live = self.live();
         let state = self.catalog.snapshot();
         let workers = candidates(&live, &state);
-        let leave: BTreeSet<WorkerId> = self.core.lock().given_up.keys().cloned().collect();
+        let leave: BTreeSet<WorkerId> = self.core.lock().given_up.all().map(|(id, _)| id.clone()).collect();
         let mut commands = moves::mend(&state, &workers, &leave);
         if commands.is_empty() {
             commands = moves::surplus(&state, &live, &leave);
@@ -180,11 +156,4 @@ impl Cluster {
             core.waiting.entry(worker).or_default().fetch.push(request);
         }
     }
-}
-
-/// The workers that hold or should hold something.
-fn used_workers(state: &State) -> BTreeSet<&WorkerId> {
-    let placed = state.tables().flat_map(|table| table.placement.iter().flatten());
-    let held = state.tables().flat_map(|table| &table.segments).flat_map(|segment| &segment.replicas);
-    placed.chain(held).collect()
 }
