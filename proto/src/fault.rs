@@ -99,8 +99,12 @@ impl Step {
 pub enum Action {
     /// Ends with SIGKILL: nothing is flushed, dropped or said.
     Kill,
-    /// Blocks its thread until the file no longer says so.
+    /// Blocks its thread until the file no longer says so, and with it what
+    /// else would run there.
     Stall,
+    /// Waits until the file no longer says so, and leaves the other tasks of
+    /// its thread to another thread. Only within a runtime of several.
+    Hold,
 }
 
 impl Action {
@@ -109,6 +113,7 @@ impl Action {
         match self {
             Self::Kill => "kill",
             Self::Stall => "stall",
+            Self::Hold => "hold",
         }
     }
 }
@@ -133,7 +138,8 @@ fn obey(file: &Path, step: Step) {
         {
             tracing::error!(%error, "this process cannot end itself");
         }
-        std::thread::sleep(STALL_CHECK);
+        let wait = || std::thread::sleep(STALL_CHECK);
+        if action == Action::Hold { tokio::task::block_in_place(wait) } else { wait() }
     }
 }
 
@@ -149,7 +155,7 @@ fn ordered(file: &Path, step: Step) -> Option<Action> {
             return None;
         }
         let action = words.next()?;
-        [Action::Kill, Action::Stall].into_iter().find(|known| known.name() == action)
+        [Action::Kill, Action::Stall, Action::Hold].into_iter().find(|known| known.name() == action)
     })
 }
 
@@ -165,6 +171,7 @@ mod tests {
             (format!("{us} stage.synced kill"), Some(Action::Kill)),
             (format!("{other} stage.synced kill\n* stage.synced stall"), Some(Action::Stall)),
             (format!("{other} stage.synced kill"), None),
+            (format!("{us} stage.synced hold"), Some(Action::Hold)),
             (format!("{us} stage.written kill"), None),
             (format!("{us} stage.synced explode"), None),
             (String::new(), None),

@@ -57,7 +57,7 @@ fn a_worker_that_is_cut_off_changes_no_answer() {
             // Each worker has the first rows before it when one is cut off: it
             // still needs those of the others, and they need its own.
             let before = obedient.obeyed();
-            obedient.stall(&obedient.workers());
+            obedient.hold(&obedient.workers());
             let asked = tokio::spawn({
                 let (mut asking, sql) = (session(cluster).await, sql.clone());
                 async move { in_time(sum(&mut asking, &sql)).await }

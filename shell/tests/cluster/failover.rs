@@ -7,7 +7,7 @@ use std::time::Duration;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, UInt64Type};
 use futures::StreamExt;
-use shoal_benches::{Client, ClientError, Cluster, ClusterOptions};
+use shoal_benches::{Client, ClientError, Cluster};
 
 use crate::fixture::{Obedient, in_time, is_distributed, options, own, session, wait_until};
 
@@ -154,8 +154,7 @@ impl Moment {
 
 #[test]
 fn a_result_survives_a_death_at_any_moment() {
-    // Of the threads of a worker only some stand still.
-    let obedient = Obedient::start(ClusterOptions { threads: 4, ..options(4) });
+    let obedient = Obedient::start(options(4));
     let cluster = &obedient.cluster;
     let _logs = cluster.show_logs_on_failure();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -176,7 +175,7 @@ fn a_result_survives_a_death_at_any_moment() {
         {
             let sql = format!("{} /* turn {turn} */", moment.sql());
             let before = obedient.obeyed();
-            obedient.stall(&obedient.workers());
+            obedient.hold(&obedient.workers());
             let asked = tokio::spawn({
                 let (mut asking, sql) = (session(cluster).await, sql.clone());
                 async move { in_time(sum_of(&mut asking, &sql)).await }
@@ -226,8 +225,7 @@ fn a_result_survives_a_death_at_any_moment() {
 #[test]
 fn a_frozen_worker_is_given_up_and_disturbs_nothing_when_it_thaws() {
     const FEW: i64 = 100_000;
-    // Room for the tasks of the second try while those of the first stand.
-    let obedient = Obedient::start(ClusterOptions { threads: 8, ..options(4) });
+    let obedient = Obedient::start(options(4));
     let cluster = &obedient.cluster;
     let _logs = cluster.show_logs_on_failure();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -249,7 +247,7 @@ fn a_frozen_worker_is_given_up_and_disturbs_nothing_when_it_thaws() {
             assert_eq!(plan.contains("streamed from"), sql == streamed, "{plan}");
             assert!(is_distributed(&plan) || sql == streamed, "{plan}");
             let before = obedient.obeyed();
-            obedient.stall(&obedient.workers());
+            obedient.hold(&obedient.workers());
             let asked = tokio::spawn({
                 let mut asking = session(cluster).await;
                 async move { in_time(asking.number(sql)).await }

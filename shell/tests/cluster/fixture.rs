@@ -93,10 +93,21 @@ impl Obedient {
         std::fs::rename(next, &self.orders).unwrap();
     }
 
-    /// Has these workers stand still where rows go through `shoal_step`, and
-    /// the others go on.
+    /// Blocks the threads of these workers where rows go through `shoal_step`,
+    /// and with them whatever else waits for those threads; the other workers
+    /// go on.
     pub(crate) fn stall(&self, workers: &[String]) {
-        let order = |worker: &String| format!("{} task.batch stall\n", self.cluster.pid(worker).unwrap());
+        self.order_at_batches(workers, "stall");
+    }
+
+    /// Has the tasks of these workers wait where rows go through `shoal_step`.
+    /// Everything else goes on, so all workers that have such rows come there.
+    pub(crate) fn hold(&self, workers: &[String]) {
+        self.order_at_batches(workers, "hold");
+    }
+
+    fn order_at_batches(&self, workers: &[String], action: &str) {
+        let order = |worker: &String| format!("{} task.batch {action}\n", self.cluster.pid(worker).unwrap());
         self.order(&workers.iter().map(order).collect::<String>());
     }
 
