@@ -1,7 +1,7 @@
 //! Compiles the .proto files in pure Rust, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protos = ["cluster.proto", "query.proto"];
+    let protos = ["cluster.proto", "consensus.proto", "query.proto"];
     for proto in protos {
         println!("cargo:rerun-if-changed={proto}");
     }

@@ -12,6 +12,9 @@ pub struct CoordinatorConfig {
     /// The URL at which workers and clients reach this node; empty: as it
     /// listens.
     pub advertise: String,
+    /// URLs of coordinators whose cluster it joins at its first start; none: it
+    /// starts a cluster of its own then. Later starts do not look at it.
+    pub join: Vec<String>,
     /// Directories whose files statements may read and write.
     pub import_roots: Vec<PathBuf>,
     /// Object store prefixes that external tables may use, like
@@ -47,6 +50,7 @@ impl CoordinatorConfig {
         Self {
             data_dir: data_dir.into(),
             advertise: String::new(),
+            join: Vec::new(),
             import_roots: Vec::new(),
             object_stores: Vec::new(),
             zone: String::new(),

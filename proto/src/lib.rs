@@ -23,6 +23,12 @@ pub mod cluster {
     tonic::include_proto!("shoal.cluster.v1");
 }
 
+/// Generated from `consensus.proto`: what coordinators say to one another.
+#[expect(missing_docs, clippy::allow_attributes, reason = "generated code")]
+pub mod consensus {
+    tonic::include_proto!("shoal.consensus.v1");
+}
+
 /// Generated from `query.proto`: plans and rows.
 #[expect(missing_docs, clippy::allow_attributes, reason = "generated code")]
 pub mod query {
