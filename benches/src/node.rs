@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use shoal::links::Link;
 
 /// How long a node may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,15 +54,19 @@ pub struct Node {
     args: Vec<String>,
     env: Vec<(String, String)>,
     child: Option<Child>,
+    /// Stopped where it was, by [`Node::pause`].
+    is_paused: bool,
     host: IpAddr,
+    /// Where others reach it; None: where it listens.
+    advertise: Option<String>,
     address: Option<SocketAddr>,
     /// CPU seconds of earlier processes of this node.
     cpu_seconds_before: f64,
 }
 
 impl Node {
-    /// Describes a node without starting it. `args` are those of `shoal`
-    /// without `--data-dir` and `--listen`.
+    /// Describes a node without starting it. `args` are those of `shoal`, what
+    /// it runs first, without `--data-dir`, `--listen` and `--advertise`.
     pub fn new(
         name: &str,
         dir: &Path,
@@ -77,7 +82,9 @@ impl Node {
             args,
             env,
             child: None,
+            is_paused: false,
             host: Ipv4Addr::LOCALHOST.into(),
+            advertise: None,
             address: None,
             cpu_seconds_before: 0.0,
         }
@@ -89,13 +96,15 @@ impl Node {
         self
     }
 
-    /// The same node with another address than 127.0.0.1.
-    pub fn with_host(mut self, host: IpAddr) -> Self {
-        self.host = host;
+    /// The same node, reached through a link: it listens on the link's host,
+    /// and others connect to the link.
+    pub fn with_link(mut self, link: Link) -> Self {
+        self.host = link.host;
+        self.advertise = Some(format!("http://{}", link.address));
         self
     }
 
-    /// `coordinator`, `worker-1`, ...
+    /// `coordinator`, `coordinator-2`, `worker-1`, ...
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -108,6 +117,22 @@ impl Node {
     /// Where it listens, once it was ready; the same over restarts.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// The URL at which other nodes reach it, once it was ready.
+    pub fn url(&self) -> Option<String> {
+        let listening = self.address?;
+        Some(self.advertise.clone().unwrap_or_else(|| format!("http://{listening}")))
+    }
+
+    /// Whether it is a coordinator, and not a worker.
+    pub fn is_coordinator(&self) -> bool {
+        self.args.first().is_some_and(|command| command == "coordinator")
+    }
+
+    /// Whether it runs and is not frozen: it can answer.
+    pub fn can_answer(&self) -> bool {
+        self.child.is_some() && !self.is_paused
     }
 
     /// Its process, while it runs.
@@ -139,6 +164,7 @@ impl Node {
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args(["--listen", &listen, "--stop-with-stdin"])
+            .args(self.advertise.iter().flat_map(|url| ["--advertise", url]))
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::piped())
             .stdout(log.try_clone().context("log file")?)
@@ -180,6 +206,7 @@ impl Node {
     /// Ends it with SIGKILL, as a power cut would.
     pub fn kill(&mut self) {
         self.cpu_seconds_before = self.cpu_seconds();
+        self.is_paused = false;
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -210,16 +237,20 @@ impl Node {
     ///
     /// # Errors
     /// When it does not run.
-    pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+    pub fn pause(&mut self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        self.is_paused = true;
+        Ok(())
     }
 
     /// Lets a frozen node go on (SIGCONT).
     ///
     /// # Errors
     /// When it does not run.
-    pub fn resume(&self) -> Result<()> {
-        self.signal(Signal::CONT)
+    pub fn resume(&mut self) -> Result<()> {
+        self.signal(Signal::CONT)?;
+        self.is_paused = false;
+        Ok(())
     }
 
     /// Whether its process is there: false after a crash.

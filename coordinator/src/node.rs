@@ -13,8 +13,8 @@ use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::Catalog;
-use crate::cluster::{Cluster, ClusterService, ImportService};
+use crate::catalog::{Catalog, CatalogOptions};
+use crate::cluster::{Cluster, ClusterService, ConsensusService, ImportService};
 use crate::flight::{FlightDoor, connections};
 use crate::{CoordinatorConfig, Engine, Error};
 
@@ -69,7 +69,13 @@ pub async fn run(
         listener.local_addr().map_err(|error| Error::io("cannot tell the address listened on", error))?;
     let data_dir = DataDir::lock(&config.data_dir)?;
     let spool = data_dir.emptied("spool")?;
-    let catalog = Catalog::open(data_dir.path())?;
+    let own_url = if config.advertise.is_empty() { format!("http://{address}") } else { config.advertise.clone() };
+    let catalog = Catalog::open(CatalogOptions {
+        dir: data_dir.path().to_owned(),
+        address: own_url,
+        join: config.join.clone(),
+    })
+    .await?;
     let cluster_id = catalog.snapshot().cluster.clone();
     let cluster = Arc::new(Cluster::new(catalog, config.dead_after));
     let channels = Channels::new(tokio::runtime::Handle::current());
@@ -88,6 +94,7 @@ pub async fn run(
 
     let server = builder()
         .add_service(ClusterService::new(Arc::clone(&cluster), end.clone()).into_server())
+        .add_service(ConsensusService::new(Arc::clone(&cluster)).into_server())
         .add_service(ImportService::new(import_roots).into_server());
     let server = server.add_service(FlightDoor::server(engine.clone()));
     let incoming =
@@ -95,6 +102,14 @@ pub async fn run(
     let served = server.serve_with_incoming_shutdown(connections(incoming), end.clone().cancelled_owned());
     let served = tasks.spawn(served);
 
+    let counted = Arc::clone(&cluster);
+    let ended = end.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = counted.catalog().enlist() => {}
+            () = ended.cancelled() => {}
+        }
+    });
     data_dir.write_address(&address.to_string())?;
     tracing::info!(%address, cluster = %cluster_id, data_dir = %config.data_dir.display(), "coordinator is ready");
     stop.cancelled().await;

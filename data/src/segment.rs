@@ -14,7 +14,7 @@ use crate::DataError;
 
 /// The name by which plans and nodes speak of a segment. It says nothing of
 /// where the bytes are: `table/shard/segment.parquet`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SegmentName {
     /// The table.
     pub table: TableId,

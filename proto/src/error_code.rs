@@ -1,13 +1,14 @@
 //! What went wrong, by what the caller can do about it, and the one place
 //! where that becomes a gRPC status, an SQLSTATE or an exit code.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 use datafusion::common::DataFusionError;
 use tonic::{Code, Status};
 
 /// What the caller does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum ErrorCode {
     /// The statement or an option is wrong: change it.
@@ -125,7 +126,7 @@ impl ErrorCode {
 
 /// An error that can cross the wire and keep what matters: its code and the
 /// worker where it happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What the caller does next.
     pub code: ErrorCode,

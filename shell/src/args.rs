@@ -27,6 +27,7 @@ file (data_dir). A flag wins over the environment, the environment over the file
 Examples:
   shoal coordinator --data-dir /var/lib/shoal
   shoal coordinator --data-dir /var/lib/shoal --import-root /srv/exports
+  shoal coordinator --data-dir c2 --listen 127.0.0.1:7410 --join http://127.0.0.1:7400
   shoal coordinator --config /etc/shoal/coordinator.toml --print-config";
 
 const WORKER_EXAMPLES: &str = "\
@@ -36,6 +37,7 @@ file (data_dir). A flag wins over the environment, the environment over the file
 Examples:
   shoal worker --data-dir w1 --listen 127.0.0.1:7401 --coordinator http://127.0.0.1:7400
   shoal worker --data-dir w2 --listen 127.0.0.1:7402 --coordinator http://127.0.0.1:7400 --zone b
+  shoal worker --data-dir w3 --coordinator http://10.0.0.1:7400 --coordinator http://10.0.0.2:7400
   shoal worker --config /etc/shoal/worker.toml --print-config";
 
 /// Shoal: SQL over replicated Parquet shards, on a cluster that keeps
@@ -65,7 +67,7 @@ pub enum Command {
     Demo(Box<DemoArgs>),
     /// Open a SQL prompt on a cluster, or run statements and exit
     Sql(Box<SqlArgs>),
-    /// Run a coordinator: the address that clients connect to
+    /// Run a coordinator: one of those that clients connect to
     #[command(after_help = COORDINATOR_EXAMPLES)]
     Coordinator(Box<CoordinatorArgs>),
     /// Run a worker: holds shards and computes
@@ -79,6 +81,10 @@ pub struct CoordinatorArgs {
     /// Where clients and workers connect [default: 127.0.0.1:7400]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<String>,
+    /// A coordinator whose cluster it joins at its first start, like http://10.0.0.1:7400; repeatable [default: none,
+    /// it starts a cluster of its own]
+    #[arg(long, value_name = "URL")]
+    pub join: Vec<String>,
     /// What all nodes have.
     #[command(flatten)]
     pub node: NodeArgs,
@@ -120,7 +126,7 @@ pub struct WorkerArgs {
     /// Where coordinators and other workers connect [default: 127.0.0.1:7401]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<String>,
-    /// The coordinator to join, like http://10.0.0.1:7400
+    /// A coordinator of the cluster to join, like http://10.0.0.1:7400; repeatable
     #[arg(long, value_name = "URL")]
     pub coordinator: Vec<String>,
     /// What all nodes have.

@@ -114,6 +114,7 @@ fn serve_coordinator(settings: CoordinatorSettings) -> Result<()> {
         let config = CoordinatorConfig {
             data_dir: settings.node.data_dir,
             advertise: settings.node.advertise.unwrap_or_default(),
+            join: settings.join,
             import_roots: settings.import_roots,
             object_stores: settings.object_stores,
             zone: settings.zone,

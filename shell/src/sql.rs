@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::{Address, Client, ClientError};
+use crate::client::{Addresses, Client, ClientError};
 use crate::render::{Expanded, Format};
 use crate::repl::{self, Input, NoHook, OnError, Options};
 
@@ -20,6 +20,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   shoal sql                                              a prompt on this machine's coordinator
   shoal sql shoal://10.0.0.1:7400
+  shoal sql shoal://10.0.0.1:7400,10.0.0.2:7400          the first that answers; another one when it is gone
   shoal sql -c 'SELECT count(*) FROM orders' --format csv
   shoal sql -f load.sql                                  statements in a file
   echo 'SELECT 1' | shoal sql --format json
@@ -31,7 +32,7 @@ Exit status: 0 all went well, 1 a statement failed, 2 no connection, 3 wrong usa
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct SqlArgs {
-    /// The coordinator, like shoal://127.0.0.1:7400
+    /// A coordinator, like shoal://127.0.0.1:7400, or several, like shoal://a:7400,b:7400: the first that answers
     #[arg(value_name = "URI", env = "SHOAL_URI", default_value = ADDRESS_DEFAULT)]
     pub uri: String,
     /// Run these statements, or a backslash command, and exit; repeatable
@@ -126,8 +127,8 @@ async fn connect(args: &SqlArgs) -> Result<Client, ClientError> {
         std::fs::File::open(file)
             .map_err(|error| ClientError::Usage(format!("cannot read {}: {error}", file.display())))?;
     }
-    let address = Address::parse(&args.uri)?;
-    Client::connect(&address, &args.user).await.map_err(|error| match error {
+    let addresses = Addresses::parse(&args.uri)?;
+    let client = Client::connect(&addresses, &args.user).await.map_err(|error| match error {
         ClientError::Unreachable { address, cause } => ClientError::Unreachable {
             address,
             cause: format!(
@@ -135,7 +136,9 @@ async fn connect(args: &SqlArgs) -> Result<Client, ClientError> {
             ),
         },
         other => other,
-    })
+    })?;
+    client.learn_coordinators();
+    Ok(client)
 }
 
 /// What there is to run; nothing means a prompt.

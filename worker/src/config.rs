@@ -15,7 +15,7 @@ pub struct WorkerConfig {
     pub data_dir: PathBuf,
     /// The URL at which others reach it; empty: as it listens.
     pub advertise: String,
-    /// URLs of the coordinators; at least one.
+    /// URLs of coordinators, at least one: they tell it of the others.
     pub coordinators: Vec<String>,
     /// Its name; none: the one in its data directory, or a new one.
     pub name: Option<String>,

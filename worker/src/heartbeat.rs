@@ -1,43 +1,38 @@
-//! Joins the cluster and beats, on a thread and a connection of its own: a
-//! worker busy with queries is not taken for dead.
+//! Joins every coordinator of the cluster and beats there, on a thread and on
+//! connections of its own: a worker busy with queries is not taken for dead.
 //!
-//! Nothing here touches the disk or waits for a query.
+//! Nothing on this thread touches the disk or waits for a query.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use shoal_proto::channel::MESSAGE_BYTES_MAX;
-use shoal_proto::cluster::cluster_client::ClusterClient;
-use shoal_proto::cluster::{Beat, HeldSegment, JoinReply, JoinRequest, Orders, QueryProgress};
-use shoal_proto::{Channels, ErrorCode, Failure};
-use tokio::sync::mpsc;
+use shoal_proto::Channels;
+use shoal_proto::cluster::QueryProgress;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
-use tonic::transport::Channel;
 
 use crate::Error;
-use crate::identity::Identity;
+use crate::coordinators::Coordinators;
+use crate::identity::KeptIdentity;
 use crate::replicate::Replicator;
 use crate::scrub::Scrub;
 use crate::segment_dir::SegmentDir;
+use crate::segments::blocking;
 
-/// How long the coordinator may take to answer a join.
-const JOIN_MAX: Duration = Duration::from_secs(5);
-/// Silence of the coordinator after which the stream is taken for broken: it
-/// answers each beat. A worker that hears nothing cannot be reached either, and
-/// to end the stream is how the coordinator gets to know, within two seconds.
-const SILENCE_MAX: Duration = Duration::from_millis(1_750);
-/// Waits between attempts to join: from, to.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// How often a cause that lasts is logged.
-const LOG_EVERY: Duration = Duration::from_secs(30);
+mod beating;
 
-/// What the execution of tasks tells the coordinator with every beat. Answers
+use beating::Beating;
+
+/// How often it is looked at which coordinators to begin or to end, besides
+/// after every change.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What the execution of tasks tells coordinators with every beat. Answers
 /// at once, without waiting for anything.
 pub trait ExecutionStatus: Send + Sync {
     /// What each running query has read from segments so far.
@@ -64,27 +59,25 @@ pub struct Introduction {
 /// The thread that beats.
 #[derive(Debug)]
 pub struct Heartbeat {
+    coordinators: Arc<Coordinators>,
     leaving: CancellationToken,
-    left: CancellationToken,
     end: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What the thread works with.
 pub struct HeartbeatParts {
-    /// URLs of the coordinators.
-    pub coordinators: Vec<String>,
+    /// Where it beats, and where it tells what it hears of them.
+    pub coordinators: Arc<Coordinators>,
     /// The worker's identity; its cluster is recorded at the first join.
-    pub identity: Identity,
-    /// Where the identity is kept.
-    pub data_dir: PathBuf,
+    pub identity: Arc<KeptIdentity>,
     /// Where the worker listens, which a connection may come from.
     pub listening: IpAddr,
     /// What it says of itself.
     pub introduction: Introduction,
     /// What it holds.
     pub dir: Arc<SegmentDir>,
-    /// Who carries out the coordinator's orders.
+    /// Who carries out the coordinators' orders.
     pub replicator: Replicator,
     /// What looks for rot.
     pub scrub: Scrub,
@@ -102,37 +95,31 @@ impl Heartbeat {
             .enable_all()
             .build()
             .map_err(|error| Error::io("cannot start the heartbeat", error))?;
-        let (leaving, left, end) =
-            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let mut beating = Beating {
-            channels: Channels::new(runtime.handle().clone()).from_loopback(parts.listening),
-            incarnation: uuid::Uuid::new_v4().simple().to_string(),
-            parts,
-            leaving: leaving.clone(),
-            left: left.clone(),
-        };
+        let (leaving, end) = (CancellationToken::new(), CancellationToken::new());
+        let coordinators = Arc::clone(&parts.coordinators);
+        let channels = Channels::new(runtime.handle().clone()).from_loopback(parts.listening);
+        let beats = Beats::new(Worker::new(parts, channels, leaving.clone()));
         let ended = end.clone();
         let thread = std::thread::Builder::new()
             .name("heartbeat".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = beating.run() => {}
+                        () = beats.run() => {}
                         () = ended.cancelled() => {}
                     }
                 });
             })
             .map_err(|error| Error::io("cannot start the heartbeat", error))?;
-        Ok(Self { leaving, left, end, thread: Some(thread) })
+        Ok(Self { coordinators, leaving, end, thread: Some(thread) })
     }
 
-    /// Tells the coordinator that no new work should come; returns when it
-    /// knows, or after `limit`.
+    /// Tells the coordinators that no new work should come; returns when all
+    /// that are connected know it, or after `limit`.
     pub async fn leave(&self, limit: Duration) {
         self.leaving.cancel();
-        let told = tokio::time::timeout(limit, self.left.cancelled()).await;
-        if told.is_err() {
-            tracing::warn!("the coordinator was not told that this worker stops");
+        if tokio::time::timeout(limit, self.coordinators.all_told()).await.is_err() {
+            tracing::warn!("not every coordinator was told that this worker stops");
         }
     }
 }
@@ -148,289 +135,99 @@ impl Drop for Heartbeat {
     }
 }
 
-struct Beating {
+/// Who beats: the same at all coordinators.
+struct Worker {
+    parts: HeartbeatParts,
     channels: Channels,
     /// New at each process start.
     incarnation: String,
-    parts: HeartbeatParts,
     leaving: CancellationToken,
-    /// Cancelled when the coordinator has heard that the worker leaves.
-    left: CancellationToken,
+    /// The newest term of the coordinators' consensus that any of them told.
+    newest_term: AtomicU64,
 }
 
-impl Beating {
-    async fn run(&mut self) {
-        let mut backoff = BACKOFF.0;
-        let mut logged: Option<(Instant, String)> = None;
-        for turn in 0_usize.. {
-            let coordinators = &self.parts.coordinators;
-            let Some(coordinator) = coordinators.get(turn % coordinators.len().max(1)).cloned() else {
-                tracing::error!("no coordinator is configured");
-                return;
-            };
-            let started = Instant::now();
-            let Err(failure) = self.beat_at(&coordinator).await else {
-                // Told to join anew.
-                continue;
-            };
-            if started.elapsed() > SILENCE_MAX {
-                backoff = BACKOFF.0;
-            }
-            let what = failure.to_string();
-            let is_news = logged.as_ref().is_none_or(|(at, last)| *last != what || at.elapsed() >= LOG_EVERY);
-            if is_news {
-                tracing::warn!(%coordinator, error = %what, retry_in = ?backoff, "not connected to the coordinator");
-                logged = Some((Instant::now(), what));
-            }
-            self.channels.forget(&coordinator);
-            tokio::time::sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF.1);
-        }
+impl Worker {
+    fn new(parts: HeartbeatParts, channels: Channels, leaving: CancellationToken) -> Arc<Self> {
+        let incarnation = uuid::Uuid::new_v4().simple().to_string();
+        Arc::new(Self { parts, channels, incarnation, leaving, newest_term: AtomicU64::new(0) })
+    }
+}
+
+/// Beats at all coordinators, at each by a task of its own: none waits for
+/// another.
+struct Beats {
+    worker: Arc<Worker>,
+    tasks: JoinSet<()>,
+    by_coordinator: HashMap<String, AbortHandle>,
+    /// The coordinators that were last written down, or are being so.
+    kept: Vec<String>,
+}
+
+impl Beats {
+    fn new(worker: Arc<Worker>) -> Self {
+        Self { worker, tasks: JoinSet::new(), by_coordinator: HashMap::new(), kept: Vec::new() }
     }
 
-    /// Joins at one coordinator and beats until the stream breaks, which is an
-    /// error, or the coordinator wants to be told everything again.
-    async fn beat_at(&mut self, coordinator: &str) -> Result<(), Failure> {
-        let mut client = ClusterClient::new(self.channels.get(coordinator)?)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let reply = self.join(&mut client).await?;
-        let interval = Duration::from_millis(reply.beat_interval_ms.clamp(50, 1_000).into());
-        // Whatever was fetched before is in the report of the join.
-        let _reported = self.parts.replicator.take_fetched();
-        self.parts.replicator.obey(reply.fetch, &reply.discard);
-
-        let (beats, outgoing) = mpsc::channel(4);
-        let opened = client.heartbeat(ReceiverStream::new(outgoing));
-        let opened = tokio::time::timeout(JOIN_MAX, opened).await.map_err(|_| silent(coordinator))?;
-        let mut orders = opened.map_err(|status| Failure::from_status(&status))?.into_inner();
-        tracing::info!(%coordinator, cluster = %reply.cluster, "joined the cluster");
-
-        let mut ticks = tokio::time::interval(interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heard_at = Instant::now();
-        let mut told_leaving = false;
+    async fn run(mut self) {
+        let coordinators = Arc::clone(&self.worker.parts.coordinators);
+        let mut changes = coordinators.subscribe();
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.follow(&coordinators.in_order());
+            self.keep();
             tokio::select! {
-                _ = ticks.tick() => {}
-                () = self.parts.replicator.news() => {}
-                () = self.leaving.cancelled(), if !told_leaving => told_leaving = true,
-                received = next(&mut orders) => {
-                    let received = received?;
-                    if received.rejoin {
-                        return Ok(());
-                    }
-                    heard_at = Instant::now();
-                    if told_leaving {
-                        self.left.cancel();
-                    }
-                    self.parts.replicator.obey(received.fetch, &received.discard);
-                    continue;
-                }
-            }
-            if self.parts.replicator.take_lost() {
-                // A join tells what is here, and brings orders for the rest. The
-                // stream stays: to end it would be to be lost.
-                let reply = self.join(&mut client).await?;
-                self.parts.replicator.obey(reply.fetch, &reply.discard);
-                heard_at = Instant::now();
-            }
-            if heard_at.elapsed() > SILENCE_MAX {
-                return Err(silent(coordinator));
-            }
-            if beats.try_send(self.beat()).is_err() {
-                // Full or closed: the answer that does not come says the rest.
-                tracing::debug!("a beat was not sent");
+                _ = looks.tick() => coordinators.look(),
+                // There is always a sender: it is held here.
+                _ = changes.changed() => {}
             }
         }
     }
 
-    async fn join(&mut self, client: &mut ClusterClient<Channel>) -> Result<JoinReply, Failure> {
-        let parts = &mut self.parts;
-        let held = parts.dir.report();
-        let request = JoinRequest {
-            worker: parts.identity.name.to_string(),
-            address: parts.introduction.address.clone(),
-            zone: parts.introduction.zone.clone(),
-            memory_bytes: parts.introduction.memory_bytes,
-            threads: parts.introduction.threads,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            held: held
-                .into_iter()
-                .map(|(name, bytes)| HeldSegment { name: name.to_string(), bytes })
-                .collect(),
-            incarnation: self.incarnation.clone(),
-            cluster: parts.identity.cluster.clone(),
-        };
-        let joined = tokio::time::timeout(JOIN_MAX, client.join(request)).await;
-        let joined = joined.map_err(|_| Failure::new(ErrorCode::Unavailable, "no answer to the join"))?;
-        let reply = joined.map_err(|status| Failure::from_status(&status))?.into_inner();
-        if parts.identity.cluster.is_empty() {
-            parts.identity.cluster.clone_from(&reply.cluster);
-            parts.identity.save(&parts.data_dir)?;
-        } else if parts.identity.cluster != reply.cluster {
-            // Never remove anything on the word of another cluster.
-            return Err(Failure::new(
-                ErrorCode::Invalid,
-                format!(
-                    "this worker belongs to cluster {}, and the coordinator to cluster {}",
-                    parts.identity.cluster, reply.cluster
-                ),
-            ));
+    /// Ends and begins, so that the worker beats at these.
+    fn follow(&mut self, wanted: &[String]) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                tracing::error!(%error, "a heartbeat panicked");
+            }
         }
-        Ok(reply)
-    }
-
-    fn beat(&self) -> Beat {
-        let parts = &self.parts;
-        Beat {
-            worker: parts.identity.name.to_string(),
-            incarnation: self.incarnation.clone(),
-            memory_used_bytes: parts.status.memory_used_bytes(),
-            tasks_running: parts.status.tasks_running(),
-            disk_free_bytes: parts.dir.free_bytes(),
-            disk_used_bytes: parts.dir.used_bytes(),
-            fetched: parts.replicator.take_fetched().iter().map(ToString::to_string).collect(),
-            progress: parts.status.progress(),
-            leaving: self.leaving.is_cancelled(),
-            scrub: Some(parts.scrub.progress()),
+        let worker = &self.worker;
+        self.by_coordinator.retain(|coordinator, beating| {
+            if wanted.contains(coordinator) && !beating.is_finished() {
+                return true;
+            }
+            beating.abort();
+            worker.channels.forget(coordinator);
+            worker.parts.coordinators.broken(coordinator);
+            false
+        });
+        for coordinator in wanted {
+            if !self.by_coordinator.contains_key(coordinator) {
+                let beating = Beating::new(coordinator.clone(), Arc::clone(&self.worker));
+                let task = self.tasks.spawn(beating.run());
+                self.by_coordinator.insert(coordinator.clone(), task);
+            }
         }
     }
-}
 
-async fn next(orders: &mut Streaming<Orders>) -> Result<Orders, Failure> {
-    match orders.message().await {
-        Ok(Some(orders)) => Ok(orders),
-        Ok(None) => Err(Failure::new(ErrorCode::Unavailable, "the coordinator ended the heartbeat stream")),
-        Err(status) => Err(Failure::from_status(&status)),
+    /// Has the coordinators written down where they changed.
+    fn keep(&mut self) {
+        let worker = Arc::clone(&self.worker);
+        let kept = worker.parts.coordinators.kept();
+        if kept == self.kept {
+            return;
+        }
+        self.kept = kept;
+        self.tasks.spawn(async move {
+            let write = move || worker.parts.identity.keep(&worker.parts.coordinators);
+            if let Err(error) = blocking(write).await {
+                tracing::warn!(%error, "the coordinators are not written down");
+            }
+        });
     }
-}
-
-fn silent(coordinator: &str) -> Failure {
-    Failure::new(ErrorCode::Unavailable, format!("coordinator {coordinator} was silent for {SILENCE_MAX:?}"))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-    use std::path::Path;
-
-    use async_trait::async_trait;
-    use futures::StreamExt;
-    use futures::future::join_all;
-    use futures::stream::BoxStream;
-    use shoal_data::DataDir;
-    use shoal_data::shard_store::LocalSegments;
-    use shoal_proto::cluster::cluster_server::{Cluster, ClusterServer};
-    use shoal_proto::cluster::{LocateReply, LocateRequest};
-    use shoal_proto::server::{self, Incoming};
-    use tonic::{Request, Response, Status};
-
-    use super::*;
-
-    /// A coordinator that hears everything, and from here on answers nothing.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum MuteFrom {
-        Join,
-        Stream,
-        Beats,
-    }
-
-    #[async_trait]
-    impl Cluster for MuteFrom {
-        type HeartbeatStream = BoxStream<'static, Result<Orders, Status>>;
-
-        async fn join(&self, _: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
-            if *self == Self::Join {
-                std::future::pending::<()>().await;
-            }
-            let cluster = "c".to_owned();
-            Ok(Response::new(JoinReply { cluster, beat_interval_ms: 50, ..JoinReply::default() }))
-        }
-
-        async fn heartbeat(
-            &self,
-            beats: Request<Streaming<Beat>>,
-        ) -> Result<Response<Self::HeartbeatStream>, Status> {
-            if *self == Self::Stream {
-                std::future::pending::<()>().await;
-            }
-            let unanswered =
-                beats.into_inner().filter_map(|_| std::future::ready(None::<Result<Orders, Status>>));
-            Ok(Response::new(unanswered.boxed()))
-        }
-
-        async fn locate(&self, _: Request<LocateRequest>) -> Result<Response<LocateReply>, Status> {
-            Err(Status::unimplemented("not asked for"))
-        }
-    }
-
-    /// A worker that runs nothing.
-    struct Idle;
-
-    impl ExecutionStatus for Idle {
-        fn progress(&self) -> Vec<QueryProgress> {
-            Vec::new()
-        }
-
-        fn tasks_running(&self) -> u32 {
-            0
-        }
-
-        fn memory_used_bytes(&self) -> u64 {
-            0
-        }
-    }
-
-    /// The heartbeat of a worker that keeps its data below `root`.
-    fn beating(root: &Path) -> Beating {
-        let data_dir = DataDir::lock(root).unwrap();
-        let dir = Arc::new(SegmentDir::open(&data_dir).unwrap());
-        let io = tokio::runtime::Handle::current();
-        let channels = Channels::new(io.clone());
-        let replicator = Replicator::new(Arc::clone(&dir), channels.clone(), io);
-        let local = LocalSegments::new(dir.path().to_owned(), Arc::new(replicator.clone()));
-        Beating {
-            channels,
-            incarnation: "a".to_owned(),
-            parts: HeartbeatParts {
-                coordinators: Vec::new(),
-                identity: Identity::load(root, Some("w1")).unwrap(),
-                data_dir: root.to_owned(),
-                listening: Ipv4Addr::LOCALHOST.into(),
-                introduction: Introduction {
-                    address: "http://127.0.0.1:1".to_owned(),
-                    zone: String::new(),
-                    memory_bytes: 1,
-                    threads: 1,
-                },
-                scrub: Scrub::new(Arc::clone(&dir), Arc::new(local), 0),
-                dir,
-                replicator,
-                status: Arc::new(Idle),
-            },
-            leaving: CancellationToken::new(),
-            left: CancellationToken::new(),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_coordinator_that_falls_silent_is_given_up() {
-        // Five seconds for each of the first two, and less than two between a
-        // beat and its answer; the rest is for a busy machine.
-        let cases = [(MuteFrom::Join, 7), (MuteFrom::Stream, 7), (MuteFrom::Beats, 4)];
-        let ended = cases.map(|(coordinator, limit_s)| async move {
-            let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-            let service = ClusterServer::new(coordinator);
-            tokio::spawn(server::builder().add_service(service).serve_with_incoming(Incoming::new(listener)));
-            let root = tempfile::tempdir().unwrap();
-            let mut beating = beating(root.path());
-            let limit = Duration::from_secs(limit_s);
-            let beats = tokio::time::timeout(limit, beating.beat_at(&format!("http://{address}"))).await;
-            let ended = beats.unwrap_or_else(|_| panic!("{coordinator:?}: still waited for"));
-            let failure = ended.unwrap_err();
-            assert_eq!(failure.code, ErrorCode::Unavailable, "{coordinator:?}: {failure}");
-        });
-        join_all(ended).await;
-    }
-}
+mod tests;

@@ -2,9 +2,10 @@
 //! runs the tasks of queries.
 //!
 //! It never changes the catalog, and never decides what it should hold: the
-//! coordinator tells it.
+//! coordinators tell it.
 
 pub mod config;
+pub mod coordinators;
 pub mod error;
 pub mod execute;
 pub mod heartbeat;
@@ -13,6 +14,7 @@ pub mod locate;
 pub mod node;
 mod pulse;
 pub mod replicate;
+pub mod reports;
 pub mod scrub;
 pub mod segment_dir;
 pub mod segments;

@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
+use crate::coordinators::Coordinators;
 use crate::execute::ExecutionService;
 use crate::heartbeat::{ExecutionStatus, Heartbeat, HeartbeatParts, Introduction};
-use crate::identity::Identity;
+use crate::identity::{Identity, KeptIdentity};
 use crate::locate::CoordinatorLocate;
 use crate::replicate::Replicator;
 use crate::scrub::Scrub;
@@ -30,7 +31,7 @@ use crate::segment_dir::SegmentDir;
 use crate::segments::{SegmentService, blocking};
 use crate::{Error, WorkerConfig};
 
-/// How long the coordinator may take to hear that this worker stops.
+/// How long the coordinators may take to hear that this worker stops.
 const LEAVE_MAX: Duration = Duration::from_millis(1_500);
 /// The part of the memory limit that footers and page indexes may take, besides it.
 const FOOTERS_SHARE: usize = 32;
@@ -67,6 +68,9 @@ pub async fn run(
     let data_dir = DataDir::lock(&config.data_dir)?;
     let identity = Identity::load(data_dir.path(), config.name.as_deref())?;
     let worker = identity.name.clone();
+    let seeds = config.coordinators.iter().chain(&identity.coordinators).cloned();
+    let coordinators = Arc::new(Coordinators::new(seeds));
+    let identity = Arc::new(KeptIdentity::new(identity, data_dir.path()));
     let spill = data_dir.emptied("spill")?;
     let (data_dir, dir) = blocking(move || {
         let dir = SegmentDir::open(&data_dir)?;
@@ -75,11 +79,11 @@ pub async fn run(
     .await?;
 
     let channels = Channels::new(Handle::current()).from_loopback(listening.ip());
-    let locate = Arc::new(CoordinatorLocate::new(config.coordinators.clone(), channels.clone()));
+    let locate = Arc::new(CoordinatorLocate::new(Arc::clone(&coordinators), channels.clone()));
     let replicator = Replicator::new(Arc::clone(&dir), channels.clone(), Handle::current());
     let local = Arc::new(LocalSegments::new(dir.path().to_owned(), Arc::new(replicator.clone())));
     let shards = Arc::new(ShardStore::new(Some(Arc::clone(&local)), locate, channels.clone()));
-    let imports = Arc::new(ImportStore::through(config.coordinators.clone(), channels.clone()));
+    let imports = Arc::new(ImportStore::through(coordinators.in_order(), channels.clone()));
 
     let memory = usize::try_from(config.memory_limit_bytes).unwrap_or(usize::MAX);
     let footers = (memory / FOOTERS_SHARE).max(FOOTERS_BYTES_MIN);
@@ -107,9 +111,8 @@ pub async fn run(
     let served = tokio::spawn(served);
 
     let heartbeat = Heartbeat::start(HeartbeatParts {
-        coordinators: config.coordinators.clone(),
+        coordinators,
         identity,
-        data_dir: data_dir.path().to_owned(),
         listening: listening.ip(),
         introduction: Introduction {
             address: address.clone(),

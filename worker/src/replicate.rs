@@ -1,10 +1,9 @@
-//! Brings this worker's segments to what the coordinator orders: fetches
+//! Brings this worker's segments to what coordinators order: fetches
 //! copies from peers, removes what nobody needs.
 
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -15,10 +14,11 @@ use shoal_data::shard_store::ReportDamage;
 use shoal_proto::cluster::FetchRequest;
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::Error;
+use crate::reports::{Reporters, Reports};
 use crate::segment_dir::{SegmentDir, Staging};
 use crate::segments::blocking;
 
@@ -43,22 +43,18 @@ struct Inner {
     under_way: Mutex<HashSet<SegmentName>>,
     /// What is about to be removed. A copy that is ordered later waits for that.
     leaving: Mutex<HashSet<SegmentName>>,
-    fetched: Mutex<Vec<SegmentName>>,
-    /// Whether segments were lost, or came late, since the coordinator was
-    /// told what is here.
-    has_lost: AtomicBool,
-    news: Notify,
+    reporters: Reporters,
 }
 
 impl ReportDamage for Replicator {
-    /// A damaged segment is as good as none: it is set aside, and the
-    /// coordinator orders a copy of a peer's.
+    /// A damaged segment is as good as none: it is set aside, and a coordinator
+    /// orders a copy of a peer's.
     fn damaged(&self, name: &SegmentName, what: &io::Error) {
         if self.0.dir.bytes_of(name).is_none() {
             return;
         }
         self.0.dir.set_aside(name, what);
-        self.tell_anew();
+        self.0.reporters.tell_anew();
     }
 }
 
@@ -73,17 +69,15 @@ impl Replicator {
             permits: Semaphore::new(FETCHES_MAX),
             under_way: Mutex::default(),
             leaving: Mutex::default(),
-            fetched: Mutex::default(),
-            has_lost: AtomicBool::new(false),
-            news: Notify::new(),
+            reporters: Reporters::default(),
         }))
     }
 
-    /// Starts what the coordinator orders; returns at once.
+    /// Starts what a coordinator orders; returns at once. What was ordered
+    /// already and is not done yet is not begun a second time.
     pub fn obey(&self, fetch: Vec<FetchRequest>, discard: &[String]) {
-        let names: Vec<SegmentName> = discard.iter().filter_map(|name| name.parse().ok()).collect();
+        let names = self.new_among(discard);
         if !names.is_empty() {
-            self.0.leaving.lock().extend(names.iter().copied());
             let replicator = self.clone();
             self.0.tasks.spawn_on(
                 async move {
@@ -101,8 +95,10 @@ impl Replicator {
             self.0.tasks.spawn_on(
                 async move {
                     let name = request.name.clone();
-                    if let Err(error) = replicator.fetch(request).await {
-                        tracing::warn!(segment = %name, %error, "copy not made");
+                    match replicator.fetch_alone(request).await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => tracing::debug!(segment = %name, "copy is being made already"),
+                        Err(error) => tracing::warn!(segment = %name, %error, "copy not made"),
                     }
                 },
                 &self.0.io,
@@ -110,35 +106,28 @@ impl Replicator {
         }
     }
 
-    /// Copies made since the last call.
-    pub fn take_fetched(&self) -> Vec<SegmentName> {
-        std::mem::take(&mut self.0.fetched.lock())
+    /// Those that are not about to be removed already: a copy that is ordered
+    /// after the first removal must not fall to a second one.
+    fn new_among(&self, discard: &[String]) -> Vec<SegmentName> {
+        let mut leaving = self.0.leaving.lock();
+        let names = discard.iter().filter_map(|name| name.parse::<SegmentName>().ok());
+        names.filter(|name| leaving.insert(*name)).collect()
+    }
+
+    /// From here on gathers what one coordinator must be told: from before it
+    /// is told all that is here, so that nothing falls between.
+    pub fn subscribe(&self) -> Reports {
+        self.0.reporters.subscribe()
     }
 
     /// The segment with this number was staged, and its sender is gone. Where it
-    /// was begun before the coordinator was told what is here, it is adopted or
-    /// discarded when the worker joins again.
+    /// was begun before a coordinator was told what is here, it is adopted or
+    /// discarded when all are told anew.
     pub fn staged_for_nobody(&self, number: u64) {
         if self.0.dir.is_late(number) {
-            tracing::warn!("a segment came after the coordinator was told what is here: it is told anew");
-            self.tell_anew();
+            tracing::warn!("a segment came after a coordinator was told what is here: all are told anew");
+            self.0.reporters.tell_anew();
         }
-    }
-
-    fn tell_anew(&self) {
-        self.0.has_lost.store(true, Ordering::Relaxed);
-        self.0.news.notify_one();
-    }
-
-    /// Whether segments were lost or came late since the last call: the
-    /// coordinator must be told anew what is here.
-    pub fn take_lost(&self) -> bool {
-        self.0.has_lost.swap(false, Ordering::Relaxed)
-    }
-
-    /// Waits until a copy is made, or one is lost.
-    pub async fn news(&self) {
-        self.0.news.notified().await;
     }
 
     /// Makes sure that the segment is here, from the first peer that delivers
@@ -147,10 +136,17 @@ impl Replicator {
     /// # Errors
     /// `Unavailable` where no peer delivers it; `DiskFull`; `Io`.
     pub async fn fetch(&self, request: FetchRequest) -> Result<(u64, u32), Error> {
+        let name = request.name.clone();
+        let fetched = self.fetch_alone(request).await?;
+        fetched.ok_or_else(|| Error::Invalid(format!("segment {name} is being fetched already")))
+    }
+
+    /// None where it is being fetched already.
+    async fn fetch_alone(&self, request: FetchRequest) -> Result<Option<(u64, u32)>, Error> {
         let name: SegmentName = request.name.parse()?;
         let result = (request.bytes, request.crc32c);
         if !self.0.under_way.lock().insert(name) {
-            return Err(Error::Invalid(format!("segment {name} is being fetched already")));
+            return Ok(None);
         }
         while self.0.leaving.lock().contains(&name) {
             tokio::time::sleep(REMOVAL_WAIT).await;
@@ -158,9 +154,8 @@ impl Replicator {
         let done = self.fetch_once(name, &request).await;
         self.0.under_way.lock().remove(&name);
         done?;
-        self.0.fetched.lock().push(name);
-        self.0.news.notify_one();
-        Ok(result)
+        self.0.reporters.fetched(name);
+        Ok(Some(result))
     }
 
     async fn fetch_once(&self, name: SegmentName, request: &FetchRequest) -> Result<(), Error> {

@@ -43,7 +43,7 @@ pub struct SegmentDir {
     writing: Mutex<HashMap<u64, Writing>>,
     /// Number of the next one.
     next: AtomicU64,
-    /// Those below this number began before the last report.
+    /// Those below this number began before the newest report.
     reported: AtomicU64,
     /// Segments that were set aside since the start.
     damaged_count: AtomicU64,
@@ -166,18 +166,18 @@ impl SegmentDir {
         self.held.lock().get(name).copied()
     }
 
-    /// What [`SegmentDir::held`] says, for the coordinator that is joined, and
+    /// What [`SegmentDir::held`] says, for a coordinator that is joined, and
     /// what is set aside, with a length of 0. What comes after this and was
     /// begun before is a late one.
     pub fn report(&self) -> Vec<(SegmentName, u64)> {
-        self.reported.store(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.reported.fetch_max(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
         let mut report = self.held();
         report.extend(self.aside.lock().iter().map(|name| (*name, 0)));
         report
     }
 
     /// Whether the segment with this number, which is here now, was begun
-    /// before the last report: then the coordinator may not know of it.
+    /// before any report: then the coordinator that got it may not know of it.
     pub fn is_late(&self, number: u64) -> bool {
         number < self.reported.load(Ordering::Relaxed)
     }

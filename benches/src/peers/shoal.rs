@@ -72,7 +72,7 @@ impl Peer for ShoalPeer {
 /// When the catalog and the workers' directories do not agree.
 pub async fn shard_files(cluster: &Cluster) -> Result<Vec<TableFiles>> {
     let mut on_disk: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for name in cluster.node_names().into_iter().filter(|name| name.starts_with("worker")) {
+    for name in cluster.worker_names() {
         let mut open = vec![cluster.data_dir(&name)?.join("segments")];
         while let Some(dir) = open.pop() {
             for entry in std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {

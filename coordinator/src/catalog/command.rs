@@ -152,6 +152,13 @@ pub enum Command {
         /// Whether they leave.
         is_draining: bool,
     },
+    /// Takes a number that no other coordinator ever had.
+    ReserveCoordinator,
+    /// Never takes this coordinator in again.
+    DismissCoordinator {
+        /// Its number.
+        coordinator: u64,
+    },
     /// Records one more durable copy of a segment.
     AddReplica {
         /// The table.
@@ -172,10 +179,37 @@ impl Command {
             _ => None,
         }
     }
+
+    /// Whether it makes the catalog larger; those that make it smaller may use
+    /// the last bytes of the disk.
+    pub(super) fn adds(&self) -> bool {
+        match self {
+            Self::CreateSchema { .. }
+            | Self::ReserveTable
+            | Self::ReserveCoordinator
+            | Self::CreateTable { .. }
+            | Self::ReplaceTable { .. }
+            | Self::CreateView { .. }
+            | Self::CreateExternal { .. }
+            | Self::CommitWrite { .. } => true,
+            Self::DropSchema { .. }
+            | Self::DropTable { .. }
+            | Self::DropView { .. }
+            | Self::DropExternal { .. }
+            | Self::RegisterWorker { .. }
+            | Self::ExtendPlacement { .. }
+            | Self::MoveShards { .. }
+            | Self::RemoveReplicas { .. }
+            | Self::SetReplicas { .. }
+            | Self::DrainWorker { .. }
+            | Self::DismissCoordinator { .. }
+            | Self::AddReplica { .. } => false,
+        }
+    }
 }
 
 /// What a command did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It changed the catalog.
     Done,
@@ -184,6 +218,8 @@ pub enum Outcome {
     Unchanged,
     /// The id that was reserved.
     Table(TableId),
+    /// The number that was reserved.
+    Coordinator(u64),
     /// This write is committed already; nothing was changed.
     AlreadyWritten {
         /// Rows that it wrote.

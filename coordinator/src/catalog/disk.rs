@@ -14,6 +14,9 @@ use shoal_data::data_dir::{crash, is_full};
 /// What must stay free for a command that adds something to the catalog.
 const FREE_BYTES_MIN: u64 = 8 * 1024 * 1024;
 
+/// The most by which the file grows at once.
+const GROWTH_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
 /// The catalog's file.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -31,9 +34,16 @@ impl Disk {
     }
 }
 
-/// Whether the disk has room for a command that adds something.
+/// Whether the disk has room for a command that adds something: also where the
+/// file has to grow for it, which it does by doubling.
 pub(super) fn has_room(path: &Path) -> bool {
-    rustix::fs::statvfs(path).map_or(true, |disk| disk.f_bavail * disk.f_frsize >= FREE_BYTES_MIN)
+    #[cfg(test)]
+    if is_full_for_test(path) {
+        return false;
+    }
+    let length = path.metadata().map_or(0, |file| file.len());
+    rustix::fs::statvfs(path)
+        .map_or(true, |disk| disk.f_bavail * disk.f_frsize >= FREE_BYTES_MIN + length.min(GROWTH_BYTES_MAX))
 }
 
 /// A test makes a disk full by putting this file beside the catalog.

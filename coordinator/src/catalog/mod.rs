@@ -1,14 +1,20 @@
 //! All metadata as one deterministic state machine: a [`Command`] goes in, a
-//! new [`State`] comes out, and a redb store makes the commands durable.
+//! new [`State`] comes out. The coordinators agree on the order of commands
+//! through a log (`raft`), which each of them keeps in a redb file.
 //!
-//! `command` and `state` know no clock and do no I/O; only `store` does.
+//! `command` and `state` know no clock and do no I/O.
 
 pub mod command;
+pub mod handle;
 pub mod state;
-pub mod store;
 
 mod disk;
+pub mod raft;
 
 pub use command::{Command, ExternalTable, Outcome, View, WorkerRecord, WriteRecord};
+pub use handle::{Catalog, CatalogOptions};
+pub use raft::core::{Answer, ChangeError, Coordinator, Enlist};
+pub use raft::machine::Dropped;
+pub use raft::peers::Call;
+pub use raft::types::{CoordinatorId, Proposal, TypeConfig};
 pub use state::{CatalogError, State};
-pub use store::{Catalog, Dropped};

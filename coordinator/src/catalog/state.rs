@@ -21,7 +21,7 @@ pub const SCHEMA_DEFAULT: &str = "public";
 pub const WRITES_MAX: usize = 10_000;
 
 /// Why a command was refused. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum CatalogError {
     /// The named thing does not exist.
     #[error("{0}")]
@@ -52,6 +52,11 @@ pub struct State {
     workers: BTreeMap<WorkerId, WorkerRecord>,
     #[serde(with = "recent")]
     writes: Writes,
+    /// 0 and 1 are one number: a cluster begins with coordinator 1.
+    #[serde(default)]
+    last_coordinator: u64,
+    #[serde(default)]
+    dismissed: BTreeSet<u64>,
     /// Segments that commands took out since somebody last asked.
     #[serde(skip)]
     dropped: Vec<Arc<Segment>>,
@@ -70,6 +75,8 @@ impl State {
             externals: BTreeMap::new(),
             workers: BTreeMap::new(),
             writes: Writes::default(),
+            last_coordinator: 1,
+            dismissed: BTreeSet::new(),
             dropped: Vec::new(),
         }
     }
@@ -145,6 +152,11 @@ impl State {
         self.writes.rows(write)
     }
 
+    /// Whether this coordinator was removed for good.
+    pub fn is_dismissed(&self, coordinator: u64) -> bool {
+        self.dismissed.contains(&coordinator)
+    }
+
     /// The writes that are remembered, oldest first.
     pub fn writes(&self) -> impl Iterator<Item = &WriteRecord> {
         self.writes.order.iter().map(AsRef::as_ref)
@@ -162,6 +174,14 @@ impl State {
                 let id = TableId(self.next_table);
                 self.next_table += 1;
                 Ok(Outcome::Table(id))
+            }
+            Command::ReserveCoordinator => {
+                self.last_coordinator = self.last_coordinator.max(1) + 1;
+                Ok(Outcome::Coordinator(self.last_coordinator))
+            }
+            Command::DismissCoordinator { coordinator } => {
+                let is_new = self.dismissed.insert(coordinator);
+                Ok(if is_new { Outcome::Done } else { Outcome::Unchanged })
             }
             Command::CreateTable { table, if_not_exists, write } => {
                 let tolerated = if if_not_exists { Existing::Left } else { Existing::Refused };
@@ -197,7 +217,7 @@ impl State {
             Command::DrainWorker { worker, is_draining } => self.drain_worker(&worker, is_draining),
         }?;
         match &outcome {
-            Outcome::Done | Outcome::Table(_) => self.version += 1,
+            Outcome::Done | Outcome::Table(_) | Outcome::Coordinator(_) => self.version += 1,
             Outcome::Unchanged | Outcome::AlreadyWritten { .. } => {}
         }
         Ok(outcome)

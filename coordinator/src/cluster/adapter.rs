@@ -1,7 +1,7 @@
 //! The cluster as the rest of the coordinator sees it: the pure parts behind
 //! one lock, and the loops that give them the time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::events::{Event, Events};
 use super::given_up::{GivenUp, GivenUps};
+use super::going::Going;
 use super::membership::{LiveWorker, LiveWorkers, Membership};
 use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
@@ -25,6 +26,7 @@ use crate::Error;
 use crate::catalog::{Catalog, State};
 
 mod beats;
+mod leading;
 mod upkeep;
 
 /// How often silence is looked for.
@@ -74,7 +76,7 @@ struct Core {
     /// What writes that are under way stage, and where.
     protected: HashMap<WriteId, HashMap<SegmentName, Vec<WorkerId>>>,
     waiting: HashMap<WorkerId, Waiting>,
-    again: Vec<(Instant, WorkerId, SegmentName)>,
+    again: Vec<(Instant, WorkerId, SegmentName, u64)>,
     fetching: HashMap<WorkerId, HashMap<SegmentName, Instant>>,
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<(WorkerId, SegmentName)>,
@@ -83,6 +85,13 @@ struct Core {
     given_up: GivenUps,
     /// How often each worker was lost.
     times_lost: HashMap<WorkerId, u64>,
+    /// What goes from workers once no coordinator needs it. Only of a leader.
+    going: Going,
+    /// When each of the other coordinators was heard of last, by address.
+    heard: HashMap<String, Instant>,
+    /// The term in which this coordinator looks after the cluster; none: another
+    /// one does.
+    leads_in: Option<u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
 }
@@ -90,9 +99,16 @@ struct Core {
 /// Orders that wait for a worker's next beat.
 #[derive(Debug, Default)]
 struct Waiting {
-    discard: BTreeSet<SegmentName>,
+    /// By segment: the term in which it was decided. Who leads in a newer one
+    /// may have decided otherwise.
+    discard: BTreeMap<SegmentName, u64>,
     fetch: Vec<FetchRequest>,
+    /// Whether the worker is to say again what it holds.
+    report: bool,
 }
+
+/// The term of an order that holds in every term: nobody ever saw the segment.
+const ANY_TERM: u64 = u64::MAX;
 
 impl Cluster {
     /// A cluster without workers, over a catalog. A worker that is away for
@@ -121,7 +137,7 @@ impl Cluster {
         &self.pins
     }
 
-    /// The newest catalog, readable as long as the result lives.
+    /// The catalog as it is here, readable as long as the result lives.
     pub fn pin(&self) -> Pinned {
         self.pins.pin_newest(|| self.catalog.snapshot())
     }
@@ -194,15 +210,21 @@ impl Cluster {
         self.core.lock().protected.remove(write);
     }
 
-    /// Removes segments from workers, soon. Workers that are not here are told
-    /// when they join; segments that the catalog has stay.
+    /// Removes segments that were staged and never will be committed, soon.
+    /// Workers that are not here are told when they join.
     pub fn discard(&self, names: Vec<(SegmentName, Vec<WorkerId>)>) {
+        self.discard_in(ANY_TERM, names);
+    }
+
+    /// Removes segments from workers, as it was decided in this term; segments
+    /// that the catalog has stay.
+    fn discard_in(&self, term: u64, names: Vec<(SegmentName, Vec<WorkerId>)>) {
         let again = Instant::now() + DISCARD_AGAIN;
         let mut core = self.core.lock();
         for (name, workers) in names {
             for worker in workers {
-                core.discard(&worker, name);
-                core.again.push((again, worker, name));
+                core.discard(&worker, name, term);
+                core.again.push((again, worker, name, term));
             }
         }
     }
@@ -265,11 +287,7 @@ impl Cluster {
         let repair = async {
             let mut catalog = self.catalog.watch();
             loop {
-                self.record_fetched().await;
-                self.collect();
-                self.give_up(Instant::now());
-                self.place_anew().await;
-                self.order_copies(Instant::now());
+                self.look_after_workers().await;
                 tokio::time::sleep(TICK).await;
                 tokio::select! {
                     _ = catalog.changed() => {}
@@ -292,9 +310,9 @@ impl Cluster {
 }
 
 impl Core {
-    fn discard(&mut self, worker: &WorkerId, name: SegmentName) {
+    fn discard(&mut self, worker: &WorkerId, name: SegmentName, term: u64) {
         if self.membership.is_member(worker) {
-            self.waiting.entry(worker.clone()).or_default().discard.insert(name);
+            self.waiting.entry(worker.clone()).or_default().discard.insert(name, term);
         }
     }
 

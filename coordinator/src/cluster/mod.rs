@@ -6,8 +6,10 @@
 //! the locks, timers and RPC round them.
 
 pub mod adapter;
+pub mod consensus;
 pub mod events;
 pub mod given_up;
+pub mod going;
 pub mod import_service;
 pub mod membership;
 pub mod moves;
@@ -18,6 +20,7 @@ pub mod repair;
 pub mod service;
 
 pub use adapter::{Cluster, Progress};
+pub use consensus::ConsensusService;
 pub use events::{Event, EventKind};
 pub use given_up::GivenUp;
 pub use import_service::ImportService;

@@ -99,14 +99,19 @@ impl Pins {
 
     /// Takes what was dropped since the last call; returns the segments that
     /// no pin can read any more. Each is returned once.
-    pub fn collect(&self, dropped: impl FnOnce() -> Vec<Dropped>) -> Vec<Arc<Segment>> {
+    pub fn collect(&self, dropped: impl FnOnce() -> Vec<Dropped>) -> Vec<Dropped> {
         let mut inner = self.0.lock();
         for dropped in dropped() {
             inner.retire(dropped);
         }
         let oldest = inner.pinned.keys().next().copied().unwrap_or(u64::MAX);
         let free = inner.retired.extract_if(|_, dropped| oldest >= dropped.version);
-        free.map(|(_, dropped)| dropped.segment).collect()
+        free.map(|(_, dropped)| dropped).collect()
+    }
+
+    /// The oldest version that is pinned.
+    pub fn oldest(&self) -> Option<u64> {
+        self.0.lock().pinned.keys().next().copied()
     }
 
     /// A dropped segment that some query may still read.

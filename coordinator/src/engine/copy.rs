@@ -38,7 +38,7 @@ impl Engine {
             ));
         };
         self.check_location(location)?;
-        let scope = self.scope(session);
+        let scope = self.scope(session).await?;
         let (schema_name, name) = full_name(&create.name, &scope.settings)?;
         check_name("table", &name)?;
         self.check_schema(&scope, &schema_name)?;
@@ -133,7 +133,7 @@ impl Engine {
             return Err(Error::Invalid("COPY FROM needs a table".into()));
         };
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
-        let scope = self.scope(session);
+        let scope = self.scope(session).await?;
         let (schema_name, name) = full_name(name, &scope.settings)?;
         let table = self.table_to_write(&scope.snapshot, &schema_name, &name)?;
         let columns = match named.is_empty() {
@@ -163,7 +163,7 @@ impl Engine {
     ) -> Result<u64, Error> {
         let format = FileFormat::from_options(&copy.location, &copy.options)?;
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
-        let scope = self.scope(session);
+        let scope = self.scope(session).await?;
         let plan = match &copy.source {
             CopySource::Query(query) => self.plan_query(&scope, query).await?,
             CopySource::Table(name, columns) => self.plan_table(&scope, name, columns).await?,

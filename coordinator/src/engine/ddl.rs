@@ -89,12 +89,12 @@ impl Engine {
     pub(super) async fn apply(&self, command: Command) -> Result<u64, Error> {
         match self.cluster.catalog().apply(command).await? {
             Outcome::AlreadyWritten { rows } => Ok(rows),
-            Outcome::Done | Outcome::Unchanged | Outcome::Table(_) => Ok(0),
+            Outcome::Done | Outcome::Unchanged | Outcome::Table(_) | Outcome::Coordinator(_) => Ok(0),
         }
     }
 
     async fn create_table(&self, session: &Session, create: &ast::CreateTable) -> Result<u64, Error> {
-        let scope = self.scope(session);
+        let scope = self.scope(session).await?;
         let plan = self.plan_create(&scope, create).await?;
         let columns = plain_columns(plan.schema().as_arrow());
         let Some(table) = self.new_table(session, &scope, create, columns).await? else { return Ok(0) };
@@ -235,7 +235,7 @@ impl Engine {
                 "materialized and temporary views are not supported: plain views are".into(),
             ));
         }
-        let scope = self.scope(session);
+        let scope = self.scope(session).await?;
         let (schema_name, name) = full_name(&create.name, &scope.settings)?;
         check_name("view", &name)?;
         self.check_schema(&scope, &schema_name)?;
@@ -346,7 +346,7 @@ impl Engine {
     }
 
     async fn set(&self, session: &Session, statement: &DfStatement) -> Result<u64, Error> {
-        let scope = self.scope(session);
+        let scope = self.scope_to_read(session).await;
         match self.plan(&scope, statement).await? {
             LogicalPlan::Statement(PlanStatement::SetVariable(set)) => {
                 session.set(&set.variable, Some(&set.value))?;

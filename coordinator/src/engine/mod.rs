@@ -248,7 +248,7 @@ impl Engine {
         schema: &str,
         table: &str,
     ) -> Result<SchemaRef, Error> {
-        let scope = self.scope(session);
+        let scope = self.scope_to_read(session).await;
         let catalogs = scope.planning.state().catalog_list();
         let found = match catalogs.catalog("shoal").and_then(|catalog| catalog.schema(schema)) {
             Some(provider) => provider.table(table).await?,
@@ -266,12 +266,38 @@ impl Engine {
     }
 
     /// Pins the newest snapshot and takes the session's settings.
-    fn scope(&self, session: &Session) -> Scope {
-        self.scope_for(session, false)
+    ///
+    /// # Errors
+    /// `Unavailable` where no majority of the coordinators says which that is.
+    async fn scope(&self, session: &Session) -> Result<Scope, Error> {
+        self.cluster.catalog().catch_up().await?;
+        Ok(self.scope_of(session, |names| names))
     }
 
-    /// [`Engine::scope`], for reading or for planning a write.
-    fn scope_for(&self, session: &Session, is_write: bool) -> Scope {
+    /// As [`Self::scope`], for planning a write.
+    ///
+    /// # Errors
+    /// The same.
+    async fn scope_to_write(&self, session: &Session) -> Result<Scope, Error> {
+        self.cluster.catalog().catch_up().await?;
+        Ok(self.scope_of(session, SnapshotCatalogs::for_writing))
+    }
+
+    /// As [`Self::scope`]; where no majority answers, the system tables can still
+    /// be read, and nothing else.
+    async fn scope_to_read(&self, session: &Session) -> Scope {
+        let caught_up = self.cluster.catalog().catch_up().await;
+        self.scope_of(session, |names| match caught_up {
+            Ok(()) => names,
+            Err(error) => names.stale(&error),
+        })
+    }
+
+    fn scope_of(
+        &self,
+        session: &Session,
+        finish: impl FnOnce(SnapshotCatalogs) -> SnapshotCatalogs,
+    ) -> Scope {
         let settings = session.settings();
         let (snapshot, pin) = self.cluster.pin().into_parts();
         let names = SnapshotCatalogs::new(
@@ -280,8 +306,7 @@ impl Engine {
             Arc::clone(&self.template),
             Arc::clone(&settings.options),
         );
-        let names: Arc<dyn CatalogProviderList> =
-            Arc::new(if is_write { names.for_writing() } else { names });
+        let names: Arc<dyn CatalogProviderList> = Arc::new(finish(names));
         let planning = self.template.planning(&settings.options, names);
         Scope { snapshot, pin, settings, planning }
     }

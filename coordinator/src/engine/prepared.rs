@@ -124,7 +124,10 @@ impl Engine {
 
     async fn prepare_here(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
         let statement = parse(sql)?;
-        let scope = self.scope_for(session, matches!(statement, Statement::Insert(_)));
+        let scope = match &statement {
+            Statement::Insert(_) => self.scope_to_write(session).await?,
+            _ => self.scope_to_read(session).await,
+        };
         let nothing = || Arc::new(Schema::empty());
         let mut optimised = None;
         let (columns, plan) = match &statement {

@@ -52,7 +52,7 @@ impl Engine {
         query: QueryId,
     ) -> Result<QueryOutput, Error> {
         let running = self.registry.begin(query, session.user(), prepared.sql());
-        let scope = self.scope(session);
+        let scope = self.scope_to_read(session).await;
         match &prepared.statement {
             Statement::Query(statement) => {
                 let asked = self.asked_of(session, &scope, prepared, statement, parameters).await?;

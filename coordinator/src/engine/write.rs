@@ -14,7 +14,7 @@ use shoal_proto::{QueryId, WriteId};
 use super::ddl::{check_name, full_name, resolved};
 use super::many_rows::with_all_rows;
 use super::{Engine, Ingest, IngestMode, Parameters, Prepared, Scope};
-use crate::catalog::{Command, Outcome, WriteRecord};
+use crate::catalog::{ChangeError, Command, Outcome, WriteRecord};
 use crate::sql::{Statement, TableOptions, plain_columns};
 use crate::write::WriteProgress;
 use crate::{Error, Session};
@@ -41,7 +41,7 @@ impl Engine {
         parameters: Parameters,
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
-        let scope = self.scope_for(session, true);
+        let scope = self.scope_to_write(session).await?;
         let plan = self.plan_of(session, &scope, prepared, insert, parameters).await?;
         self.insert_plan(session, prepared, scope, plan, write_id).await
     }
@@ -63,7 +63,7 @@ impl Engine {
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
         self.on_compute(async move {
             let Statement::Insert(insert) = &prepared.statement else { return Ok(None) };
-            let scope = engine.scope_for(&session, true);
+            let scope = engine.scope_to_write(&session).await?;
             let plan = engine.unbound_plan_of(&session, &scope, &prepared, insert).await?;
             let bind = |plan, parameters| engine.bind(&prepared, plan, parameters);
             match with_all_rows(&plan, runs, bind)? {
@@ -112,7 +112,7 @@ impl Engine {
             return Ok(rows);
         }
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
-        let scope = self.scope(session);
+        let scope = self.scope(session).await?;
         let plan = self.plan_create(&scope, create).await?;
         let plan = self.bind(prepared, plan, parameters)?;
         let columns = plain_columns(plan.schema().as_arrow());
@@ -151,7 +151,7 @@ impl Engine {
         if let Some(rows) = self.catalog().written(&write_id) {
             return Ok(rows);
         }
-        let scope = self.scope(session);
+        let scope = self.scope(session).await?;
         let schema_name =
             ingest.schema_name.unwrap_or_else(|| scope.settings.options.catalog.default_schema.clone());
         let name = ingest.table;
@@ -240,7 +240,20 @@ impl Engine {
         // discarded that the catalog is about to name.
         let cluster = Arc::clone(&self.cluster);
         let committing = tokio::spawn(async move {
-            match cluster.catalog().apply(command).await? {
+            let outcome = match cluster.catalog().change(command).await {
+                Ok(outcome) => outcome,
+                Err(ChangeError::Refused(error)) => return Err(error),
+                Err(ChangeError::Unsettled { id, error }) => {
+                    // The segments stay where they are until it is known.
+                    tokio::spawn(async move {
+                        if matches!(cluster.catalog().settle(id).await, Ok(Outcome::Done)) {
+                            staged.committed();
+                        }
+                    });
+                    return Err(error);
+                }
+            };
+            match outcome {
                 Outcome::Done => {
                     staged.committed();
                     fault::point(Step::WriteCommitted);
@@ -248,7 +261,7 @@ impl Engine {
                 }
                 // Somebody else's segments are in: ours are discarded.
                 Outcome::AlreadyWritten { rows } => Ok(rows),
-                Outcome::Unchanged | Outcome::Table(_) => Ok(0),
+                Outcome::Unchanged | Outcome::Table(_) | Outcome::Coordinator(_) => Ok(0),
             }
         });
         committing.await.map_err(|error| Error::Internal(format!("committing a write: {error}")))?

@@ -9,6 +9,8 @@ use datafusion::common::{Result, plan_datafusion_err, plan_err};
 use datafusion::config::ConfigOptions;
 use datafusion::sql::parser::Statement as DfStatement;
 
+use shoal_proto::{ErrorCode, Failure};
+
 use super::parse::{Statement, parse};
 use super::system_tables::{SYSTEM_SCHEMA, SystemTables};
 use crate::Error;
@@ -30,6 +32,8 @@ pub struct SnapshotCatalogs {
     options: Arc<ConfigOptions>,
     view_depth: usize,
     is_for_writing: bool,
+    /// Why the snapshot may be an old one.
+    stale: Option<Arc<str>>,
 }
 
 impl SnapshotCatalogs {
@@ -40,12 +44,18 @@ impl SnapshotCatalogs {
         template: Arc<StateTemplate>,
         options: Arc<ConfigOptions>,
     ) -> Self {
-        Self { snapshot, system, template, options, view_depth: 0, is_for_writing: false }
+        Self { snapshot, system, template, options, view_depth: 0, is_for_writing: false, stale: None }
     }
 
     /// The same names for planning a write: see [`ShardTable::to_write`].
     pub fn for_writing(self) -> Self {
         Self { is_for_writing: true, ..self }
+    }
+
+    /// The same names where the snapshot may be an old one: only system tables
+    /// can be read, and others fail with this error.
+    pub fn stale(self, error: &Error) -> Self {
+        Self { stale: Some(error.to_string().into()), ..self }
     }
 
     /// The query behind a view. It is planned anew: what it reads may have
@@ -169,6 +179,9 @@ impl SchemaProvider for SnapshotSchema {
         let (names, schema_name) = (&self.names, self.schema_name.as_str());
         if schema_name == SYSTEM_SCHEMA {
             return names.system.table(name, &names.snapshot).map_err(|error: Error| error.into());
+        }
+        if let Some(stale) = &names.stale {
+            return Err(Failure::new(ErrorCode::Unavailable, &**stale).into());
         }
         if let Some(table) = names.snapshot.table(schema_name, name) {
             let table = Arc::clone(table);

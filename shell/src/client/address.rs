@@ -50,6 +50,24 @@ impl Address {
         })
     }
 
+    /// Reads the address of another coordinator of the same cluster; the user is
+    /// the same unless it names one.
+    ///
+    /// # Errors
+    /// As [`Address::parse`].
+    pub fn beside(&self, text: &str) -> Result<Self, ClientError> {
+        let other = Self::parse(text)?;
+        match other.user {
+            Some(_) => Ok(other),
+            None => Ok(Self { authority: other.authority, ..self.clone() }),
+        }
+    }
+
+    /// Host and port.
+    pub fn place(&self) -> &str {
+        &self.authority
+    }
+
     /// What a channel connects to.
     pub fn url(&self) -> String {
         format!("http://{}", self.authority)

@@ -1,6 +1,7 @@
 //! One connection and one session: the handshake, the token, and the small
 //! calls beside statements.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
@@ -9,36 +10,32 @@ use arrow_flight::{Action, HandshakeRequest};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use parking_lot::RwLock;
 use shoal_proto::channel::{self, MESSAGE_BYTES_MAX};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use super::error::root_cause;
-use super::{Address, ClientError, Progress};
+use super::{Address, Addresses, ClientError, Progress};
 
 /// How long the handshake and the small calls may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a new connection is tried for after the old one broke.
-const RECONNECT_WITHIN: Duration = Duration::from_secs(10);
 
 /// A session with a coordinator. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Client {
     address: Address,
     user: String,
+    /// The coordinators that may be connected to in place of this one.
+    pub(super) known: Arc<RwLock<Addresses>>,
     pub(super) flight: FlightServiceClient<Channel>,
     authorization: Option<AsciiMetadataValue>,
 }
 
 impl Client {
-    /// Connects and opens a session for `user`, unless the address names
-    /// another.
-    ///
-    /// # Errors
-    /// `Unreachable` where nobody answers; `SessionEnded` where the
-    /// credentials are refused.
-    pub async fn connect(address: &Address, user: &str) -> Result<Self, ClientError> {
+    /// Connects to this one coordinator; see [`Client::connect`].
+    pub(super) async fn open(address: &Address, user: &str) -> Result<Self, ClientError> {
         let endpoint =
             channel::endpoint(&address.url()).map_err(|failure| ClientError::Usage(failure.message))?;
         let channel = endpoint.connect().await.map_err(|error| ClientError::Unreachable {
@@ -49,7 +46,8 @@ impl Client {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let user = address.user().unwrap_or(user).to_owned();
-        let mut client = Self { address: address.clone(), user, flight, authorization: None };
+        let known = Arc::new(RwLock::new(address.clone().into()));
+        let mut client = Self { address: address.clone(), user, known, flight, authorization: None };
         client.open_session().await?;
         Ok(client)
     }
@@ -62,32 +60,6 @@ impl Client {
     /// Whose session it is.
     pub fn user(&self) -> &str {
         &self.user
-    }
-
-    /// Opens a new connection and a new session in place of the old ones;
-    /// tries for some seconds, for a coordinator that is being restarted.
-    ///
-    /// # Errors
-    /// As [`Client::connect`].
-    pub async fn reconnect(&mut self) -> Result<(), ClientError> {
-        let give_up = tokio::time::Instant::now() + RECONNECT_WITHIN;
-        let mut pause = Duration::from_millis(50);
-        loop {
-            match Self::connect(&self.address, &self.user).await {
-                Ok(client) => {
-                    *self = client;
-                    return Ok(());
-                }
-                Err(error @ (ClientError::Unreachable { .. } | ClientError::Lost { .. })) => {
-                    if tokio::time::Instant::now() + pause >= give_up {
-                        return Err(error);
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(1));
-                }
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     async fn open_session(&mut self) -> Result<(), ClientError> {

@@ -61,6 +61,11 @@ impl ClientError {
         Self::File { what: what.into(), source }
     }
 
+    /// Whether the session is gone, with its connection or without.
+    pub fn session_is_gone(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::SessionEnded(_))
+    }
+
     /// The exit status that tells scripts what kind of error it was: 1 the
     /// statement, 2 the connection, 3 the usage, 130 Ctrl-C.
     pub fn exit_code(&self) -> u8 {

@@ -4,14 +4,17 @@
 //! Nothing here writes to a terminal or knows what a person typed.
 
 mod address;
+mod addresses;
 mod connection;
 mod error;
+mod failover;
 mod ingest;
 mod names;
 mod progress;
 mod statement;
 
 pub use address::Address;
+pub use addresses::Addresses;
 pub use connection::Client;
 pub use error::ClientError;
 pub use ingest::IngestTarget;

@@ -62,6 +62,9 @@ pub struct NodeSettings {
 pub struct CoordinatorSettings {
     /// The common ones.
     pub node: NodeSettings,
+    /// The coordinators whose cluster it joins at its first start; none: it
+    /// starts a cluster of its own.
+    pub join: Vec<String>,
     /// Folders whose files statements may use.
     pub import_roots: Vec<PathBuf>,
     /// Object store prefixes that statements may use.
@@ -149,6 +152,7 @@ impl CoordinatorSettings {
     /// `Invalid` for the first value that does not parse.
     pub fn read(layers: &mut Layers) -> Result<Self, ConfigError> {
         let node = NodeSettings::read(layers, 7400)?;
+        let join = layers.list::<NodeUrl>("join")?.into_iter().map(|url| url.0).collect();
         let import_roots = layers.list("import_root")?;
         let object_stores = layers.list("object_store")?;
         let zone = layers.optional::<String>("zone")?.unwrap_or_default();
@@ -161,6 +165,7 @@ impl CoordinatorSettings {
         let write_buffer = layers.value("write_buffer", || ByteSize(WRITE_BUFFER_BYTES))?;
         Ok(Self {
             node,
+            join,
             import_roots,
             object_stores,
             zone,

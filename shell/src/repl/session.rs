@@ -3,6 +3,9 @@
 
 mod commands;
 mod copying;
+mod reconnect;
+mod repeat;
+mod settings;
 mod statements;
 
 use std::io::Write;
@@ -10,6 +13,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use self::settings::Settings;
 use super::hook::BackslashHook;
 use super::interrupt::Interrupts;
 use super::options::Options;
@@ -36,6 +40,7 @@ pub(super) struct Session {
     pub(super) names: Arc<RwLock<Names>>,
     hook: Arc<dyn BackslashHook>,
     output: Output,
+    settings: Settings,
     /// What `\g` and `\watch` run again.
     last: Option<String>,
     interactive: bool,
@@ -58,6 +63,7 @@ impl Session {
             names: Arc::default(),
             hook,
             output: Output::Screen,
+            settings: Settings::default(),
             last: None,
             interactive,
             include_depth: 0,

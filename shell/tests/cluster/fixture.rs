@@ -81,7 +81,7 @@ impl Obedient {
 
     /// Names of all workers, in order.
     pub(crate) fn workers(&self) -> Vec<String> {
-        self.cluster.node_names().into_iter().filter(|node| node != "coordinator").collect()
+        self.cluster.worker_names()
     }
 
     /// Gives orders in place of those before; none lets all go on.

@@ -124,8 +124,11 @@ fn a_segment_that_was_begun_before_a_report_is_late() {
     let slow = dir.stage(late, 0, 0).unwrap();
     let number = slow.number();
     assert_eq!(dir.report(), [(early, 0)]);
+    // Begun before one coordinator was told, and after another was.
+    let between = dir.stage(late, 0, 0).unwrap().number();
+    dir.report();
     slow.finish().unwrap();
-    assert!(dir.is_late(number));
+    assert!(dir.is_late(number) && dir.is_late(between));
     let next = dir.stage(late, 0, 0).unwrap();
     assert!(!dir.is_late(next.number()));
 }

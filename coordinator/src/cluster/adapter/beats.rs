@@ -1,7 +1,7 @@
 //! What workers tell: that they join, that they beat, and, by silence, that
 //! they are lost.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ impl Cluster {
         for segment in request.held {
             held.insert(segment.name.parse::<SegmentName>()?, segment.bytes);
         }
+        // Before the state: an order is never of a newer term than what it rests on.
+        let term = self.catalog.term();
         let cluster = self.catalog.snapshot().cluster.clone();
         if !request.cluster.is_empty() && request.cluster != cluster {
             return Err(Error::Invalid(format!(
@@ -66,7 +68,18 @@ impl Cluster {
             core.protected.values().flat_map(|staged| staged.keys()).copied().collect();
         let is_spared = |name: &SegmentName| protected.contains(name) || self.pins.retired(name).is_some();
         let live = core.membership.live();
-        let reconciled = repair::reconcile(&self.catalog.snapshot(), &live, &id, &held, is_spared);
+        let state = self.catalog.snapshot();
+        let mut reconciled = repair::reconcile(&state, &live, &id, &held, is_spared);
+        if !self.catalog.is_leader() {
+            // Whoever leads sees to both.
+            reconciled.adopt.clear();
+            reconciled.discard.clear();
+        } else if !self.catalog.is_alone() {
+            // Others may stage or read them: they are asked first.
+            for name in std::mem::take(&mut reconciled.discard) {
+                core.going.unknown(name, state.version, id.clone());
+            }
+        }
         tracing::info!(
             worker = %id,
             address = %request.address,
@@ -95,6 +108,8 @@ impl Cluster {
             discard: reconciled.discard.iter().map(SegmentName::to_string).collect(),
             fetch: Vec::new(),
             beat_interval_ms: u32::try_from(BEAT_INTERVAL.as_millis()).unwrap_or(u32::MAX),
+            coordinators: self.coordinator_urls(),
+            term,
         })
     }
 
@@ -114,6 +129,7 @@ impl Cluster {
             disk_used_bytes: beat.disk_used_bytes,
             leaving: beat.leaving,
         };
+        let is_leader = self.catalog.is_leader();
         let mut core = self.core.lock();
         let heard = core.membership.beat(now, &id, &beat.incarnation, stream, &vitals);
         match heard {
@@ -126,7 +142,11 @@ impl Cluster {
             if let Some(fetching) = core.fetching.get_mut(&id) {
                 fetching.remove(&name);
             }
-            core.fetched.push((id.clone(), name));
+            if is_leader {
+                core.fetched.push((id.clone(), name));
+            } else {
+                core.membership.gained(&id, &name);
+            }
         }
         if heard == Heard::Changed || !beat.fetched.is_empty() {
             self.changed.notify_one();
@@ -147,26 +167,40 @@ impl Cluster {
                 core.progress.entry(query).or_default().insert(id.clone(), (now, progress));
             }
         }
+        // Before what waits: what a newer leader may see otherwise is not ordered.
+        let term = self.catalog.term();
+        let coordinators = self.coordinator_urls();
+        let plain = Orders { coordinators, term, ..Orders::default() };
         let Some(waiting) = core.waiting.get_mut(&id) else {
-            return Orders::default();
+            return plain;
         };
         let fetch = std::mem::take(&mut waiting.fetch);
+        let report = std::mem::take(&mut waiting.report);
         let mut discard = std::mem::take(&mut waiting.discard);
-        if let Some(first_kept) = discard.iter().nth(DISCARDS_MAX).copied() {
+        if let Some(first_kept) = discard.keys().nth(DISCARDS_MAX).copied() {
             waiting.discard = discard.split_off(&first_kept);
         }
         // What was just copied is about to be in the catalog.
         let fetched: HashSet<&SegmentName> =
             core.fetched.iter().filter(|(worker, _)| *worker == id).map(|(_, name)| name).collect();
-        discard.retain(|name| !fetched.contains(name));
+        discard.retain(|name, decided_in| *decided_in >= term && !fetched.contains(name));
+        let mut discard: BTreeSet<SegmentName> = discard.into_keys().collect();
         drop(core);
         if !discard.is_empty() {
             let (state, live) = (self.catalog.snapshot(), self.live());
             let kept = repair::still_needed(&state, &live, &id, &discard);
             discard.retain(|name| !kept.held.contains(name) && !kept.adopt.contains(name));
-            self.core.lock().fetched.extend(kept.adopt.into_iter().map(|name| (id.clone(), name)));
+            let adopted = kept.adopt.into_iter().filter(|_| is_leader).map(|name| (id.clone(), name));
+            self.core.lock().fetched.extend(adopted);
         }
-        Orders { discard: discard.iter().map(SegmentName::to_string).collect(), fetch, rejoin: false }
+        Orders { discard: discard.iter().map(SegmentName::to_string).collect(), fetch, report, ..plain }
+    }
+
+    /// Where all coordinators are, for workers; nothing where there is only this
+    /// one, which they know.
+    fn coordinator_urls(&self) -> Vec<String> {
+        let all = self.catalog.coordinators();
+        if all.len() < 2 { Vec::new() } else { all.into_iter().map(|it| it.address).collect() }
     }
 
     /// A heartbeat stream broke.
@@ -200,8 +234,8 @@ impl Cluster {
             self.publish(&core);
         }
         let due: Vec<_> = core.again.extract_if(.., |(due, ..)| *due <= now).collect();
-        for (_, worker, name) in due {
-            core.discard(&worker, name);
+        for (_, worker, name, term) in due {
+            core.discard(&worker, name, term);
         }
         core.progress.retain(|_, workers| {
             workers.retain(|_, (at, _)| now.saturating_duration_since(*at) < PROGRESS_KEPT);

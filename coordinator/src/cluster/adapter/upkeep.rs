@@ -9,7 +9,7 @@ use futures::future::join_all;
 use shoal_proto::WorkerId;
 
 use super::{Cluster, Core, candidates};
-use crate::catalog::{Command, Outcome, WorkerRecord};
+use crate::catalog::{Command, Dropped, Outcome, WorkerRecord};
 use crate::cluster::events::EventKind;
 use crate::cluster::given_up::{GivenUp, News};
 use crate::cluster::moves::{self, Moved};
@@ -23,12 +23,16 @@ const MOVES_TOLD_MAX: usize = 16;
 const FETCH_MAX: Duration = Duration::from_secs(60);
 
 impl Cluster {
-    /// Removes what was dropped and no query reads any more.
-    pub(super) fn collect(&self) {
+    /// Takes note of what was dropped and no query here reads any more. Who
+    /// leads removes it once none of the other coordinators' queries does.
+    pub(super) fn collect(&self, leads: Option<u64>) {
         let free = self.pins.collect(|| self.catalog.take_dropped());
-        if !free.is_empty() {
-            tracing::info!(segments = free.len(), "dropped segments are removed");
-            self.discard(free.iter().map(|segment| (segment.name(), segment.replicas.clone())).collect());
+        if leads.is_none() {
+            return;
+        }
+        let mut core = self.core.lock();
+        for Dropped { version, segment } in free {
+            core.going.dropped(segment.name(), version, segment.replicas.iter().cloned());
         }
     }
 
@@ -46,10 +50,13 @@ impl Cluster {
         let outcomes = join_all(commands).await;
         let state = self.catalog.snapshot();
         let mut core = self.core.lock();
-        core.fetched.drain(..fetched.len());
+        let recorded = fetched.len().min(core.fetched.len());
+        core.fetched.drain(..recorded);
         for ((worker, name), outcome) in fetched.iter().zip(outcomes) {
             match outcome {
-                Ok(Outcome::Unchanged) if state.segment(name).is_none() => core.discard(worker, *name),
+                Ok(Outcome::Unchanged) if state.segment(name).is_none() => {
+                    core.going.dropped(*name, state.version, [worker.clone()]);
+                }
                 Ok(_) => core.membership.gained(worker, name),
                 Err(error) => tracing::warn!(%worker, segment = %name, %error, "copy not recorded"),
             }

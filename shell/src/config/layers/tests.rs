@@ -4,26 +4,43 @@ use std::fs;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{ByteSize, WorkerSettings};
+use crate::config::{ByteSize, CoordinatorSettings, WorkerSettings};
 
-fn worker(
+/// Settings and the document of `--print-config`, and the folder of the file.
+type Outcome<S> = (Result<(S, String), ConfigError>, tempfile::TempDir);
+
+fn worker(flags: &[&str], environment: &[(&str, &str)], file: Option<&str>) -> Outcome<WorkerSettings> {
+    node("worker", WorkerSettings::read, flags, environment, file)
+}
+
+fn coordinator(
     flags: &[&str],
     environment: &[(&str, &str)],
     file: Option<&str>,
-) -> (Result<(WorkerSettings, String), ConfigError>, tempfile::TempDir) {
+) -> Outcome<CoordinatorSettings> {
+    node("coordinator", CoordinatorSettings::read, flags, environment, file)
+}
+
+fn node<S>(
+    command: &'static str,
+    read: fn(&mut Layers) -> Result<S, ConfigError>,
+    flags: &[&str],
+    environment: &[(&str, &str)],
+    file: Option<&str>,
+) -> Outcome<S> {
     let folder = tempfile::tempdir().unwrap();
-    let mut line: Vec<String> = vec!["shoal".into(), "worker".into()];
+    let mut line: Vec<String> = vec!["shoal".into(), command.into()];
     line.extend(flags.iter().map(|flag| (*flag).to_owned()));
     if let Some(text) = file {
-        let path = folder.path().join("worker.toml");
+        let path = folder.path().join(format!("{command}.toml"));
         fs::write(&path, text).unwrap();
         line.extend(["--config".to_owned(), path.display().to_string()]);
     }
     let matches = crate::args::command().try_get_matches_from(line).unwrap();
     let (_, matches) = matches.subcommand().unwrap();
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let outcome = Layers::new("worker", matches, environment).and_then(|mut layers| {
-        let settings = WorkerSettings::read(&mut layers)?;
+    let outcome = Layers::new(command, matches, environment).and_then(|mut layers| {
+        let settings = read(&mut layers)?;
         let document = layers.document()?;
         layers.finish()?;
         Ok((settings, document))
@@ -73,6 +90,27 @@ fn what_print_config_prints_is_a_configuration_file() {
     let (outcome, _folder) = worker(&[], &[], Some(&document));
     let (again, _) = outcome.unwrap();
     assert_eq!(format!("{settings:?}"), format!("{again:?}"));
+}
+
+#[test]
+fn a_coordinator_joins_whom_the_layer_that_wins_names() {
+    let here = ["--data-dir", "c"];
+    let check = |flags: &[&str], environment: &[(&str, &str)], file: Option<&str>, expected: &[&str]| {
+        let (outcome, _folder) = coordinator(&[here.as_slice(), flags].concat(), environment, file);
+        let (settings, document) = outcome.unwrap();
+        assert_eq!(settings.join, expected);
+        let shown = expected.iter().map(|url| format!("\"{url}\"")).collect::<Vec<_>>().join(", ");
+        assert!(document.contains(&format!("join = [{shown}]")), "{document}");
+    };
+    check(&[], &[], None, &[]);
+    let file = Some("join = ['http://d:4']");
+    check(&[], &[], file, &["http://d:4"]);
+    let environment = [("SHOAL_JOIN", "http://b:2, shoal://c:3")];
+    check(&[], &environment, file, &["http://b:2", "http://c:3"]);
+    check(&["--join", "a:1", "--join", "http://b:2"], &environment, file, &["http://a:1", "http://b:2"]);
+    let (outcome, _folder) = coordinator(&[here.as_slice(), &["--join", "https://a:1"]].concat(), &[], None);
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("join = `https://a:1` (from flag --join): not the address of a node"), "{error}");
 }
 
 #[test]

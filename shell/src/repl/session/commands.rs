@@ -252,7 +252,13 @@ impl Session {
         let workers =
             workers.ok().and_then(|batches| text_rows(&batches).into_iter().flatten().flatten().next());
         let workers = workers.map(|count| format!("; workers that live: {count}")).unwrap_or_default();
-        let text = format!("Connected to {} as {}{workers}.\n", self.client.address(), self.client.user());
+        let (here, all) = (self.client.address(), self.client.coordinators());
+        let others: Vec<String> =
+            all.iter().filter(|other| *other != here).map(ToString::to_string).collect();
+        let mut text = format!("Connected to {here} as {}{workers}.\n", self.client.user());
+        if !others.is_empty() {
+            text.push_str(&format!("When it is gone: {}.\n", others.join(", ")));
+        }
         self.print(&text)
     }
 }

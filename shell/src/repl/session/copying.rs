@@ -8,18 +8,43 @@ use shoal_proto::WriteId;
 use super::super::copy::{Copy, Direction, Source, Subject, open, write};
 use super::super::progress::Monitor;
 use super::Session;
+use super::repeat::{how_to_find_out, unsettled};
 use crate::client::{ClientError, IngestTarget};
 use crate::render::quantity;
 
 impl Session {
-    /// Copies between a local file and the cluster.
+    /// Copies between a local file and the cluster; where the session is lost,
+    /// once more in another one. A file is made anew, and the write's id makes
+    /// a second one do nothing.
     pub(super) async fn copy(&mut self, copy: &Copy) -> Result<(), ClientError> {
+        let write_id = WriteId::random();
+        let mut outcome = self.copy_once(copy, &write_id).await;
+        if let Err(lost) = &outcome
+            && lost.session_is_gone()
+        {
+            let refused = matches!(lost, ClientError::SessionEnded(_));
+            outcome = match self.reconnect(refused).await {
+                Ok(()) => self.copy_once(copy, &write_id).await,
+                Err(error) => Err(error),
+            };
+            if copy.direction == Direction::From && !refused && !self.settings.has_write_id() {
+                let how = how_to_find_out("COPY", Some(&write_id));
+                outcome = outcome.map_err(|error| unsettled(error, &how));
+            }
+        }
+        if copy.direction == Direction::From {
+            self.settings.note_write(&outcome);
+        }
+        outcome
+    }
+
+    async fn copy_once(&mut self, copy: &Copy, write_id: &WriteId) -> Result<(), ClientError> {
         self.interrupts.forget();
         match (&copy.direction, &copy.subject) {
             (Direction::From, Subject::Table { schema, name, written }) => {
                 let target =
                     IngestTarget { schema: schema.clone(), table: name.clone(), ..IngestTarget::default() };
-                self.copy_from(copy, target, written).await
+                self.copy_from(copy, target, written, write_id).await
             }
             (_, Subject::Table { written, .. }) => {
                 self.copy_to(copy, &format!("SELECT * FROM {written}")).await
@@ -33,6 +58,7 @@ impl Session {
         copy: &Copy,
         target: IngestTarget,
         written: &str,
+        write_id: &WriteId,
     ) -> Result<(), ClientError> {
         let mut monitor = Monitor::start(self.options.screen.progress_place(), "reading");
         let select = format!("SELECT * FROM {written}");
@@ -43,8 +69,7 @@ impl Session {
         let Source { batches, rows } = opened;
         let target = IngestTarget { columns: Some(columns), ..target };
         let counter = Arc::clone(&rows);
-        let write_id = WriteId::random();
-        let ingest = self.client.ingest(&target, &write_id, batches);
+        let ingest = self.client.ingest(&target, write_id, batches);
         let say = |monitor: &mut Monitor| {
             monitor.say(format!("{} sent", quantity::rows(counter.load(Ordering::Relaxed))));
         };

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use shoal_proto::WriteId;
 
-use super::super::lex::{TokenKind, tokens};
 use super::super::output::Output;
 use super::super::progress::Monitor;
 use super::Session;
+use super::repeat::{Stage, tag};
 use crate::client::{ClientError, Rows};
 use crate::render::{Expanded, Layout, quantity};
 
@@ -21,19 +21,6 @@ pub(super) struct Showing {
     pub(super) file: Option<PathBuf>,
 }
 
-/// How far an attempt has come, which decides whether it may be repeated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Nothing was run.
-    Planning,
-    /// A query runs; nothing was shown.
-    Querying,
-    /// A change runs.
-    Changing,
-    /// Rows were shown.
-    Showing,
-}
-
 impl Session {
     /// Runs a statement as it was typed.
     pub(super) async fn statement(&mut self, sql: &str) -> Result<(), ClientError> {
@@ -41,53 +28,21 @@ impl Session {
         self.show(sql, &Showing::default()).await
     }
 
-    /// Runs a statement. If the connection breaks and it does no harm, it is
-    /// run again over a new one.
+    /// Runs a statement; where its session is lost, again in another one if
+    /// that does no harm.
     pub(super) async fn show(&mut self, sql: &str, showing: &Showing) -> Result<(), ClientError> {
         let write_id = WriteId::random();
         let mut stage = Stage::Planning;
-        let error = match self.attempt(sql, showing, &write_id, &mut stage).await {
-            Err(error @ (ClientError::Lost { .. } | ClientError::SessionEnded(_))) => error,
-            outcome => return outcome,
+        let outcome = match self.attempt(sql, showing, &write_id, &mut stage).await {
+            Err(lost) if lost.session_is_gone() => self.go_on(sql, showing, &write_id, stage, lost).await,
+            outcome => outcome,
         };
-        let refused = matches!(error, ClientError::SessionEnded(_));
-        let harmless = match stage {
-            Stage::Planning | Stage::Querying => true,
-            // The write's id makes the second time do nothing.
-            Stage::Changing => refused || matches!(tag(sql).as_str(), "INSERT" | "COPY"),
-            Stage::Showing => false,
-        };
-        self.reconnect(refused).await?;
-        if harmless {
-            return self.attempt(sql, showing, &write_id, &mut stage).await;
-        }
-        if stage == Stage::Changing {
-            let ClientError::Lost { cause } = error else {
-                return Err(error);
-            };
-            return Err(ClientError::Lost {
-                cause: format!(
-                    "{cause}; the statement may have been carried out or not: look before you repeat it"
-                ),
-            });
-        }
-        Err(error)
+        self.settings.note(sql, &outcome);
+        outcome
     }
 
-    /// Connects again and says so.
-    pub(super) async fn reconnect(&mut self, refused: bool) -> Result<(), ClientError> {
-        let place = self.options.screen.progress_place();
-        let mut monitor = Monitor::start(place, "connecting");
-        let mut client = self.client.clone();
-        monitor.watch(&mut self.interrupts, client.reconnect()).await?;
-        drop(monitor);
-        self.client = client;
-        let why = if refused { "the session had ended" } else { "the connection was lost" };
-        self.print_notice(&format!("{why}: connected again, with all settings at their defaults"));
-        Ok(())
-    }
-
-    async fn attempt(
+    /// Runs a statement once; `stage` says how far it came.
+    pub(super) async fn attempt(
         &mut self,
         sql: &str,
         showing: &Showing,
@@ -151,8 +106,11 @@ impl Session {
             let room = limit.map_or(batch.num_rows(), |limit| limit.saturating_sub(shown.rows));
             let taken = batch.slice(0, room.min(batch.num_rows()));
             if taken.num_rows() > 0 {
-                if on_screen {
+                // A file of its own would be made anew.
+                if showing.file.is_none() {
                     *stage = Stage::Showing;
+                }
+                if on_screen {
                     monitor.wipe();
                 }
                 output.write(|out| renderer.rows(&taken, out))?;
@@ -247,50 +205,4 @@ struct Shown {
     /// There were more.
     cut: bool,
     remark: Option<String>,
-}
-
-/// What a statement does, in its own words: `CREATE TABLE`, `INSERT`, `SET`.
-pub(super) fn tag(sql: &str) -> String {
-    let words: Vec<String> = tokens(sql)
-        .filter(|token| token.kind == TokenKind::Word)
-        .take(6)
-        .map(|token| sql[token.start..token.end].to_ascii_uppercase())
-        .collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let of = |verb: &str, rest: &[&str]| {
-        let object = rest.iter().find(|word| !matches!(**word, "OR" | "REPLACE" | "UNBOUNDED"));
-        match object {
-            Some(&"EXTERNAL") => format!("{verb} EXTERNAL TABLE"),
-            Some(object) => format!("{verb} {object}"),
-            None => verb.to_owned(),
-        }
-    };
-    match words.as_slice() {
-        [verb @ ("CREATE" | "DROP" | "ALTER"), rest @ ..] => of(verb, rest),
-        ["KILL", ..] => "KILL QUERY".to_owned(),
-        [verb, ..] => (*verb).to_owned(),
-        [] => "OK".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_statement_is_named_by_its_first_words() {
-        for (sql, expected) in [
-            ("create table t as select 1", "CREATE TABLE"),
-            ("CREATE OR REPLACE VIEW v AS SELECT 1", "CREATE VIEW"),
-            ("create external table t stored as csv location 'x'", "CREATE EXTERNAL TABLE"),
-            ("drop table if exists t", "DROP TABLE"),
-            ("/* note */ insert into t values (1)", "INSERT"),
-            ("set a.b = 1", "SET"),
-            ("kill query 'x'", "KILL QUERY"),
-            ("alter worker 'w' cancel drain", "ALTER WORKER"),
-            ("", "OK"),
-        ] {
-            assert_eq!(tag(sql), expected);
-        }
-    }
 }

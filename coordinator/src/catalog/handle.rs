@@ -1,0 +1,398 @@
+//! The catalog as the rest of a coordinator sees it: the newest state here, and
+//! changes that all coordinators agree on.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use futures::FutureExt;
+use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
+use shoal_data::data_dir::make_dir;
+use shoal_proto::{Channels, Failure};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::command::{Command, Outcome};
+use super::raft::LogStore;
+use super::raft::core::{Answer, ChangeError, Coordinator, Core, Enlist, Enlisted};
+use super::raft::file::{Change, Identity, Opened, RaftFile};
+use super::raft::machine::{Dropped, Machine, Published};
+use super::raft::peers::{Call, Peers};
+use super::raft::types::{CoordinatorId, TypeConfig};
+use super::state::{CatalogError, State};
+use crate::Error;
+
+const FILE: &str = "catalog.redb";
+/// Entries of the log after which the state is kept as a snapshot.
+const SNAPSHOT_EVERY: u64 = 1_000;
+/// Entries that stay behind a snapshot, for coordinators that are behind.
+const LOG_KEPT: u64 = 1_000;
+/// How often a leader says that it is there.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+/// After so long without a word, and up to so long, a new leader is elected.
+const ELECTION: (Duration, Duration) = (Duration::from_millis(600), Duration::from_millis(1_000));
+/// How long one piece of a snapshot may take on its way.
+const SNAPSHOT_PIECE_MAX: Duration = Duration::from_secs(10);
+/// How long a coordinator that is alone may take to lead.
+const ALONE_MAX: Duration = Duration::from_secs(30);
+/// How long the answer of a coordinator that is asked to take this one in may take.
+const ENLIST_MAX: Duration = Duration::from_secs(90);
+/// How often that is tried.
+const ENLIST_RETRY: Duration = Duration::from_millis(500);
+/// Reads that wait for the same answer of the leader.
+const READS_MAX: usize = 10_000;
+/// The number of the coordinator with which a cluster begins.
+const FIRST: CoordinatorId = 1;
+
+impl From<CatalogError> for Error {
+    fn from(error: CatalogError) -> Self {
+        match error {
+            CatalogError::NotFound(message) => Self::NotFound(message),
+            CatalogError::AlreadyExists(message) => Self::AlreadyExists(message),
+            CatalogError::Invalid(message) => Self::Invalid(message),
+        }
+    }
+}
+
+/// How a catalog is opened.
+#[derive(Clone, Debug)]
+pub struct CatalogOptions {
+    /// Where its file is.
+    pub dir: PathBuf,
+    /// The URL at which the other coordinators reach this one.
+    pub address: String,
+    /// URLs of coordinators whose cluster it joins, where it is of none yet.
+    pub join: Vec<String>,
+}
+
+/// The catalog. Cheap to clone; the file closes with the last clone.
+#[derive(Clone)]
+pub struct Catalog(Arc<Handle>);
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog").field("coordinator", &self.core().me).finish_non_exhaustive()
+    }
+}
+
+type Caught = Result<(), Failure>;
+
+struct Handle {
+    /// None only while it closes.
+    core: Option<Core>,
+    reads: Option<mpsc::Sender<oneshot::Sender<Caught>>>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Handle {
+    /// Waits for the thread, so that the file can be opened again at once.
+    fn drop(&mut self) {
+        self.core = None;
+        self.reads = None;
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the catalog's thread panicked");
+        }
+    }
+}
+
+impl Catalog {
+    /// Opens the catalog, or starts an empty one, of a cluster of its own or of
+    /// the one to join. One that is alone is then as it was after the last
+    /// command that was acknowledged; others catch up when they are read.
+    ///
+    /// # Errors
+    /// `Invalid` where a newer version of shoal wrote it or another process
+    /// has it open; `Store` where it cannot be read; `Unavailable` where no
+    /// coordinator answers that could take it in.
+    pub async fn open(options: CatalogOptions) -> Result<Self, Error> {
+        make_dir(&options.dir)?;
+        let path = options.dir.join(FILE);
+        let opened = RaftFile::open(&path, &options.address)?;
+        let stop = CancellationToken::new();
+        let (started, starting) = oneshot::channel();
+        let stopped = stop.clone();
+        // A thread of its own: who leads does not change because queries are planned.
+        let thread = std::thread::Builder::new()
+            .name("catalog".to_owned())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        drop(started.send(Err(Error::io("cannot start the catalog", error))));
+                        return;
+                    }
+                };
+                let ended = runtime.block_on(async {
+                    let core = start(opened, options).await;
+                    let core = core.map(|core| (core.clone(), serve_reads(core)));
+                    let raft = core.as_ref().ok().map(|(core, _)| core.raft.clone());
+                    drop(started.send(core));
+                    stopped.cancelled().await;
+                    match raft {
+                        Some(raft) => raft.shutdown().await.map_err(|error| error.to_string()),
+                        None => Ok(()),
+                    }
+                });
+                if let Err(error) = ended {
+                    tracing::error!(%error, "the catalog did not end in order");
+                }
+            })
+            .map_err(|error| Error::io("cannot start the catalog's thread", error))?;
+        let mut handle = Handle { core: None, reads: None, stop, thread: Some(thread) };
+        let closed = |_| Error::Internal("the catalog's thread ended".to_owned());
+        let (core, reads) = starting.await.map_err(closed)??;
+        handle.core = Some(core);
+        handle.reads = Some(reads);
+        Ok(Self(Arc::new(handle)))
+    }
+
+    /// A catalog of one coordinator in `dir`.
+    #[cfg(test)]
+    pub async fn alone(dir: &std::path::Path) -> Result<Self, Error> {
+        let address = "http://127.0.0.1:1".to_owned();
+        Self::open(CatalogOptions { dir: dir.to_owned(), address, join: Vec::new() }).await
+    }
+
+    #[expect(clippy::expect_used, reason = "it is taken out only where the last clone is dropped")]
+    fn core(&self) -> &Core {
+        self.0.core.as_ref().expect("an open catalog")
+    }
+
+    /// The consensus, for the coordinators' own service.
+    pub(crate) fn consensus(&self) -> &Core {
+        self.core()
+    }
+
+    /// The catalog as it is here. It may be behind what others have seen: see
+    /// [`Self::catch_up`].
+    pub fn snapshot(&self) -> Arc<State> {
+        Arc::clone(&self.core().published.state.borrow())
+    }
+
+    /// Follows the catalog: the newest state here, and a wake-up at each change.
+    pub fn watch(&self) -> watch::Receiver<Arc<State>> {
+        self.core().published.state.subscribe()
+    }
+
+    /// Waits until [`Self::snapshot`] is at least as new as whatever was
+    /// acknowledged by any coordinator before this was called.
+    ///
+    /// # Errors
+    /// `Unavailable` where no majority of the coordinators answers.
+    pub async fn catch_up(&self) -> Result<(), Error> {
+        if self.core().is_alone() {
+            return Ok(());
+        }
+        let closed = || Error::Unavailable("the catalog is closed: the coordinator is stopping".to_owned());
+        let reads = self.0.reads.as_ref().ok_or_else(closed)?;
+        let (reply, caught_up) = oneshot::channel();
+        reads.send(reply).await.map_err(|_| closed())?;
+        Ok(caught_up.await.map_err(|_| closed())??)
+    }
+
+    /// Segments that were dropped since the last call, also by commands that
+    /// came and went between two looks at [`Self::snapshot`]. Each is returned
+    /// once, and only after a state without it is visible.
+    pub fn take_dropped(&self) -> Vec<Dropped> {
+        std::mem::take(&mut self.core().published.dropped.lock())
+    }
+
+    /// Applies one command; it is durable on a majority, and visible here, when
+    /// this returns.
+    ///
+    /// # Errors
+    /// Why the catalog refuses it; `Exhausted` where the disk is full. Nothing
+    /// was changed then. `Unavailable` where no majority of the coordinators
+    /// answers; the message says whether the command may count all the same.
+    pub async fn apply(&self, command: Command) -> Result<Outcome, Error> {
+        Ok(self.change(command).await?)
+    }
+
+    /// As [`Self::apply`], for those who must know in the end.
+    ///
+    /// # Errors
+    /// The same; what is not settled can be given to [`Self::settle`].
+    pub async fn change(&self, command: Command) -> Result<Outcome, ChangeError> {
+        self.core().change(command).boxed().await
+    }
+
+    /// Sees to it that a change that is not settled is made or never made;
+    /// returns which, and takes as long as there is no majority.
+    ///
+    /// # Errors
+    /// Why it was not made.
+    pub async fn settle(&self, id: Uuid) -> Result<Outcome, Error> {
+        self.core().settle(id).boxed().await
+    }
+
+    /// The coordinators of the cluster, by number.
+    pub fn coordinators(&self) -> Vec<Coordinator> {
+        self.core().coordinators()
+    }
+
+    /// Whether this is the only coordinator, and leads.
+    pub fn is_alone(&self) -> bool {
+        self.core().is_alone()
+    }
+
+    /// Whether this coordinator leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.core().is_leader()
+    }
+
+    /// The newest term of the consensus that this coordinator knows.
+    pub fn term(&self) -> u64 {
+        self.core().term()
+    }
+
+    /// Removes a coordinator for good.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for the only one; `Unavailable` without a majority.
+    pub async fn dismiss(&self, coordinator: CoordinatorId) -> Result<(), Error> {
+        self.core().dismiss(coordinator).boxed().await
+    }
+
+    /// Sees to it that the cluster counts this coordinator in, at its address.
+    /// To be called once it can be reached there.
+    pub async fn enlist(&self) {
+        let core = self.core();
+        let request = Enlist { coordinator: Some(core.me), address: core.address.clone() };
+        let mut said = String::new();
+        loop {
+            let is_in = |it: &Coordinator| it.is_self && it.is_voter && it.address == core.address;
+            if self.coordinators().iter().any(is_in) {
+                return;
+            }
+            match core.enlist(&request).boxed().await {
+                Ok(_) => return,
+                Err(error) => {
+                    let what = error.to_string();
+                    if what != said {
+                        tracing::warn!(%error, "this coordinator is not counted in yet");
+                        said = what;
+                    }
+                }
+            }
+            tokio::time::sleep(ENLIST_RETRY).await;
+        }
+    }
+}
+
+/// Answers reads that wait at the same time with one question to the leader.
+fn serve_reads(core: Core) -> mpsc::Sender<oneshot::Sender<Caught>> {
+    let (reads, mut waiting) = mpsc::channel::<oneshot::Sender<Caught>>(READS_MAX);
+    tokio::spawn(async move {
+        while let Some(first) = waiting.recv().await {
+            let mut all = vec![first];
+            while let Ok(next) = waiting.try_recv() {
+                all.push(next);
+            }
+            let caught_up = core.catch_up().await;
+            for reply in all {
+                // Whoever asked may have gone.
+                drop(reply.send(caught_up.clone()));
+            }
+        }
+    });
+    reads
+}
+
+async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Error> {
+    let channels = Channels::new(tokio::runtime::Handle::current());
+    let CatalogOptions { address, join, .. } = options;
+    let identity = match &opened.identity {
+        Some(identity) => identity.clone(),
+        None => {
+            let identity = match join.as_slice() {
+                [] => Identity { cluster: Uuid::new_v4().simple().to_string(), coordinator: FIRST },
+                join => ask_to_join(&channels, join, &address).await?,
+            };
+            let kept = opened.file.change(Change::Identity(identity.clone())).await;
+            kept.map_err(|error| Error::io("cannot keep who this coordinator is", error))?;
+            identity
+        }
+    };
+    let Identity { cluster, coordinator } = identity;
+    let published = Published::new(&cluster);
+    let machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), published.clone())?;
+    let log = LogStore::new(&mut opened);
+    let peers = Peers::new(channels, cluster.clone());
+    let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
+    let config = config(&cluster).map_err(|error| failed(&error))?;
+    let raft = Raft::<TypeConfig>::new(coordinator, Arc::new(config), peers.clone(), log, machine);
+    let raft = raft.await.map_err(|error| failed(&error))?;
+    if coordinator == FIRST && !raft.is_initialized().await.map_err(|error| failed(&error))? {
+        let members = BTreeMap::from([(coordinator, BasicNode::new(&address))]);
+        raft.initialize(members).await.map_err(|error| failed(&error))?;
+    }
+    let path = opened.file.path().to_owned();
+    let core = Core { me: coordinator, cluster, address, path, raft, peers, published };
+    let voters = core.raft.with_raft_state(|state| {
+        state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>()
+    });
+    if voters.await.map_err(|error| failed(&error))? == [coordinator] {
+        lead_alone(&core).await?;
+    }
+    Ok(core)
+}
+
+/// Nobody else can lead: there is nothing to wait for.
+async fn lead_alone(core: &Core) -> Result<(), Error> {
+    let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
+    if !core.is_leader() {
+        core.raft.trigger().elect().await.map_err(|error| failed(&error))?;
+    }
+    let leads = core.raft.wait(Some(ALONE_MAX)).current_leader(core.me, "the only coordinator leads").await;
+    leads.map_err(|error| failed(&error))?;
+    core.catch_up().await?;
+    Ok(())
+}
+
+/// Gets a number in the cluster of one of these coordinators.
+async fn ask_to_join(channels: &Channels, join: &[String], address: &str) -> Result<Identity, Error> {
+    let peers = Peers::new(channels.clone(), "");
+    let request = Enlist { coordinator: None, address: address.to_owned() };
+    let mut failures = Vec::new();
+    for other in join {
+        let enlisted = peers.call(other, Call::Enlist, &request, ENLIST_MAX).await;
+        match enlisted {
+            Ok(Answer::Done(Enlisted { cluster, coordinator })) => {
+                tracing::info!(%cluster, coordinator, through = %other, "this coordinator joins");
+                return Ok(Identity { cluster, coordinator });
+            }
+            Ok(Answer::NotLeader) => failures.push(format!("{other} does not know who leads")),
+            Ok(Answer::Failed(failure)) | Err(failure) => failures.push(format!("{other}: {failure}")),
+        }
+    }
+    Err(Error::Unavailable(format!(
+        "no coordinator took this one in ({}); --join names one that runs, or leave it out to start a new cluster",
+        failures.join("; ")
+    )))
+}
+
+fn config(cluster: &str) -> Result<Config, openraft::ConfigError> {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: cluster.to_owned(),
+        heartbeat_interval: ms(HEARTBEAT),
+        election_timeout_min: ms(ELECTION.0),
+        election_timeout_max: ms(ELECTION.1),
+        install_snapshot_timeout: ms(SNAPSHOT_PIECE_MAX),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: LOG_KEPT,
+        ..Config::default()
+    }
+    .validate()
+}
+
+#[cfg(test)]
+mod tests;

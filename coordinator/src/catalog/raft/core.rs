@@ -1,0 +1,468 @@
+//! One coordinator's part in the consensus: changes and reads of the catalog,
+//! here or at the leader.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::FutureExt;
+use openraft::error::{ClientWriteError, RaftError};
+use openraft::{BasicNode, ChangeMembers, Raft, ServerState};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use shoal_proto::{ErrorCode, Failure};
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::machine::Published;
+use super::peers::{Call, Peers};
+use super::types::{CoordinatorId, Proposal, Reply, TypeConfig};
+use crate::Error;
+use crate::catalog::command::{Command, Outcome};
+use crate::catalog::disk;
+
+/// How long a change may look for a leader and its majority.
+const CHANGE_MAX: Duration = Duration::from_secs(10);
+/// How long a read may.
+const READ_MAX: Duration = Duration::from_secs(5);
+/// How long a coordinator may take to be taken in or let go.
+const MEMBERSHIP_MAX: Duration = Duration::from_secs(60);
+/// After so long another coordinator is looked for.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How often who leads is asked for while nobody does.
+const LEADER_POLL: Duration = Duration::from_millis(50);
+
+/// What the leader answers, or that it is none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer<T> {
+    Done(T),
+    NotLeader,
+    Failed(Failure),
+}
+
+/// A coordinator as its cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coordinator {
+    /// Its number.
+    pub id: CoordinatorId,
+    /// The URL at which it is reached.
+    pub address: String,
+    /// Whether it counts for a majority; otherwise it only follows, until it
+    /// has caught up.
+    pub is_voter: bool,
+    /// Whether it leads, as far as this coordinator knows.
+    pub is_leader: bool,
+    /// Whether it is this one.
+    pub is_self: bool,
+}
+
+/// A coordinator that wants to belong to the cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Enlist {
+    /// Its number; none before it has one.
+    pub coordinator: Option<CoordinatorId>,
+    /// Where it is reached.
+    pub address: String,
+}
+
+/// Who it is now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Enlisted {
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Its number.
+    pub coordinator: CoordinatorId,
+}
+
+/// Why a change did not come about.
+#[derive(Debug)]
+pub enum ChangeError {
+    /// It was not made, and will not be.
+    Refused(Error),
+    /// Nobody knows whether it was made, or still will be.
+    Unsettled {
+        /// What [`Core::settle`] needs.
+        id: Uuid,
+        /// Why.
+        error: Error,
+    },
+}
+
+impl From<ChangeError> for Error {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Refused(error) | ChangeError::Unsettled { error, .. } => error,
+        }
+    }
+}
+
+/// Where a call to the leader ended without an answer.
+struct Unanswered {
+    /// Whether a leader may have got it.
+    is_sent: bool,
+    why: Failure,
+}
+
+/// The consensus, for this coordinator.
+#[derive(Clone)]
+pub struct Core {
+    pub me: CoordinatorId,
+    pub cluster: String,
+    pub address: String,
+    pub path: PathBuf,
+    pub raft: Raft<TypeConfig>,
+    pub peers: Peers,
+    pub published: Published,
+}
+
+impl Core {
+    /// The coordinators of the cluster, by number.
+    pub fn coordinators(&self) -> Vec<Coordinator> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<_> = membership.voter_ids().collect();
+        let coordinator = |(id, node): (&CoordinatorId, &BasicNode)| Coordinator {
+            id: *id,
+            address: node.addr.clone(),
+            is_voter: voters.contains(id),
+            is_leader: metrics.current_leader == Some(*id),
+            is_self: *id == self.me,
+        };
+        membership.nodes().map(coordinator).collect()
+    }
+
+    /// Whether this one leads, as far as it knows, and has all that was
+    /// acknowledged under those who led before.
+    pub fn is_leader(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        metrics.state == ServerState::Leader && metrics.current_term == self.term()
+    }
+
+    /// The newest term of a leader of which something was applied here.
+    pub fn term(&self) -> u64 {
+        self.published.applied.borrow().term
+    }
+
+    /// Whether it leads and no other could: all that was acknowledged is here.
+    pub fn is_alone(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let mut voters = membership.voter_ids();
+        metrics.state == ServerState::Leader && voters.next() == Some(self.me) && voters.next().is_none()
+    }
+
+    fn leader(&self) -> Option<(CoordinatorId, String)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let id = metrics.current_leader?;
+        let node = metrics.membership_config.membership().get_node(&id)?;
+        Some((id, node.addr.clone()))
+    }
+
+    /// Asks whoever leads, and whoever leads next, until there is an answer or
+    /// the time is over. `here` is what this coordinator does as the leader.
+    async fn at_leader<T, F>(
+        &self,
+        call: Call,
+        request: &(impl Serialize + Sync),
+        (limit, answer_max): (Duration, Duration),
+        here: impl Fn() -> F + Sync,
+    ) -> Result<T, Unanswered>
+    where
+        T: DeserializeOwned + Send,
+        F: Future<Output = Result<Answer<T>, Failure>> + Send,
+    {
+        let deadline = Instant::now() + limit;
+        let mut metrics = self.raft.metrics();
+        let mut last = Unanswered { is_sent: false, why: self.nobody_leads() };
+        loop {
+            metrics.mark_unchanged();
+            let was_sent = last.is_sent;
+            let answer = match self.leader() {
+                Some((id, _)) if id == self.me => {
+                    last.is_sent = true;
+                    timeout_at(deadline, here().boxed()).await.unwrap_or_else(|_| Err(self.nobody_leads()))
+                }
+                Some((_, address)) => {
+                    last.is_sent = true;
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let answer = self.peers.call(&address, call, request, left.min(answer_max)).await;
+                    answer.and_then(|answer| match answer {
+                        Answer::Failed(failure) => Err(failure),
+                        other => Ok(other),
+                    })
+                }
+                None => Ok(Answer::NotLeader),
+            };
+            match answer {
+                Ok(Answer::Done(answer)) => return Ok(answer),
+                Ok(Answer::NotLeader | Answer::Failed(_)) => {}
+                Err(why) if why.code == ErrorCode::Unavailable => last.why = why,
+                // Whoever answers so has not made the change; one before may have.
+                Err(why) => return Err(Unanswered { is_sent: was_sent, why }),
+            }
+            if Instant::now() >= deadline {
+                return Err(last);
+            }
+            let next = deadline.min(Instant::now() + LEADER_POLL);
+            let _changed_or_not = timeout_at(next, metrics.changed()).await;
+        }
+    }
+
+    fn nobody_leads(&self) -> Failure {
+        let all = self.coordinators();
+        let voters = all.iter().filter(|it| it.is_voter);
+        let needed = voters.clone().count() / 2 + 1;
+        let addresses: Vec<_> = voters.map(|it| format!("{} at {}", it.id, it.address)).collect();
+        Failure::new(
+            ErrorCode::Unavailable,
+            format!(
+                "no majority of the coordinators is there: {needed} of {} must run and reach one another ({})",
+                addresses.len(),
+                addresses.join(", ")
+            ),
+        )
+    }
+
+    fn unreached(&self, what: &str, why: &Failure) -> Error {
+        let nobody = self.nobody_leads();
+        let cause = if why.message == nobody.message { String::new() } else { format!("; last: {why}") };
+        Error::Unavailable(format!("{}{cause}{what}", nobody.message))
+    }
+
+    /// Makes a change. It is durable, and visible here, when this returns.
+    ///
+    /// # Errors
+    /// Why the catalog refuses it; that no majority answers, and whether the
+    /// change may be made all the same.
+    pub async fn change(&self, command: Command) -> Result<Outcome, ChangeError> {
+        let proposal = Proposal { id: Uuid::new_v4(), command: Some(command) };
+        match self.propose(&proposal).await {
+            Ok(reply) => outcome(reply).map_err(ChangeError::Refused),
+            Err(Unanswered { is_sent: true, why }) => {
+                let what = "; whether the change was made is not known: look before you try again";
+                Err(ChangeError::Unsettled { id: proposal.id, error: self.unreached(what, &why) })
+            }
+            Err(Unanswered { why, .. }) if why.code == ErrorCode::Unavailable => {
+                Err(ChangeError::Refused(self.unreached("; nothing was changed", &why)))
+            }
+            Err(Unanswered { why, .. }) => Err(ChangeError::Refused(why.into())),
+        }
+    }
+
+    /// Sees to it that a change that is not settled is made or never made.
+    /// Takes as long as there is no majority.
+    pub async fn settle(&self, id: Uuid) -> Result<Outcome, Error> {
+        loop {
+            match self.propose(&Proposal { id, command: None }).await {
+                Ok(reply) => return outcome(reply),
+                Err(Unanswered { why, .. }) => tracing::warn!(%why, "a change is not settled yet"),
+            }
+            tokio::time::sleep(ANSWER_MAX).await;
+        }
+    }
+
+    async fn propose(&self, proposal: &Proposal) -> Result<Reply, Unanswered> {
+        let limits = (CHANGE_MAX, ANSWER_MAX.max(CHANGE_MAX / 2));
+        let (index, reply): (u64, Reply) =
+            self.at_leader(Call::Propose, proposal, limits, || self.propose_here(proposal.clone())).await?;
+        // Whoever made the change sees it, here too.
+        let mut applied = self.published.applied.subscribe();
+        let seen = tokio::time::timeout(CHANGE_MAX, applied.wait_for(|applied| applied.entries > index)).await;
+        if !matches!(seen, Ok(Ok(_))) {
+            tracing::warn!(index, "a change of the catalog is made, and has not come here");
+        }
+        Ok(reply)
+    }
+
+    /// Takes a proposal as the leader: its place in the log, and what came of it.
+    ///
+    /// # Errors
+    /// `Exhausted` where the disk of this coordinator is full.
+    pub async fn propose_here(&self, proposal: Proposal) -> Result<Answer<(u64, Reply)>, Failure> {
+        if proposal.command.as_ref().is_some_and(Command::adds) && !disk::has_room(&self.path) {
+            return Err(Failure::new(
+                ErrorCode::Exhausted,
+                format!(
+                    "the disk of the catalog ({}) is full; nothing was changed; free some space there",
+                    self.path.display()
+                ),
+            ));
+        }
+        match self.raft.client_write(proposal).await {
+            Ok(written) => Ok(Answer::Done((written.log_id.index, written.data))),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Ok(Answer::NotLeader),
+            // It may be in the log of others.
+            Err(error) => Err(Failure::new(ErrorCode::Unavailable, error.to_string())),
+        }
+    }
+
+    /// Waits until the state is at least as new as whatever was acknowledged
+    /// anywhere before this was called.
+    ///
+    /// # Errors
+    /// `Unavailable` where no majority answers.
+    pub async fn catch_up(&self) -> Result<(), Failure> {
+        let index: u64 = self
+            .at_leader(Call::ReadIndex, &(), (READ_MAX, ANSWER_MAX), || self.read_index())
+            .await
+            .map_err(|unanswered| Failure::from(self.unreached("", &unanswered.why)))?;
+        let mut applied = self.published.applied.subscribe();
+        let caught_up = tokio::time::timeout(READ_MAX, applied.wait_for(|applied| applied.entries >= index)).await;
+        match caught_up {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Failure::new(
+                ErrorCode::Unavailable,
+                "this coordinator is behind the others and does not catch up: use another one, and see its log",
+            )),
+        }
+    }
+
+    /// How much of the log a read must have seen; the leader knows. Counts from
+    /// 1, as [`Published`] does.
+    ///
+    /// # Errors
+    /// `Unavailable` where it cannot be sure that it still leads.
+    pub async fn read_index(&self) -> Result<Answer<u64>, Failure> {
+        match self.raft.get_read_log_id().await {
+            Ok((index, _)) => Ok(Answer::Done(index.map_or(0, |index| index.index + 1))),
+            Err(RaftError::APIError(_)) => Ok(Answer::NotLeader),
+            Err(error) => Err(Failure::new(ErrorCode::Unavailable, error.to_string())),
+        }
+    }
+
+    /// Takes a coordinator in, or gives it a number first.
+    ///
+    /// # Errors
+    /// `Invalid` for one that was removed; `Unavailable` without a majority.
+    pub async fn enlist(&self, request: &Enlist) -> Result<Enlisted, Error> {
+        let limits = (MEMBERSHIP_MAX, MEMBERSHIP_MAX);
+        let enlisted = self.at_leader(Call::Enlist, request, limits, || self.enlist_here(request)).await;
+        enlisted.map_err(|unanswered| unanswered.why.into())
+    }
+
+    /// [`Self::enlist`], as the leader.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn enlist_here(&self, request: &Enlist) -> Result<Answer<Enlisted>, Failure> {
+        if !self.is_leader() {
+            return Ok(Answer::NotLeader);
+        }
+        shoal_proto::channel::endpoint(&request.address)?;
+        let Some(coordinator) = request.coordinator else {
+            let outcome = self.change(Command::ReserveCoordinator).await.map_err(Error::from)?;
+            let Outcome::Coordinator(coordinator) = outcome else {
+                return Err(Failure::new(ErrorCode::Internal, "no number for a coordinator"));
+            };
+            return Ok(Answer::Done(Enlisted { cluster: self.cluster.clone(), coordinator }));
+        };
+        if self.published.state.borrow().is_dismissed(coordinator) {
+            return Err(Failure::new(
+                ErrorCode::Invalid,
+                format!(
+                    "coordinator {coordinator} was removed from the cluster: stop it, or start it with an \
+                     empty --data-dir and --join to add it anew"
+                ),
+            ));
+        }
+        let known = self.coordinators().into_iter().find(|it| it.id == coordinator);
+        let node = BasicNode::new(&request.address);
+        match &known {
+            None => self.change_members(ChangeMembers::AddNodes(BTreeMap::from([(coordinator, node)]))).await?,
+            Some(known) if known.address != request.address => {
+                tracing::info!(coordinator, address = request.address, "coordinator has another address");
+                self.change_members(ChangeMembers::SetNodes(BTreeMap::from([(coordinator, node)]))).await?;
+            }
+            Some(_) => {}
+        }
+        if !known.is_some_and(|known| known.is_voter) {
+            self.wait_until_caught_up(coordinator).await?;
+            self.change_members(ChangeMembers::AddVoterIds(BTreeSet::from([coordinator]))).await?;
+            tracing::info!(coordinator, address = request.address, "coordinator joins");
+        }
+        Ok(Answer::Done(Enlisted { cluster: self.cluster.clone(), coordinator }))
+    }
+
+    /// A voter that is far behind would make a majority harder to reach.
+    async fn wait_until_caught_up(&self, coordinator: CoordinatorId) -> Result<(), Failure> {
+        let wait = self.raft.wait(Some(MEMBERSHIP_MAX));
+        let caught_up = wait.metrics(
+            |metrics| {
+                let replicated = metrics.replication.as_ref().and_then(|all| all.get(&coordinator).copied());
+                let matched = replicated.flatten().map_or(0, |log| log.index);
+                metrics.last_log_index.is_some_and(|last| matched + 10 >= last)
+            },
+            "the coordinator has the log",
+        );
+        caught_up.await.map(drop).map_err(|error| {
+            Failure::new(
+                ErrorCode::Unavailable,
+                format!("coordinator {coordinator} does not catch up with the catalog: {error}"),
+            )
+        })
+    }
+
+    /// Removes a coordinator for good.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for the last one, `Unavailable` without a majority.
+    pub async fn dismiss(&self, coordinator: CoordinatorId) -> Result<(), Error> {
+        let limits = (MEMBERSHIP_MAX, MEMBERSHIP_MAX);
+        let here = || self.dismiss_here(coordinator);
+        let dismissed = self.at_leader(Call::Dismiss, &coordinator, limits, here).await;
+        dismissed.map_err(|unanswered| unanswered.why.into())
+    }
+
+    /// [`Self::dismiss`], as the leader.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn dismiss_here(&self, coordinator: CoordinatorId) -> Result<Answer<()>, Failure> {
+        if !self.is_leader() {
+            return Ok(Answer::NotLeader);
+        }
+        let all = self.coordinators();
+        let Some(known) = all.iter().find(|it| it.id == coordinator) else {
+            let numbers: Vec<_> = all.iter().map(|it| it.id.to_string()).collect();
+            return Err(Failure::new(
+                ErrorCode::NotFound,
+                format!("there is no coordinator {coordinator}; there are {}", numbers.join(", ")),
+            ));
+        };
+        if all.iter().filter(|it| it.is_voter).count() == 1 && known.is_voter {
+            return Err(Failure::new(
+                ErrorCode::Invalid,
+                format!("coordinator {coordinator} is the only one: start another one with --join first"),
+            ));
+        }
+        self.change(Command::DismissCoordinator { coordinator }).await.map_err(Error::from)?;
+        let ids = BTreeSet::from([coordinator]);
+        let change =
+            if known.is_voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
+        self.change_members(change).await?;
+        tracing::info!(coordinator, "coordinator is removed");
+        Ok(Answer::Done(()))
+    }
+
+    async fn change_members(&self, change: ChangeMembers<CoordinatorId, BasicNode>) -> Result<(), Failure> {
+        // What is taken out is not kept as one that only follows.
+        let retain = !matches!(change, ChangeMembers::RemoveVoters(_));
+        let changed = self.raft.change_membership(change, retain).await;
+        changed.map(drop).map_err(|error| Failure::new(ErrorCode::Unavailable, error.to_string()))
+    }
+}
+
+fn outcome(reply: Reply) -> Result<Outcome, Error> {
+    match reply {
+        Reply::Done(outcome) => Ok(outcome),
+        Reply::Refused(error) => Err(error.into()),
+        Reply::Abandoned => {
+            Err(Error::Unavailable("the change was given up before a majority had it".to_owned()))
+        }
+        Reply::Nothing => Err(Error::Internal("a change without an answer".to_owned())),
+    }
+}

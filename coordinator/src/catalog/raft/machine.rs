@@ -1,0 +1,340 @@
+//! The catalog's state as openraft sees it: entries of the log go in, one after
+//! the other, and everybody else sees the state behind the newest.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::Cursor;
+use std::sync::Arc;
+
+use openraft::storage::RaftStateMachine;
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use shoal_data::Segment;
+use shoal_proto::fault::{self, Step};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::file::{Change, KeptSnapshot, RaftFile, to_json};
+use super::types::{CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig};
+use crate::Error;
+use crate::catalog::State;
+
+/// What snapshots are written as, and the newest that is read.
+const SNAPSHOT_FORMAT: u64 = 1;
+/// Commands whose replies are remembered. One that is sent again later than that
+/// many others would be applied twice; whoever sends again does so for seconds.
+const RECENT_MAX: usize = 4_096;
+
+/// A segment that no state has since a version of the catalog.
+#[derive(Clone, Debug)]
+pub struct Dropped {
+    /// The first version without it that anybody saw.
+    pub version: u64,
+    /// The segment.
+    pub segment: Arc<Segment>,
+}
+
+/// A place in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Entries up to there.
+    pub entries: u64,
+    /// The term of the last one.
+    pub term: u64,
+}
+
+/// What the rest of the coordinator sees of the machine.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The newest state.
+    pub state: watch::Sender<Arc<State>>,
+    /// Up to where the log is in that state.
+    pub applied: watch::Sender<Position>,
+    /// Segments that were dropped since somebody last asked.
+    pub dropped: Arc<Mutex<Vec<Dropped>>>,
+}
+
+impl Published {
+    /// A catalog with nothing in it.
+    pub fn new(cluster: &str) -> Self {
+        Self {
+            state: watch::Sender::new(Arc::new(State::new(cluster))),
+            applied: watch::Sender::default(),
+            dropped: Arc::default(),
+        }
+    }
+}
+
+/// The replies to the newest commands.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<(Uuid, Reply)>", into = "Vec<(Uuid, Reply)>")]
+pub struct Recent {
+    replies: HashMap<Uuid, Reply>,
+    order: VecDeque<Uuid>,
+}
+
+impl Recent {
+    fn insert(&mut self, id: Uuid, reply: Reply) {
+        self.replies.insert(id, reply);
+        self.order.push_back(id);
+        while self.order.len() > RECENT_MAX {
+            if let Some(oldest) = self.order.pop_front() {
+                self.replies.remove(&oldest);
+            }
+        }
+    }
+}
+
+impl From<Vec<(Uuid, Reply)>> for Recent {
+    fn from(replies: Vec<(Uuid, Reply)>) -> Self {
+        let mut recent = Self::default();
+        for (id, reply) in replies {
+            recent.insert(id, reply);
+        }
+        recent
+    }
+}
+
+impl From<Recent> for Vec<(Uuid, Reply)> {
+    fn from(mut recent: Recent) -> Self {
+        let order = std::mem::take(&mut recent.order);
+        order.into_iter().filter_map(|id| Some((id, recent.replies.remove(&id)?))).collect()
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    format: u64,
+    state: &'a State,
+    recent: &'a Recent,
+}
+
+#[derive(Deserialize)]
+struct OwnedBody {
+    state: State,
+    recent: Recent,
+}
+
+/// A snapshot's bytes.
+///
+/// # Errors
+/// `Internal` for a state that cannot be encoded.
+pub fn encode(state: &State, recent: &Recent) -> Result<Vec<u8>, Error> {
+    to_json(&Body { format: SNAPSHOT_FORMAT, state, recent })
+}
+
+/// What a snapshot's bytes say.
+///
+/// # Errors
+/// `Invalid` for one that a newer version of shoal made; `Internal` for one
+/// that cannot be read.
+pub fn decode(data: &[u8]) -> Result<(State, Recent), Error> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u64,
+    }
+    let broken = |error: serde_json::Error| Error::Internal(format!("a snapshot of the catalog: {error}"));
+    let Format { format } = serde_json::from_slice(data).map_err(broken)?;
+    if format > SNAPSHOT_FORMAT {
+        return Err(Error::Invalid(format!(
+            "a snapshot of the catalog is in format {format}; this version of shoal reads up to format \
+             {SNAPSHOT_FORMAT}: start a newer one"
+        )));
+    }
+    let body: OwnedBody = serde_json::from_slice(data).map_err(broken)?;
+    Ok((body.state, body.recent))
+}
+
+/// The state behind one entry of the log.
+#[derive(Clone, Debug)]
+struct Applied {
+    state: Arc<State>,
+    recent: Recent,
+    last: Option<LogId>,
+    membership: Membership,
+}
+
+impl Applied {
+    fn apply(&mut self, state: &mut State, entry: Entry) -> Reply {
+        self.last = Some(entry.log_id);
+        match entry.payload {
+            EntryPayload::Blank => Reply::Nothing,
+            EntryPayload::Membership(membership) => {
+                self.membership = Membership::new(Some(entry.log_id), membership);
+                Reply::Nothing
+            }
+            EntryPayload::Normal(Proposal { id, command }) => {
+                if let Some(reply) = self.recent.replies.get(&id) {
+                    return reply.clone();
+                }
+                let reply = command.map_or(Reply::Abandoned, |command| {
+                    state.apply(command).map_or_else(Reply::Refused, Reply::Done)
+                });
+                self.recent.insert(id, reply.clone());
+                reply
+            }
+        }
+    }
+}
+
+/// The machine. It is the only one that changes the state.
+#[derive(Debug)]
+pub struct Machine {
+    applied: Applied,
+    published: Published,
+    file: RaftFile,
+}
+
+impl Machine {
+    /// The machine behind the newest snapshot of a file, or of a new cluster.
+    ///
+    /// # Errors
+    /// Where the snapshot cannot be read.
+    pub fn new(file: RaftFile, snapshot: Option<&KeptSnapshot>, published: Published) -> Result<Self, Error> {
+        let state = Arc::clone(&published.state.borrow());
+        let applied =
+            Applied { state, recent: Recent::default(), last: None, membership: Membership::default() };
+        let mut machine = Self { applied, published, file };
+        if let Some(KeptSnapshot { meta, data }) = snapshot {
+            machine.replace(meta, data)?;
+            // Nothing reads them after a restart; workers are told when they join.
+            machine.published.dropped.lock().clear();
+        }
+        Ok(machine)
+    }
+
+    fn replace(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), Error> {
+        let (state, recent) = decode(data)?;
+        let gone = gone(&self.applied.state, &state);
+        self.applied = Applied {
+            state: Arc::new(state),
+            recent,
+            last: meta.last_log_id,
+            membership: meta.last_membership.clone(),
+        };
+        self.publish(gone);
+        Ok(())
+    }
+
+    /// Shows the state to everybody, and then what it does not have any more.
+    fn publish(&self, dropped: Vec<Arc<Segment>>) {
+        let state = &self.applied.state;
+        self.published.state.send_if_modified(|current| {
+            let changed = !Arc::ptr_eq(current, state);
+            *current = Arc::clone(state);
+            changed
+        });
+        let version = state.version;
+        let dropped = dropped.into_iter().map(|segment| Dropped { version, segment });
+        self.published.dropped.lock().extend(dropped);
+        let position = |last: LogId| Position { entries: last.index + 1, term: last.leader_id.term };
+        let applied = self.applied.last.map(position).unwrap_or_default();
+        self.published.applied.send_replace(applied);
+    }
+}
+
+fn is_write_of(entry: &Entry) -> bool {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.command.as_ref().is_some_and(|it| it.write().is_some()),
+        EntryPayload::Blank | EntryPayload::Membership(_) => false,
+    }
+}
+
+/// The segments of one state that another does not have.
+fn gone(before: &State, after: &State) -> Vec<Arc<Segment>> {
+    let kept: HashSet<_> =
+        after.tables().flat_map(|table| &table.segments).map(|segment| segment.name()).collect();
+    let segments = before.tables().flat_map(|table| &table.segments);
+    segments.filter(|segment| !kept.contains(&segment.name())).cloned().collect()
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), StorageError> {
+        Ok((self.applied.last, self.applied.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Reply>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut state = State::clone(&self.applied.state);
+        let mut is_write = false;
+        let mut replies = Vec::new();
+        for entry in entries {
+            is_write |= is_write_of(&entry);
+            replies.push(self.applied.apply(&mut state, entry));
+        }
+        if is_write {
+            fault::point(Step::CommitLogged);
+        }
+        let dropped = state.take_dropped();
+        if state.version != self.applied.state.version {
+            self.applied.state = Arc::new(state);
+        }
+        self.publish(dropped);
+        Ok(replies)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { applied: self.applied.clone(), file: self.file.clone() }
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, StorageError> {
+        Ok(Box::default())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<Cursor<Vec<u8>>>,
+    ) -> Result<(), StorageError> {
+        let data = snapshot.into_inner();
+        self.replace(meta, &data)
+            .map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
+        keep(&self.file, KeptSnapshot { meta: meta.clone(), data }).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
+        let kept = self.file.snapshot().await.map_err(|error| StorageIOError::read_snapshot(None, &error))?;
+        Ok(kept.map(|KeptSnapshot { meta, data }| Snapshot { meta, snapshot: Box::new(Cursor::new(data)) }))
+    }
+}
+
+/// Makes a snapshot of what was applied when it was asked for.
+#[derive(Debug)]
+pub struct Builder {
+    applied: Applied,
+    file: RaftFile,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError> {
+        let Applied { state, recent, last, membership } = self.applied.clone();
+        let meta = SnapshotMeta {
+            last_log_id: last,
+            last_membership: membership,
+            snapshot_id: format!("{}-{}", last.map_or(0, |last| last.index), Uuid::new_v4().simple()),
+        };
+        let failed = |error: openraft::AnyError| {
+            StorageIOError::<CoordinatorId>::write_snapshot(Some(meta.signature()), error)
+        };
+        // It may take seconds, and the log goes on.
+        let encoded = tokio::task::spawn_blocking(move || encode(&state, &recent)).await;
+        let encoded = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?;
+        let data = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?;
+        keep(&self.file, KeptSnapshot { meta: meta.clone(), data: data.clone() }).await?;
+        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
+    }
+}
+
+async fn keep(file: &RaftFile, snapshot: KeptSnapshot) -> Result<(), StorageError> {
+    let signature = snapshot.meta.signature();
+    let kept = file.change(Change::Snapshot(snapshot)).await;
+    kept.map_err(|error| StorageIOError::write_snapshot(Some(signature), &error).into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,12 @@
+//! The catalog among several coordinators: what openraft needs of us, and what
+//! the rest of the coordinator sees of it. One coordinator is a majority of one.
+
+pub mod core;
+pub mod file;
+pub mod machine;
+pub mod peers;
+pub mod types;
+
+pub mod log;
+
+pub use log::LogStore;

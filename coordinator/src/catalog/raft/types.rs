@@ -1,0 +1,52 @@
+//! What the coordinators' log holds and what comes of it.
+
+use std::io::Cursor;
+
+use openraft::BasicNode;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::catalog::{CatalogError, Command, Outcome};
+
+/// The number of a coordinator in its cluster, from 1 on. No other ever gets it.
+pub type CoordinatorId = u64;
+
+openraft::declare_raft_types!(
+    /// What openraft is told about our types.
+    pub TypeConfig:
+        D = Proposal,
+        R = Reply,
+        NodeId = CoordinatorId,
+        Node = BasicNode,
+        Entry = openraft::Entry<TypeConfig>,
+        SnapshotData = Cursor<Vec<u8>>,
+);
+
+pub type Entry = openraft::Entry<TypeConfig>;
+pub type LogId = openraft::LogId<CoordinatorId>;
+pub type Membership = openraft::StoredMembership<CoordinatorId, BasicNode>;
+pub type SnapshotMeta = openraft::SnapshotMeta<CoordinatorId, BasicNode>;
+pub type StorageError = openraft::StorageError<CoordinatorId>;
+pub type Vote = openraft::Vote<CoordinatorId>;
+
+/// A command as it is in the log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Proposal {
+    /// The same each time that it is sent, so that it is applied once.
+    pub id: Uuid,
+    /// The command; none: if it was not applied before, it never is from now on.
+    pub command: Option<Command>,
+}
+
+/// What came of an entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It was none of ours.
+    Nothing,
+    /// What the command did.
+    Done(Outcome),
+    /// Why it was refused.
+    Refused(CatalogError),
+    /// It was given up before it came.
+    Abandoned,
+}

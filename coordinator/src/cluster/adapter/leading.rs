@@ -1,0 +1,117 @@
+//! What only one of the coordinators does: the one that leads looks after what
+//! workers hold. Queries, writes and the news of workers concern all of them.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use shoal_data::SegmentName;
+
+use super::Cluster;
+use crate::catalog::{Call, Coordinator};
+use crate::cluster::going::Needs;
+
+/// How long another coordinator may take to say what it needs.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// After so long without a word of a coordinator its queries are not waited for.
+/// Those that still read something that is gone fail; they are never wrong.
+const UNHEARD_MAX: Duration = Duration::from_secs(60);
+
+impl Cluster {
+    /// One round of all that is done for tables and workers.
+    pub(super) async fn look_after_workers(&self) {
+        let leads = self.lead();
+        self.collect(leads);
+        self.give_up(Instant::now());
+        if let Some(term) = leads {
+            self.record_fetched().await;
+            self.remove_what_nobody_needs(term).await;
+            self.place_anew().await;
+            self.order_copies(Instant::now());
+        }
+    }
+
+    /// The term in which this coordinator leads. A new leader has every worker
+    /// say what it holds: the one before may have told it to nobody.
+    fn lead(&self) -> Option<u64> {
+        let term = self.catalog.term();
+        let leads = self.catalog.is_leader().then_some(term);
+        let mut core = self.core.lock();
+        let core = &mut *core;
+        if core.leads_in != leads {
+            core.leads_in = leads;
+            core.going.clear();
+            core.fetched.clear();
+            core.fetching.clear();
+            core.heard.clear();
+            if leads.is_some() {
+                tracing::info!(term, "this coordinator looks after the workers now");
+                for worker in &core.membership.live().workers {
+                    core.waiting.entry(worker.id.clone()).or_default().report = true;
+                }
+            }
+        }
+        leads
+    }
+
+    /// What this coordinator needs of these segments, in answer to the leader.
+    pub fn needs(&self, asked: &[SegmentName]) -> Needs {
+        // The version before the pins: whoever pins from now on reads it or a
+        // newer one.
+        let version = self.catalog.snapshot().version;
+        let core = self.core.lock();
+        let staged: HashSet<_> = core.protected.values().flat_map(|staged| staged.keys()).collect();
+        Needs {
+            version,
+            oldest_read: self.pins.oldest(),
+            staged: asked.iter().filter(|name| staged.contains(name)).copied().collect(),
+        }
+    }
+
+    /// Removes what was dropped, and what no write is about to commit, once all
+    /// coordinators have said so.
+    async fn remove_what_nobody_needs(&self, term: u64) {
+        let asked = self.core.lock().going.asked();
+        if asked.is_empty() {
+            return;
+        }
+        let mut answers = vec![Some(self.needs(&asked))];
+        let all = self.catalog.coordinators();
+        let others: Vec<&Coordinator> = all.iter().filter(|it| !it.is_self).collect();
+        let peers = &self.catalog.consensus().peers;
+        let calls = others.iter().map(|it| peers.call(&it.address, Call::Needs, &asked, ANSWER_MAX));
+        let said: Vec<Result<Needs, _>> = join_all(calls).await;
+        let now = Instant::now();
+        {
+            let mut core = self.core.lock();
+            for (other, said) in others.iter().zip(said) {
+                let since = core.heard.entry(other.address.clone()).or_insert(now);
+                match said {
+                    Ok(needs) => {
+                        *since = now;
+                        answers.push(Some(needs));
+                    }
+                    Err(_) if now.saturating_duration_since(*since) > UNHEARD_MAX => answers.push(None),
+                    // Perhaps it answers the next time.
+                    Err(_) => return,
+                }
+            }
+        }
+        // Another one may lead by now, and have decided otherwise.
+        if self.catalog.catch_up().await.is_err() || self.lead() != Some(term) {
+            return;
+        }
+        let state = self.catalog.snapshot();
+        let mut free = self.core.lock().going.release(&asked, &answers);
+        // What a write has committed meanwhile is not unknown any more.
+        free.retain_mut(|(name, workers)| {
+            let replicas = state.segment(name).map(|segment| &segment.replicas);
+            workers.retain(|worker| !replicas.is_some_and(|replicas| replicas.contains(worker)));
+            !workers.is_empty()
+        });
+        if !free.is_empty() {
+            tracing::info!(segments = free.len(), "segments that nobody needs are removed");
+            self.discard_in(term, free);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Segments that may be removed from workers once no coordinator needs them.
+//!
+//! Pure. Each coordinator reads snapshots and stages writes of which the others
+//! know nothing: the leader asks all of them first.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use serde::{Deserialize, Serialize};
+use shoal_data::SegmentName;
+use shoal_proto::WorkerId;
+
+/// Segments that are asked for at a time.
+const ASKED_MAX: usize = 10_000;
+
+/// What one coordinator needs of the segments that it was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// The version of the catalog that its next query will read, or a newer one.
+    pub version: u64,
+    /// The oldest version that a query of it reads.
+    pub oldest_read: Option<u64>,
+    /// Those that writes of it stage.
+    pub staged: HashSet<SegmentName>,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    /// The first version of the catalog that does not have it.
+    version: u64,
+    workers: BTreeSet<WorkerId>,
+    /// Whether the catalog never had it, as far as is known: it may be of a
+    /// write that is under way.
+    is_unknown: bool,
+}
+
+/// What waits to be removed.
+#[derive(Debug, Default)]
+pub struct Going(BTreeMap<SegmentName, Leaving>);
+
+impl Going {
+    /// The catalog does not have this segment since `version`.
+    pub fn dropped(&mut self, name: SegmentName, version: u64, workers: impl IntoIterator<Item = WorkerId>) {
+        self.add(name, version, workers, false);
+    }
+
+    /// A worker holds a segment that the catalog does not have in `version`.
+    pub fn unknown(&mut self, name: SegmentName, version: u64, worker: WorkerId) {
+        self.add(name, version, [worker], true);
+    }
+
+    fn add(
+        &mut self,
+        name: SegmentName,
+        version: u64,
+        workers: impl IntoIterator<Item = WorkerId>,
+        is_unknown: bool,
+    ) {
+        let leaving =
+            self.0.entry(name).or_insert(Leaving { version, workers: BTreeSet::new(), is_unknown });
+        leaving.version = leaving.version.max(version);
+        leaving.is_unknown |= is_unknown;
+        leaving.workers.extend(workers);
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Forgets everything: another coordinator looks after it.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// What to ask the other coordinators about.
+    pub fn asked(&self) -> Vec<SegmentName> {
+        self.0.keys().take(ASKED_MAX).copied().collect()
+    }
+
+    /// Takes out what nobody needs of the segments asked about. `answers` are
+    /// those of all other coordinators; none is one that has not been heard of for
+    /// so long that its queries are not waited for. What it may have staged is.
+    pub fn release(
+        &mut self,
+        asked: &[SegmentName],
+        answers: &[Option<Needs>],
+    ) -> Vec<(SegmentName, Vec<WorkerId>)> {
+        let is_free = |name: &SegmentName, leaving: &Leaving| {
+            answers.iter().all(|answer| match answer {
+                None => !leaving.is_unknown,
+                Some(needs) => {
+                    needs.version >= leaving.version
+                        && needs.oldest_read.is_none_or(|oldest| oldest >= leaving.version)
+                        && !needs.staged.contains(name)
+                }
+            })
+        };
+        let mut free = Vec::new();
+        for name in asked {
+            if self.0.get(name).is_some_and(|leaving| is_free(name, leaving))
+                && let Some(leaving) = self.0.remove(name)
+            {
+                free.push((*name, leaving.workers.into_iter().collect()));
+            }
+        }
+        free
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::{SegmentId, TableId};
+
+    use super::*;
+
+    fn name(number: u128) -> SegmentName {
+        SegmentName { table: TableId(1), shard: 0, segment: SegmentId(uuid::Uuid::from_u128(number)) }
+    }
+
+    fn worker(id: &str) -> WorkerId {
+        WorkerId::new(id)
+    }
+
+    fn at(version: u64) -> Needs {
+        Needs { version, ..Needs::default() }
+    }
+
+    #[test]
+    fn what_a_query_anywhere_may_read_stays() {
+        let mut going = Going::default();
+        going.dropped(name(1), 7, [worker("a"), worker("b")]);
+        let asked = going.asked();
+        let reads = |oldest| Needs { oldest_read: Some(oldest), ..at(9) };
+        for holds in [at(6), reads(6), Needs { staged: HashSet::from([name(1)]), ..at(9) }] {
+            assert_eq!(going.release(&asked, &[Some(at(9)), Some(holds.clone())]), [], "{holds:?}");
+        }
+        let free = going.release(&asked, &[Some(reads(7)), Some(at(7)), None]);
+        assert_eq!(free, [(name(1), vec![worker("a"), worker("b")])]);
+        assert!(going.is_empty());
+    }
+
+    #[test]
+    fn what_somebody_who_is_away_may_have_staged_stays() {
+        let mut going = Going::default();
+        going.unknown(name(1), 7, worker("a"));
+        going.dropped(name(2), 7, [worker("a")]);
+        let asked = going.asked();
+        assert_eq!(going.release(&asked, &[None]), [(name(2), vec![worker("a")])]);
+        assert_eq!(going.release(&asked, &[Some(at(7))]), [(name(1), vec![worker("a")])]);
+    }
+
+    #[test]
+    fn only_what_was_asked_about_goes() {
+        let mut going = Going::default();
+        going.dropped(name(1), 7, [worker("a")]);
+        let asked = going.asked();
+        going.dropped(name(2), 7, [worker("a")]);
+        assert_eq!(going.release(&asked, &[]), [(name(1), vec![worker("a")])]);
+        assert!(!going.is_empty());
+    }
+}
