@@ -69,16 +69,18 @@ pub async fn run(
         listener.local_addr().map_err(|error| Error::io("cannot tell the address listened on", error))?;
     let data_dir = DataDir::lock(&config.data_dir)?;
     let spool = data_dir.emptied("spool")?;
-    let own_url = if config.advertise.is_empty() { format!("http://{address}") } else { config.advertise.clone() };
+    let own_url =
+        if config.advertise.is_empty() { format!("http://{address}") } else { config.advertise.clone() };
     let catalog = Catalog::open(CatalogOptions {
         dir: data_dir.path().to_owned(),
         address: own_url,
+        listening: address.ip(),
         join: config.join.clone(),
     })
     .await?;
     let cluster_id = catalog.snapshot().cluster.clone();
     let cluster = Arc::new(Cluster::new(catalog, config.dead_after));
-    let channels = Channels::new(tokio::runtime::Handle::current());
+    let channels = Channels::new(tokio::runtime::Handle::current()).from_loopback(address.ip());
     let import_roots = ImportRoots::new(&config.import_roots);
 
     // Ends what outlives the last query: heartbeats and loops.

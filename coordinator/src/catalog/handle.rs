@@ -2,6 +2,7 @@
 //! changes that all coordinators agree on.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -64,6 +65,8 @@ pub struct CatalogOptions {
     pub dir: PathBuf,
     /// The URL at which the other coordinators reach this one.
     pub address: String,
+    /// Where this one listens, which connections to others may come from.
+    pub listening: IpAddr,
     /// URLs of coordinators whose cluster it joins, where it is of none yet.
     pub join: Vec<String>,
 }
@@ -158,7 +161,8 @@ impl Catalog {
     #[cfg(test)]
     pub async fn alone(dir: &std::path::Path) -> Result<Self, Error> {
         let address = "http://127.0.0.1:1".to_owned();
-        Self::open(CatalogOptions { dir: dir.to_owned(), address, join: Vec::new() }).await
+        let listening = std::net::Ipv4Addr::LOCALHOST.into();
+        Self::open(CatalogOptions { dir: dir.to_owned(), address, listening, join: Vec::new() }).await
     }
 
     #[expect(clippy::expect_used, reason = "it is taken out only where the last clone is dropped")]
@@ -307,8 +311,8 @@ fn serve_reads(core: Core) -> mpsc::Sender<oneshot::Sender<Caught>> {
 }
 
 async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Error> {
-    let channels = Channels::new(tokio::runtime::Handle::current());
-    let CatalogOptions { address, join, .. } = options;
+    let CatalogOptions { address, listening, join, .. } = options;
+    let channels = Channels::new(tokio::runtime::Handle::current()).from_loopback(listening);
     let identity = match &opened.identity {
         Some(identity) => identity.clone(),
         None => {

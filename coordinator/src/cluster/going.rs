@@ -55,8 +55,7 @@ impl Going {
         workers: impl IntoIterator<Item = WorkerId>,
         is_unknown: bool,
     ) {
-        let leaving =
-            self.0.entry(name).or_insert(Leaving { version, workers: BTreeSet::new(), is_unknown });
+        let leaving = self.0.entry(name).or_insert(Leaving { version, workers: BTreeSet::new(), is_unknown });
         leaving.version = leaving.version.max(version);
         leaving.is_unknown |= is_unknown;
         leaving.workers.extend(workers);

@@ -11,7 +11,7 @@ use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{TableId, WriteId};
 
 use super::{Engine, Parameters, Prepared, Scope};
-use crate::catalog::{Command, Outcome, View};
+use crate::catalog::{Command, Coordinator, CoordinatorId, Outcome, View};
 use crate::session::Settings;
 use crate::sql::{
     SYSTEM_SCHEMA, Statement, TableOptions, VIEW_DEPTH_MAX, complete_layout, fold_identifier, plain_columns,
@@ -76,6 +76,7 @@ impl Engine {
             Statement::DrainWorker { worker, is_draining } => {
                 self.apply(Command::DrainWorker { worker: worker.clone(), is_draining: *is_draining }).await
             }
+            Statement::RemoveCoordinator { coordinator } => self.remove_coordinator(coordinator).await,
             Statement::Kill(query) => match self.cancel(*query) {
                 true => Ok(0),
                 false => Err(Error::NotFound(format!(
@@ -345,6 +346,15 @@ impl Engine {
         self.apply(Command::SetReplicas { schema_name, name, replicas }).await
     }
 
+    async fn remove_coordinator(&self, named: &str) -> Result<u64, Error> {
+        let catalog = self.cluster.catalog();
+        // One that another coordinator took in is known here then.
+        catalog.catch_up().await?;
+        let coordinator = coordinator_named(named, &catalog.coordinators())?;
+        catalog.dismiss(coordinator).await?;
+        Ok(0)
+    }
+
     async fn set(&self, session: &Session, statement: &DfStatement) -> Result<u64, Error> {
         let scope = self.scope_to_read(session).await;
         match self.plan(&scope, statement).await? {
@@ -377,6 +387,27 @@ impl Engine {
     pub(super) async fn plan_query(&self, scope: &Scope, query: &ast::Query) -> Result<LogicalPlan, Error> {
         let statement = ast::Statement::Query(Box::new(query.clone()));
         self.plan(scope, &DfStatement::Statement(Box::new(statement))).await
+    }
+}
+
+/// The coordinator with this number or URL. A machine that was set up anew has
+/// another number and the same URL, while the old number is still there.
+fn coordinator_named(named: &str, all: &[Coordinator]) -> Result<CoordinatorId, Error> {
+    let is_it = |it: &&Coordinator| it.id.to_string() == named || it.address == named;
+    let found: Vec<_> = all.iter().filter(is_it).map(|it| it.id).collect();
+    match found.as_slice() {
+        [coordinator] => Ok(*coordinator),
+        [] => {
+            let known: Vec<_> = all.iter().map(|it| format!("{} at {}", it.id, it.address)).collect();
+            Err(Error::NotFound(format!("there is no coordinator {named}; there are {}", known.join(", "))))
+        }
+        several => {
+            let numbers: Vec<_> = several.iter().map(ToString::to_string).collect();
+            Err(Error::Invalid(format!(
+                "{named} is the URL of coordinators {}: name the one to remove by its number",
+                numbers.join(" and ")
+            )))
+        }
     }
 }
 
@@ -474,4 +505,38 @@ pub(super) fn check_name(kind: &str, name: &str) -> Result<(), Error> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_is_named_by_its_number_or_its_url() {
+        let coordinator = |id: CoordinatorId, address: &str| Coordinator {
+            id,
+            address: address.to_owned(),
+            is_voter: true,
+            is_leader: id == 1,
+            is_self: id == 2,
+        };
+        let all = [
+            coordinator(1, "http://a:7400"),
+            coordinator(2, "http://b:7400"),
+            coordinator(4, "http://b:7400"),
+        ];
+        let known = "there are 1 at http://a:7400, 2 at http://b:7400, 4 at http://b:7400";
+        let several = "is the URL of coordinators 2 and 4: name the one to remove by its number";
+        for (named, expected) in [
+            ("1", Ok(1)),
+            ("http://a:7400", Ok(1)),
+            ("4", Ok(4)),
+            ("3", Err(format!("NotFound: there is no coordinator 3; {known}"))),
+            ("http://c:7400", Err(format!("NotFound: there is no coordinator http://c:7400; {known}"))),
+            ("http://b:7400", Err(format!("Invalid: http://b:7400 {several}"))),
+        ] {
+            let found = coordinator_named(named, &all);
+            assert_eq!(found.map_err(|error| format!("{:?}: {error}", error.code())), expected, "{named}");
+        }
+    }
 }

@@ -86,6 +86,11 @@ pub enum Statement {
         /// Whether its shards leave it.
         is_draining: bool,
     },
+    /// `ALTER CLUSTER REMOVE COORDINATOR ...`.
+    RemoveCoordinator {
+        /// Its number, or its URL.
+        coordinator: String,
+    },
 }
 
 /// COPY, in either direction.

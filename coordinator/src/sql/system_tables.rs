@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, UNIX_EPOCH};
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Float64Array, ListArray, ListBuilder, RecordBatch, StringArray,
-    StringBuilder, StructArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
+    Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, ListBuilder, RecordBatch,
+    StringArray, StringBuilder, StructArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
@@ -17,7 +17,7 @@ use shoal_proto::WorkerId;
 use shoal_proto::cluster::ScrubProgress;
 
 use crate::Error;
-use crate::catalog::State;
+use crate::catalog::{Coordinator, State};
 use crate::cluster::repair::has;
 use crate::cluster::{Cluster, GivenUp, LiveWorkers};
 use crate::query::{Admission, Certificate, Registry};
@@ -43,8 +43,19 @@ impl SystemTables {
 
     /// The names of the tables.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        ["workers", "tables", "shards", "segments", "moves", "events", "queries", "writes", "scrub"]
-            .into_iter()
+        [
+            "coordinators",
+            "workers",
+            "tables",
+            "shards",
+            "segments",
+            "moves",
+            "events",
+            "queries",
+            "writes",
+            "scrub",
+        ]
+        .into_iter()
     }
 
     /// One table, filled now; none where there is none of that name.
@@ -53,6 +64,10 @@ impl SystemTables {
     /// None in practice; those of making a batch.
     pub fn table(&self, name: &str, snapshot: &State) -> Result<Option<Arc<dyn TableProvider>>, Error> {
         let columns = match name {
+            "coordinators" => {
+                let catalog = self.cluster.catalog();
+                coordinators(&catalog.coordinators(), catalog.term())
+            }
             "workers" => self.workers(snapshot),
             "tables" => tables(snapshot),
             "shards" => self.shards(snapshot),
@@ -64,10 +79,7 @@ impl SystemTables {
             "scrub" => self.scrub(),
             _ => return Ok(None),
         };
-        let batch = RecordBatch::try_from_iter_with_nullable(
-            columns.into_iter().map(|(name, array)| (name, array, true)),
-        )
-        .map_err(|error| Error::Internal(format!("system.{name}: {error}")))?;
+        let batch = filled(name, columns)?;
         let table = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
         Ok(Some(Arc::new(table)))
     }
@@ -296,6 +308,31 @@ impl SystemTables {
     }
 }
 
+fn filled(table: &str, columns: Columns) -> Result<RecordBatch, Error> {
+    let columns = columns.into_iter().map(|(name, array)| {
+        let may_be_null = (table, name) != ("coordinators", "coordinator");
+        (name, array, may_be_null)
+    });
+    RecordBatch::try_from_iter_with_nullable(columns)
+        .map_err(|error| Error::Internal(format!("system.{table}: {error}")))
+}
+
+/// `all` by number; `term` is that of the leader that is known here.
+fn coordinators(all: &[Coordinator], term: u64) -> Columns {
+    let role = |it: &Coordinator| match (it.is_leader, it.is_voter) {
+        (true, _) => "leader",
+        (false, true) => "follower",
+        (false, false) => "learner",
+    };
+    vec![
+        ("coordinator", signed(all.iter().map(|it| it.id))),
+        ("address", text(all.iter().map(|it| it.address.as_str()))),
+        ("role", text(all.iter().map(role))),
+        ("is_self", Arc::new(all.iter().map(|it| Some(it.is_self)).collect::<BooleanArray>())),
+        ("term", signed(all.iter().map(|_| term))),
+    ]
+}
+
 type Known = Option<Arc<Certificate>>;
 
 /// The workers of each query; none where it has no certificate.
@@ -435,6 +472,10 @@ fn unsigned(values: impl Iterator<Item = u64>) -> ArrayRef {
     Arc::new(values.map(Some).collect::<UInt64Array>())
 }
 
+fn signed(values: impl Iterator<Item = u64>) -> ArrayRef {
+    Arc::new(Int64Array::from_iter_values(values.map(|value| i64::try_from(value).unwrap_or(i64::MAX))))
+}
+
 fn lists(values: impl Iterator<Item = Vec<String>>) -> ArrayRef {
     let mut builder = ListBuilder::new(StringBuilder::new());
     for value in values {
@@ -444,4 +485,37 @@ fn lists(values: impl Iterator<Item = Vec<String>>) -> ArrayRef {
         builder.append(true);
     }
     Arc::new(builder.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::util::pretty::pretty_format_batches;
+
+    use super::*;
+
+    #[test]
+    fn coordinators_are_shown_with_what_they_do() {
+        let coordinator = |id: u64, is_voter: bool, is_leader: bool| Coordinator {
+            id,
+            address: format!("http://10.0.0.{id}:7400"),
+            is_voter,
+            is_leader,
+            is_self: id == 3,
+        };
+        let all = [coordinator(1, true, true), coordinator(3, true, false), coordinator(4, false, false)];
+        let batch = filled("coordinators", coordinators(&all, 7)).unwrap();
+        let expected = "\
++-------------+----------------------+----------+---------+------+
+| coordinator | address              | role     | is_self | term |
++-------------+----------------------+----------+---------+------+
+| 1           | http://10.0.0.1:7400 | leader   | false   | 7    |
+| 3           | http://10.0.0.3:7400 | follower | true    | 7    |
+| 4           | http://10.0.0.4:7400 | learner  | false   | 7    |
++-------------+----------------------+----------+---------+------+";
+        assert_eq!(pretty_format_batches(std::slice::from_ref(&batch)).unwrap().to_string(), expected);
+        let fields = batch.schema();
+        let never_null: Vec<_> = fields.fields().iter().filter(|field| !field.is_nullable()).collect();
+        assert!(matches!(never_null.as_slice(), [field] if field.name() == "coordinator"));
+        assert_eq!(fields.field(0).data_type(), &DataType::Int64);
+    }
 }

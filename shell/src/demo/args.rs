@@ -33,6 +33,9 @@ pub struct DemoArgs {
     /// Keep the data in this folder, and start from it if it has some
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
+    /// Coordinator processes; an odd number survives the most losses [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub coordinators: Option<u32>,
     /// Worker processes [default: 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub workers: Option<u32>,

@@ -1,5 +1,5 @@
-//! The demo's cluster: one coordinator and its workers, each a process of its
-//! own, in one folder, that reach one another through links that can be cut.
+//! The demo's cluster: coordinators and workers, each a process of its own, in
+//! one folder, that reach one another through links that can be cut.
 //!
 //! Nothing of it outlives the demo: each node holds the reading end of a pipe
 //! from this process and ends when that closes, however this process ended.
@@ -12,24 +12,33 @@ use anyhow::{Context, Result, anyhow};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::kept::Kept;
 use super::process::NodeProcess;
-use crate::config::{cores, share_of_memory};
+use crate::client::{Addresses, ClientError};
 use crate::links::{Direction, Links};
 
-/// The share of the machine's memory that all workers may use together.
-const MEMORY_PERCENT: u64 = 50;
+mod starting;
 
 /// A node as it is right now.
 pub(super) struct NodeState {
     pub(super) name: String,
+    pub(super) is_coordinator: bool,
     /// None: it does not run.
     pub(super) pid: Option<u32>,
     /// Stopped where it was, by `\freeze` or by somebody else.
     pub(super) is_frozen: bool,
-    pub(super) address: Option<SocketAddr>,
+    /// Where clients and other nodes reach it.
+    pub(super) reached_at: SocketAddr,
     pub(super) log: PathBuf,
     /// None: it is not cut off.
     pub(super) cut: Option<Direction>,
+}
+
+impl NodeState {
+    /// Whether it runs, and is neither frozen nor cut off.
+    pub(super) fn can_answer(&self) -> bool {
+        self.pid.is_some() && !self.is_frozen && self.cut.is_none()
+    }
 }
 
 /// Whether a process is stopped; no where the system does not tell.
@@ -46,9 +55,8 @@ pub(super) struct DemoCluster {
     kept: bool,
     /// Held while the demo runs, so that no other one uses a kept folder.
     _lock: Option<File>,
-    coordinator: SocketAddr,
     links: Links,
-    /// The coordinator first.
+    /// Coordinators first.
     nodes: Mutex<Vec<NodeProcess>>,
 }
 
@@ -58,7 +66,7 @@ impl DemoCluster {
     ///
     /// # Errors
     /// With the end of its log, where a node does not come up.
-    pub(super) fn start(keep: Option<&Path>, workers: u32, threads: Option<u32>) -> Result<Self> {
+    pub(super) fn start(keep: Option<&Path>, demo: &Kept, threads: Option<u32>) -> Result<Self> {
         let dir = match keep {
             Some(folder) => {
                 fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -72,66 +80,34 @@ impl DemoCluster {
         };
         let kept = keep.is_some();
         let lock = keep.map(|_| locked(&dir)).transpose()?;
-        // From here on the nodes remove the folder, or we do.
-        let end =
-            if kept { Vec::new() } else { vec!["--remove-with-stdin".to_owned(), dir.display().to_string()] };
-        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let links = Links::new().context("cannot make links between the nodes")?;
-        let nodes = Mutex::default();
-        let mut cluster = Self { dir, kept, _lock: lock, coordinator: unknown, links, nodes };
-        // Files where the demo was started are what COPY and external tables
-        // may read and write.
-        let import_root = std::env::current_dir().context("cannot tell the current folder")?;
-        let import_root = format!("--import-root={}", import_root.display());
-        let arguments = [vec!["coordinator".to_owned(), import_root], end.clone()].concat();
-        let address = {
-            let mut nodes = cluster.nodes.lock();
-            nodes.push(NodeProcess::new("coordinator", &cluster.dir, arguments));
-            let coordinator = find(&mut nodes, "coordinator")?;
-            coordinator.start()?;
-            coordinator.wait_until_listening()?
-        };
-        cluster.coordinator = address;
-        let link = cluster.links.open("coordinator").context("cannot open a link to the coordinator")?;
-        cluster.links.lead("coordinator", address)?;
-        let coordinator = link.address;
-        let threads = threads.unwrap_or_else(|| (u32::try_from(cores()).unwrap_or(1) / workers).max(1));
-        let memory = share_of_memory(MEMORY_PERCENT / u64::from(workers).min(MEMORY_PERCENT)).0.to_string();
-        for number in 1..=workers {
-            let name = format!("worker-{number}");
-            let link = cluster.links.open(&name).with_context(|| format!("cannot open a link to {name}"))?;
-            let arguments = [
-                "worker".to_owned(),
-                format!("--name={name}"),
-                format!("--coordinator=http://{coordinator}"),
-                format!("--advertise=http://{}", link.address),
-                format!("--threads={threads}"),
-                format!("--memory-limit={memory}"),
-            ];
-            let arguments = [arguments.to_vec(), end.clone()].concat();
-            let mut worker = NodeProcess::new(&name, &cluster.dir, arguments).with_host(link.host);
-            worker.start()?;
-            cluster.nodes.lock().push(worker);
-        }
-        for worker in cluster.nodes.lock().iter_mut().skip(1) {
-            let listening = worker.wait_until_listening()?;
-            cluster.links.lead(worker.name(), listening)?;
-        }
+        let cluster = Self { dir, kept, _lock: lock, links, nodes: Mutex::default() };
+        cluster.start_coordinators(demo.coordinators)?;
+        cluster.start_workers(demo.workers, threads)?;
         Ok(cluster)
     }
 
-    /// Where clients connect.
-    pub(super) fn coordinator(&self) -> SocketAddr {
-        self.coordinator
+    /// Where clients connect: all coordinators, those last that cannot answer
+    /// right now.
+    ///
+    /// # Errors
+    /// Where there is no coordinator.
+    pub(super) fn addresses(&self) -> Result<Addresses, ClientError> {
+        let mut coordinators: Vec<NodeState> =
+            self.nodes().into_iter().filter(|node| node.is_coordinator).collect();
+        coordinators.sort_by_key(|node| !node.can_answer());
+        let places: Vec<String> = coordinators.iter().map(|node| node.reached_at.to_string()).collect();
+        Addresses::parse(&places.join(","))
     }
 
-    /// All nodes as they are right now, the coordinator first.
+    /// All nodes as they are right now, coordinators first.
     pub(super) fn nodes(&self) -> Vec<NodeState> {
         let state = |node: &mut NodeProcess| NodeState {
             name: node.name().to_owned(),
+            is_coordinator: node.is_coordinator(),
             pid: node.pid(),
             is_frozen: node.pid().is_some_and(is_frozen),
-            address: node.address(),
+            reached_at: node.reached_at(),
             log: node.log().to_owned(),
             cut: self.links.cut_of(node.name()),
         };
@@ -162,33 +138,25 @@ impl DemoCluster {
         Ok(pid)
     }
 
-    /// Holds what a worker sends, or receives, or both.
+    /// Holds what a node sends, or receives, or both.
     ///
     /// # Errors
-    /// Where there is no such worker.
+    /// Where there is no such node.
     pub(super) fn cut(&self, name: &str, direction: Direction) -> Result<()> {
-        self.links.cut(self.worker(name)?, direction).with_context(|| format!("cannot cut {name} off"))
+        find(&mut self.nodes.lock(), name)?;
+        self.links.cut(name, direction).with_context(|| format!("cannot cut {name} off"))
     }
 
     /// Lets flow what was held.
     ///
     /// # Errors
-    /// Where there is no such worker.
+    /// Where there is no such node.
     pub(super) fn heal(&self, name: &str) -> Result<()> {
-        self.links.heal(self.worker(name)?).with_context(|| format!("cannot heal {name}"))
-    }
-
-    fn worker<'a>(&self, name: &'a str) -> Result<&'a str> {
         find(&mut self.nodes.lock(), name)?;
-        if name == "coordinator" {
-            return Err(anyhow!(
-                "only workers can be cut off; cutting off all of them cuts off the coordinator"
-            ));
-        }
-        Ok(name)
+        self.links.heal(name).with_context(|| format!("cannot heal {name}"))
     }
 
-    /// Starts one node again; its process.
+    /// Starts one node again, where it listened before; its process.
     ///
     /// # Errors
     /// Where there is no such node, it runs already, or does not come up.

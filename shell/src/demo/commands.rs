@@ -1,5 +1,5 @@
-//! What the demo's shell can do more than any other: take workers away and
-//! bring them back.
+//! What the demo's shell can do more than any other: take nodes away and bring
+//! them back.
 
 use std::io::{IsTerminal, stdin};
 use std::process::ExitCode;
@@ -9,9 +9,10 @@ use futures::future::BoxFuture;
 use rustix::process::Signal;
 
 use super::DemoArgs;
-use super::cluster::DemoCluster;
+use super::cluster::{DemoCluster, NodeState};
 use super::drill::drill;
 use super::kept::Kept;
+use super::roles::Roles;
 use super::welcome;
 use crate::client::{Client, ClientError};
 use crate::links::Direction;
@@ -54,13 +55,13 @@ struct DemoCommands {
 impl BackslashHook for DemoCommands {
     fn help(&self) -> Vec<(String, String)> {
         [
-            ("\\workers", "lists the nodes of the demo, with their processes"),
-            ("\\kill WORKER", "ends a worker at once, as kill -9 does"),
-            ("\\start WORKER", "starts it again, with what it has on disk"),
-            ("\\freeze WORKER", "stops a worker where it is (SIGSTOP): it lives and says nothing"),
-            ("\\thaw WORKER", "lets it go on (SIGCONT)"),
-            ("\\cut WORKER [in|out]", "cuts a worker off: bytes to it, from it or both go nowhere"),
-            ("\\heal WORKER", "lets them flow again"),
+            ("\\nodes", "lists the nodes of the demo, with their roles and processes; \\workers does, too"),
+            ("\\kill NODE", "ends a coordinator or a worker at once, as kill -9 does"),
+            ("\\start NODE", "starts it again, with what it has on disk"),
+            ("\\freeze NODE", "stops a node where it is (SIGSTOP): it lives and says nothing"),
+            ("\\thaw NODE", "lets it go on (SIGCONT)"),
+            ("\\cut NODE [in|out]", "cuts a node off: bytes to it, from it or both go nowhere"),
+            ("\\heal NODE", "lets them flow again"),
             (
                 "\\drill [QUERIES]",
                 "runs queries while workers are taken away in turn; do the answers change?",
@@ -68,6 +69,16 @@ impl BackslashHook for DemoCommands {
         ]
         .map(|(usage, meaning)| (usage.to_owned(), meaning.to_owned()))
         .to_vec()
+    }
+
+    fn arguments(&self, command: &str, typed: &[&str]) -> Vec<String> {
+        match (command, typed) {
+            ("kill" | "start" | "freeze" | "thaw" | "cut" | "heal", []) => {
+                self.cluster.nodes().into_iter().map(|node| node.name).collect()
+            }
+            ("cut", [_]) => ["in", "out"].map(str::to_owned).to_vec(),
+            _ => Vec::new(),
+        }
     }
 
     fn run<'a>(
@@ -78,7 +89,12 @@ impl BackslashHook for DemoCommands {
     ) -> BoxFuture<'a, Option<Result<String, ClientError>>> {
         let argument = argument.trim_end_matches(';').trim();
         let act: fn(&DemoCluster, &str) -> anyhow::Result<String> = match command {
-            "workers" => |cluster, _| Ok(welcome::nodes(&cluster.nodes())),
+            "nodes" | "workers" => {
+                return Box::pin(async move {
+                    let roles = Roles::ask(&self.cluster).await;
+                    Some(Ok(welcome::nodes(&self.cluster.nodes(), &roles)))
+                });
+            }
             "kill" => kill,
             "start" => start,
             "freeze" => freeze,
@@ -102,19 +118,26 @@ impl BackslashHook for DemoCommands {
 
 fn kill(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
     if name.is_empty() {
-        anyhow::bail!("\\kill takes the name of a worker, like \\kill worker-2");
+        anyhow::bail!("\\kill takes the name of a node, like \\kill worker-2");
     }
     let pid = cluster.kill(name)?;
-    Ok(if name == "coordinator" {
-        format!("killed {name} (process {pid}); nothing answers until \\start {name}")
+    let what = format!("killed {name} (process {pid})");
+    let nodes = cluster.nodes();
+    let coordinators: Vec<&NodeState> = nodes.iter().filter(|node| node.is_coordinator).collect();
+    if !coordinators.iter().any(|node| node.name == name) {
+        return Ok(format!("{what}; \\start {name} brings it back"));
+    }
+    let (all, left) = (coordinators.len(), coordinators.iter().filter(|node| node.can_answer()).count());
+    Ok(if 2 * left > all {
+        format!("{what}; the others go on without it, and \\start {name} brings it back")
     } else {
-        format!("killed {name} (process {pid}); \\start {name} brings it back")
+        format!("{what}; {left} of {all} are too few: nothing is answered until \\start {name}")
     })
 }
 
 fn freeze(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
     if name.is_empty() {
-        anyhow::bail!("\\freeze takes the name of a worker, like \\freeze worker-2");
+        anyhow::bail!("\\freeze takes the name of a node, like \\freeze worker-2");
     }
     let pid = cluster.signal(name, Signal::STOP)?;
     Ok(format!("froze {name} (process {pid}); \\thaw {name} lets it go on"))
@@ -122,7 +145,7 @@ fn freeze(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
 
 fn thaw(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
     if name.is_empty() {
-        anyhow::bail!("\\thaw takes the name of a worker, like \\thaw worker-2");
+        anyhow::bail!("\\thaw takes the name of a node, like \\thaw worker-2");
     }
     let pid = cluster.signal(name, Signal::CONT)?;
     Ok(format!("{name} (process {pid}) goes on"))
@@ -130,7 +153,7 @@ fn thaw(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
 
 fn start(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
     if name.is_empty() {
-        anyhow::bail!("\\start takes the name of a worker, like \\start worker-2");
+        anyhow::bail!("\\start takes the name of a node, like \\start worker-2");
     }
     let pid = cluster.restart(name)?;
     Ok(format!("started {name} (process {pid})"))
@@ -139,7 +162,7 @@ fn start(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
 fn cut(cluster: &DemoCluster, argument: &str) -> anyhow::Result<String> {
     let (name, direction) = argument.split_once(char::is_whitespace).unwrap_or((argument, ""));
     if name.is_empty() {
-        anyhow::bail!("\\cut takes the name of a worker, like \\cut worker-2, or \\cut worker-2 in");
+        anyhow::bail!("\\cut takes the name of a node, like \\cut worker-2, or \\cut worker-2 in");
     }
     let direction: Direction = direction.trim().parse().map_err(anyhow::Error::msg)?;
     cluster.cut(name, direction)?;
@@ -148,7 +171,7 @@ fn cut(cluster: &DemoCluster, argument: &str) -> anyhow::Result<String> {
 
 fn heal(cluster: &DemoCluster, name: &str) -> anyhow::Result<String> {
     if name.is_empty() {
-        anyhow::bail!("\\heal takes the name of a worker, like \\heal worker-2");
+        anyhow::bail!("\\heal takes the name of a node, like \\heal worker-2");
     }
     cluster.heal(name)?;
     Ok(format!("{name} is connected again"))

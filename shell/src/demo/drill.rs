@@ -12,7 +12,7 @@ use shoal_proto::{ErrorCode, Failure};
 use super::cluster::DemoCluster;
 use super::kept::Kept;
 use super::questions::{Question, checksum, questions};
-use crate::client::{Address, Client, ClientError, text_rows};
+use crate::client::{Client, ClientError, text_rows};
 use crate::links::Direction;
 use crate::repl::Show;
 
@@ -81,7 +81,7 @@ impl Strike {
 
 impl Drop for Strike {
     fn drop(&mut self) {
-        // After Ctrl-C nobody is there to hear that it failed; `\workers` shows it.
+        // After Ctrl-C nobody is there to hear that it failed; `\nodes` shows it.
         let _healed = self.heal();
     }
 }
@@ -112,7 +112,7 @@ pub(super) async fn drill(
         ));
     }
     // A session of its own: the settings of the prompt's stay as they are.
-    let client = Client::connect(&Address::parse(&cluster.coordinator().to_string())?, USER).await?;
+    let client = Client::connect(&cluster.addresses()?, USER).await?;
     client.update(SPREAD).await?;
     let lost = lost(&client).await?;
     if !lost.is_empty() {
@@ -213,7 +213,7 @@ async fn back(client: &Client, workers: u32) -> Result<(), ClientError> {
         }
         if Instant::now() > deadline {
             return Err(failed(format!(
-                "of {workers} workers {} did not come back within {BACK_TIMEOUT:?}; \\workers shows the logs",
+                "of {workers} workers {} did not come back within {BACK_TIMEOUT:?}; \\nodes shows the logs",
                 lost.join(", ")
             )));
         }

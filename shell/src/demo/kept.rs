@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::DemoArgs;
 
 const FILE: &str = "demo.toml";
+const COORDINATORS_DEFAULT: u32 = 3;
 const WORKERS_DEFAULT: u32 = 4;
 const REPLICAS_DEFAULT: u32 = 3;
 const SCALE_DEFAULT: f64 = 0.1;
@@ -18,6 +19,10 @@ const SCALE_DEFAULT: f64 = 0.1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Kept {
+    /// Coordinator processes. A folder that says nothing of them was made by a
+    /// version that had one, and gets the others.
+    #[serde(default = "coordinators_default")]
+    pub(super) coordinators: u32,
     /// Worker processes.
     pub(super) workers: u32,
     /// Copies of each shard.
@@ -26,6 +31,10 @@ pub(super) struct Kept {
     pub(super) scale: Option<f64>,
     /// Whether all TPC-H tables are there and full.
     pub(super) complete: bool,
+}
+
+fn coordinators_default() -> u32 {
+    COORDINATORS_DEFAULT
 }
 
 impl Kept {
@@ -39,6 +48,7 @@ impl Kept {
         let Some(mut kept) = folder.map(Self::read).transpose()?.flatten() else {
             let workers = args.workers.unwrap_or(WORKERS_DEFAULT);
             return Ok(Self {
+                coordinators: args.coordinators.unwrap_or(COORDINATORS_DEFAULT),
                 workers,
                 replicas: args.replicas.unwrap_or(REPLICAS_DEFAULT.min(workers)),
                 scale: wanted_scale,
@@ -62,6 +72,16 @@ impl Kept {
                 "{folder} holds {} copies of each shard, not {replicas}: leave --replicas out, or keep this one elsewhere",
                 kept.replicas
             );
+        }
+        if let Some(coordinators) = args.coordinators {
+            if coordinators < kept.coordinators {
+                bail!(
+                    "{folder} holds the catalog of {} coordinators: {coordinators} may be too few to decide anything; \
+                     leave --coordinators out, or keep this one elsewhere",
+                    kept.coordinators
+                );
+            }
+            kept.coordinators = coordinators;
         }
         if let Some(workers) = args.workers {
             if workers < kept.workers {
@@ -130,7 +150,9 @@ mod tests {
     #[test]
     fn a_fresh_demo_has_tpch_unless_files_are_given() {
         let fresh = |flags: &[&str]| Kept::decide(&args(flags), None).unwrap();
-        assert_eq!(fresh(&[]), Kept { workers: 4, replicas: 3, scale: Some(0.1), complete: false });
+        let expected = Kept { coordinators: 3, workers: 4, replicas: 3, scale: Some(0.1), complete: false };
+        assert_eq!(fresh(&[]), expected);
+        assert_eq!(fresh(&["--coordinators", "1"]).coordinators, 1);
         assert_eq!(fresh(&["--load", "a.csv"]).scale, None);
         assert_eq!(fresh(&["--load", "a.csv", "--scale", "1"]).scale, Some(1.0));
         assert_eq!(fresh(&["--workers", "2"]).replicas, 2);
@@ -139,7 +161,7 @@ mod tests {
     #[test]
     fn a_kept_folder_decides_and_refuses_what_it_cannot_be() {
         let folder = tempfile::tempdir().unwrap();
-        let kept = Kept { workers: 4, replicas: 3, scale: Some(0.1), complete: true };
+        let kept = Kept { coordinators: 3, workers: 4, replicas: 3, scale: Some(0.1), complete: true };
         kept.write(folder.path()).unwrap();
         let decide = |flags: &[&str]| {
             Kept::decide(&args(flags), Some(folder.path())).map_err(|error| error.to_string())
@@ -147,9 +169,20 @@ mod tests {
         assert_eq!(decide(&[]), Ok(kept.clone()));
         assert_eq!(decide(&["--load", "a.csv"]), Ok(kept.clone()));
         assert_eq!(decide(&["--workers", "6"]).map(|kept| kept.workers), Ok(6));
+        assert_eq!(decide(&["--coordinators", "5"]).map(|kept| kept.coordinators), Ok(5));
+        assert!(decide(&["--coordinators", "1"]).unwrap_err().contains("catalog of 3 coordinators"));
         assert!(decide(&["--scale", "1"]).unwrap_err().contains("scale 0.1, not 1"));
         assert!(decide(&["--workers", "3"]).unwrap_err().contains("data of 4 workers"));
         assert!(decide(&["--replicas", "2"]).unwrap_err().contains("3 copies"));
+    }
+
+    #[test]
+    fn a_folder_of_one_coordinator_gets_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = "workers = 4\nreplicas = 3\nscale = 0.1\ncomplete = true\n";
+        fs::write(folder.path().join(FILE), before).unwrap();
+        let kept = Kept::decide(&args(&[]), Some(folder.path())).unwrap();
+        assert_eq!((kept.coordinators, kept.workers), (3, 4));
     }
 
     #[test]

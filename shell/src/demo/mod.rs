@@ -12,6 +12,7 @@ mod kept;
 mod load;
 mod process;
 mod questions;
+mod roles;
 mod run;
 mod terminal;
 mod tpch;

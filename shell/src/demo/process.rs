@@ -2,13 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+use crate::links::Link;
 
 /// How long a node may take until it listens.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,29 +28,25 @@ pub(super) struct NodeProcess {
     log: PathBuf,
     arguments: Vec<String>,
     child: Option<Child>,
-    host: IpAddr,
+    link: Link,
+    /// Where it listened last, and where it will again.
     address: Option<SocketAddr>,
 }
 
 impl NodeProcess {
-    /// A node that is not started yet. `arguments` follow `shoal`, without
-    /// the data directory and the address.
-    pub(super) fn new(name: &str, dir: &Path, arguments: Vec<String>) -> Self {
+    /// A node that is not started yet, and is reached through a link.
+    /// `arguments` follow `shoal`, the command first, without the data directory
+    /// and the addresses.
+    pub(super) fn new(name: &str, dir: &Path, link: Link, arguments: Vec<String>) -> Self {
         Self {
             name: name.to_owned(),
             data_dir: dir.join(name),
             log: dir.join(format!("{name}.log")),
             arguments,
             child: None,
-            host: Ipv4Addr::LOCALHOST.into(),
+            link,
             address: None,
         }
-    }
-
-    /// The same node with another address than 127.0.0.1.
-    pub(super) fn with_host(mut self, host: IpAddr) -> Self {
-        self.host = host;
-        self
     }
 
     pub(super) fn name(&self) -> &str {
@@ -65,9 +63,14 @@ impl NodeProcess {
         matches!(child.try_wait(), Ok(None)).then(|| child.id())
     }
 
-    /// Where it listened last.
-    pub(super) fn address(&self) -> Option<SocketAddr> {
-        self.address
+    /// Whether it is a coordinator, and not a worker.
+    pub(super) fn is_coordinator(&self) -> bool {
+        self.arguments.first().is_some_and(|command| command == "coordinator")
+    }
+
+    /// Where clients and other nodes reach it.
+    pub(super) fn reached_at(&self) -> SocketAddr {
+        self.link.address
     }
 
     /// Starts its process.
@@ -87,12 +90,13 @@ impl NodeProcess {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
-        let listen = self.address.unwrap_or(SocketAddr::new(self.host, 0)).to_string();
+        let listen = self.address.unwrap_or(SocketAddr::new(self.link.host, 0)).to_string();
+        let advertise = format!("http://{}", self.link.address);
         let program = std::env::current_exe().context("cannot find the shoal binary")?;
         let mut command = Command::new(program);
         command
             .args(&self.arguments)
-            .args(["--listen", &listen, "--stop-with-stdin", "--data-dir"])
+            .args(["--listen", &listen, "--advertise", &advertise, "--stop-with-stdin", "--data-dir"])
             .arg(&self.data_dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

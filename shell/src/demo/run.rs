@@ -15,12 +15,13 @@ use super::cluster::DemoCluster;
 use super::ending::Ending;
 use super::files::{self, UserFile};
 use super::kept::Kept;
+use super::roles::Roles;
 use super::{commands, load, welcome};
-use crate::client::{Address, Client};
+use crate::client::Client;
 
-/// How long the workers may take to join.
+/// How long the nodes may take to join.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the coordinator is asked whether they have.
+/// How often is asked whether they have.
 const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Who the demo's own session says that it is.
 const USER: &str = "demo";
@@ -57,8 +58,12 @@ async fn demo(args: &DemoArgs) -> Result<ExitCode> {
         kept.write(folder)?;
     }
     let started = Instant::now();
-    eprintln!("Starting a coordinator and {} workers", kept.workers);
-    let cluster = Arc::new(DemoCluster::start(args.keep.as_deref(), kept.workers, args.threads)?);
+    let coordinators = match kept.coordinators {
+        1 => "a coordinator".to_owned(),
+        more => format!("{more} coordinators"),
+    };
+    eprintln!("Starting {coordinators} and {} workers", kept.workers);
+    let cluster = Arc::new(DemoCluster::start(args.keep.as_deref(), &kept, args.threads)?);
     ending.watch(&cluster);
     let ended = at_cluster(args, &mut kept, &files, &cluster, &ending, started).await;
     // Also after an error: what was started is gone before this process is.
@@ -78,9 +83,11 @@ async fn at_cluster(
     ending: &Ending,
     started: Instant,
 ) -> Result<ExitCode> {
-    let address = Address::parse(&cluster.coordinator().to_string())?;
-    let client = Client::connect(&address, USER).await?;
-    wait_until_joined(&client, kept.workers).await?;
+    let client = Client::connect(&cluster.addresses()?, USER).await?;
+    let voters = "SELECT count(*) FROM system.coordinators WHERE role IN ('leader', 'follower')";
+    wait_until_joined(&client, "coordinators", voters, kept.coordinators).await?;
+    let live = "SELECT count(*) FROM system.workers WHERE state = 'live'";
+    wait_until_joined(&client, "workers", live, kept.workers).await?;
     load::load(&client, args, kept, files).await?;
     eprintln!("Ready after {:.1} s", started.elapsed().as_secs_f64());
 
@@ -89,25 +96,26 @@ async fn at_cluster(
         return Ok(commands::execute(client, cluster, kept, args).await);
     }
     // Nobody may be reading; then the prompt finds out, too.
-    let _closed = std::io::stdout().write_all(welcome::text(cluster, kept, files).as_bytes());
+    let welcome = welcome::text(cluster, kept, files, &Roles::ask(cluster).await)?;
+    let _closed = std::io::stdout().write_all(welcome.as_bytes());
     Ok(commands::prompt(client, cluster, kept, args).await)
 }
 
-async fn wait_until_joined(client: &Client, workers: u32) -> Result<()> {
+/// Waits until a query counts so many nodes.
+async fn wait_until_joined(client: &Client, nodes: &str, count: &str, wanted: u32) -> Result<()> {
     let deadline = Instant::now() + JOIN_TIMEOUT;
     loop {
-        let live = live_workers(client).await;
-        match live {
-            Ok(live) if live >= i64::from(workers) => return Ok(()),
+        match number(client, count).await {
+            Ok(joined) if joined >= i64::from(wanted) => return Ok(()),
             _ if Instant::now() < deadline => tokio::time::sleep(JOIN_POLL_INTERVAL).await,
-            Ok(live) => bail!("after {JOIN_TIMEOUT:?} only {live} of {workers} workers have joined"),
-            Err(error) => return Err(error).context("cannot ask which workers have joined"),
+            Ok(joined) => bail!("after {JOIN_TIMEOUT:?} only {joined} of {wanted} {nodes} have joined"),
+            Err(error) => return Err(error).with_context(|| format!("cannot ask which {nodes} have joined")),
         }
     }
 }
 
-async fn live_workers(client: &Client) -> Result<i64> {
-    let batches = client.collect("SELECT count(*) FROM system.workers WHERE state = 'live'").await?;
-    let batch = batches.first().context("no answer about the workers")?;
+async fn number(client: &Client, sql: &str) -> Result<i64> {
+    let batches = client.collect(sql).await?;
+    let batch = batches.iter().find(|batch| batch.num_rows() > 0).context("no answer about the nodes")?;
     Ok(batch.column(0).as_primitive::<Int64Type>().value(0))
 }

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use super::cluster::{DemoCluster, NodeState};
 use super::files::UserFile;
 use super::kept::Kept;
+use super::roles::Roles;
+use crate::client::{Address, ClientError};
 
 /// What to try with TPC-H.
 const TPCH_STATEMENTS: &str = "  \
@@ -17,15 +19,29 @@ const TPCH_STATEMENTS: &str = "  \
 ";
 
 /// The connection strings, the nodes, and what to try.
-pub(super) fn text(cluster: &DemoCluster, demo: &Kept, files: &[UserFile]) -> String {
-    let address = cluster.coordinator();
+///
+/// # Errors
+/// Where there is no coordinator.
+pub(super) fn text(
+    cluster: &DemoCluster,
+    demo: &Kept,
+    files: &[UserFile],
+    roles: &Roles,
+) -> Result<String, ClientError> {
+    let all = cluster.addresses()?;
+    let first = all.iter().next().map_or("", Address::place);
     let mut text = format!(
         "\n\
-         Connect    shoal sql shoal://{address}\n\
-         Python     adbc_driver_flightsql.dbapi.connect(\"grpc://{address}\")\n\
-         JDBC       jdbc:arrow-flight-sql://{address}?useEncryption=false\n\n"
+         Connect    shoal sql {all}\n\
+         Python     adbc_driver_flightsql.dbapi.connect(\"grpc://{first}\")\n\
+         JDBC       jdbc:arrow-flight-sql://{first}?useEncryption=false\n\n"
     );
-    text.push_str(&nodes(&cluster.nodes()));
+    let who = match demo.coordinators {
+        1 => "One coordinator takes every statement".to_owned(),
+        more => format!("Each of {more} coordinators takes every statement"),
+    };
+    text.push_str(&format!("{who}; {} workers hold the data and compute.\n\n", demo.workers));
+    text.push_str(&nodes(&cluster.nodes(), roles));
     text.push_str("\nTry\n");
     for file in files {
         line(&mut text, format_args!("SELECT * FROM {} LIMIT 10;", file.table()));
@@ -36,32 +52,44 @@ pub(super) fn text(cluster: &DemoCluster, demo: &Kept, files: &[UserFile]) -> St
     line(&mut text, format_args!("SELECT * FROM system.workers;"));
     text.push_str(&killing(cluster, demo));
     text.push_str("\n\\? lists the commands. \\q or Ctrl-D ends the demo and everything it started.\n");
+    Ok(text)
+}
+
+/// How to take a node away; only where its absence is survived.
+fn killing(cluster: &DemoCluster, demo: &Kept) -> String {
+    let mut text = String::new();
+    if demo.workers < 2 || demo.replicas < 2 {
+        text.push_str("\nStart the demo with 2 or more --workers and --replicas to see it survive one.\n");
+    } else {
+        let victim = cluster.nodes().into_iter().find(|node| node.name == "worker-2");
+        let pid =
+            victim.and_then(|node| node.pid).map(|pid| format!("or, in another terminal: kill -9 {pid}"));
+        text.push_str(&format!(
+            "\nTake a worker away, and ask again\n  \
+             \\kill worker-2     {}\n  \
+             \\nodes             who is there\n  \
+             \\start worker-2    and it is back\n  \
+             \\drill             all of it by itself: kills, freezes and cuts off workers while queries run\n",
+            pid.unwrap_or_default()
+        ));
+    }
+    if demo.coordinators < 3 {
+        text.push_str("\nStart the demo with 3 or more --coordinators to see it survive one of them.\n");
+    } else {
+        text.push_str(
+            "\nTake a coordinator away, and ask again\n  \
+             \\kill coordinator  this shell goes on at another one\n  \
+             \\start coordinator and it is back\n",
+        );
+    }
     text
 }
 
-/// How to take a worker away; only where its absence is survived.
-fn killing(cluster: &DemoCluster, demo: &Kept) -> String {
-    if demo.workers < 2 || demo.replicas < 2 {
-        return "\nStart the demo with 2 or more --workers and --replicas to see it survive one.\n"
-            .to_owned();
-    }
-    let victim = cluster.nodes().into_iter().find(|node| node.name == "worker-2");
-    let pid = victim.and_then(|node| node.pid).map(|pid| format!("or, in another terminal: kill -9 {pid}"));
-    format!(
-        "\nTake a worker away, and ask again\n  \
-         \\kill worker-2     {}\n  \
-         \\workers           who is there\n  \
-         \\start worker-2    and it is back\n  \
-         \\drill             all of it by itself: kills, freezes and cuts off workers while queries run\n",
-        pid.unwrap_or_default()
-    )
-}
-
 /// A table of the nodes.
-pub(super) fn nodes(nodes: &[NodeState]) -> String {
+pub(super) fn nodes(nodes: &[NodeState], roles: &Roles) -> String {
     let mut text = format!(
-        "{:<12} {:>8}  {:<7}  {:<21}  {:<13}  {}\n",
-        "Node", "Process", "State", "Address", "Link", "Log"
+        "{:<14} {:>8}  {:<7}  {:<8}  {:<21}  {:<13}  {}\n",
+        "Node", "Process", "State", "Role", "Address", "Link", "Log"
     );
     for node in nodes {
         let pid = node.pid.map(|pid| pid.to_string()).unwrap_or_default();
@@ -70,11 +98,12 @@ pub(super) fn nodes(nodes: &[NodeState]) -> String {
             Some(_) if node.is_frozen => "frozen",
             Some(_) => "running",
         };
-        let address = node.address.map(|address| address.to_string()).unwrap_or_default();
+        let (name, role, address) = (&node.name, roles.of(node), node.reached_at.to_string());
         let link = node.cut.map_or_else(|| "whole".to_owned(), |cut| format!("cut, {cut}"));
         let log = node.log.display();
         // Writing to a string does not fail.
-        let _ok = writeln!(text, "{:<12} {pid:>8}  {state:<7}  {address:<21}  {link:<13}  {log}", node.name);
+        let _ok =
+            writeln!(text, "{name:<14} {pid:>8}  {state:<7}  {role:<8}  {address:<21}  {link:<13}  {log}");
     }
     text
 }

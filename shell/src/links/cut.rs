@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Which bytes of a worker are held.
+/// Which bytes of a node are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// All.
@@ -54,21 +54,21 @@ impl Flow {
     }
 }
 
-/// The workers that are cut off right now.
+/// The nodes that are cut off right now.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cuts(BTreeMap<String, Direction>);
 
 impl Cuts {
-    pub(super) fn cut(&mut self, worker: &str, direction: Direction) {
-        self.0.insert(worker.to_owned(), direction);
+    pub(super) fn cut(&mut self, node: &str, direction: Direction) {
+        self.0.insert(node.to_owned(), direction);
     }
 
-    pub(super) fn heal(&mut self, worker: &str) {
-        self.0.remove(worker);
+    pub(super) fn heal(&mut self, node: &str) {
+        self.0.remove(node);
     }
 
-    pub(super) fn of(&self, worker: &str) -> Option<Direction> {
-        self.0.get(worker).copied()
+    pub(super) fn of(&self, node: &str) -> Option<Direction> {
+        self.0.get(node).copied()
     }
 
     /// Whether bytes that flow so must wait.

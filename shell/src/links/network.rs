@@ -64,9 +64,19 @@ impl Links {
     /// # Errors
     /// Where there is no port, or there are too many nodes.
     pub fn open(&self, node: &str) -> io::Result<Link> {
+        let [a, b, c] = self.net;
+        self.open_at(node, (Ipv4Addr::new(a, b, c, LINKS_HOST), 0).into())
+    }
+
+    /// As [`Links::open`], where others connect to this address, such as one of
+    /// an earlier run.
+    ///
+    /// # Errors
+    /// Where somebody else listens there, or there are too many nodes.
+    pub fn open_at(&self, node: &str, address: SocketAddr) -> io::Result<Link> {
         let Some(runtime) = &self.runtime else { return Err(io::ErrorKind::NotConnected.into()) };
         let [a, b, c] = self.net;
-        let listener = TcpListener::bind((Ipv4Addr::new(a, b, c, LINKS_HOST), 0))?;
+        let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let target = watch::Sender::new(None);
@@ -105,31 +115,31 @@ impl Links {
         Ok(())
     }
 
-    /// Holds what a worker sends, or receives, or both: nothing is lost, no
+    /// Holds what a node sends, or receives, or both: nothing is lost, no
     /// connection breaks, and nobody is told. In place of an earlier cut.
     ///
     /// # Errors
     /// Where there is no link to it.
-    pub fn cut(&self, worker: &str, direction: Direction) -> io::Result<()> {
-        self.change(worker, |cuts| cuts.cut(worker, direction))
+    pub fn cut(&self, node: &str, direction: Direction) -> io::Result<()> {
+        self.change(node, |cuts| cuts.cut(node, direction))
     }
 
     /// Lets flow what was held.
     ///
     /// # Errors
     /// Where there is no link to it.
-    pub fn heal(&self, worker: &str) -> io::Result<()> {
-        self.change(worker, |cuts| cuts.heal(worker))
+    pub fn heal(&self, node: &str) -> io::Result<()> {
+        self.change(node, |cuts| cuts.heal(node))
     }
 
-    /// How a worker is cut off right now.
-    pub fn cut_of(&self, worker: &str) -> Option<Direction> {
-        self.cuts.borrow().of(worker)
+    /// How a node is cut off right now.
+    pub fn cut_of(&self, node: &str) -> Option<Direction> {
+        self.cuts.borrow().of(node)
     }
 
-    fn change(&self, worker: &str, change: impl FnOnce(&mut Cuts)) -> io::Result<()> {
-        if !self.targets.lock().contains_key(worker) {
-            return Err(unknown(worker));
+    fn change(&self, node: &str, change: impl FnOnce(&mut Cuts)) -> io::Result<()> {
+        if !self.targets.lock().contains_key(node) {
+            return Err(unknown(node));
         }
         self.cuts.send_modify(change);
         Ok(())

@@ -120,7 +120,7 @@ fn a_cut_holds_its_direction_and_loses_nothing() {
 fn others_do_not_notice_a_cut() {
     let net = Net::new();
     net.links.cut("a", Direction::Both).unwrap();
-    // Neither the coordinator nor a client is known to the links.
+    // A client is not known to the links.
     let mut near = TcpStream::connect(net.b.address).unwrap();
     let mut far = accepted(&net.listener);
     near.write_all(b"ask").unwrap();
@@ -191,6 +191,28 @@ fn a_link_to_a_node_that_is_gone_breaks_and_comes_back() {
     let mut near = TcpStream::connect(b.address).unwrap();
     near.write_all(b"again").unwrap();
     assert_comes(&mut accepted(&listener), b"again");
+}
+
+#[test]
+fn a_link_is_opened_where_it_was_before() {
+    let before = Links::new().unwrap().open("b").unwrap();
+    let links = Links::new().unwrap();
+    // The links that are gone may need a moment.
+    let since = Instant::now();
+    let again = loop {
+        match links.open_at("b", before.address) {
+            Ok(link) => break link,
+            Err(error) => assert!(since.elapsed() < COMES_WITHIN, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(again.address, before.address);
+    let listener = TcpListener::bind((again.host, 0)).unwrap();
+    links.lead("b", listener.local_addr().unwrap()).unwrap();
+    let mut near = TcpStream::connect(before.address).unwrap();
+    near.write_all(b"ask").unwrap();
+    assert_comes(&mut accepted(&listener), b"ask");
+    assert_eq!(links.open_at("c", before.address).unwrap_err().kind(), ErrorKind::AddrInUse);
 }
 
 #[test]

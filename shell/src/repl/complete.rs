@@ -1,6 +1,7 @@
 //! What the Tab key offers.
 
 use super::command::COMMANDS;
+use super::hook::BackslashHook;
 use super::keywords;
 use super::lex::{Token, TokenKind, tokens};
 use crate::client::Names;
@@ -19,8 +20,8 @@ pub(super) enum Offer {
     Files,
 }
 
-/// What completes `line` at byte `cursor`. `commands` are those of a hook.
-pub(super) fn offer(names: &Names, commands: &[String], line: &str, cursor: usize) -> Offer {
+/// What completes `line` at byte `cursor`.
+pub(super) fn offer(names: &Names, hook: &dyn BackslashHook, line: &str, cursor: usize) -> Offer {
     let typed = &line[..cursor];
     let all: Vec<Token> = tokens(line).collect();
     let before: Vec<Token> = tokens(typed).collect();
@@ -30,7 +31,7 @@ pub(super) fn offer(names: &Names, commands: &[String], line: &str, cursor: usiz
     if let Some(first) = first
         && first.kind == TokenKind::Backslash
     {
-        return complete_command(names, commands, typed, first.start);
+        return complete_command(names, hook, typed, first.start);
     }
     let Some(word) = word_at(typed, statement) else {
         return Offer::Words { start: cursor, words: Vec::new() };
@@ -95,14 +96,14 @@ fn statement_start(tokens: &[Token]) -> usize {
     tokens.iter().rposition(|token| token.kind == TokenKind::Semicolon).map_or(0, |index| index + 1)
 }
 
-fn complete_command(names: &Names, hook_commands: &[String], typed: &str, backslash: usize) -> Offer {
+fn complete_command(names: &Names, hook: &dyn BackslashHook, typed: &str, backslash: usize) -> Offer {
     let text = &typed[backslash..];
     let Some(argument) = text.rfind(char::is_whitespace) else {
         let mut words: Vec<String> = COMMANDS
             .iter()
             .filter_map(|(usage, _)| usage.split_whitespace().next())
             .map(str::to_owned)
-            .chain(hook_commands.iter().map(|command| format!("\\{command}")))
+            .chain(hook.commands().iter().map(|command| format!("\\{command}")))
             .filter(|command| command.starts_with(text))
             .collect();
         words.sort();
@@ -140,7 +141,9 @@ fn complete_command(names: &Names, hook_commands: &[String], typed: &str, backsl
         ("timing", []) => from(&["on", "off"]),
         ("rows", []) => from(&["all"]),
         ("format", []) => from(&["table", "csv", "tsv", "json", "ndjson", "vertical", "markdown"]),
-        _ => Vec::new(),
+        (name, typed) => {
+            hook.arguments(name, typed).into_iter().filter(|word| word.starts_with(prefix)).collect()
+        }
     };
     Offer::Words { start, words }
 }
@@ -276,8 +279,36 @@ pub(super) fn quoted_if_needed(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures::future::BoxFuture;
+
     use super::*;
-    use crate::client::Relation;
+    use crate::client::{ClientError, Relation};
+    use crate::repl::{NoHook, Show};
+
+    /// Knows `\kill` and two nodes.
+    struct Killing;
+
+    impl BackslashHook for Killing {
+        fn help(&self) -> Vec<(String, String)> {
+            vec![("\\kill NODE".to_owned(), "ends a node".to_owned())]
+        }
+
+        fn arguments(&self, command: &str, typed: &[&str]) -> Vec<String> {
+            match (command, typed) {
+                ("kill", []) => ["coordinator", "worker-1"].map(str::to_owned).to_vec(),
+                _ => Vec::new(),
+            }
+        }
+
+        fn run<'a>(
+            &'a self,
+            _command: &'a str,
+            _argument: &'a str,
+            _show: Show<'a>,
+        ) -> BoxFuture<'a, Option<Result<String, ClientError>>> {
+            Box::pin(std::future::ready(None))
+        }
+    }
 
     fn names() -> Names {
         let mut names = Names::default();
@@ -299,7 +330,7 @@ mod tests {
     fn check(line: &str, expected: &[&str]) {
         let cursor = line.find('|').unwrap();
         let line = line.replacen('|', "", 1);
-        let Offer::Words { words, .. } = offer(&names(), &["kill".to_owned()], &line, cursor) else {
+        let Offer::Words { words, .. } = offer(&names(), &Killing, &line, cursor) else {
             panic!("files were offered for {line}");
         };
         assert_eq!(words, expected, "{line}");
@@ -351,10 +382,13 @@ mod tests {
         check("\\di|", &[]);
         check("\\d|", &["\\d", "\\dn", "\\dt", "\\dv"]);
         check("\\k|", &["\\kill"]);
+        check("\\kill |", &["coordinator", "worker-1"]);
+        check("\\kill w|", &["worker-1"]);
+        check("\\kill worker-1 w|", &[]);
         check("\\d li|", &["lineitem"]);
         check("\\d system.|", &["system.workers"]);
         check("\\x a|", &["auto"]);
-        assert_eq!(offer(&names(), &[], "\\i fo", 5), Offer::Files);
-        assert_eq!(offer(&names(), &[], "\\copy t from 'fo", 16), Offer::Files);
+        assert_eq!(offer(&names(), &NoHook, "\\i fo", 5), Offer::Files);
+        assert_eq!(offer(&names(), &NoHook, "\\copy t from 'fo", 16), Offer::Files);
     }
 }

@@ -13,6 +13,18 @@ pub trait BackslashHook: Send + Sync {
     /// after each backslash is the name of a command.
     fn help(&self) -> Vec<(String, String)>;
 
+    /// Names of its commands, as [`BackslashHook::help`] has them.
+    fn commands(&self) -> Vec<String> {
+        let name = |usage: &String| Some(usage.split_whitespace().next()?.strip_prefix('\\')?.to_owned());
+        self.help().iter().filter_map(|(usage, _)| name(usage)).collect()
+    }
+
+    /// Words that may follow `\command` and the words that were typed after it,
+    /// for completion.
+    fn arguments(&self, _command: &str, _typed: &[&str]) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Runs `\command argument`. None: there is no such command. An `Ok` is
     /// text to show; what takes its time shows more with `show` before. Ctrl-C
     /// drops the future.

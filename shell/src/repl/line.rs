@@ -16,6 +16,7 @@ use rustyline::{CompletionType, Config, Context, Editor, Helper};
 
 use super::complete::{Offer, offer};
 use super::highlight::highlighted;
+use super::hook::BackslashHook;
 use super::split::is_complete;
 use crate::client::Names;
 use crate::render::Paint;
@@ -42,7 +43,7 @@ impl LineEditor {
         paint: Paint,
         history: Option<PathBuf>,
         names: Arc<RwLock<Names>>,
-        hook_commands: Vec<String>,
+        hook: Arc<dyn BackslashHook>,
     ) -> Result<Self, ReadlineError> {
         let config = Config::builder()
             .max_history_size(HISTORY_LINES_MAX)?
@@ -54,7 +55,7 @@ impl LineEditor {
         let mut editor = Editor::with_config(config)?;
         editor.set_helper(Some(Assistant {
             names,
-            hook_commands,
+            hook,
             paint,
             files: FilenameCompleter::new(),
             hints: HistoryHinter::new(),
@@ -111,7 +112,7 @@ pub(super) fn history_file() -> Option<PathBuf> {
 /// What rustyline asks.
 struct Assistant {
     names: Arc<RwLock<Names>>,
-    hook_commands: Vec<String>,
+    hook: Arc<dyn BackslashHook>,
     paint: Paint,
     files: FilenameCompleter,
     hints: HistoryHinter,
@@ -128,7 +129,7 @@ impl Completer for Assistant {
         cursor: usize,
         context: &Context<'_>,
     ) -> rustyline::Result<(usize, Vec<Pair>)> {
-        match offer(&self.names.read(), &self.hook_commands, line, cursor) {
+        match offer(&self.names.read(), self.hook.as_ref(), line, cursor) {
             Offer::Files => self.files.complete(line, cursor, context),
             Offer::Words { start, words } => {
                 let pair = |word: String| Pair { display: word.clone(), replacement: word };

@@ -14,11 +14,7 @@ use crate::client::Client;
 
 /// Reads and runs statements until `\q` or Ctrl-D.
 pub async fn run(client: Client, options: Options, hook: Arc<dyn BackslashHook>) -> ExitCode {
-    let hook_commands: Vec<String> = hook
-        .help()
-        .iter()
-        .filter_map(|(usage, _)| usage.split_whitespace().next()?.strip_prefix('\\').map(str::to_owned))
-        .collect();
+    let completing = Arc::clone(&hook);
     let mut session = Session::new(client, options, hook, true);
     session.refresh_names();
     if let Some(greeting) = session.options.greeting.take() {
@@ -30,7 +26,7 @@ pub async fn run(client: Client, options: Options, hook: Arc<dyn BackslashHook>)
             session.options.screen.stdout_paint,
             session.options.history.clone(),
             Arc::clone(&session.names),
-            hook_commands.clone(),
+            Arc::clone(&completing),
         )
     };
     let mut editor = None;

@@ -4,10 +4,11 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::talk::Talk;
 
 /// How long the nodes may take to be gone after the demo is.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,7 +21,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const FAULTS_NOTICED_MIN: u64 = 5;
 const DRILLS_MAX: usize = 3;
 /// The smallest demo that survives a worker.
-const SMALL: [&str; 7] = ["demo", "--scale", "0.01", "--workers", "2", "--replicas", "2"];
+const SMALL: [&str; 9] =
+    ["demo", "--scale", "0.01", "--coordinators", "1", "--workers", "2", "--replicas", "2"];
 
 fn demo(folder: &Path, flags: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
@@ -49,7 +51,7 @@ fn processes_in(folder: &Path) -> Vec<String> {
 }
 
 /// Waits until no process and no file is left.
-fn assert_gone(folder: &Path) {
+pub(crate) fn assert_gone(folder: &Path) {
     let deadline = Instant::now() + GONE_TIMEOUT;
     loop {
         let processes = processes_in(folder);
@@ -71,61 +73,6 @@ fn at_prompt(folder: &Path) -> Child {
     std::thread::spawn(move || lines.count());
     assert!(processes_in(folder).len() >= 3);
     child
-}
-
-/// A demo at its prompt that is talked to.
-struct Talk {
-    child: Child,
-    /// What it prints.
-    lines: mpsc::Receiver<String>,
-}
-
-impl Talk {
-    fn begin(folder: &Path) -> Self {
-        let mut child =
-            demo(folder, &["--format", "csv"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let printed = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in printed.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        Self { child, lines }
-    }
-
-    /// Types a line; the first line printed from then on that begins so.
-    fn ask(&mut self, typed: &str, beginning: &str) -> String {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{typed}").unwrap();
-        let deadline = Instant::now() + COMES_WITHIN;
-        let mut others = Vec::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) if line.starts_with(beginning) => return line,
-                Ok(line) => others.push(line),
-                Err(error) => panic!("{error} for `{beginning}` after `{typed}`; there were {others:?}"),
-            }
-        }
-    }
-
-    /// Leaves the prompt.
-    fn end(mut self) {
-        drop(self.child.stdin.take());
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
-impl Drop for Talk {
-    fn drop(&mut self) {
-        // After a failure: its nodes end with it, also one that stands still.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _gone = kill_process(Pid::from_child(&self.child), Signal::TERM);
-            let _ended = self.child.wait();
-        }
-    }
 }
 
 /// Whether a process stands still, as after SIGSTOP.
@@ -224,8 +171,7 @@ fn a_worker_is_cut_off_and_healed_at_the_prompt() {
     for (command, error) in [
         ("\\cut worker-9", "there is no node `worker-9`"),
         ("\\cut worker-1 up", "`up` is not a direction"),
-        ("\\cut coordinator", "only workers can be cut off"),
-        ("\\heal", "\\heal takes the name of a worker"),
+        ("\\heal", "\\heal takes the name of a node"),
         ("\\drill 99", "\\drill takes a number of queries from 1 to 8, not `99`"),
     ] {
         let output = demo(folder.path(), &["-c", command]).output().unwrap();
@@ -239,7 +185,7 @@ fn a_worker_is_cut_off_and_healed_at_the_prompt() {
 #[test]
 fn a_worker_is_frozen_and_thawed_at_the_prompt() {
     let folder = tempfile::tempdir().unwrap();
-    let mut talk = Talk::begin(folder.path());
+    let mut talk = Talk::begin(&mut demo(folder.path(), &["--format", "csv"]));
     let sum = "SELECT sum(o_totalprice) AS total FROM orders;";
     let state = "SELECT 'worker-2 is ' || state AS said FROM system.workers WHERE worker = 'worker-2';";
     let total = "2127396830.02";

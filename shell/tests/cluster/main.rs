@@ -22,6 +22,8 @@ mod fixture;
 #[cfg(test)]
 mod flight;
 #[cfg(test)]
+mod goes_on;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod moves;
@@ -49,5 +51,7 @@ mod spool;
 mod standstill;
 #[cfg(test)]
 mod stragglers;
+#[cfg(test)]
+mod talk;
 #[cfg(test)]
 mod write_faults;

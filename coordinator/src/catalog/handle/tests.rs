@@ -23,13 +23,13 @@ fn json(catalog: &Catalog) -> String {
 #[tokio::test]
 async fn a_closed_catalog_opens_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let catalog = Catalog::open(dir.path()).unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
     let cluster = catalog.snapshot().cluster.clone();
     let id = with_table(&catalog).await;
     catalog.apply(commit("x", &segment(id, 0, "w1"))).await.unwrap();
     let before = json(&catalog);
     drop(catalog);
-    let catalog = Catalog::open(dir.path()).unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
     assert_eq!(json(&catalog), before);
     assert_eq!(catalog.snapshot().cluster, cluster);
     let again = catalog.apply(commit("x", &segment(id, 0, "w1"))).await.unwrap();
@@ -41,13 +41,13 @@ async fn a_closed_catalog_opens_as_it_was() {
 async fn every_acknowledged_command_is_there_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let crashed = tempfile::tempdir().unwrap();
-    let catalog = Catalog::open(dir.path()).unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
     let id = with_table(&catalog).await;
     for number in 0..20 {
         catalog.apply(commit(&number.to_string(), &segment(id, 0, "w1"))).await.unwrap();
         let before = json(&catalog);
         fs::copy(dir.path().join(FILE), crashed.path().join(FILE)).unwrap();
-        let recovered = Catalog::open(crashed.path()).unwrap();
+        let recovered = Catalog::alone(crashed.path()).await.unwrap();
         assert_eq!(json(&recovered), before, "after command {number}");
     }
 }
@@ -55,10 +55,10 @@ async fn every_acknowledged_command_is_there_after_a_crash() {
 #[tokio::test]
 async fn commands_from_many_sides_are_all_there() {
     let dir = tempfile::tempdir().unwrap();
-    let catalog = Catalog::open(dir.path()).unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
     let id = with_table(&catalog).await;
     // Enough to fold the log into a snapshot more than once.
-    let count = 2 * SNAPSHOT_EVERY + 10;
+    let count = 2 * (SNAPSHOT_EVERY + LOG_KEPT) + 10;
     let writes = (0..count).map(|number| {
         let catalog = catalog.clone();
         async move { catalog.apply(commit(&number.to_string(), &segment(id, 0, "w1"))).await.unwrap() }
@@ -67,14 +67,14 @@ async fn commands_from_many_sides_are_all_there() {
     let before = json(&catalog);
     assert_eq!(catalog.snapshot().table_by_id(id).unwrap().segments.len() as u64, count);
     drop(catalog);
-    let catalog = Catalog::open(dir.path()).unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
     assert_eq!(json(&catalog), before);
 }
 
 #[tokio::test]
 async fn a_refused_command_leaves_its_neighbours_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let catalog = Catalog::open(dir.path()).unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
     let id = with_table(&catalog).await;
     let good = segment(id, 0, "w1");
     let bad = segment(TableId(99), 0, "w1");
@@ -91,23 +91,24 @@ async fn a_refused_command_leaves_its_neighbours_alone() {
 #[tokio::test]
 async fn a_newer_catalog_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    drop(Catalog::open(dir.path()).unwrap());
-    let database = open_database(&dir.path().join(FILE)).unwrap();
+    drop(Catalog::alone(dir.path()).await.unwrap());
+    let database = redb::Database::open(dir.path().join(FILE)).unwrap();
     let transaction = database.begin_write().unwrap();
-    transaction.open_table(META).unwrap().insert("format", FORMAT + 1).unwrap();
+    let meta: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
+    transaction.open_table(meta).unwrap().insert("format", 3).unwrap();
     transaction.commit().unwrap();
     drop(database);
-    let error = Catalog::open(dir.path()).unwrap_err();
+    let error = Catalog::alone(dir.path()).await.unwrap_err();
     assert!(matches!(error, Error::Invalid(_)));
     let message = error.to_string();
-    assert!(message.contains("format 2") && message.contains("reads up to format 1"), "{message}");
+    assert!(message.contains("format 3") && message.contains("reads up to format 2"), "{message}");
 }
 
 #[tokio::test]
 async fn a_catalog_is_open_once() {
     let dir = tempfile::tempdir().unwrap();
-    let _open = Catalog::open(dir.path()).unwrap();
-    let message = Catalog::open(dir.path()).unwrap_err().to_string();
+    let _open = Catalog::alone(dir.path()).await.unwrap();
+    let message = Catalog::alone(dir.path()).await.unwrap_err().to_string();
     assert!(message.contains("open in another process"), "{message}");
 }
 
@@ -115,13 +116,13 @@ async fn a_catalog_is_open_once() {
 async fn garbage_is_not_taken_for_a_catalog() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(FILE), vec![7; 8192]).unwrap();
-    assert!(Catalog::open(dir.path()).is_err());
+    assert!(Catalog::alone(dir.path()).await.is_err());
 }
 
 #[tokio::test]
 async fn what_is_dropped_is_told_once_after_it_is_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let catalog = Catalog::open(dir.path()).unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
     let id = with_table(&catalog).await;
     let held = segment(id, 0, "w1");
     catalog.apply(commit("x", &held)).await.unwrap();
@@ -145,26 +146,30 @@ async fn what_is_dropped_is_told_once_after_it_is_gone() {
 async fn a_full_disk_refuses_and_the_catalog_lives() {
     let dir = tempfile::tempdir().unwrap();
     let full = dir.path().join(FILE).with_extension("full");
-    let catalog = Catalog::open(dir.path()).unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
     let id = with_table(&catalog).await;
-    fs::write(&full, "").unwrap();
-    // Until the file must grow.
-    let mut written = 0;
-    let refused = loop {
-        let command = commit(&format!("{written}-{}", "x".repeat(100_000)), &segment(id, 0, "w1"));
-        match catalog.apply(command).await {
-            Ok(_) => written += 1,
-            Err(error) => break error,
-        }
-        assert!(written < 1_000, "the file never grew");
-    };
-    assert!(matches!(refused, Error::Exhausted(_)), "{refused}");
     let before = json(&catalog);
-    assert_eq!(catalog.snapshot().table_by_id(id).unwrap().segments.len(), written);
-    fs::remove_file(&full).unwrap();
+    fs::write(&full, "").unwrap();
+    let refused = catalog.apply(commit("x", &segment(id, 0, "w1"))).await.unwrap_err();
+    assert!(refused.to_string().contains("is full; nothing was changed"), "{refused}");
+    assert_eq!(refused.code(), shoal_proto::ErrorCode::Exhausted, "{refused}");
+    assert_eq!(json(&catalog), before);
+    // What makes it smaller goes through, until the file must grow: then it
+    // waits, and is made once there is room.
+    let drops = (0..20).map(|number| {
+        let name = format!("{number}-{}", "x".repeat(100_000));
+        catalog.apply(Command::DropTable { schema_name: "public".to_owned(), name, if_exists: true })
+    });
+    let dropped = join_all(drops);
+    let room = async {
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        fs::remove_file(&full).unwrap();
+    };
+    let (dropped, ()) = tokio::join!(dropped, room);
+    assert!(dropped.iter().all(Result::is_ok), "{dropped:?}");
     catalog.apply(commit("after", &segment(id, 0, "w1"))).await.unwrap();
     assert_ne!(json(&catalog), before);
     let after = json(&catalog);
     drop(catalog);
-    assert_eq!(json(&Catalog::open(dir.path()).unwrap()), after);
+    assert_eq!(json(&Catalog::alone(dir.path()).await.unwrap()), after);
 }

@@ -35,8 +35,11 @@ const LEADER_POLL: Duration = Duration::from_millis(50);
 /// What the leader answers, or that it is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer<T> {
+    /// Its answer.
     Done(T),
+    /// It does not lead (any more).
     NotLeader,
+    /// Why it cannot be done.
     Failed(Failure),
 }
 
@@ -106,12 +109,19 @@ struct Unanswered {
 /// The consensus, for this coordinator.
 #[derive(Clone)]
 pub struct Core {
+    /// Its number.
     pub me: CoordinatorId,
+    /// Id of its cluster.
     pub cluster: String,
+    /// Where the others reach it.
     pub address: String,
+    /// The file of the catalog.
     pub path: PathBuf,
+    /// What agrees on the log.
     pub raft: Raft<TypeConfig>,
+    /// The other coordinators.
     pub peers: Peers,
+    /// What was applied.
     pub published: Published,
 }
 
@@ -271,7 +281,8 @@ impl Core {
             self.at_leader(Call::Propose, proposal, limits, || self.propose_here(proposal.clone())).await?;
         // Whoever made the change sees it, here too.
         let mut applied = self.published.applied.subscribe();
-        let seen = tokio::time::timeout(CHANGE_MAX, applied.wait_for(|applied| applied.entries > index)).await;
+        let seen =
+            tokio::time::timeout(CHANGE_MAX, applied.wait_for(|applied| applied.entries > index)).await;
         if !matches!(seen, Ok(Ok(_))) {
             tracing::warn!(index, "a change of the catalog is made, and has not come here");
         }
@@ -311,7 +322,8 @@ impl Core {
             .await
             .map_err(|unanswered| Failure::from(self.unreached("", &unanswered.why)))?;
         let mut applied = self.published.applied.subscribe();
-        let caught_up = tokio::time::timeout(READ_MAX, applied.wait_for(|applied| applied.entries >= index)).await;
+        let caught_up =
+            tokio::time::timeout(READ_MAX, applied.wait_for(|applied| applied.entries >= index)).await;
         match caught_up {
             Ok(Ok(_)) => Ok(()),
             _ => Err(Failure::new(
@@ -372,7 +384,9 @@ impl Core {
         let known = self.coordinators().into_iter().find(|it| it.id == coordinator);
         let node = BasicNode::new(&request.address);
         match &known {
-            None => self.change_members(ChangeMembers::AddNodes(BTreeMap::from([(coordinator, node)]))).await?,
+            None => {
+                self.change_members(ChangeMembers::AddNodes(BTreeMap::from([(coordinator, node)]))).await?
+            }
             Some(known) if known.address != request.address => {
                 tracing::info!(coordinator, address = request.address, "coordinator has another address");
                 self.change_members(ChangeMembers::SetNodes(BTreeMap::from([(coordinator, node)]))).await?;

@@ -123,7 +123,8 @@ impl RaftFile {
         let read = |key| values.get(key).map_err(store);
         let identity = read("identity")?.map(|json| from_json(path, "identity", json.value())).transpose()?;
         let vote = read("vote")?.map(|json| from_json(path, "vote", json.value())).transpose()?;
-        let committed = read("committed")?.map(|json| from_json(path, "committed", json.value())).transpose()?;
+        let committed =
+            read("committed")?.map(|json| from_json(path, "committed", json.value())).transpose()?;
         let purged = read("purged")?.map(|json| from_json(path, "purged", json.value())).transpose()?;
         let mut entries = BTreeMap::new();
         for entry in transaction.open_table(ENTRIES).map_err(store)?.iter().map_err(store)? {

@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::file::{Change, KeptSnapshot, RaftFile, to_json};
-use super::types::{CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig};
+use super::types::{
+    CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig,
+};
 use crate::Error;
 use crate::catalog::State;
 

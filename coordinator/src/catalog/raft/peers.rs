@@ -8,8 +8,8 @@ use openraft::error::{
 };
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
-    VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -26,13 +26,21 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// What a coordinator is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
+    /// To take entries of the log, or to hear that there is a leader.
     Append,
+    /// To vote for a leader.
     Vote,
+    /// To take a piece of a snapshot.
     InstallSnapshot,
+    /// To make a change, as the leader.
     Propose,
+    /// How much of the log a read must have seen, as the leader.
     ReadIndex,
+    /// To take a coordinator in, as the leader.
     Enlist,
+    /// To remove a coordinator, as the leader.
     Dismiss,
+    /// What it needs of some segments.
     Needs,
 }
 

@@ -22,11 +22,17 @@ openraft::declare_raft_types!(
         SnapshotData = Cursor<Vec<u8>>,
 );
 
+/// An entry of the log.
 pub type Entry = openraft::Entry<TypeConfig>;
+/// The place of an entry.
 pub type LogId = openraft::LogId<CoordinatorId>;
+/// Which coordinators there are, since which entry.
 pub type Membership = openraft::StoredMembership<CoordinatorId, BasicNode>;
+/// What a snapshot is of.
 pub type SnapshotMeta = openraft::SnapshotMeta<CoordinatorId, BasicNode>;
+/// What openraft takes for the end of a coordinator.
 pub type StorageError = openraft::StorageError<CoordinatorId>;
+/// Whom a coordinator voted for, in which term.
 pub type Vote = openraft::Vote<CoordinatorId>;
 
 /// A command as it is in the log.

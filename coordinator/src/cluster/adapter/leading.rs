@@ -33,7 +33,7 @@ impl Cluster {
 
     /// The term in which this coordinator leads. A new leader has every worker
     /// say what it holds: the one before may have told it to nobody.
-    fn lead(&self) -> Option<u64> {
+    pub(super) fn lead(&self) -> Option<u64> {
         let term = self.catalog.term();
         let leads = self.catalog.is_leader().then_some(term);
         let mut core = self.core.lock();
@@ -70,7 +70,7 @@ impl Cluster {
 
     /// Removes what was dropped, and what no write is about to commit, once all
     /// coordinators have said so.
-    async fn remove_what_nobody_needs(&self, term: u64) {
+    pub(super) async fn remove_what_nobody_needs(&self, term: u64) {
         let asked = self.core.lock().going.asked();
         if asked.is_empty() {
             return;

@@ -23,9 +23,18 @@ impl std::ops::Deref for Fixture {
     }
 }
 
-fn cluster() -> Fixture {
+async fn cluster() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    Fixture { cluster: Cluster::new(Catalog::open(dir.path()).unwrap(), DEAD_AFTER), _dir: dir }
+    let cluster = Cluster::new(Catalog::alone(dir.path()).await.unwrap(), DEAD_AFTER);
+    cluster.lead();
+    Fixture { cluster, _dir: dir }
+}
+
+/// What the loop does about segments that were dropped.
+async fn collect(cluster: &Cluster) {
+    let leads = cluster.lead();
+    cluster.collect(leads);
+    cluster.remove_what_nobody_needs(leads.unwrap()).await;
 }
 
 fn request(worker: &str, held: &[SegmentName]) -> JoinRequest {
@@ -67,7 +76,7 @@ fn live(cluster: &Cluster) -> Vec<String> {
 
 #[tokio::test]
 async fn a_worker_is_live_from_its_first_beat_to_its_last_word() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     cluster.join(request("w1", &[])).await.unwrap();
     assert!(live(&cluster).is_empty());
     let stream = cluster.open_stream();
@@ -85,7 +94,7 @@ async fn a_worker_is_live_from_its_first_beat_to_its_last_word() {
 
 #[tokio::test]
 async fn a_worker_of_another_cluster_is_refused() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let stranger = JoinRequest { cluster: "other".to_owned(), ..request("w1", &[]) };
     let error = cluster.join(stranger).await.unwrap_err().to_string();
     assert!(error.contains("belongs to cluster other"), "{error}");
@@ -94,7 +103,7 @@ async fn a_worker_of_another_cluster_is_refused() {
 
 #[tokio::test]
 async fn two_workers_of_one_name_are_not_mixed_up() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     join(&cluster, "w1", &[]).await;
     let other = JoinRequest {
         incarnation: "two".to_owned(),
@@ -110,7 +119,7 @@ async fn two_workers_of_one_name_are_not_mixed_up() {
 
 #[tokio::test]
 async fn a_write_under_way_is_not_swept_up() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let id = with_table(&cluster).await;
     let staged = segment(id, 0, "w1");
     let write = WriteId::random();
@@ -126,7 +135,7 @@ async fn a_write_under_way_is_not_swept_up() {
 
 #[tokio::test]
 async fn a_committed_segment_is_never_removed_by_mistake() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let id = with_table(&cluster).await;
     join(&cluster, "w1", &[]).await;
     let held = segment(id, 0, "w1");
@@ -137,7 +146,7 @@ async fn a_committed_segment_is_never_removed_by_mistake() {
 
 #[tokio::test]
 async fn a_dropped_table_stays_readable_until_its_readers_are_done() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let id = with_table(&cluster).await;
     join(&cluster, "w1", &[]).await;
     let held = segment(id, 0, "w1");
@@ -146,19 +155,19 @@ async fn a_dropped_table_stays_readable_until_its_readers_are_done() {
     let reader = cluster.pin();
     let drop_table = Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false };
     cluster.catalog.apply(drop_table).await.unwrap();
-    cluster.collect();
+    collect(&cluster).await;
     assert!(beat(&cluster, "w1", cluster.open_stream()).discard.is_empty());
     assert_eq!(cluster.locate(&name).await.unwrap().replicas[0].worker, "w1".into());
     assert!(join(&cluster, "w1", &[name]).await.is_empty(), "a joining worker was told to drop it");
     drop(reader);
-    cluster.collect();
+    collect(&cluster).await;
     assert_eq!(beat(&cluster, "w1", cluster.open_stream()).discard, [name.to_string()]);
     assert_eq!(cluster.locate(&name).await.unwrap_err().code, ErrorCode::NotFound);
 }
 
 #[tokio::test]
 async fn a_copy_counts_once_it_is_in_the_catalog() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let id = with_table(&cluster).await;
     join(&cluster, "w1", &[]).await;
     join(&cluster, "w2", &[]).await;
@@ -189,7 +198,7 @@ async fn a_copy_counts_once_it_is_in_the_catalog() {
 
 #[tokio::test]
 async fn a_worker_without_its_files_is_not_read_from() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let id = with_table(&cluster).await;
     let mut held = segment(id, 0, "w1");
     held.replicas.push("w2".into());
@@ -205,7 +214,7 @@ async fn a_worker_without_its_files_is_not_read_from() {
 
 #[tokio::test]
 async fn progress_is_the_sum_over_workers() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let query = QueryId::random();
     for (worker, rows) in [("w1", 3), ("w2", 4)] {
         join(&cluster, worker, &[]).await;
@@ -234,7 +243,7 @@ async fn progress_is_the_sum_over_workers() {
 
 #[tokio::test]
 async fn only_tasks_of_the_attempt_that_is_asked_for_stand_still() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let query = QueryId::random();
     // What the first attempt left on `w1` has stood still for longest.
     for (worker, attempt, still_ms) in [("w1", 1, 20_000), ("w2", 2, 300), ("w3", 2, 700)] {
@@ -268,7 +277,7 @@ async fn only_tasks_of_the_attempt_that_is_asked_for_stand_still() {
 
 #[tokio::test]
 async fn a_worker_is_lost_when_its_stream_breaks_or_it_is_silent_and_not_when_it_leaves() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let times_lost = |worker: &str| cluster.times_lost(&worker.into());
     let joined = async |worker: &str| {
         cluster.join(request(worker, &[])).await.unwrap();
@@ -314,7 +323,7 @@ async fn a_worker_is_lost_when_its_stream_breaks_or_it_is_silent_and_not_when_it
 
 #[tokio::test]
 async fn without_workers_a_table_has_no_place() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let layout = table(TableId(1), "t").layout;
     let error = cluster.place(&layout).unwrap_err();
     assert!(error.to_string().contains("no worker is live"), "{error}");

@@ -29,7 +29,7 @@ fn a_segment_stays_until_the_last_reader_is_done() {
     drop(second);
     let free = pins.collect(Vec::new);
     assert_eq!(free.len(), 1);
-    assert_eq!(free[0].name(), name);
+    assert_eq!(free[0].segment.name(), name);
     assert!(pins.collect(Vec::new).is_empty(), "a segment was collected twice");
     assert!(pins.retired(&name).is_none());
 }
@@ -73,10 +73,10 @@ fn a_segment_that_leaves_one_worker_after_the_other_is_removed_from_all() {
     drop(new);
     let free = pins.collect(Vec::new);
     assert_eq!(free.len(), 1);
-    let mut workers = free[0].replicas.clone();
+    let mut workers = free[0].segment.replicas.clone();
     workers.sort();
     assert_eq!(workers, ["w1", "w2"].map(WorkerId::from));
     // What comes later is told without them.
     let free = pins.collect(|| vec![from("w3", 8)]);
-    assert_eq!(free[0].replicas, [WorkerId::from("w3")]);
+    assert_eq!(free[0].segment.replicas, [WorkerId::from("w3")]);
 }

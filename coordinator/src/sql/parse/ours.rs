@@ -1,4 +1,4 @@
-//! Statements that no other parser knows: KILL, COPY and ALTER WORKER.
+//! Statements that no other parser knows: KILL, COPY, ALTER WORKER and ALTER CLUSTER.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use shoal_proto::WorkerId;
 
 use super::{Copy, CopyDirection, CopySource, Statement, fold_identifier};
 use crate::Error;
+use crate::catalog::CoordinatorId;
 
 /// The statement, where it is one of them.
 pub(super) fn parse_ours(
@@ -20,12 +21,13 @@ pub(super) fn parse_ours(
         Token::Word(word) => Some(word.value.to_ascii_uppercase()),
         _ => None,
     });
-    let first = words.next();
+    let (first, second) = (words.next(), words.next());
     let mut parser = Parser::new(dialect).with_tokens_with_locations(tokens.to_vec());
-    let parsed = match first.as_deref() {
-        Some("KILL") => parse_kill(&mut parser),
-        Some("COPY") => parse_copy(&mut parser),
-        Some("ALTER") if words.next().as_deref() == Some("WORKER") => parse_alter_worker(&mut parser),
+    let parsed = match (first.as_deref(), second.as_deref()) {
+        (Some("KILL"), _) => parse_kill(&mut parser),
+        (Some("COPY"), _) => parse_copy(&mut parser),
+        (Some("ALTER"), Some("WORKER")) => parse_alter_worker(&mut parser),
+        (Some("ALTER"), Some("CLUSTER")) => parse_alter_cluster(&mut parser),
         _ => return Ok(None),
     };
     let statement = parsed.map_err(|error| Error::Invalid(parser_message(&error)))?;
@@ -71,18 +73,52 @@ fn parse_alter_worker(parser: &mut Parser) -> Result<Statement, ParserError> {
         Token::SingleQuotedString(name) => name,
         _ => return Err(expected()),
     };
-    let mut is_next = |wanted: &str| {
-        let is_it = matches!(&parser.peek_token().token, Token::Word(word) if word.value.eq_ignore_ascii_case(wanted));
-        if is_it {
-            parser.next_token();
-        }
-        is_it
-    };
-    let is_draining = !is_next("cancel");
-    if !is_next("drain") {
+    let is_draining = !take_word(parser, "cancel");
+    if !take_word(parser, "drain") {
         return Err(expected());
     }
     Ok(Statement::DrainWorker { worker: WorkerId::new(worker), is_draining })
+}
+
+fn parse_alter_cluster(parser: &mut Parser) -> Result<Statement, ParserError> {
+    parser.next_token();
+    parser.next_token();
+    if take_word(parser, "add") && take_word(parser, "coordinator") {
+        return Err(ParserError::ParserError(
+            "no statement adds a coordinator: run shoal coordinator --join URL on the new machine, with the URL of \
+             one that is there"
+                .into(),
+        ));
+    }
+    let expected = || {
+        ParserError::ParserError(
+            "expected ALTER CLUSTER REMOVE COORDINATOR with a number or a 'URL': SELECT coordinator, address FROM \
+             system.coordinators shows them"
+                .into(),
+        )
+    };
+    if !take_word(parser, "remove") || !take_word(parser, "coordinator") {
+        return Err(expected());
+    }
+    let coordinator = match parser.next_token().token {
+        Token::Number(number, false) => {
+            let number: CoordinatorId = number.parse().map_err(|_| expected())?;
+            number.to_string()
+        }
+        Token::SingleQuotedString(url) => url,
+        _ => return Err(expected()),
+    };
+    Ok(Statement::RemoveCoordinator { coordinator })
+}
+
+/// Takes the next word where it is this one; whether it was.
+fn take_word(parser: &mut Parser, wanted: &str) -> bool {
+    let is_it =
+        matches!(&parser.peek_token().token, Token::Word(word) if word.value.eq_ignore_ascii_case(wanted));
+    if is_it {
+        parser.next_token();
+    }
+    is_it
 }
 
 fn parse_copy(parser: &mut Parser) -> Result<Statement, ParserError> {

@@ -24,6 +24,7 @@ fn statements_are_told_apart() {
         Statement::Kill(_) => "kill",
         Statement::AlterTable { .. } => "alter table",
         Statement::DrainWorker { .. } => "drain",
+        Statement::RemoveCoordinator { .. } => "remove",
     };
     for (sql, expected) in [
         ("SELECT 1;", "query"),
@@ -52,6 +53,8 @@ fn statements_are_told_apart() {
         ("alter table IF EXISTS s.\"T\" set (replicas = 'all');", "alter table"),
         ("ALTER WORKER 'w1' DRAIN", "drain"),
         ("alter worker w1 cancel drain;", "drain"),
+        ("ALTER CLUSTER REMOVE COORDINATOR 2", "remove"),
+        ("alter cluster remove coordinator 'http://10.0.0.7:7400';", "remove"),
     ] {
         assert_eq!(kind(sql), expected, "{sql}");
     }
@@ -99,6 +102,15 @@ fn what_is_wrong_is_said() {
         ("ALTER WORKER w1", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
         ("ALTER WORKER w1 CANCEL", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
         ("ALTER WORKER w1 DRAIN CANCEL", "nothing expected after the statement, found CANCEL"),
+        ("ALTER CLUSTER", "expected ALTER CLUSTER REMOVE COORDINATOR"),
+        ("ALTER CLUSTER ADD WORKER 'w1'", "expected ALTER CLUSTER REMOVE COORDINATOR"),
+        ("ALTER CLUSTER REMOVE WORKER 'w1'", "expected ALTER CLUSTER REMOVE COORDINATOR"),
+        ("ALTER CLUSTER REMOVE COORDINATOR", "with a number or a 'URL'"),
+        ("ALTER CLUSTER REMOVE COORDINATOR -1", "with a number or a 'URL'"),
+        ("ALTER CLUSTER REMOVE COORDINATOR 1.5", "with a number or a 'URL'"),
+        ("ALTER CLUSTER REMOVE COORDINATOR c2", "with a number or a 'URL'"),
+        ("ALTER CLUSTER REMOVE COORDINATOR 2, 3", "nothing expected after the statement, found ,"),
+        ("ALTER CLUSTER ADD COORDINATOR 'http://10.0.0.7:7400'", "shoal coordinator --join URL"),
     ] {
         let message = refuse(sql);
         assert!(message.contains(part), "{sql}: {message}");
@@ -124,6 +136,16 @@ fn what_is_altered_is_read() {
             panic!("{sql} is something else");
         };
         assert_eq!((worker.as_str(), is_draining), (name, expected), "{sql}");
+    }
+    for (sql, expected) in [
+        ("ALTER CLUSTER REMOVE COORDINATOR 2", "2"),
+        ("alter cluster remove coordinator 007;", "7"),
+        ("ALTER CLUSTER REMOVE COORDINATOR 'http://10.0.0.7:7400'", "http://10.0.0.7:7400"),
+    ] {
+        let Statement::RemoveCoordinator { coordinator } = parse(sql).unwrap() else {
+            panic!("{sql} is something else");
+        };
+        assert_eq!(coordinator, expected, "{sql}");
     }
 }
 

@@ -17,7 +17,7 @@ use crate::catalog::raft::machine::{self, Recent};
 use crate::catalog::raft::types::{LogId, Membership, SnapshotMeta, Vote};
 
 /// What this program writes, and the newest that it reads.
-pub const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 2;
 
 /// Tables of format 1.
 const OLD_SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
@@ -27,7 +27,7 @@ const ALONE: u64 = 1;
 
 /// Refuses what a newer program wrote, brings what an older one wrote up to
 /// date, and makes the tables of a new file.
-pub fn check_format(database: &Database, path: &Path, address: &str) -> Result<(), Error> {
+pub(super) fn check_format(database: &Database, path: &Path, address: &str) -> Result<(), Error> {
     let before = match format_of(database)? {
         Some(FORMAT) => return Ok(()),
         Some(1) => Some(state_of_format_1(database, path)?),
@@ -60,21 +60,21 @@ pub fn check_format(database: &Database, path: &Path, address: &str) -> Result<(
 }
 
 /// A transaction that is durable when it is committed.
-pub fn begin(database: &Database) -> Result<WriteTransaction, Error> {
+pub(super) fn begin(database: &Database) -> Result<WriteTransaction, Error> {
     let mut transaction = database.begin_write().map_err(store)?;
     transaction.set_durability(Durability::Immediate).map_err(store)?;
     Ok(transaction)
 }
 
 /// The membership of one coordinator.
-pub fn alone(since: LogId, coordinator: u64, address: &str) -> Membership {
+pub(super) fn alone(since: LogId, coordinator: u64, address: &str) -> Membership {
     let nodes = BTreeMap::from([(coordinator, BasicNode::new(address))]);
     let voters = vec![BTreeSet::from([coordinator])];
     Membership::new(Some(since), openraft::Membership::new(voters, nodes))
 }
 
 /// Puts a snapshot in the place of everything up to `last`.
-pub fn write_snapshot(
+pub(super) fn write_snapshot(
     transaction: &WriteTransaction,
     last: LogId,
     last_membership: Membership,

@@ -84,7 +84,7 @@ async fn fetch(cluster: &Cluster, worker: &str, stream: StreamNumber) -> Vec<Str
 
 #[tokio::test]
 async fn shards_of_a_worker_that_stays_away_get_another() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let w1 = connect(&cluster, "w1", &[]).await;
     let mut streams = Vec::new();
     for worker in ["w2", "w3"] {
@@ -129,7 +129,7 @@ async fn shards_of_a_worker_that_stays_away_get_another() {
 
 #[tokio::test]
 async fn a_worker_that_is_back_in_time_keeps_its_shards() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let stream = connect(&cluster, "w1", &[]).await;
     for worker in ["w2", "w3"] {
         join(&cluster, worker, &[]).await;
@@ -159,7 +159,7 @@ async fn a_worker_that_is_back_in_time_keeps_its_shards() {
 
 #[tokio::test]
 async fn all_shards_leave_a_worker_that_is_drained() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let mut streams = Vec::new();
     for worker in ["w1", "w2", "w3"] {
         streams.push((worker, connect(&cluster, worker, &[]).await));
@@ -197,7 +197,7 @@ async fn all_shards_leave_a_worker_that_is_drained() {
 
 #[tokio::test]
 async fn a_copy_that_left_stays_until_its_readers_are_done() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let stream = connect(&cluster, "w1", &[]).await;
     for worker in ["w2", "w3"] {
         connect(&cluster, worker, &[]).await;
@@ -205,24 +205,24 @@ async fn a_copy_that_left_stays_until_its_readers_are_done() {
     let segments = with_copies(&cluster).await;
     let reader = cluster.pin();
     move_from_w1(&cluster, &segments).await;
-    cluster.collect();
+    collect(&cluster).await;
     assert!(beat(&cluster, "w1", stream).discard.is_empty());
     drop(reader);
-    cluster.collect();
+    collect(&cluster).await;
     let gone = [&segments[0], &segments[2]].map(|segment| segment.name().to_string());
     assert_eq!(beat(&cluster, "w1", stream).discard, gone);
 }
 
 #[tokio::test]
 async fn what_a_worker_should_hold_again_is_not_removed_from_it() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let stream = connect(&cluster, "w1", &[]).await;
     for worker in ["w2", "w3"] {
         connect(&cluster, worker, &[]).await;
     }
     let segments = with_copies(&cluster).await;
     move_from_w1(&cluster, &segments).await;
-    cluster.collect();
+    collect(&cluster).await;
     // The order to remove both waits for a beat, and is late for one of them.
     move_shards(&cluster, ["w2 w3", "w2 w3", "w3 w1"]).await;
     cluster.order_copies(Instant::now());
@@ -234,13 +234,13 @@ async fn what_a_worker_should_hold_again_is_not_removed_from_it() {
 
 #[tokio::test]
 async fn a_copy_counts_again_where_those_that_took_its_place_are_gone() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let w1 = connect(&cluster, "w1", &[]).await;
     connect(&cluster, "w2", &[]).await;
     let w3 = connect(&cluster, "w3", &[]).await;
     let segments = with_copies(&cluster).await;
     move_from_w1(&cluster, &segments).await;
-    cluster.collect();
+    collect(&cluster).await;
     cluster.disconnected(&"w3".into(), w3);
     assert!(beat(&cluster, "w1", w1).discard.is_empty());
     cluster.record_fetched().await;
@@ -261,7 +261,7 @@ async fn move_from_w1_again(cluster: &Cluster, segments: &[Segment]) {
 
 #[tokio::test]
 async fn where_most_are_away_nobody_is_dead() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     let mut streams = Vec::new();
     for worker in ["w1", "w2", "w3"] {
         streams.push(connect(&cluster, worker, &[]).await);
@@ -286,7 +286,7 @@ async fn where_most_are_away_nobody_is_dead() {
 
 #[tokio::test]
 async fn a_worker_is_not_drained_while_a_write_goes_there() {
-    let cluster = cluster();
+    let cluster = cluster().await;
     for worker in ["w1", "w2"] {
         connect(&cluster, worker, &[]).await;
     }

@@ -1,0 +1,140 @@
+//! openraft's own claims about a log and a state machine, and ours about what
+//! openraft does not ask for.
+
+use openraft::testing::{StoreBuilder, Suite};
+use openraft::{CommittedLeaderId, StorageError};
+use tempfile::TempDir;
+
+use super::*;
+use crate::catalog::command::{Command, Outcome};
+use crate::catalog::raft::file::Opened;
+use crate::catalog::raft::log::LogStore;
+
+const ADDRESS: &str = "http://127.0.0.1:1";
+
+struct OnDisk;
+
+fn open(dir: &TempDir) -> (LogStore, Machine) {
+    let mut opened = opened(dir);
+    let machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), Published::new("c")).unwrap();
+    (LogStore::new(&mut opened), machine)
+}
+
+fn opened(dir: &TempDir) -> Opened {
+    RaftFile::open(&dir.path().join("catalog.redb"), ADDRESS).unwrap()
+}
+
+impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for OnDisk {
+    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<CoordinatorId>> {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, machine) = open(&dir);
+        Ok((dir, log, machine))
+    }
+}
+
+#[test]
+fn openraft_finds_no_fault() {
+    Suite::test_all(OnDisk).unwrap();
+}
+
+fn entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
+    let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
+    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, command }) }
+}
+
+fn schema(name: &str) -> Option<Command> {
+    Some(Command::CreateSchema { name: name.to_owned(), if_not_exists: false })
+}
+
+#[tokio::test]
+async fn what_is_sent_again_is_applied_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machine) = open(&dir);
+    let (id, other) = (Uuid::new_v4(), Uuid::new_v4());
+    let entries = [entry(1, id, schema("s")), entry(2, id, schema("s")), entry(3, other, schema("s"))];
+    let replies = machine.apply(entries).await.unwrap();
+    assert_eq!(replies[..2], [Reply::Done(Outcome::Done), Reply::Done(Outcome::Done)]);
+    assert!(matches!(replies[2], Reply::Refused(_)), "{replies:?}");
+    assert_eq!(machine.published.state.borrow().version, 1);
+    assert_eq!(*machine.published.applied.borrow(), Position { entries: 4, term: 1 });
+}
+
+#[tokio::test]
+async fn what_is_given_up_is_never_applied_and_what_was_applied_is_not_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machine) = open(&dir);
+    let (late, early) = (Uuid::new_v4(), Uuid::new_v4());
+    let entries = [
+        entry(1, late, None),
+        entry(2, late, schema("late")),
+        entry(3, early, schema("early")),
+        entry(4, early, None),
+    ];
+    let replies = machine.apply(entries).await.unwrap();
+    assert_eq!(replies[..2], [Reply::Abandoned, Reply::Abandoned]);
+    assert_eq!(replies[2..], [Reply::Done(Outcome::Done), Reply::Done(Outcome::Done)]);
+    let state = Arc::clone(&machine.published.state.borrow());
+    assert!(state.has_schema("early") && !state.has_schema("late"));
+}
+
+#[tokio::test]
+async fn a_snapshot_brings_all_of_it_and_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut machine) = open(&dir);
+    let id = Uuid::new_v4();
+    machine.apply([entry(1, id, schema("s"))]).await.unwrap();
+    let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    drop((log, machine));
+    for is_installed in [false, true] {
+        let other = tempfile::tempdir().unwrap();
+        let (_log, mut machine) = open(if is_installed { &other } else { &dir });
+        if is_installed {
+            machine.install_snapshot(&snapshot.meta, snapshot.snapshot.clone()).await.unwrap();
+        }
+        assert!(machine.published.state.borrow().has_schema("s"), "{is_installed}");
+        assert_eq!(machine.applied_state().await.unwrap().0, snapshot.meta.last_log_id);
+        // The replies are part of it, too.
+        let again = machine.apply([entry(2, id, schema("s"))]).await.unwrap();
+        assert_eq!(again, [Reply::Done(Outcome::Done)], "{is_installed}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_a_newer_version_is_refused() {
+    let data = encode(&State::new("c"), &Recent::default()).unwrap();
+    let text = String::from_utf8(data).unwrap().replace("\"format\":1", "\"format\":2");
+    let error = decode(text.as_bytes()).unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)) && error.to_string().contains("format 2"), "{error}");
+}
+
+/// A catalog of the version before this one: a snapshot and commands, in tables
+/// of its own.
+#[tokio::test]
+async fn a_catalog_of_a_single_coordinator_becomes_one_of_the_consensus() {
+    use redb::TableDefinition;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("catalog.redb");
+    let database = redb::Database::create(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let meta: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+        transaction.open_table(meta).unwrap().insert("format", 1).unwrap();
+        let snapshot: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
+        let state = serde_json::to_vec(&State::new("old")).unwrap();
+        transaction.open_table(snapshot).unwrap().insert("state", state.as_slice()).unwrap();
+        let log: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+        let command = serde_json::to_vec(&schema("kept")).unwrap();
+        transaction.open_table(log).unwrap().insert(1, command.as_slice()).unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    for _ in 0..2 {
+        let catalog = crate::catalog::Catalog::alone(dir.path()).await.unwrap();
+        assert_eq!(catalog.snapshot().cluster, "old");
+        assert!(catalog.snapshot().has_schema("kept"));
+        let addresses: Vec<_> = catalog.coordinators().into_iter().map(|it| (it.id, it.address)).collect();
+        assert_eq!(addresses, [(1, ADDRESS.to_owned())]);
+        let name = format!("s{}", catalog.snapshot().version);
+        catalog.apply(Command::CreateSchema { name, if_not_exists: false }).await.unwrap();
+    }
+}
