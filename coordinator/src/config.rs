@@ -15,6 +15,9 @@ pub struct CoordinatorConfig {
     /// URLs of coordinators whose cluster it joins at its first start; none: it
     /// starts a cluster of its own then. Later starts do not look at it.
     pub join: Vec<String>,
+    /// Makes it the only coordinator of its cluster, with all that it has: the
+    /// way back where a majority is lost for good.
+    pub force_new_cluster: bool,
     /// Directories whose files statements may read and write.
     pub import_roots: Vec<PathBuf>,
     /// Object store prefixes that external tables may use, like
@@ -51,6 +54,7 @@ impl CoordinatorConfig {
             data_dir: data_dir.into(),
             advertise: String::new(),
             join: Vec::new(),
+            force_new_cluster: false,
             import_roots: Vec::new(),
             object_stores: Vec::new(),
             zone: String::new(),

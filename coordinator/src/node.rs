@@ -76,6 +76,7 @@ pub async fn run(
         address: own_url,
         listening: address.ip(),
         join: config.join.clone(),
+        force_new_cluster: config.force_new_cluster,
     })
     .await?;
     let cluster_id = catalog.snapshot().cluster.clone();

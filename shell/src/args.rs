@@ -85,6 +85,10 @@ pub struct CoordinatorArgs {
     /// it starts a cluster of its own]
     #[arg(long, value_name = "URL")]
     pub join: Vec<String>,
+    /// Make it the only coordinator of its cluster, with all that it has: once, after a majority of the coordinators
+    /// was lost for good. The lost ones must never be started again with their old data
+    #[arg(long, conflicts_with = "join")]
+    pub force_new_cluster: bool,
     /// What all nodes have.
     #[command(flatten)]
     pub node: NodeArgs,

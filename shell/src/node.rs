@@ -38,7 +38,10 @@ const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// `shoal coordinator`.
 pub fn coordinator(matches: &ArgMatches) -> ExitCode {
-    run_node("coordinator", matches, CoordinatorSettings::read, |settings| &settings.node, serve_coordinator)
+    // On the command line only: a setting would be there at the next start, too.
+    let force_new_cluster = matches.get_flag("force_new_cluster");
+    let serve = |settings| serve_coordinator(settings, force_new_cluster);
+    run_node("coordinator", matches, CoordinatorSettings::read, |settings| &settings.node, serve)
 }
 
 /// `shoal worker`.
@@ -106,7 +109,7 @@ fn decide<S>(
     Ok(Some((settings, warnings)))
 }
 
-fn serve_coordinator(settings: CoordinatorSettings) -> Result<()> {
+fn serve_coordinator(settings: CoordinatorSettings, force_new_cluster: bool) -> Result<()> {
     let runtime = runtime("coordinator", cores().max(COORDINATOR_THREADS_MIN))?;
     let ended = runtime.block_on(async {
         let listener = listen(&settings.node).await?;
@@ -115,6 +118,7 @@ fn serve_coordinator(settings: CoordinatorSettings) -> Result<()> {
             data_dir: settings.node.data_dir,
             advertise: settings.node.advertise.unwrap_or_default(),
             join: settings.join,
+            force_new_cluster,
             import_roots: settings.import_roots,
             object_stores: settings.object_stores,
             zone: settings.zone,

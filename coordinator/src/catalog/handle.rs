@@ -69,6 +69,8 @@ pub struct CatalogOptions {
     pub listening: IpAddr,
     /// URLs of coordinators whose cluster it joins, where it is of none yet.
     pub join: Vec<String>,
+    /// Makes it the only coordinator of its cluster.
+    pub force_new_cluster: bool,
 }
 
 /// The catalog. Cheap to clone; the file closes with the last clone.
@@ -117,7 +119,11 @@ impl Catalog {
     pub async fn open(options: CatalogOptions) -> Result<Self, Error> {
         make_dir(&options.dir)?;
         let path = options.dir.join(FILE);
-        let opened = RaftFile::open(&path, &options.address)?;
+        let mut opened = RaftFile::open(&path, &options.address)?;
+        if options.force_new_cluster {
+            recover::make_alone(opened, &options.address).await?;
+            opened = RaftFile::open(&path, &options.address)?;
+        }
         let stop = CancellationToken::new();
         let (started, starting) = oneshot::channel();
         let stopped = stop.clone();
@@ -162,7 +168,13 @@ impl Catalog {
     pub async fn alone(dir: &std::path::Path) -> Result<Self, Error> {
         let address = "http://127.0.0.1:1".to_owned();
         let listening = std::net::Ipv4Addr::LOCALHOST.into();
-        Self::open(CatalogOptions { dir: dir.to_owned(), address, listening, join: Vec::new() }).await
+        Self::open(CatalogOptions {
+            dir: dir.to_owned(),
+            address,
+            listening,
+            join: Vec::new(),
+            force_new_cluster: false,
+        }).await
     }
 
     #[expect(clippy::expect_used, reason = "it is taken out only where the last clone is dropped")]
@@ -397,6 +409,8 @@ fn config(cluster: &str) -> Result<Config, openraft::ConfigError> {
     }
     .validate()
 }
+
+mod recover;
 
 #[cfg(test)]
 mod tests;

@@ -152,6 +152,11 @@ impl State {
         self.writes.rows(write)
     }
 
+    /// Whether there ever was more than one coordinator.
+    pub fn had_several_coordinators(&self) -> bool {
+        self.last_coordinator > 1
+    }
+
     /// Whether this coordinator was removed for good.
     pub fn is_dismissed(&self, coordinator: u64) -> bool {
         self.dismissed.contains(&coordinator)

@@ -8,7 +8,9 @@ use super::{LogFormat, LogSettings};
 
 /// Starts logging. A second call changes nothing.
 pub fn start_logging(settings: &LogSettings) {
-    let filter = EnvFilter::new(&settings.filter.0);
+    // openraft tells each step at the levels at which we tell what matters to an
+    // operator.
+    let filter = EnvFilter::new(format!("openraft=error,{}", settings.filter.0));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     // A failure means that a log is there already.
     let _there = match settings.format {

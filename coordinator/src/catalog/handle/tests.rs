@@ -173,3 +173,42 @@ async fn a_full_disk_refuses_and_the_catalog_lives() {
     drop(catalog);
     assert_eq!(json(&Catalog::alone(dir.path()).await.unwrap()), after);
 }
+
+/// Opens a catalog as one of several, at a URL where nobody listens.
+async fn alone_again(dir: &std::path::Path) -> Result<Catalog, Error> {
+    Catalog::open(CatalogOptions {
+        dir: dir.to_owned(),
+        address: "http://127.0.0.1:2".to_owned(),
+        listening: std::net::Ipv4Addr::LOCALHOST.into(),
+        join: Vec::new(),
+        force_new_cluster: true,
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_cluster_becomes_one_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = alone_again(dir.path()).await.unwrap_err();
+    assert!(error.to_string().contains("belongs to no cluster"), "{error}");
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
+    let id = with_table(&catalog).await;
+    // One that is down: from here on there is no majority.
+    let consensus = catalog.consensus();
+    let node = BasicNode::new("http://127.0.0.1:1");
+    consensus.raft.add_learner(2, node, false).await.unwrap();
+    let voters = openraft::ChangeMembers::AddVoterIds([2].into());
+    let adding = consensus.raft.change_membership(voters, true);
+    assert!(tokio::time::timeout(Duration::from_millis(300), adding).await.is_err());
+    let before = catalog.snapshot().cluster.clone();
+    drop(catalog);
+    let catalog = alone_again(dir.path()).await.unwrap();
+    assert_eq!(catalog.snapshot().cluster, before);
+    assert!(catalog.snapshot().table_by_id(id).is_some());
+    let members: Vec<_> = catalog.coordinators().into_iter().map(|it| (it.id, it.address)).collect();
+    assert_eq!(members, [(1, "http://127.0.0.1:2".to_owned())]);
+    with_table(&catalog).await;
+    drop(catalog);
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
+    assert_eq!(catalog.snapshot().tables().count(), 2);
+}

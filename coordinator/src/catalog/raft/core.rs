@@ -441,6 +441,9 @@ impl Core {
         }
         let all = self.coordinators();
         let Some(known) = all.iter().find(|it| it.id == coordinator) else {
+            if self.published.state.borrow().is_dismissed(coordinator) {
+                return Ok(Answer::Done(()));
+            }
             let numbers: Vec<_> = all.iter().map(|it| it.id.to_string()).collect();
             return Err(Failure::new(
                 ErrorCode::NotFound,

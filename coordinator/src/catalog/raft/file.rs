@@ -21,7 +21,7 @@ use super::types::{CoordinatorId, Entry, LogId, SnapshotMeta, TypeConfig, Vote};
 use crate::Error;
 use crate::catalog::disk::Disk;
 
-mod format;
+pub(in crate::catalog) mod format;
 
 use format::{begin, check_format};
 

@@ -205,6 +205,14 @@ impl Machine {
         Ok(machine)
     }
 
+    /// What was applied, as the bytes of a snapshot.
+    ///
+    /// # Errors
+    /// `Internal` for a state that cannot be encoded.
+    pub fn encoded(&self) -> Result<Vec<u8>, Error> {
+        encode(&self.applied.state, &self.applied.recent)
+    }
+
     fn replace(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), Error> {
         let (state, recent) = decode(data)?;
         let gone = gone(&self.applied.state, &state);

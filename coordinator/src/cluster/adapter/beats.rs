@@ -196,11 +196,13 @@ impl Cluster {
         Orders { discard: discard.iter().map(SegmentName::to_string).collect(), fetch, report, ..plain }
     }
 
-    /// Where all coordinators are, for workers; nothing where there is only this
-    /// one, which they know.
+    /// Where all coordinators are, for workers; nothing where there never was
+    /// another one than this, which they know.
     fn coordinator_urls(&self) -> Vec<String> {
-        let all = self.catalog.coordinators();
-        if all.len() < 2 { Vec::new() } else { all.into_iter().map(|it| it.address).collect() }
+        if !self.catalog.snapshot().had_several_coordinators() {
+            return Vec::new();
+        }
+        self.catalog.coordinators().into_iter().map(|it| it.address).collect()
     }
 
     /// A heartbeat stream broke.

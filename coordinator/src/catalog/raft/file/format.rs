@@ -67,7 +67,7 @@ pub(super) fn begin(database: &Database) -> Result<WriteTransaction, Error> {
 }
 
 /// The membership of one coordinator.
-pub(super) fn alone(since: LogId, coordinator: u64, address: &str) -> Membership {
+pub(in crate::catalog) fn alone(since: LogId, coordinator: u64, address: &str) -> Membership {
     let nodes = BTreeMap::from([(coordinator, BasicNode::new(address))]);
     let voters = vec![BTreeSet::from([coordinator])];
     Membership::new(Some(since), openraft::Membership::new(voters, nodes))
