@@ -33,8 +33,9 @@ const SNAPSHOT_EVERY: u64 = 1_000;
 const LOG_KEPT: u64 = 1_000;
 /// How often a leader says that it is there.
 const HEARTBEAT: Duration = Duration::from_millis(100);
-/// After so long without a word, and up to so long, a new leader is elected.
-const ELECTION: (Duration, Duration) = (Duration::from_millis(600), Duration::from_millis(1_000));
+/// A follower that has not heard of the leader for the longer of them, and for a
+/// time between the two after that, wants to lead itself.
+const ELECTION: (Duration, Duration) = (Duration::from_millis(350), Duration::from_millis(600));
 /// How long one piece of a snapshot may take on its way.
 const SNAPSHOT_PIECE_MAX: Duration = Duration::from_secs(10);
 /// How long a coordinator that is alone may take to lead.
@@ -174,7 +175,8 @@ impl Catalog {
             listening,
             join: Vec::new(),
             force_new_cluster: false,
-        }).await
+        })
+        .await
     }
 
     #[expect(clippy::expect_used, reason = "it is taken out only where the last clone is dropped")]

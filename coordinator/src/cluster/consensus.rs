@@ -107,3 +107,6 @@ impl Consensus for ConsensusService {
         reply(&self.0.needs(&asked))
     }
 }
+
+#[cfg(test)]
+mod tests;

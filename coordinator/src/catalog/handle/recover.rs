@@ -1,0 +1,57 @@
+//! The way back where a majority of the coordinators is lost for good.
+
+use openraft::storage::RaftStateMachine;
+
+use super::super::raft::file::{Change, KeptSnapshot, Opened, format};
+use super::super::raft::machine::{Machine, Published};
+use super::super::raft::types::{SnapshotMeta, Vote};
+use crate::Error;
+
+/// Makes the coordinator of this file the only one of its cluster, at `address`,
+/// with all that is in its log, also what was not acknowledged.
+///
+/// # Errors
+/// `Invalid` for a file that is of no cluster yet; where it cannot be read or
+/// written.
+pub(super) async fn make_alone(mut opened: Opened, address: &str) -> Result<(), Error> {
+    let Some(identity) = opened.identity.clone() else {
+        return Err(Error::Invalid(
+            "--force-new-cluster is for the data directory of a coordinator that lost the others, and this one \
+             belongs to no cluster; leave the flag out"
+                .to_owned(),
+        ));
+    };
+    let published = Published::new(&identity.cluster);
+    let mut machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), published)?;
+    let entries = std::mem::take(&mut opened.entries);
+    let behind = opened.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
+    let behind = entries.into_values().filter(|entry| Some(entry.log_id) > behind);
+    let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
+    machine.apply(behind).await.map_err(|error| failed(&error))?;
+    let (last, _) = machine.applied_state().await.map_err(|error| failed(&error))?;
+    let Some(last) = last else {
+        return Err(Error::Invalid(
+            "this coordinator has nothing of its cluster: use --force-new-cluster on another one".to_owned(),
+        ));
+    };
+    let term = opened.vote.map_or(0, |vote| vote.leader_id.term).max(last.leader_id.term) + 1;
+    let meta = SnapshotMeta {
+        last_log_id: Some(last),
+        last_membership: format::alone(last, identity.coordinator, address),
+        snapshot_id: format!("alone-{last}"),
+    };
+    let snapshot = KeptSnapshot { meta, data: machine.encoded()? };
+    opened.file.committed(Some(last));
+    for change in
+        [Change::Snapshot(snapshot), Change::Purge(last), Change::Vote(Vote::new(term, identity.coordinator))]
+    {
+        let made = opened.file.change(change).await;
+        made.map_err(|error| Error::io("cannot make this coordinator the only one", error))?;
+    }
+    tracing::warn!(
+        coordinator = identity.coordinator,
+        cluster = %identity.cluster,
+        "this coordinator is the only one of its cluster now: others need an empty --data-dir to join it"
+    );
+    Ok(())
+}

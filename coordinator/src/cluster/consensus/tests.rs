@@ -1,0 +1,171 @@
+//! Claims about several catalogs that agree over real sockets.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use shoal_proto::server::{self, Incoming};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::Error;
+use crate::catalog::{Catalog, CatalogOptions, Command, Outcome};
+use crate::config::DEAD_AFTER;
+
+/// What an election, or the news of it, may take on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// One coordinator's catalog and what serves it to the others.
+struct Node {
+    cluster: Arc<Cluster>,
+    served: JoinHandle<()>,
+    address: SocketAddr,
+    dir: TempDir,
+}
+
+impl std::ops::Deref for Node {
+    type Target = Catalog;
+
+    fn deref(&self) -> &Catalog {
+        self.cluster.catalog()
+    }
+}
+
+impl Node {
+    async fn start(join: &[&Node]) -> Self {
+        let address = (Ipv4Addr::LOCALHOST, 0).into();
+        Self::start_in(tempfile::tempdir().unwrap(), address, join).await
+    }
+
+    async fn start_in(dir: TempDir, address: SocketAddr, join: &[&Node]) -> Self {
+        let (listener, address) = server::bind(address).await.unwrap();
+        let join = join.iter().map(|node| format!("http://{}", node.address)).collect();
+        let catalog = open(dir.path(), address, join).await.unwrap();
+        let cluster = Arc::new(Cluster::new(catalog, DEAD_AFTER));
+        let service = ConsensusService::new(Arc::clone(&cluster)).into_server();
+        let served = server::builder().add_service(service).serve_with_incoming(Incoming::new(listener));
+        let served = tokio::spawn(async move { served.await.unwrap() });
+        let node = Self { cluster, served, address, dir };
+        node.enlist().await;
+        node
+    }
+
+    /// Ends it; where it was, to start it again.
+    async fn stop(self) -> (TempDir, SocketAddr) {
+        self.served.abort();
+        let _aborted = self.served.await;
+        drop(self.cluster);
+        (self.dir, self.address)
+    }
+
+    fn json(&self) -> String {
+        serde_json::to_string(self.snapshot().as_ref()).unwrap()
+    }
+}
+
+async fn open(dir: &Path, address: SocketAddr, join: Vec<String>) -> Result<Catalog, Error> {
+    Catalog::open(CatalogOptions {
+        dir: dir.to_owned(),
+        address: format!("http://{address}"),
+        listening: address.ip(),
+        join,
+        force_new_cluster: false,
+    })
+    .await
+}
+
+fn schema(name: impl Into<String>) -> Command {
+    Command::CreateSchema { name: name.into(), if_not_exists: false }
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < SOON, "still not: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_was_told_all_know_also_who_came_late() {
+    let first = Node::start(&[]).await;
+    // More than the log keeps: who comes later gets a snapshot.
+    let made = join_all((0..2_500).map(|number| first.apply(schema(format!("s{number}"))))).await;
+    assert!(made.iter().all(Result::is_ok));
+    until("the log is cut", || first.consensus().raft.metrics().borrow().purged.is_some()).await;
+    let second = Node::start(&[&first]).await;
+    let third = Node::start(&[&second]).await;
+    let numbers: Vec<_> = third.coordinators().iter().map(|it| (it.id, it.is_voter)).collect();
+    assert_eq!(numbers.len(), 3, "{numbers:?}");
+    for (node, name) in [(&first, "by1"), (&second, "by2"), (&third, "by3")] {
+        assert_eq!(node.apply(schema(name)).await.unwrap(), Outcome::Done);
+        assert!(node.snapshot().has_schema(name), "who made {name} does not see it");
+        for other in [&first, &second, &third] {
+            other.catch_up().await.unwrap();
+            assert!(other.snapshot().has_schema(name) && other.snapshot().has_schema("s2499"), "{name}");
+        }
+    }
+    assert_eq!(first.json(), second.json());
+    assert_eq!(first.json(), third.json());
+    let refused = third.apply(schema("by1")).await.unwrap_err();
+    assert!(matches!(refused, Error::AlreadyExists(_)), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_three_go_on_and_one_does_not() {
+    let first = Node::start(&[]).await;
+    let second = Node::start(&[&first]).await;
+    let third = Node::start(&[&first]).await;
+    first.apply(schema("before")).await.unwrap();
+    let (first_dir, first_address) = first.stop().await;
+    assert_eq!(second.apply(schema("without_first")).await.unwrap(), Outcome::Done);
+    third.catch_up().await.unwrap();
+    assert!(third.snapshot().has_schema("without_first"));
+    let (second_dir, second_address) = second.stop().await;
+    let alone = third.catch_up().await.unwrap_err().to_string();
+    assert!(alone.contains("no majority of the coordinators"), "{alone}");
+    let unsettled = third.change(schema("alone")).await.unwrap_err();
+    let message = Error::from(unsettled).to_string();
+    assert!(message.contains("no majority of the coordinators"), "{message}");
+    let first = Node::start_in(first_dir, first_address, &[]).await;
+    first.apply(schema("again")).await.unwrap();
+    let second = Node::start_in(second_dir, second_address, &[]).await;
+    for node in [&first, &second, &third] {
+        node.catch_up().await.unwrap();
+        assert!(node.snapshot().has_schema("again") && node.snapshot().has_schema("without_first"));
+    }
+    assert_eq!(first.json(), third.json());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_coordinator_stays_out() {
+    let first = Node::start(&[]).await;
+    let second = Node::start(&[&first]).await;
+    let third = Node::start(&[&first]).await;
+    let number = second.consensus().me;
+    let unknown = third.dismiss(99).await.unwrap_err().to_string();
+    assert!(unknown.contains("there is no coordinator 99"), "{unknown}");
+    third.dismiss(number).await.unwrap();
+    assert!(first.coordinators().iter().all(|it| it.id != number));
+    let request = crate::catalog::Enlist { coordinator: Some(number), address: "http://127.0.0.1:9".into() };
+    let refused = third.consensus().enlist(&request).await.unwrap_err().to_string();
+    assert!(refused.contains("was removed from the cluster"), "{refused}");
+    second.stop().await;
+    // It does not count any more: the other two are both of them.
+    first.apply(schema("s")).await.unwrap();
+    third.dismiss(first.consensus().me).await.unwrap();
+    until("the last one leads", || third.is_alone()).await;
+    third.apply(schema("t")).await.unwrap();
+    let last = third.dismiss(third.consensus().me).await.unwrap_err().to_string();
+    assert!(last.contains("is the only one"), "{last}");
+}
+
+#[tokio::test]
+async fn who_cannot_be_taken_in_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = (Ipv4Addr::LOCALHOST, 1).into();
+    let error = open(dir.path(), address, vec!["http://127.0.0.1:1".to_owned()]).await.unwrap_err();
+    assert!(error.to_string().contains("no coordinator took this one in"), "{error}");
+}
