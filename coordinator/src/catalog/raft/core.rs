@@ -189,21 +189,28 @@ impl Core {
         let mut metrics = self.raft.metrics();
         let mut last = Unanswered { is_sent: false, why: self.nobody_leads() };
         loop {
-            metrics.mark_unchanged();
             let was_sent = last.is_sent;
-            let answer = match self.leader() {
+            let leader = self.leader();
+            let asked = leader.as_ref().map(|(id, _)| *id);
+            last.is_sent |= asked.is_some();
+            let answer = match leader {
                 Some((id, _)) if id == self.me => {
-                    last.is_sent = true;
                     timeout_at(deadline, here().boxed()).await.unwrap_or_else(|_| Err(self.nobody_leads()))
                 }
                 Some((_, address)) => {
-                    last.is_sent = true;
                     let left = deadline.saturating_duration_since(Instant::now());
-                    let answer = self.peers.call(&address, call, request, left.min(answer_max)).await;
-                    answer.and_then(|answer| match answer {
-                        Answer::Failed(failure) => Err(failure),
-                        other => Ok(other),
-                    })
+                    tokio::select! {
+                        answer = self.peers.call(&address, call, request, left.min(answer_max)) => {
+                            answer.and_then(|answer| match answer {
+                                Answer::Failed(failure) => Err(failure),
+                                other => Ok(other),
+                            })
+                        }
+                        // Nobody waits for one that is frozen once another one leads.
+                        _ = metrics.wait_for(|now| now.current_leader.is_some() && now.current_leader != asked) => {
+                            Ok(Answer::NotLeader)
+                        }
+                    }
                 }
                 None => Ok(Answer::NotLeader),
             };
@@ -218,7 +225,7 @@ impl Core {
                 return Err(last);
             }
             let next = deadline.min(Instant::now() + LEADER_POLL);
-            let _changed_or_not = timeout_at(next, metrics.changed()).await;
+            let _changed_or_not = timeout_at(next, metrics.wait_for(|now| now.current_leader != asked)).await;
         }
     }
 
