@@ -99,6 +99,8 @@ impl From<ChangeError> for Error {
     }
 }
 
+type Metrics = openraft::RaftMetrics<CoordinatorId, BasicNode>;
+
 /// Where a call to the leader ended without an answer.
 struct Unanswered {
     /// Whether a leader may have got it.
@@ -198,6 +200,12 @@ impl Core {
                     timeout_at(deadline, here().boxed()).await.unwrap_or_else(|_| Err(self.nobody_leads()))
                 }
                 Some((_, address)) => {
+                    // Nobody waits for one that is frozen once another one leads.
+                    let follows = async {
+                        let is_next =
+                            |now: &Metrics| now.current_leader.is_some() && now.current_leader != asked;
+                        drop(metrics.wait_for(is_next).await);
+                    };
                     let left = deadline.saturating_duration_since(Instant::now());
                     tokio::select! {
                         answer = self.peers.call(&address, call, request, left.min(answer_max)) => {
@@ -206,10 +214,7 @@ impl Core {
                                 other => Ok(other),
                             })
                         }
-                        // Nobody waits for one that is frozen once another one leads.
-                        _ = metrics.wait_for(|now| now.current_leader.is_some() && now.current_leader != asked) => {
-                            Ok(Answer::NotLeader)
-                        }
+                        () = follows => Ok(Answer::NotLeader),
                     }
                 }
                 None => Ok(Answer::NotLeader),
@@ -225,7 +230,8 @@ impl Core {
                 return Err(last);
             }
             let next = deadline.min(Instant::now() + LEADER_POLL);
-            let _changed_or_not = timeout_at(next, metrics.wait_for(|now| now.current_leader != asked)).await;
+            let changes = async { drop(metrics.wait_for(|now| now.current_leader != asked).await) };
+            let _changed_or_not = timeout_at(next, changes).await;
         }
     }
 
