@@ -18,10 +18,10 @@ use uuid::Uuid;
 
 use super::command::{Command, Outcome};
 use super::raft::LogStore;
-use super::raft::core::{Answer, ChangeError, Coordinator, Core, Enlist, Enlisted};
+use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted};
 use super::raft::file::{Change, Identity, Opened, RaftFile};
 use super::raft::machine::{Dropped, Machine, Published};
-use super::raft::peers::{Call, Peers};
+use super::raft::peers::Peers;
 use super::raft::types::{CoordinatorId, TypeConfig};
 use super::state::{CatalogError, State};
 use crate::Error;
@@ -40,8 +40,6 @@ const ELECTION: (Duration, Duration) = (Duration::from_millis(350), Duration::fr
 const SNAPSHOT_PIECE_MAX: Duration = Duration::from_secs(10);
 /// How long a coordinator that is alone may take to lead.
 const ALONE_MAX: Duration = Duration::from_secs(30);
-/// How long the answer of a coordinator that is asked to take this one in may take.
-const ENLIST_MAX: Duration = Duration::from_secs(90);
 /// How often that is tried.
 const ENLIST_RETRY: Duration = Duration::from_millis(500);
 /// Reads that wait for the same answer of the leader.
@@ -283,14 +281,22 @@ impl Catalog {
     /// To be called once it can be reached there.
     pub async fn enlist(&self) {
         let core = self.core();
-        let request = Enlist { coordinator: Some(core.me), address: core.address.clone() };
+        let address = core.address.clone();
+        let request = Enlist { coordinator: Some(core.me), address, may_forward: true };
         let mut said = String::new();
         loop {
             let is_in = |it: &Coordinator| it.is_self && it.is_voter && it.address == core.address;
             if self.coordinators().iter().any(is_in) {
                 return;
             }
-            match core.enlist(&request).boxed().await {
+            // One that was never counted in hears nothing of those that are.
+            let enlisted = match core.join.as_slice() {
+                join if !core.knows_leader() && !join.is_empty() => {
+                    Core::enlist_through(&core.peers, join, &request).boxed().await
+                }
+                _ => core.enlist(&request).boxed().await,
+            };
+            match enlisted {
                 Ok(_) => return,
                 Err(error) => {
                     let what = error.to_string();
@@ -353,7 +359,7 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
         raft.initialize(members).await.map_err(|error| failed(&error))?;
     }
     let path = opened.file.path().to_owned();
-    let core = Core { me: coordinator, cluster, address, path, raft, peers, published };
+    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published };
     let voters = core.raft.with_raft_state(|state| {
         state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>()
     });
@@ -378,23 +384,10 @@ async fn lead_alone(core: &Core) -> Result<(), Error> {
 /// Gets a number in the cluster of one of these coordinators.
 async fn ask_to_join(channels: &Channels, join: &[String], address: &str) -> Result<Identity, Error> {
     let peers = Peers::new(channels.clone(), "");
-    let request = Enlist { coordinator: None, address: address.to_owned() };
-    let mut failures = Vec::new();
-    for other in join {
-        let enlisted = peers.call(other, Call::Enlist, &request, ENLIST_MAX).await;
-        match enlisted {
-            Ok(Answer::Done(Enlisted { cluster, coordinator })) => {
-                tracing::info!(%cluster, coordinator, through = %other, "this coordinator joins");
-                return Ok(Identity { cluster, coordinator });
-            }
-            Ok(Answer::NotLeader) => failures.push(format!("{other} does not know who leads")),
-            Ok(Answer::Failed(failure)) | Err(failure) => failures.push(format!("{other}: {failure}")),
-        }
-    }
-    Err(Error::Unavailable(format!(
-        "no coordinator took this one in ({}); --join names one that runs, or leave it out to start a new cluster",
-        failures.join("; ")
-    )))
+    let request = Enlist { coordinator: None, address: address.to_owned(), may_forward: true };
+    let Enlisted { cluster, coordinator } = Core::enlist_through(&peers, join, &request).await?;
+    tracing::info!(%cluster, coordinator, "this coordinator joins");
+    Ok(Identity { cluster, coordinator })
 }
 
 fn config(cluster: &str) -> Result<Config, openraft::ConfigError> {

@@ -89,7 +89,7 @@ impl Consensus for ConsensusService {
     async fn enlist(&self, request: Request<Payload>) -> Reply {
         let enlist: crate::catalog::Enlist = self.read(request, true)?;
         let consensus = self.0.catalog().consensus();
-        if enlist.coordinator.is_none() {
+        if enlist.may_forward && !consensus.is_leader() {
             // A new one knows one coordinator only, which need not be the leader.
             let enlisted = consensus.enlist(&enlist).await.map_err(Failure::from);
             return reply_or_failure(enlisted.map(Answer::Done));

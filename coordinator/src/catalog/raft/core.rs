@@ -27,6 +27,8 @@ const CHANGE_MAX: Duration = Duration::from_secs(10);
 const READ_MAX: Duration = Duration::from_secs(5);
 /// How long a coordinator may take to be taken in or let go.
 const MEMBERSHIP_MAX: Duration = Duration::from_secs(60);
+/// How long the one that is asked to see to that may take.
+const ENLIST_MAX: Duration = Duration::from_secs(90);
 /// After so long another coordinator is looked for.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// How often who leads is asked for while nobody does.
@@ -66,6 +68,9 @@ pub struct Enlist {
     pub coordinator: Option<CoordinatorId>,
     /// Where it is reached.
     pub address: String,
+    /// Whether one that does not lead asks the leader; the leader's word it is
+    /// otherwise.
+    pub may_forward: bool,
 }
 
 /// Who it is now.
@@ -117,6 +122,8 @@ pub struct Core {
     pub cluster: String,
     /// Where the others reach it.
     pub address: String,
+    /// Whom it asked to be taken in.
+    pub join: Vec<String>,
     /// The file of the catalog.
     pub path: PathBuf,
     /// What agrees on the log.
@@ -365,8 +372,39 @@ impl Core {
     /// `Invalid` for one that was removed; `Unavailable` without a majority.
     pub async fn enlist(&self, request: &Enlist) -> Result<Enlisted, Error> {
         let limits = (MEMBERSHIP_MAX, MEMBERSHIP_MAX);
-        let enlisted = self.at_leader(Call::Enlist, request, limits, || self.enlist_here(request)).await;
+        let request = Enlist { may_forward: false, ..request.clone() };
+        let enlisted = self.at_leader(Call::Enlist, &request, limits, || self.enlist_here(&request)).await;
         enlisted.map_err(|unanswered| unanswered.why.into())
+    }
+
+    /// [`Self::enlist`] for one that knows no leader, through any of these
+    /// coordinators.
+    ///
+    /// # Errors
+    /// What each of them says.
+    pub async fn enlist_through(
+        peers: &Peers,
+        coordinators: &[String],
+        request: &Enlist,
+    ) -> Result<Enlisted, Error> {
+        let mut failures = Vec::new();
+        for other in coordinators {
+            match peers.call(other, Call::Enlist, request, ENLIST_MAX).await {
+                Ok(Answer::Done(enlisted)) => return Ok(enlisted),
+                Ok(Answer::NotLeader) => failures.push(format!("{other} does not know who leads")),
+                Ok(Answer::Failed(failure)) | Err(failure) => failures.push(format!("{other}: {failure}")),
+            }
+        }
+        Err(Error::Unavailable(format!(
+            "no coordinator took this one in ({}); --join names one that runs, or leave it out to start a new \
+             cluster",
+            failures.join("; ")
+        )))
+    }
+
+    /// Whether it knows who leads.
+    pub fn knows_leader(&self) -> bool {
+        self.leader().is_some()
     }
 
     /// [`Self::enlist`], as the leader.

@@ -149,7 +149,11 @@ async fn a_removed_coordinator_stays_out() {
     assert!(unknown.contains("there is no coordinator 99"), "{unknown}");
     third.dismiss(number).await.unwrap();
     assert!(first.coordinators().iter().all(|it| it.id != number));
-    let request = crate::catalog::Enlist { coordinator: Some(number), address: "http://127.0.0.1:9".into() };
+    let request = crate::catalog::Enlist {
+        coordinator: Some(number),
+        address: "http://127.0.0.1:9".into(),
+        may_forward: false,
+    };
     let refused = third.consensus().enlist(&request).await.unwrap_err().to_string();
     assert!(refused.contains("was removed from the cluster"), "{refused}");
     second.stop().await;
