@@ -35,9 +35,15 @@ impl ConsensusService {
     /// that is.
     fn read<T: DeserializeOwned>(&self, request: Request<Payload>, may_be_new: bool) -> Result<T, Status> {
         let payload = request.into_inner();
-        let ours = &self.0.catalog().consensus().cluster;
+        let consensus = self.0.catalog().consensus();
+        let ours = &consensus.cluster;
         if payload.cluster != *ours && !(may_be_new && payload.cluster.is_empty()) {
             let message = format!("this is a coordinator of cluster {ours}, not of {}", payload.cluster);
+            return Err(Failure::new(ErrorCode::Invalid, message).to_status());
+        }
+        if payload.to != 0 && payload.to != consensus.me {
+            // It may stand where one stood whose log it does not have.
+            let message = format!("this is coordinator {}, not {}", consensus.me, payload.to);
             return Err(Failure::new(ErrorCode::Invalid, message).to_status());
         }
         serde_json::from_slice(&payload.json).map_err(|error| unreadable(&error))
@@ -48,7 +54,7 @@ type Reply = Result<Response<Payload>, Status>;
 
 fn reply(answer: &impl Serialize) -> Reply {
     let json = serde_json::to_vec(answer).map_err(|error| unreadable(&error))?;
-    Ok(Response::new(Payload { cluster: String::new(), json: json.into() }))
+    Ok(Response::new(Payload { json: json.into(), ..Payload::default() }))
 }
 
 fn reply_or_failure<T: Serialize>(answer: Result<Answer<T>, Failure>) -> Reply {

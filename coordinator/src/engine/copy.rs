@@ -126,6 +126,7 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         let write_id = self.write_id(session, write_id);
+        self.cluster.catalog().catch_up().await?;
         if let Some(rows) = self.catalog().written(&write_id) {
             return Ok(rows);
         }

@@ -279,6 +279,7 @@ impl Engine {
             return self.apply(Command::DropSchema { name: plain_name(name)?, if_exists, cascade }).await;
         }
         let (schema_name, name) = full_name(name, &settings)?;
+        self.cluster.catalog().catch_up().await?;
         let snapshot = self.catalog();
         let is_view = snapshot.view(&schema_name, &name).is_some();
         let found = match kind {
@@ -327,6 +328,7 @@ impl Engine {
     ) -> Result<u64, Error> {
         let replicas = TableOptions::read_replicas(options)?;
         let (schema_name, name) = full_name(name, &session.settings())?;
+        self.cluster.catalog().catch_up().await?;
         let snapshot = self.catalog();
         if snapshot.table(&schema_name, &name).is_none() {
             if if_exists {

@@ -83,6 +83,7 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         let write_id = self.write_id(session, write_id);
+        self.cluster.catalog().catch_up().await?;
         if let Some(rows) = self.catalog().written(&write_id) {
             return Ok(rows);
         }
@@ -108,6 +109,7 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         let write_id = self.write_id(session, write_id);
+        self.cluster.catalog().catch_up().await?;
         if let Some(rows) = self.catalog().written(&write_id) {
             return Ok(rows);
         }
@@ -148,6 +150,7 @@ impl Engine {
         input: SendableRecordBatchStream,
     ) -> Result<u64, Error> {
         let write_id = self.write_id(session, ingest.write_id);
+        self.cluster.catalog().catch_up().await?;
         if let Some(rows) = self.catalog().written(&write_id) {
             return Ok(rows);
         }

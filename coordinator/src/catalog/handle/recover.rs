@@ -7,6 +7,10 @@ use super::super::raft::machine::{Machine, Published};
 use super::super::raft::types::{SnapshotMeta, Vote};
 use crate::Error;
 
+/// Workers may have heard of newer terms than this coordinator has, from leaders
+/// that are lost; they remove nothing on the word of an older one.
+const TERMS_SKIPPED: u64 = 1_000_000;
+
 /// Makes the coordinator of this file the only one of its cluster, at `address`,
 /// with all that is in its log, also what was not acknowledged.
 ///
@@ -34,7 +38,8 @@ pub(super) async fn make_alone(mut opened: Opened, address: &str) -> Result<(), 
             "this coordinator has nothing of its cluster: use --force-new-cluster on another one".to_owned(),
         ));
     };
-    let term = opened.vote.map_or(0, |vote| vote.leader_id.term).max(last.leader_id.term) + 1;
+    let known = opened.vote.map_or(0, |vote| vote.leader_id.term).max(last.leader_id.term);
+    let term = known + TERMS_SKIPPED;
     let meta = SnapshotMeta {
         last_log_id: Some(last),
         last_membership: format::alone(last, identity.coordinator, address),

@@ -206,7 +206,7 @@ impl Core {
                 Some((id, _)) if id == self.me => {
                     timeout_at(deadline, here().boxed()).await.unwrap_or_else(|_| Err(self.nobody_leads()))
                 }
-                Some((_, address)) => {
+                Some((id, address)) => {
                     // Nobody waits for one that is frozen once another one leads.
                     let follows = async {
                         let is_next =
@@ -215,7 +215,7 @@ impl Core {
                     };
                     let left = deadline.saturating_duration_since(Instant::now());
                     tokio::select! {
-                        answer = self.peers.call(&address, call, request, left.min(answer_max)) => {
+                        answer = self.peers.call((Some(id), &address), call, request, left.min(answer_max)) => {
                             answer.and_then(|answer| match answer {
                                 Answer::Failed(failure) => Err(failure),
                                 other => Ok(other),
@@ -389,7 +389,7 @@ impl Core {
     ) -> Result<Enlisted, Error> {
         let mut failures = Vec::new();
         for other in coordinators {
-            match peers.call(other, Call::Enlist, request, ENLIST_MAX).await {
+            match peers.call((None, other), Call::Enlist, request, ENLIST_MAX).await {
                 Ok(Answer::Done(enlisted)) => return Ok(enlisted),
                 Ok(Answer::NotLeader) => failures.push(format!("{other} does not know who leads")),
                 Ok(Answer::Failed(failure)) | Err(failure) => failures.push(format!("{other}: {failure}")),

@@ -57,24 +57,25 @@ impl Peers {
         Self { channels, cluster: cluster.into() }
     }
 
-    /// Asks the coordinator at `address`, which may take `limit`.
+    /// Asks the coordinator at `address`, which may take `limit`; `to` is its
+    /// number, where only that one may answer.
     ///
     /// # Errors
     /// `Unavailable` where it does not answer in time; what it says.
     pub async fn call<T: DeserializeOwned>(
         &self,
-        address: &str,
+        (to, address): (Option<CoordinatorId>, &str),
         call: Call,
         request: &impl Serialize,
         limit: Duration,
     ) -> Result<T, Failure> {
         let json = serde_json::to_vec(request).map_err(|error| unreadable(&error))?;
-        self.send(address, call, json, limit).await
+        self.send((to, address), call, json, limit).await
     }
 
     async fn send<T: DeserializeOwned>(
         &self,
-        address: &str,
+        (to, address): (Option<CoordinatorId>, &str),
         call: Call,
         json: Vec<u8>,
         limit: Duration,
@@ -82,7 +83,8 @@ impl Peers {
         let mut client = ConsensusClient::new(self.channels.get(address)?)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let payload = Payload { cluster: self.cluster.clone(), json: json.into() };
+        let to = to.unwrap_or_default();
+        let payload = Payload { cluster: self.cluster.clone(), json: json.into(), to };
         let asked = async {
             match call {
                 Call::Append => client.append(payload).await,
@@ -136,7 +138,7 @@ impl Peer {
         option: &RPCOption,
     ) -> Result<T, Failed<E>> {
         let answer: Result<Result<T, RaftError<CoordinatorId, E>>, Failure> =
-            self.peers.send(&self.address, call, json, option.hard_ttl()).await;
+            self.peers.send((Some(self.target), &self.address), call, json, option.hard_ttl()).await;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(refused)) => Err(RPCError::RemoteError(RemoteError::new(self.target, refused))),

@@ -79,7 +79,8 @@ impl Cluster {
         let all = self.catalog.coordinators();
         let others: Vec<&Coordinator> = all.iter().filter(|it| !it.is_self).collect();
         let peers = &self.catalog.consensus().peers;
-        let calls = others.iter().map(|it| peers.call(&it.address, Call::Needs, &asked, ANSWER_MAX));
+        let calls =
+            others.iter().map(|it| peers.call((Some(it.id), &it.address), Call::Needs, &asked, ANSWER_MAX));
         let said: Vec<Result<Needs, _>> = join_all(calls).await;
         let now = Instant::now();
         {

@@ -8,6 +8,7 @@ use futures::future::join_all;
 use shoal_proto::server::{self, Incoming};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::Error;
@@ -21,6 +22,7 @@ const SOON: Duration = Duration::from_secs(20);
 struct Node {
     cluster: Arc<Cluster>,
     served: JoinHandle<()>,
+    end: CancellationToken,
     address: SocketAddr,
     dir: TempDir,
 }
@@ -45,17 +47,20 @@ impl Node {
         let catalog = open(dir.path(), address, join).await.unwrap();
         let cluster = Arc::new(Cluster::new(catalog, DEAD_AFTER));
         let service = ConsensusService::new(Arc::clone(&cluster)).into_server();
-        let served = server::builder().add_service(service).serve_with_incoming(Incoming::new(listener));
+        let end = CancellationToken::new();
+        let served = server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(Incoming::new(listener), end.clone().cancelled_owned());
         let served = tokio::spawn(async move { served.await.unwrap() });
-        let node = Self { cluster, served, address, dir };
+        let node = Self { cluster, served, end, address, dir };
         node.enlist().await;
         node
     }
 
     /// Ends it; where it was, to start it again.
     async fn stop(self) -> (TempDir, SocketAddr) {
-        self.served.abort();
-        let _aborted = self.served.await;
+        self.end.cancel();
+        self.served.await.unwrap();
         drop(self.cluster);
         (self.dir, self.address)
     }
