@@ -233,7 +233,16 @@ impl Engine {
         self.registry.find(query)?.certificate()
     }
 
-    /// The catalog as it is now.
+    /// Waits until [`Self::catalog`] is at least as new as whatever any
+    /// coordinator acknowledged before.
+    ///
+    /// # Errors
+    /// `Unavailable` where no majority of the coordinators answers.
+    pub async fn catch_up(&self) -> Result<(), Error> {
+        self.cluster.catalog().catch_up().await
+    }
+
+    /// The catalog as it is here.
     pub fn catalog(&self) -> Arc<State> {
         self.cluster.catalog().snapshot()
     }

@@ -100,6 +100,7 @@ pub(super) async fn rows_of(
         }
         Command::CommandGetDbSchemas(command) => {
             let mut schemas = command.into_builder();
+            engine.catch_up().await?;
             let state = engine.catalog();
             for schema in state.schemas().chain([INFORMATION_SCHEMA, SYSTEM_SCHEMA]) {
                 schemas.append(CATALOG, schema);
@@ -136,6 +137,7 @@ async fn tables(
     let mut add = |schema: &str, name: &str, kind: &str| {
         names.append(CATALOG, schema, name, kind, &Schema::empty()).map_err(internal)
     };
+    engine.catch_up().await?;
     let state = engine.catalog();
     for table in state.tables() {
         add(&table.schema_name, &table.name, TABLE)?;
