@@ -41,9 +41,14 @@ pub(super) fn has_room(path: &Path) -> bool {
     if is_full_for_test(path) {
         return false;
     }
+    has_room_for(path, 0)
+}
+
+/// Whether so many bytes more would fit.
+pub(super) fn has_room_for(path: &Path, bytes: u64) -> bool {
     let length = path.metadata().map_or(0, |file| file.len());
-    rustix::fs::statvfs(path)
-        .map_or(true, |disk| disk.f_bavail * disk.f_frsize >= FREE_BYTES_MIN + length.min(GROWTH_BYTES_MAX))
+    let needed = FREE_BYTES_MIN + length.min(GROWTH_BYTES_MAX) + bytes;
+    rustix::fs::statvfs(path).map_or(true, |disk| disk.f_bavail * disk.f_frsize >= needed)
 }
 
 /// A test makes a disk full by putting this file beside the catalog.

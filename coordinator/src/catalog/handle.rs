@@ -40,7 +40,9 @@ const ELECTION: (Duration, Duration) = (Duration::from_millis(350), Duration::fr
 const SNAPSHOT_PIECE_MAX: Duration = Duration::from_secs(10);
 /// How long a coordinator that is alone may take to lead.
 const ALONE_MAX: Duration = Duration::from_secs(30);
-/// How often that is tried.
+/// How long the log may take to end.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
+/// How often a coordinator that is not counted in asks to be.
 const ENLIST_RETRY: Duration = Duration::from_millis(500);
 /// Reads that wait for the same answer of the leader.
 const READS_MAX: usize = 10_000;
@@ -145,7 +147,11 @@ impl Catalog {
                     drop(started.send(core));
                     stopped.cancelled().await;
                     match raft {
-                        Some(raft) => raft.shutdown().await.map_err(|error| error.to_string()),
+                        // It may wait for a disk that is full.
+                        Some(raft) => match tokio::time::timeout(SHUTDOWN_MAX, raft.shutdown()).await {
+                            Ok(ended) => ended.map_err(|error| error.to_string()),
+                            Err(_) => Err("it waits for its disk".to_owned()),
+                        },
                         None => Ok(()),
                     }
                 });
@@ -351,7 +357,7 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
     let log = LogStore::new(&mut opened);
     let peers = Peers::new(channels, cluster.clone());
     let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
-    let config = config(&cluster).map_err(|error| failed(&error))?;
+    let config = config(&cluster).map_err(|error| failed(&*error))?;
     let raft = Raft::<TypeConfig>::new(coordinator, Arc::new(config), peers.clone(), log, machine);
     let raft = raft.await.map_err(|error| failed(&error))?;
     if coordinator == FIRST && !raft.is_initialized().await.map_err(|error| failed(&error))? {
@@ -390,7 +396,7 @@ async fn ask_to_join(channels: &Channels, join: &[String], address: &str) -> Res
     Ok(Identity { cluster, coordinator })
 }
 
-fn config(cluster: &str) -> Result<Config, openraft::ConfigError> {
+fn config(cluster: &str) -> Result<Config, Box<openraft::ConfigError>> {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Config {
         cluster_name: cluster.to_owned(),
@@ -403,6 +409,7 @@ fn config(cluster: &str) -> Result<Config, openraft::ConfigError> {
         ..Config::default()
     }
     .validate()
+    .map_err(Box::new)
 }
 
 mod recover;

@@ -31,6 +31,8 @@ const MEMBERSHIP_MAX: Duration = Duration::from_secs(60);
 const ENLIST_MAX: Duration = Duration::from_secs(90);
 /// After so long another coordinator is looked for.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// Entries that a coordinator may lack when it becomes a voter.
+const LAG_MAX: u64 = 10;
 /// How often who leads is asked for while nobody does.
 const LEADER_POLL: Duration = Duration::from_millis(50);
 
@@ -233,7 +235,8 @@ impl Core {
                 // Whoever answers so has not made the change; one before may have.
                 Err(why) => return Err(Unanswered { is_sent: was_sent, why }),
             }
-            if Instant::now() >= deadline {
+            let has_ended = metrics.has_changed().is_err();
+            if Instant::now() >= deadline || has_ended {
                 return Err(last);
             }
             let next = deadline.min(Instant::now() + LEADER_POLL);
@@ -269,7 +272,7 @@ impl Core {
     /// Why the catalog refuses it; that no majority answers, and whether the
     /// change may be made all the same.
     pub async fn change(&self, command: Command) -> Result<Outcome, ChangeError> {
-        let proposal = Proposal { id: Uuid::new_v4(), command: Some(command) };
+        let proposal = Proposal { id: Uuid::new_v4(), from: self.me, command: Some(command) };
         match self.propose(&proposal).await {
             Ok(reply) => outcome(reply).map_err(ChangeError::Refused),
             Err(Unanswered { is_sent: true, why }) => {
@@ -287,8 +290,11 @@ impl Core {
     /// Takes as long as there is no majority.
     pub async fn settle(&self, id: Uuid) -> Result<Outcome, Error> {
         loop {
-            match self.propose(&Proposal { id, command: None }).await {
+            match self.propose(&Proposal { id, from: self.me, command: None }).await {
                 Ok(reply) => return outcome(reply),
+                Err(Unanswered { why, .. }) if self.raft.metrics().has_changed().is_err() => {
+                    return Err(why.into());
+                }
                 Err(Unanswered { why, .. }) => tracing::warn!(%why, "a change is not settled yet"),
             }
             tokio::time::sleep(ANSWER_MAX).await;
@@ -458,8 +464,9 @@ impl Core {
         let caught_up = wait.metrics(
             |metrics| {
                 let replicated = metrics.replication.as_ref().and_then(|all| all.get(&coordinator).copied());
-                let matched = replicated.flatten().map_or(0, |log| log.index);
-                metrics.last_log_index.is_some_and(|last| matched + 10 >= last)
+                // One that never answered has nothing, however short the log is.
+                let matched = replicated.flatten().map(|log| log.index);
+                metrics.last_log_index.zip(matched).is_some_and(|(last, matched)| matched + LAG_MAX >= last)
             },
             "the coordinator has the log",
         );

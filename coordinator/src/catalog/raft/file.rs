@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -86,6 +86,8 @@ struct Handle {
     queue: Option<mpsc::Sender<Request>>,
     writer: Option<JoinHandle<()>>,
     committed: Arc<Mutex<Option<LogId>>>,
+    /// Set when nobody waits any more for what is not written.
+    closing: Arc<AtomicBool>,
 }
 
 enum Request {
@@ -106,6 +108,8 @@ pub enum Change {
     Purge(LogId),
     /// A snapshot takes the place of the one before.
     Snapshot(KeptSnapshot),
+    /// The same, and of the whole log; its coordinator votes anew.
+    Alone(KeptSnapshot, Vote),
 }
 
 impl RaftFile {
@@ -134,6 +138,7 @@ impl RaftFile {
         let snapshot = read_snapshot(&database, path)?;
         drop((values, transaction));
 
+        let closing = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(Mutex::new(committed));
         let (queue, requests) = mpsc::channel();
         let writer = Writer {
@@ -141,13 +146,21 @@ impl RaftFile {
             database: Some(database),
             committed: Arc::clone(&shared),
             kept_committed: committed,
+            closing: Arc::clone(&closing),
+            kept_snapshot: snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id),
+            purge: None,
         };
         let writer = std::thread::Builder::new()
             .name("catalog-disk".to_owned())
             .spawn(move || writer.run(&requests))
             .map_err(|error| Error::io("cannot start the catalog's thread", error))?;
-        let handle =
-            Handle { path: path.to_owned(), queue: Some(queue), writer: Some(writer), committed: shared };
+        let handle = Handle {
+            path: path.to_owned(),
+            queue: Some(queue),
+            writer: Some(writer),
+            committed: shared,
+            closing,
+        };
         let file = Self(Arc::new(handle));
         Ok(Opened { file, identity, vote, committed, purged, entries, snapshot })
     }
@@ -201,6 +214,7 @@ impl Drop for Handle {
     /// Waits for the writer, so that the file can be opened again at once.
     fn drop(&mut self) {
         self.queue = None;
+        self.closing.store(true, Ordering::Relaxed);
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
         {
@@ -220,6 +234,12 @@ struct Writer {
     database: Option<Database>,
     committed: Arc<Mutex<Option<LogId>>>,
     kept_committed: Option<LogId>,
+    closing: Arc<AtomicBool>,
+    /// Up to where the snapshot on the disk is.
+    kept_snapshot: Option<LogId>,
+    /// What may be removed from the log once there is a snapshot of it: openraft
+    /// does not wait for the one before it asks for the other.
+    purge: Option<LogId>,
 }
 
 impl Writer {
@@ -231,8 +251,10 @@ impl Writer {
             {
                 batch.push(next);
             }
-            if batch.iter().any(|request| !matches!(request, Request::ReadSnapshot(_))) {
-                self.commit(&batch);
+            if batch.iter().any(|request| !matches!(request, Request::ReadSnapshot(_)))
+                && !self.commit(&batch)
+            {
+                return;
             }
             for request in batch {
                 // Whoever asked may have gone; the change stands all the same.
@@ -247,8 +269,9 @@ impl Writer {
 
     /// Commits the changes. Where the disk is full it waits until it is not:
     /// what is promised to the other coordinators cannot be taken back. Any
-    /// other failure ends the process, to recover at the next start.
-    fn commit(&mut self, batch: &[Request]) {
+    /// other failure ends the process, to recover at the next start. False where
+    /// the file is closed before there is room: nobody was promised anything.
+    fn commit(&mut self, batch: &[Request]) -> bool {
         let mut is_told = false;
         while let Err(error) = self.try_commit(batch) {
             if !is_full(&error) {
@@ -262,7 +285,11 @@ impl Writer {
             // After a failed commit the file may only be used when it was opened anew.
             self.database = None;
             std::thread::sleep(FULL_RETRY);
+            if self.closing.load(Ordering::Relaxed) {
+                return false;
+            }
         }
+        true
     }
 
     fn try_commit(&mut self, batch: &[Request]) -> Result<(), Error> {
@@ -273,6 +300,7 @@ impl Writer {
         };
         let database = self.database.insert(database);
         let transaction = begin(database)?;
+        let (mut snapshot, mut purge) = (self.kept_snapshot, self.purge);
         for request in batch {
             match request {
                 Request::Append(entries, _) => {
@@ -281,15 +309,26 @@ impl Writer {
                         table.insert(index, json.as_slice()).map_err(store)?;
                     }
                 }
-                Request::Change(change, _) => make(&transaction, change)?,
+                Request::Change(Change::Purge(upto), _) => purge = purge.max(Some(*upto)),
+                Request::Change(change, _) => {
+                    if let Change::Snapshot(kept) | Change::Alone(kept, _) = change {
+                        snapshot = kept.meta.last_log_id;
+                    }
+                    make(&transaction, change)?;
+                }
                 Request::ReadSnapshot(_) => {}
             }
+        }
+        if let Some(upto) = purge.filter(|_| purge <= snapshot) {
+            make(&transaction, &Change::Purge(upto))?;
+            purge = None;
         }
         if committed != self.kept_committed {
             put(&transaction, "committed", &committed)?;
         }
         transaction.commit().map_err(store)?;
         self.kept_committed = committed;
+        (self.kept_snapshot, self.purge) = (snapshot, purge);
         Ok(())
     }
 
@@ -317,6 +356,14 @@ fn make(transaction: &WriteTransaction, change: &Change) -> Result<(), Error> {
             let mut data = transaction.open_table(SNAPSHOT).map_err(store)?;
             data.insert("data", snapshot.data.as_slice()).map_err(store)?;
             Ok(())
+        }
+        Change::Alone(snapshot, vote) => {
+            let mut entries = transaction.open_table(ENTRIES).map_err(store)?;
+            entries.retain(|_, _| false).map_err(store)?;
+            drop(entries);
+            put(transaction, "purged", &snapshot.meta.last_log_id)?;
+            put(transaction, "vote", vote)?;
+            make(transaction, &Change::Snapshot(snapshot.clone()))
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Cursor;
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError};
@@ -19,13 +20,16 @@ use super::types::{
     CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig,
 };
 use crate::Error;
-use crate::catalog::State;
+use crate::catalog::{CatalogError, State, disk};
 
 /// What snapshots are written as, and the newest that is read.
 const SNAPSHOT_FORMAT: u64 = 1;
 /// Commands whose replies are remembered. One that is sent again later than that
 /// many others would be applied twice; whoever sends again does so for seconds.
 const RECENT_MAX: usize = 4_096;
+
+/// How often a snapshot that finds no room on the disk looks again.
+const ROOM_RETRY: Duration = Duration::from_secs(1);
 
 /// A segment that no state has since a version of the catalog.
 #[derive(Clone, Debug)]
@@ -165,13 +169,19 @@ impl Applied {
                 self.membership = Membership::new(Some(entry.log_id), membership);
                 Reply::Nothing
             }
-            EntryPayload::Normal(Proposal { id, command }) => {
+            EntryPayload::Normal(Proposal { id, from, command }) => {
                 if let Some(reply) = self.recent.replies.get(&id) {
                     return reply.clone();
                 }
-                let reply = command.map_or(Reply::Abandoned, |command| {
-                    state.apply(command).map_or_else(Reply::Refused, Reply::Done)
-                });
+                // Nobody asks one that was removed what its writes stage.
+                let is_refused = state.is_dismissed(from);
+                let reply = match command {
+                    None => Reply::Abandoned,
+                    Some(command) if is_refused && command.write().is_some() => Reply::Refused(
+                        CatalogError::Invalid(format!("coordinator {from} was removed from the cluster")),
+                    ),
+                    Some(command) => state.apply(command).map_or_else(Reply::Refused, Reply::Done),
+                };
                 self.recent.insert(id, reply.clone());
                 reply
             }
@@ -335,6 +345,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let encoded = tokio::task::spawn_blocking(move || encode(&state, &recent)).await;
         let encoded = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?;
         let data = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?;
+        // What is given to the file must be written, and holds up the log until then.
+        while !disk::has_room_for(self.file.path(), 2 * data.len() as u64) {
+            tokio::time::sleep(ROOM_RETRY).await;
+        }
         keep(&self.file, KeptSnapshot { meta: meta.clone(), data: data.clone() }).await?;
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
     }

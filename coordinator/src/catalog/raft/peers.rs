@@ -104,7 +104,13 @@ impl Peers {
         let answer = answer.map_err(|status| {
             Failure::new(ErrorCode::Unavailable, format!("coordinator {address}: {}", status.message()))
         })?;
-        serde_json::from_slice(&answer.into_inner().json).map_err(|error| unreadable(&error))
+        // It may have done what it was asked for.
+        serde_json::from_slice(&answer.into_inner().json).map_err(|error| {
+            Failure::new(
+                ErrorCode::Unavailable,
+                format!("coordinator {address} answers in another way: {error}"),
+            )
+        })
     }
 }
 
@@ -147,8 +153,8 @@ impl Peer {
     }
 }
 
-fn encode<E: std::error::Error>(request: &impl Serialize) -> Result<Vec<u8>, Failed<E>> {
-    serde_json::to_vec(request).map_err(|error| RPCError::Network(NetworkError::new(&error)))
+fn encode(request: &impl Serialize) -> Result<Vec<u8>, NetworkError> {
+    serde_json::to_vec(request).map_err(|error| NetworkError::new(&error))
 }
 
 impl RaftNetwork<TypeConfig> for Peer {

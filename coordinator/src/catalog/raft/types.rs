@@ -40,6 +40,9 @@ pub type Vote = openraft::Vote<CoordinatorId>;
 pub struct Proposal {
     /// The same each time that it is sent, so that it is applied once.
     pub id: Uuid,
+    /// The coordinator that wants it; 0 in logs from before this was told.
+    #[serde(default)]
+    pub from: CoordinatorId,
     /// The command; none: if it was not applied before, it never is from now on.
     pub command: Option<Command>,
 }

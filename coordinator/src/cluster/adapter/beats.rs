@@ -74,8 +74,8 @@ impl Cluster {
             // Whoever leads sees to both.
             reconciled.adopt.clear();
             reconciled.discard.clear();
-        } else if !self.catalog.is_alone() {
-            // Others may stage or read them: they are asked first.
+        } else if self.catalog.coordinators().len() > 1 {
+            // Others, also those that only follow, may stage or read them: they are asked first.
             for name in std::mem::take(&mut reconciled.discard) {
                 core.going.unknown(name, state.version, id.clone());
             }

@@ -39,7 +39,7 @@ fn openraft_finds_no_fault() {
 
 fn entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
-    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, command }) }
+    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, command }) }
 }
 
 fn schema(name: &str) -> Option<Command> {
@@ -75,6 +75,25 @@ async fn what_is_given_up_is_never_applied_and_what_was_applied_is_not_given_up(
     assert_eq!(replies[2..], [Reply::Done(Outcome::Done), Reply::Done(Outcome::Done)]);
     let state = Arc::clone(&machine.published.state.borrow());
     assert!(state.has_schema("early") && !state.has_schema("late"));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_was_removed_writes_nothing() {
+    use crate::catalog::state::tests::{commit, create, segment, table};
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machine) = open(&dir);
+    let id = shoal_proto::TableId(1);
+    let entries = [
+        entry(1, Uuid::new_v4(), Some(Command::ReserveTable)),
+        entry(2, Uuid::new_v4(), Some(create(table(id, "t")))),
+        entry(3, Uuid::new_v4(), Some(commit("before", &segment(id, 0, "w1")))),
+        entry(4, Uuid::new_v4(), Some(Command::DismissCoordinator { coordinator: 1 })),
+        entry(5, Uuid::new_v4(), Some(commit("after", &segment(id, 0, "w1")))),
+    ];
+    let replies = machine.apply(entries).await.unwrap();
+    assert_eq!(replies[2], Reply::Done(Outcome::Done));
+    assert!(matches!(replies[4], Reply::Refused(_)), "{replies:?}");
+    assert_eq!(machine.published.state.borrow().table_by_id(id).unwrap().segments.len(), 1);
 }
 
 #[tokio::test]
