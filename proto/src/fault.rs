@@ -103,7 +103,7 @@ pub enum Action {
     /// else would run there.
     Stall,
     /// Waits until the file no longer says so, and leaves the other tasks of
-    /// its thread to another thread. Only within a runtime of several.
+    /// its thread to another thread. Only in a runtime of several threads.
     Hold,
 }
 
