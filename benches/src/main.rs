@@ -30,7 +30,7 @@ enum Bench {
     Point(point::PointArgs),
     /// A whole table streamed out through Flight
     Scan(scan::ScanArgs),
-    /// A mixed load while workers are killed, frozen, slowed, cut off, filled up and corrupted; every answer checked
+    /// A mixed load while workers are killed, frozen, slowed, cut off, filled up and corrupted, and coordinators, too; every answer checked
     Chaos(chaos::ChaosArgs),
     /// Thousands of bytes changed on the workers' disks; every one must be noticed and mended
     Rot(rot::RotArgs),

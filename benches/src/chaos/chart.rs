@@ -47,7 +47,7 @@ pub(super) fn write(path: &Path, title: &str, totals: &Totals) -> Result<()> {
     let upright = ("sans-serif", 11).into_font().transform(FontTransform::Rotate90);
     chart.draw_series(totals.faults.iter().map(|suffered| {
         let style = upright.color(&colour_of(suffered.fault)).pos(Pos::new(HPos::Left, VPos::Bottom));
-        let label = format!("{} {}", suffered.fault.name(), suffered.worker);
+        let label = format!("{} {}", suffered.fault.name(), suffered.node);
         Text::new(label, (suffered.from_s, top_ms * 0.95), style)
     }))?;
     for (number, (kind, answers)) in drawn(&totals.answers, end_s).into_iter().enumerate() {
@@ -116,12 +116,8 @@ mod tests {
                 answer(1.001, 4000.0, Verdict::Right),
                 answer(9.0, 3.0, Verdict::Wrong),
             ],
-            faults: vec![Suffered {
-                worker: "worker-2".into(),
-                fault: Fault::CutIn,
-                from_s: 1.5,
-                to_s: None,
-            }],
+            faults: vec![Suffered { node: "worker-2".into(), fault: Fault::CutIn, from_s: 1.5, to_s: None }],
+            on_struck: 0,
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chart.svg");

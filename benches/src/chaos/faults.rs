@@ -1,4 +1,5 @@
-//! What workers suffer: one at a time, so that each shard keeps a replica.
+//! What nodes suffer. Workers do one at a time, so that each shard keeps a
+//! replica.
 
 use std::fs::File;
 use std::io;
@@ -12,6 +13,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::log::Log;
+use super::run::Run;
 use crate::cluster::{Cluster, Direction};
 use crate::slow::slow_while;
 
@@ -54,6 +56,14 @@ impl Fault {
         }
     }
 
+    /// Whether coordinators suffer it too.
+    pub(super) fn befalls_coordinators(self) -> bool {
+        match self {
+            Self::Kill | Self::Freeze | Self::Cut | Self::CutIn | Self::CutOut => true,
+            Self::Slow | Self::Corrupt | Self::DiskFull => false,
+        }
+    }
+
     /// All of them, the worst more than once.
     pub(super) fn all() -> Vec<Self> {
         use Fault::{Corrupt, Cut, CutIn, CutOut, DiskFull, Freeze, Kill, Slow};
@@ -61,7 +71,7 @@ impl Fault {
     }
 }
 
-/// What workers suffered in all.
+/// What nodes suffered in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Struck {
     /// A fault that changed nothing is none.
@@ -74,12 +84,19 @@ pub(super) struct Struck {
 
 impl Struck {
     /// Counts a fault, and how many bytes it changed if it is one that does.
-    fn add(&mut self, flips: Option<u64>) {
+    pub(super) fn add(&mut self, flips: Option<u64>) {
         self.faults += u64::from(flips != Some(0));
         if let Some(flips) = flips {
             self.flips_tried += FLIPS;
             self.flips_done += flips;
         }
+    }
+
+    /// Counts what others were struck with.
+    pub(super) fn add_all(&mut self, others: Self) {
+        self.faults += others.faults;
+        self.flips_tried += others.flips_tried;
+        self.flips_done += others.flips_done;
     }
 
     /// What a run should say of a fault that never came about.
@@ -90,39 +107,38 @@ impl Struck {
     }
 }
 
-/// Strikes workers with these faults until then, and heals each.
+/// Strikes one worker at a time while the run goes on, and heals each.
 ///
 /// # Errors
 /// When a worker does not come back.
-pub(super) fn strike_until(
-    until: Instant,
-    seed: u64,
-    faults: &[Fault],
-    workers: usize,
-    cluster: &Cluster,
-    log: &Log,
-) -> Result<Struck> {
+pub(super) fn strike_workers(run: &Run, seed: u64, faults: &[Fault]) -> Result<Struck> {
+    let (cluster, log) = (&*run.cluster, &*run.log);
     let mut random = StdRng::seed_from_u64(seed);
     let mut struck = Struck::default();
-    while Instant::now() < until {
+    while run.goes_on() {
         std::thread::sleep(Duration::from_millis(random.random_range(200..2500)));
-        let worker = format!("worker-{}", random.random_range(1..=workers));
+        let _turn = run.workers.turn();
+        let workers = run.workers.names();
+        let worker = &workers[random.random_range(0..workers.len())];
         let Some(&fault) = faults.choose(&mut random) else { continue };
         let lasting = Duration::from_millis(random.random_range(100..5000));
-        log.fault(&worker, fault, lasting);
-        struck.add(strike(cluster, &worker, fault, lasting, &mut random, log)?);
+        log.fault(worker, fault, lasting);
+        struck.add(strike(cluster, worker, fault, lasting, &mut random, log)?);
         // The next one must not be the last that holds what this one missed.
-        cluster.wait_until_joined(workers)?;
-        log.healed(&worker);
+        cluster.wait_until_joined(workers.len())?;
+        log.healed(worker);
     }
     Ok(struck)
 }
 
-/// Strikes and heals a worker; how many bytes of its disk that changed, for a
+/// Strikes and heals a node; how many bytes of its disk that changed, for a
 /// fault that should change some.
-fn strike(
+///
+/// # Errors
+/// When it does not come back.
+pub(super) fn strike(
     cluster: &Cluster,
-    worker: &str,
+    node: &str,
     fault: Fault,
     lasting: Duration,
     random: &mut StdRng,
@@ -130,37 +146,37 @@ fn strike(
 ) -> Result<Option<u64>> {
     let mut flips = None;
     let cut = |direction| -> Result<()> {
-        cluster.cut(worker, direction)?;
+        cluster.cut(node, direction)?;
         std::thread::sleep(lasting);
-        cluster.heal(worker)
+        cluster.heal(node)
     };
     match fault {
         Fault::Kill => {
-            cluster.kill(worker)?;
+            cluster.kill(node)?;
             std::thread::sleep(lasting);
-            cluster.restart(worker)?;
+            cluster.restart(node)?;
         }
         Fault::Freeze => {
-            cluster.pause(worker)?;
+            cluster.pause(node)?;
             std::thread::sleep(lasting);
-            cluster.resume(worker)?;
+            cluster.resume(node)?;
         }
         Fault::Slow => {
             let end = Instant::now() + lasting;
-            slow_while(cluster, worker, || Instant::now() < end)?;
+            slow_while(cluster, node, || Instant::now() < end)?;
         }
         Fault::Corrupt => {
-            flips = Some(corrupt(&cluster.data_dir(worker)?.join("segments"), worker, random, log));
+            flips = Some(corrupt(&cluster.data_dir(node)?.join("segments"), node, random, log));
             std::thread::sleep(lasting);
         }
         Fault::Cut => cut(Direction::Both)?,
         Fault::CutIn => cut(Direction::Inbound)?,
         Fault::CutOut => cut(Direction::Outbound)?,
         Fault::DiskFull => {
-            let taken = cluster.disk(worker)?.fill()?;
-            log.note(&format!("{worker}: the last {taken} bytes of its disk are taken"));
+            let taken = cluster.disk(node)?.fill()?;
+            log.note(&format!("{node}: the last {taken} bytes of its disk are taken"));
             std::thread::sleep(lasting);
-            cluster.disk(worker)?.empty()?;
+            cluster.disk(node)?.empty()?;
         }
     }
     Ok(flips)

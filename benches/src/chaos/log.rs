@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,6 +13,9 @@ use serde_json::{Value, json};
 
 use super::faults::Fault;
 use crate::report::{percentile, say};
+
+/// The first column of the table.
+const NAME_WIDTH_MIN: usize = 10;
 
 /// How an answer compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,14 +35,31 @@ pub(super) struct Answered {
     pub(super) verdict: Verdict,
 }
 
-/// What a worker suffered, until it was live again.
+/// What a node suffered, until it was whole again.
 #[derive(Clone, Debug)]
 pub(super) struct Suffered {
-    pub(super) worker: String,
+    pub(super) node: String,
     pub(super) fault: Fault,
     pub(super) from_s: f64,
     /// None: it still does.
     pub(super) to_s: Option<f64>,
+}
+
+impl Suffered {
+    /// The name of its row in the table.
+    fn row(&self) -> String {
+        let fault = self.fault.name();
+        if is_coordinator(&self.node) { format!("coordinator {fault}") } else { fault.to_owned() }
+    }
+}
+
+fn is_coordinator(node: &str) -> bool {
+    node.starts_with("coordinator")
+}
+
+/// Under which key a line names a node.
+fn key_of(node: &str) -> &'static str {
+    if is_coordinator(node) { "coordinator" } else { "worker" }
 }
 
 pub(super) struct Log {
@@ -46,6 +67,8 @@ pub(super) struct Log {
     file: Option<Mutex<File>>,
     answers: Mutex<Vec<Answered>>,
     faults: Mutex<Vec<Suffered>>,
+    /// Tries of statements that failed on coordinators that suffered.
+    on_struck: AtomicUsize,
 }
 
 impl Log {
@@ -58,6 +81,7 @@ impl Log {
             file: file.map(Mutex::new),
             answers: Mutex::default(),
             faults: Mutex::default(),
+            on_struck: AtomicUsize::new(0),
         })
     }
 
@@ -70,19 +94,29 @@ impl Log {
     }
 
     /// A fault strikes.
-    pub(super) fn fault(&self, worker: &str, fault: Fault, lasting: Duration) {
+    pub(super) fn fault(&self, node: &str, fault: Fault, lasting: Duration) {
         let from_s = self.began.elapsed().as_secs_f64();
-        self.faults.lock().push(Suffered { worker: worker.to_owned(), fault, from_s, to_s: None });
+        self.faults.lock().push(Suffered { node: node.to_owned(), fault, from_s, to_s: None });
         let lasting_ms = lasting.as_millis() as u64;
-        self.line(json!({"worker": worker, "fault": fault.name(), "lasting_ms": lasting_ms}));
+        self.line(json!({(key_of(node)): node, "fault": fault.name(), "lasting_ms": lasting_ms}));
     }
 
-    /// The worker is live again.
-    pub(super) fn healed(&self, worker: &str) {
-        if let Some(last) = self.faults.lock().last_mut() {
-            last.to_s = Some(self.began.elapsed().as_secs_f64());
+    /// The node is whole again.
+    pub(super) fn healed(&self, node: &str) {
+        let to_s = self.began.elapsed().as_secs_f64();
+        let mut faults = self.faults.lock();
+        let suffered = faults.iter_mut().rev().find(|suffered| suffered.node == node);
+        if let Some(suffered) = suffered {
+            suffered.to_s = Some(to_s);
         }
-        self.line(json!({"worker": worker, "fault": "healed"}));
+        drop(faults);
+        self.line(json!({(key_of(node)): node, "fault": "healed"}));
+    }
+
+    /// The nodes that suffer now.
+    pub(super) fn suffering(&self) -> Vec<String> {
+        let faults = self.faults.lock();
+        faults.iter().filter(|fault| fault.to_s.is_none()).map(|fault| fault.node.clone()).collect()
     }
 
     /// Something worth knowing about the fault under way.
@@ -124,17 +158,30 @@ impl Log {
         }
     }
 
+    /// Notes that a statement failed on a coordinator that suffered meanwhile,
+    /// and is tried again elsewhere.
+    pub(super) fn on_struck(&self, kind: &'static str, what: &str, coordinator: &str, why: &str) {
+        self.on_struck.fetch_add(1, Ordering::Relaxed);
+        self.line(json!({
+            "kind": kind, "what": what, "coordinator": coordinator, "verdict": "OnStruck", "why": why,
+        }));
+    }
+
     /// The faults between then and now.
     fn during(&self, since_s: f64) -> Vec<String> {
         let faults = self.faults.lock();
         let meanwhile = faults.iter().filter(|fault| fault.to_s.is_none_or(|end| end >= since_s));
         meanwhile
-            .map(|fault| format!("{} of {} at {:.1} s", fault.fault.name(), fault.worker, fault.from_s))
+            .map(|fault| format!("{} of {} at {:.1} s", fault.fault.name(), fault.node, fault.from_s))
             .collect()
     }
 
     pub(super) fn totals(&self) -> Totals {
-        Totals { answers: self.answers.lock().clone(), faults: self.faults.lock().clone() }
+        Totals {
+            answers: self.answers.lock().clone(),
+            faults: self.faults.lock().clone(),
+            on_struck: self.on_struck.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -142,6 +189,9 @@ impl Log {
 pub(super) struct Totals {
     pub(super) answers: Vec<Answered>,
     pub(super) faults: Vec<Suffered>,
+    /// Tries of statements that failed on coordinators that suffered, and were
+    /// answered elsewhere: none of the answers.
+    pub(super) on_struck: usize,
 }
 
 impl Totals {
@@ -160,35 +210,41 @@ impl Totals {
     /// A row for each kind of statement, and for each kind of fault what was
     /// answered during it.
     pub(super) fn table(&self) -> String {
-        let mut text = format!(
-            "{:>10}{:>10}{:>8}{:>8}{:>10}{:>10}{:>10}",
-            "", "answers", "wrong", "failed", "p50 ms", "p99 ms", "worst ms"
-        );
         let mut kinds: BTreeMap<&str, Vec<&Answered>> = BTreeMap::new();
         for answer in &self.answers {
             kinds.entry(answer.kind).or_default().push(answer);
         }
-        kinds.iter().for_each(|(kind, answers)| push_row(&mut text, kind, answers));
-        let mut faults: BTreeMap<Fault, Vec<&Answered>> = BTreeMap::new();
+        // Those of workers first.
+        let mut faults: BTreeMap<(bool, Fault), (String, Vec<&Answered>)> = BTreeMap::new();
         for suffered in &self.faults {
             let met = |answer: &&Answered| {
                 answer.asked_s <= suffered.to_s.unwrap_or(f64::MAX)
                     && answer.asked_s + answer.ms / 1e3 >= suffered.from_s
             };
-            faults.entry(suffered.fault).or_default().extend(self.answers.iter().filter(met));
+            let kind = (is_coordinator(&suffered.node), suffered.fault);
+            let (_, answers) = faults.entry(kind).or_insert_with(|| (suffered.row(), Vec::new()));
+            answers.extend(self.answers.iter().filter(met));
         }
-        for (fault, answers) in &faults {
-            push_row(&mut text, fault.name(), answers);
+        let kinds = kinds.into_iter().map(|(kind, answers)| (kind.to_owned(), answers));
+        let rows: Vec<(String, Vec<&Answered>)> = kinds.chain(faults.into_values()).collect();
+        let width = rows.iter().map(|(name, _)| name.len()).fold(NAME_WIDTH_MIN, usize::max);
+        let mut text = format!(
+            "{:>width$}{:>10}{:>8}{:>8}{:>10}{:>10}{:>10}",
+            "", "answers", "wrong", "failed", "p50 ms", "p99 ms", "worst ms"
+        );
+        for (name, answers) in &rows {
+            text.push_str(&format!("\n{name:>width$}"));
+            push_row(&mut text, answers);
         }
         text
     }
 }
 
-fn push_row(text: &mut String, name: &str, answers: &[&Answered]) {
+fn push_row(text: &mut String, answers: &[&Answered]) {
     let ms: Vec<f64> = answers.iter().map(|answer| answer.ms).collect();
     let of = |wanted: Verdict| answers.iter().filter(|answer| answer.verdict == wanted).count();
     text.push_str(&format!(
-        "\n{name:>10}{:>10}{:>8}{:>8}{:>10.0}{:>10.0}{:>10.0}",
+        "{:>10}{:>8}{:>8}{:>10.0}{:>10.0}{:>10.0}",
         answers.len(),
         of(Verdict::Wrong),
         of(Verdict::Failed),
@@ -267,6 +323,53 @@ mod tests {
         assert_eq!(named(0.0).len(), 4);
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(named(log.began.elapsed().as_secs_f64()), ["slow of worker-1"]);
+    }
+
+    #[test]
+    fn faults_at_the_same_time_end_each_for_itself() {
+        let log = Log::new(None).unwrap();
+        log.fault("worker-2", Fault::Kill, Duration::ZERO);
+        log.fault("coordinator-2", Fault::Kill, Duration::ZERO);
+        assert_eq!(log.suffering(), ["worker-2", "coordinator-2"]);
+        log.healed("worker-2");
+        assert_eq!(log.suffering(), ["coordinator-2"]);
+        log.healed("coordinator-2");
+        assert_eq!(log.suffering(), Vec::<String>::new());
+        let totals = log.totals();
+        assert!(totals.faults.iter().all(|suffered| suffered.to_s.is_some()));
+        let table = totals.table();
+        let rows: Vec<&str> = table.lines().skip(1).collect();
+        assert_eq!(rows.len(), 2, "{table}");
+        assert!(
+            rows[0].starts_with("            kill  ") && rows[1].starts_with("coordinator kill  "),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn coordinators_are_named_as_what_they_are_and_what_fails_on_them_is_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chaos.jsonl");
+        let log = Log::new(Some(&path)).unwrap();
+        log.fault("coordinator", Fault::Cut, Duration::from_millis(300));
+        log.on_struck("scan", "lineitem", "coordinator", "no answer");
+        log.healed("coordinator");
+        let totals = log.totals();
+        assert_eq!((totals.answers.len(), totals.failed(), totals.on_struck), (0, 0, 1));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for line in &mut lines {
+            line["at_ms"].take();
+        }
+        let expected = [
+            json!({"at_ms": null, "coordinator": "coordinator", "fault": "cut", "lasting_ms": 300}),
+            json!({
+                "at_ms": null, "kind": "scan", "what": "lineitem", "coordinator": "coordinator",
+                "verdict": "OnStruck", "why": "no answer",
+            }),
+            json!({"at_ms": null, "coordinator": "coordinator", "fault": "healed"}),
+        ];
+        assert_eq!(lines, expected);
     }
 
     #[test]

@@ -1,30 +1,39 @@
 //! `shoal-benches chaos`: a mixed load on a real cluster while its workers are
 //! killed, frozen, slowed and cut off, bytes on their disks changed, and the
-//! disks filled up. Every answer is compared with the oracle's, and every
-//! acknowledged row is counted at the end. Without faults, no worker may be
-//! taken for lost, however busy all are.
+//! disks filled up. Where there are several coordinators, a minority of them is
+//! killed, frozen and cut off, too. Every answer is compared with the oracle's,
+//! and every acknowledged row is counted at the end. Without faults, no worker
+//! may be taken for lost, however busy all are.
 
+mod asker;
 mod chart;
+mod coordinators;
 mod faults;
 mod load;
 mod log;
 mod outcome;
+mod run;
+mod victims;
+mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use shoal_data::sample::TpchTable;
+use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, ClusterOptions, Program};
 use crate::report::{Summary, say};
 use crate::small_disk::SmallDisk;
 use crate::tpch_data::{TpchData, data_root};
-use faults::Fault;
+use coordinators::Coordinators;
+use faults::{Fault, Struck};
+use load::Load;
 use log::Log;
 use outcome::Outcome;
+use run::Run;
 
 /// The disk that each worker has for itself: so much, and more for each unit
 /// of scale. Nothing but a fault should fill it.
@@ -43,6 +52,9 @@ pub struct ChaosArgs {
     /// Workers of the cluster
     #[arg(long, default_value_t = 4)]
     pub workers: usize,
+    /// Coordinators of the cluster; of three and more, a minority at a time suffers, too
+    #[arg(long, default_value_t = 1)]
+    pub coordinators: usize,
     /// Copies of each shard
     #[arg(long, default_value_t = 3)]
     pub replicas: u32,
@@ -58,6 +70,9 @@ pub struct ChaosArgs {
     /// Strike nobody: then no worker may be taken for lost
     #[arg(long)]
     pub no_faults: bool,
+    /// Have one more worker join, and one be drained, about once a minute
+    #[arg(long)]
+    pub joins: bool,
     /// Give workers up that are away for so long, so that shards move all the time
     #[arg(long, value_name = "DURATION")]
     pub dead_after: Option<String>,
@@ -75,8 +90,10 @@ pub struct ChaosArgs {
 /// # Errors
 /// When something cannot be started.
 pub async fn run(args: &ChaosArgs) -> Result<bool> {
+    ensure!(args.coordinators > 0, "--coordinators is 1 or more");
     let data = TpchData::ensure(&data_root(), args.scale)?;
     let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    options.coordinators = args.coordinators;
     options.import_roots = vec![data.dir().to_owned()];
     options.parent_dir = Some(data_root());
     options.links = true;
@@ -105,31 +122,26 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
         client.update(&data.copy_statement(table)).await.with_context(|| format!("load {table}"))?;
     }
     let log = Arc::new(Log::new(args.log.as_deref())?);
-    let load = Arc::new(load::Load::new(&data, Arc::clone(&cluster), Arc::clone(&log)).await?);
+    let coordinators = Arc::new(Coordinators::of(&cluster)?);
+    let load = Arc::new(Load::new(&data, Arc::clone(&coordinators), Arc::clone(&log)).await?);
     say(format!(
         "seed {}: {} workers, {} replicas, {} clients, {} minutes",
         args.seed, args.workers, args.replicas, args.clients, args.minutes
     ));
 
-    let is_over = Arc::new(AtomicBool::new(false));
-    let mut tasks = load.start(args, &is_over).await?;
-    let until = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
-    let struck = {
-        let (cluster, log, workers, seed) = (Arc::clone(&cluster), Arc::clone(&log), args.workers, args.seed);
-        tokio::task::spawn_blocking(move || {
-            faults::strike_until(until, seed, &faults, workers, &cluster, &log)
-        })
-    };
-    let struck = struck.await.context("the faults stopped")??;
-    is_over.store(true, Ordering::Relaxed);
+    let lasting = Duration::from_secs_f64(args.minutes * 60.0);
+    let run = Arc::new(Run::begin(Arc::clone(&cluster), coordinators, log, lasting));
+    let mut tasks = load.start(args, &run);
+    let struck = disturbed(&run, &load, args, &faults).await?;
     while let Some(done) = tasks.join_next().await {
         done.context("a client stopped")??;
     }
     let lost = load.count_rows().await?;
     let crashed = cluster.crashed();
-    let totals = log.totals();
-    let times_lost = client.number("SELECT CAST(sum(times_lost) AS BIGINT) FROM system.workers").await?;
-    let moved = client.number("SELECT count(*) FROM system.events WHERE kind = 'moved'").await?;
+    let totals = run.log.totals();
+    let times_lost = "SELECT CAST(sum(times_lost) AS BIGINT) FROM system.workers";
+    let times_lost = run.coordinators.sum(times_lost).await?;
+    let moved = run.coordinators.sum("SELECT count(*) FROM system.events WHERE kind = 'moved'").await?;
     let outcome = Outcome {
         queries: totals.answers.len(),
         wrong: totals.wrong(),
@@ -170,6 +182,52 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     if struck.faults == 0 {
         summary = summary.with("false_alarms", outcome.false_alarms());
     }
+    if args.coordinators > 1 {
+        summary = summary.with("coordinators", args.coordinators).with("on_struck", totals.on_struck);
+    }
     summary.print();
     Ok(causes.is_empty())
+}
+
+/// Strikes nodes, and has workers come and go, until the run is over; ends it
+/// early where that fails.
+async fn disturbed(run: &Arc<Run>, load: &Load, args: &ChaosArgs, faults: &[Fault]) -> Result<Struck> {
+    let seed = args.seed;
+    let mut strikers: JoinSet<Result<Struck>> = JoinSet::new();
+    strikers.spawn_blocking({
+        let (run, faults) = (Arc::clone(run), faults.to_vec());
+        move || faults::strike_workers(&run, seed, &faults)
+    });
+    let of_coordinators = faults.iter().copied().filter(|fault| fault.befalls_coordinators());
+    let of_coordinators: Vec<Fault> = of_coordinators.collect();
+    let at_a_time = if of_coordinators.is_empty() { 0 } else { run.coordinators.minority() };
+    if args.coordinators > 1 && !args.no_faults {
+        say(format!("{at_a_time} of {} coordinators suffer at a time", args.coordinators));
+    }
+    for number in 0..at_a_time as u64 {
+        let (run, faults) = (Arc::clone(run), of_coordinators.clone());
+        let seed = seed.wrapping_mul(1000).wrapping_add(2000 + number);
+        strikers.spawn_blocking(move || run.coordinators.suffer(&run, seed, &faults));
+    }
+    if args.joins {
+        let (run, asker) = (Arc::clone(run), load.asker(args.clients + 2));
+        let seed = seed.wrapping_mul(1000).wrapping_add(3000);
+        strikers.spawn_blocking(move || {
+            workers::come_and_go(&run, seed, asker)?;
+            Ok(Struck::default())
+        });
+    }
+    let mut struck = Struck::default();
+    let mut failure = None;
+    while let Some(done) = strikers.join_next().await {
+        match done.context("the faults stopped").flatten() {
+            Ok(others) => struck.add_all(others),
+            Err(error) => {
+                run.end();
+                failure = failure.or(Some(error));
+            }
+        }
+    }
+    run.end();
+    failure.map_or(Ok(struck), Err)
 }
