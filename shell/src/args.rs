@@ -38,6 +38,7 @@ Examples:
   shoal worker --data-dir w1 --listen 127.0.0.1:7401 --coordinator http://127.0.0.1:7400
   shoal worker --data-dir w2 --listen 127.0.0.1:7402 --coordinator http://127.0.0.1:7400 --zone b
   shoal worker --data-dir w3 --coordinator http://10.0.0.1:7400 --coordinator http://10.0.0.2:7400
+  shoal worker --data-dir w4 --coordinator http://10.0.0.1:7400 --drain
   shoal worker --config /etc/shoal/worker.toml --print-config";
 
 /// Shoal: SQL over replicated Parquet shards, on a cluster that keeps
@@ -154,6 +155,10 @@ pub struct WorkerArgs {
     /// What it reads of its segments in a second to find rot that no query meets; 0: nothing [default: 8MiB]
     #[arg(long, value_name = "SIZE")]
     pub scrub_rate: Option<String>,
+    /// Have its shards copied to other workers at SIGTERM or Ctrl-C, and stop only when nothing is left on it. A second
+    /// signal does not wait for that
+    #[arg(long)]
+    pub drain: bool,
 }
 
 /// What coordinators and workers have in common.

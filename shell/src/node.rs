@@ -12,9 +12,10 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use shoal_coordinator::CoordinatorConfig;
 use shoal_worker::WorkerConfig;
+use shoal_worker::node::Stop;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::EXIT_USAGE;
@@ -113,7 +114,7 @@ fn serve_coordinator(settings: CoordinatorSettings, force_new_cluster: bool) -> 
     let runtime = runtime("coordinator", cores().max(COORDINATOR_THREADS_MIN))?;
     let ended = runtime.block_on(async {
         let listener = listen(&settings.node).await?;
-        let stop = stop_on_signals(settings.node.grace)?;
+        let stop = stop_on_signals(settings.node.grace, None)?;
         let config = CoordinatorConfig {
             data_dir: settings.node.data_dir,
             advertise: settings.node.advertise.unwrap_or_default(),
@@ -142,7 +143,9 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
     let compute = runtime("compute", settings.threads)?;
     let ended = io.block_on(async {
         let listener = listen(&settings.node).await?;
-        let stop = stop_on_signals(settings.node.grace)?;
+        let drain = CancellationToken::new();
+        let now = stop_on_signals(settings.node.grace, settings.drain.then(|| drain.clone()))?;
+        let stop = Stop { drain, now };
         let config = WorkerConfig {
             data_dir: settings.node.data_dir,
             advertise: settings.node.advertise.unwrap_or_default(),
@@ -180,29 +183,57 @@ async fn listen(node: &NodeSettings) -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// A token that the first SIGTERM or SIGINT cancels. The second ends the
-/// process, as does a node that takes much longer than its grace period.
-fn stop_on_signals(grace: Duration) -> Result<CancellationToken> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+/// A token that the first SIGTERM or SIGINT cancels. Where there is `drain`, the
+/// first one cancels that, and the node cancels the token itself when it is
+/// drained, or else the second one does. One more ends the process, as does a
+/// node that takes much longer than its grace period.
+fn stop_on_signals(grace: Duration, drain: Option<CancellationToken>) -> Result<CancellationToken> {
+    let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let cancelled = stop.clone();
     tokio::spawn(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(signal = name, ?grace, "stopping; a second signal stops at once");
-        cancelled.cancel();
+        if let Some(drain) = drain {
+            let (name, _) = signals.next().await;
+            tracing::info!(signal = name, "draining; another signal stops without that");
+            drain.cancel();
+        }
+        tokio::select! {
+            (name, _) = signals.next() => {
+                tracing::info!(signal = name, ?grace, "stopping; another signal stops at once");
+                cancelled.cancel();
+            }
+            () = cancelled.cancelled() => {}
+        }
         let status = tokio::select! {
-            _ = terminate.recv() => 128 + SignalKind::terminate().as_raw_value(),
-            _ = interrupt.recv() => 128 + SignalKind::interrupt().as_raw_value(),
+            (_, kind) = signals.next() => 128 + kind.as_raw_value(),
             () = tokio::time::sleep(grace + OVERTIME) => 1,
         };
         tracing::warn!("stopping at once");
         std::process::exit(status);
     });
     Ok(stop)
+}
+
+/// The signals that ask a node to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    /// The next one, with its name.
+    async fn next(&mut self) -> (&'static str, SignalKind) {
+        tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", SignalKind::terminate()),
+            _ = self.interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
+        }
+    }
 }
 
 /// Ends the process when standard input ends: then whoever started it is

@@ -38,10 +38,18 @@ impl Coordinators {
         self.change(|known, now| known.listed(now, urls));
     }
 
-    /// A beat was answered.
-    pub(crate) fn heard(&self, url: &str, knows_leaving: bool) {
+    /// A beat was answered, with this word on a drain.
+    pub(crate) fn heard(&self, url: &str, knows_leaving: bool, word: DrainWord) {
         let link = if knows_leaving { Link::Told } else { Link::Connected };
-        self.change(|known, now| known.set_link(now, url, link));
+        self.change(|known, now| {
+            known.set_link(now, url, link);
+            known.say(url, word);
+        });
+    }
+
+    /// How far the coordinators are with a drain that this worker asked for.
+    pub(crate) fn drain_word(&self) -> DrainWord {
+        self.0.borrow().drain_word()
     }
 
     /// The connection is gone.
@@ -81,12 +89,23 @@ impl Coordinators {
     }
 }
 
+/// What coordinators say of a drain that the worker asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DrainWord {
+    /// Nothing that the catalog knows is left on the worker. Only who leads says so.
+    pub(crate) is_done: bool,
+    /// Why it cannot go on; empty where it goes on.
+    pub(crate) lacks: String,
+}
+
 /// One coordinator at which the worker joins and beats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Coordinator {
     url: String,
     standing: Standing,
     link: Link,
+    /// Its last word; nothing where it is not connected.
+    word: DrainWord,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,10 +163,19 @@ impl Known {
 
     /// Nothing for a coordinator that was left meanwhile.
     fn set_link(&mut self, now: Instant, url: &str, link: Link) {
-        if let Some(coordinator) = self.wanted.iter_mut().find(|coordinator| coordinator.url == url) {
+        if let Some(coordinator) = self.find_mut(url) {
             coordinator.link = link;
+            if link == Link::Apart {
+                coordinator.word = DrainWord::default();
+            }
         }
         self.settle(now);
+    }
+
+    fn say(&mut self, url: &str, word: DrainWord) {
+        if let Some(coordinator) = self.find_mut(url) {
+            coordinator.word = word;
+        }
     }
 
     /// One that lists come without is left where another is connected. Its URL may
@@ -184,12 +212,17 @@ impl Known {
 
     fn want(&mut self, url: &str, standing: Standing) {
         if self.find(url).is_none() {
-            self.wanted.push(Coordinator { url: url.to_owned(), standing, link: Link::Apart });
+            let (url, word) = (url.to_owned(), DrainWord::default());
+            self.wanted.push(Coordinator { url, standing, link: Link::Apart, word });
         }
     }
 
     fn find(&self, url: &str) -> Option<&Coordinator> {
         self.wanted.iter().find(|coordinator| coordinator.url == url)
+    }
+
+    fn find_mut(&mut self, url: &str) -> Option<&mut Coordinator> {
+        self.wanted.iter_mut().find(|coordinator| coordinator.url == url)
     }
 
     fn in_order(&self) -> Vec<String> {
@@ -209,6 +242,16 @@ impl Known {
 
     fn is_told(&self) -> bool {
         !self.wanted.iter().any(|coordinator| coordinator.link == Link::Connected)
+    }
+
+    /// The word of whoever has one: of all that are connected only one leads.
+    fn drain_word(&self) -> DrainWord {
+        if self.wanted.iter().all(|coordinator| coordinator.link == Link::Apart) {
+            let lacks = "no coordinator is connected".to_owned();
+            return DrainWord { is_done: false, lacks };
+        }
+        let mut words = self.wanted.iter().map(|coordinator| &coordinator.word);
+        words.find(|word| **word != DrainWord::default()).cloned().unwrap_or_default()
     }
 }
 

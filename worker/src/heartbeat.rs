@@ -17,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::coordinators::Coordinators;
+use crate::coordinators::{Coordinators, DrainWord};
 use crate::identity::KeptIdentity;
 use crate::replicate::Replicator;
 use crate::scrub::Scrub;
@@ -60,9 +60,18 @@ pub struct Introduction {
 #[derive(Debug)]
 pub struct Heartbeat {
     coordinators: Arc<Coordinators>,
-    leaving: CancellationToken,
+    wishes: Wishes,
     end: CancellationToken,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the worker asks of all coordinators before it ends.
+#[derive(Clone, Debug, Default)]
+struct Wishes {
+    /// That its shards go to others.
+    drain: CancellationToken,
+    /// That no new work comes.
+    leave: CancellationToken,
 }
 
 /// What the thread works with.
@@ -95,10 +104,10 @@ impl Heartbeat {
             .enable_all()
             .build()
             .map_err(|error| Error::io("cannot start the heartbeat", error))?;
-        let (leaving, end) = (CancellationToken::new(), CancellationToken::new());
+        let (wishes, end) = (Wishes::default(), CancellationToken::new());
         let coordinators = Arc::clone(&parts.coordinators);
         let channels = Channels::new(runtime.handle().clone()).from_loopback(parts.listening);
-        let beats = Beats::new(Worker::new(parts, channels, leaving.clone()));
+        let beats = Beats::new(Worker::new(parts, channels, wishes.clone()));
         let ended = end.clone();
         let thread = std::thread::Builder::new()
             .name("heartbeat".to_owned())
@@ -111,13 +120,24 @@ impl Heartbeat {
                 });
             })
             .map_err(|error| Error::io("cannot start the heartbeat", error))?;
-        Ok(Self { coordinators, leaving, end, thread: Some(thread) })
+        Ok(Self { coordinators, wishes, end, thread: Some(thread) })
+    }
+
+    /// Asks the coordinators, from now on, that all shards of this worker go to
+    /// others. It serves on meanwhile.
+    pub(crate) fn drain(&self) {
+        self.wishes.drain.cancel();
+    }
+
+    /// How far they are with that.
+    pub(crate) fn drain_word(&self) -> DrainWord {
+        self.coordinators.drain_word()
     }
 
     /// Tells the coordinators that no new work should come; returns when all
     /// that are connected know it, or after `limit`.
     pub async fn leave(&self, limit: Duration) {
-        self.leaving.cancel();
+        self.wishes.leave.cancel();
         if tokio::time::timeout(limit, self.coordinators.all_told()).await.is_err() {
             tracing::warn!("not every coordinator was told that this worker stops");
         }
@@ -141,15 +161,15 @@ struct Worker {
     channels: Channels,
     /// New at each process start.
     incarnation: String,
-    leaving: CancellationToken,
+    wishes: Wishes,
     /// The newest term of the coordinators' consensus that any of them told.
     newest_term: AtomicU64,
 }
 
 impl Worker {
-    fn new(parts: HeartbeatParts, channels: Channels, leaving: CancellationToken) -> Arc<Self> {
+    fn new(parts: HeartbeatParts, channels: Channels, wishes: Wishes) -> Arc<Self> {
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
-        Arc::new(Self { parts, channels, incarnation, leaving, newest_term: AtomicU64::new(0) })
+        Arc::new(Self { parts, channels, incarnation, wishes, newest_term: AtomicU64::new(0) })
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod coordinators;
+mod drain;
 pub mod error;
 pub mod execute;
 pub mod heartbeat;

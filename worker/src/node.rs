@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use crate::coordinators::Coordinators;
+use crate::drain::until_drained;
 use crate::execute::ExecutionService;
 use crate::heartbeat::{ExecutionStatus, Heartbeat, HeartbeatParts, Introduction};
 use crate::identity::{Identity, KeptIdentity};
@@ -45,6 +46,16 @@ const IDLE_CHECK: Duration = Duration::from_millis(20);
 /// How long connections may take to close once nothing runs any more.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
+/// How a worker is told to end.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Its shards go to others first, however long that takes. Then it cancels
+    /// `now` itself.
+    pub drain: CancellationToken,
+    /// It takes no new work and ends within the grace period.
+    pub now: CancellationToken,
+}
+
 /// Runs a worker on `listener` until `stop`; plans run on `compute`, all else
 /// on the runtime that calls. When stopped it takes no new work, lets running
 /// tasks finish within the grace period, and returns.
@@ -56,7 +67,7 @@ pub async fn run(
     config: WorkerConfig,
     listener: TcpListener,
     compute: Handle,
-    stop: CancellationToken,
+    stop: Stop,
 ) -> Result<(), Error> {
     let listening =
         listener.local_addr().map_err(|error| Error::io("cannot tell the address listened on", error))?;
@@ -120,14 +131,26 @@ pub async fn run(
             memory_bytes: config.memory_limit_bytes,
             threads: u32::try_from(config.threads).unwrap_or(u32::MAX),
         },
-        dir,
+        dir: Arc::clone(&dir),
         replicator,
         scrub,
         status: Arc::new(execution.clone()),
     })?;
     data_dir.write_address(&listening.to_string())?;
     tracing::info!(%worker, %address, data_dir = %config.data_dir.display(), "worker is ready");
-    stop.cancelled().await;
+    let drained = async {
+        stop.drain.cancelled().await;
+        tracing::info!(%worker, "worker drains: its shards go to others before it stops");
+        until_drained(&heartbeat, &dir).await
+    };
+    tokio::select! {
+        () = stop.now.cancelled() => {}
+        drained = drained => {
+            drained?;
+            tracing::info!(%worker, "nothing is left on this worker");
+            stop.now.cancel();
+        }
+    }
 
     tracing::info!(%worker, grace = ?config.grace, "worker stops: waiting for running tasks");
     heartbeat.leave(LEAVE_MAX.min(config.grace)).await;

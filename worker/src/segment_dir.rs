@@ -161,6 +161,13 @@ impl SegmentDir {
         held
     }
 
+    /// Segments that are here or are being written.
+    pub fn count(&self) -> usize {
+        // In this order: one that is about to be here is not missed.
+        let writing = self.writing.lock().len();
+        writing + self.held.lock().len()
+    }
+
     /// The length of the segment, if it is here.
     pub fn bytes_of(&self, name: &SegmentName) -> Option<u64> {
         self.held.lock().get(name).copied()

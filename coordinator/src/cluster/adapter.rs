@@ -26,6 +26,7 @@ use crate::Error;
 use crate::catalog::{Catalog, State};
 
 mod beats;
+mod draining;
 mod leading;
 mod upkeep;
 
@@ -163,7 +164,7 @@ impl Cluster {
             let why = if self.live().workers.is_empty() {
                 "no worker is live: start one with `shoal worker --coordinator URL`, or wait for one to come back"
             } else {
-                "all live workers are drained: start another one, or ALTER WORKER 'name' CANCEL DRAIN"
+                "all live workers are drained, or stop soon: start another one, or ALTER WORKER 'name' CANCEL DRAIN"
             };
             Error::Unavailable(why.to_owned())
         })
@@ -330,7 +331,8 @@ impl Core {
 
 /// The live workers that can take shards.
 fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
-    let stays = |worker: &&LiveWorker| !state.worker(&worker.id).is_some_and(|known| known.is_draining);
+    let is_draining = |id: &WorkerId| state.worker(id).is_some_and(|known| known.is_draining);
+    let stays = |worker: &&LiveWorker| !worker.wants_drain && !is_draining(&worker.id);
     let candidate = |worker: &LiveWorker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() };
     live.workers.iter().filter(stays).map(candidate).collect()
 }

@@ -72,6 +72,8 @@ pub struct LiveWorker {
     pub disk_free_bytes: u64,
     /// Bytes of its segments.
     pub disk_used_bytes: u64,
+    /// It asks that its shards go to others: it is to stop then.
+    pub wants_drain: bool,
     /// Since when it is known, without a break.
     pub joined_at: Instant,
     /// The segments that it really has.
@@ -93,6 +95,7 @@ impl LiveWorker {
             tasks_running: 0,
             disk_free_bytes: 0,
             disk_used_bytes: 0,
+            wants_drain: false,
             joined_at: Instant::now(),
             holds: Arc::default(),
         }
@@ -137,6 +140,8 @@ pub struct Joining {
     pub threads: u32,
     /// Limit of its query memory.
     pub memory_bytes: u64,
+    /// It asks that its shards go to others.
+    pub wants_drain: bool,
     /// What it lacks of what the catalog says it holds.
     pub lacks: HashSet<SegmentName>,
 }
@@ -154,6 +159,8 @@ pub struct Vitals {
     pub disk_used_bytes: u64,
     /// It is stopping: no new work.
     pub leaving: bool,
+    /// It asks that its shards go to others.
+    pub wants_drain: bool,
 }
 
 /// What becomes of a beat.
@@ -161,7 +168,8 @@ pub struct Vitals {
 pub enum Heard {
     /// The worker is alive, as before.
     Same,
-    /// The worker is alive again, or is leaving: who is live has changed.
+    /// The worker is alive again, is leaving, or asks that its shards go to
+    /// others: what it can be given has changed.
     Changed,
     /// Nobody joined like that: the worker must join anew.
     Unknown,
@@ -211,6 +219,7 @@ impl Membership {
             tasks_running: 0,
             disk_free_bytes: 0,
             disk_used_bytes: 0,
+            wants_drain: joining.wants_drain,
             joined_at: now,
             holds: Arc::new(Holds::all_but(joining.lacks)),
         };
@@ -250,7 +259,8 @@ impl Membership {
         worker.disk_free_bytes = vitals.disk_free_bytes;
         worker.disk_used_bytes = vitals.disk_used_bytes;
         let trust = if vitals.leaving { Trust::Leaving } else { Trust::Live };
-        let changed = member.trust != trust;
+        let changed = member.trust != trust || worker.wants_drain != vitals.wants_drain;
+        worker.wants_drain = vitals.wants_drain;
         member.trust = trust;
         if changed { Heard::Changed } else { Heard::Same }
     }
@@ -310,6 +320,11 @@ impl Membership {
         self.members.get(id).is_some_and(|member| member.trust == Trust::Leaving)
     }
 
+    /// Whether the worker is a member and asks that its shards go to others.
+    pub fn wants_drain(&self, id: &WorkerId) -> bool {
+        self.members.get(id).is_some_and(|member| member.worker.wants_drain)
+    }
+
     /// Those that can be given work, sorted by id.
     pub fn live(&self) -> LiveWorkers {
         let with = |trust: Trust| self.members.values().filter(move |member| member.trust == trust);
@@ -337,6 +352,7 @@ mod tests {
             zone: String::new(),
             threads: 1,
             memory_bytes: 1,
+            wants_drain: false,
             lacks: HashSet::new(),
         }
     }
@@ -427,6 +443,24 @@ mod tests {
         assert!(!membership.live().is_lost(&"w1".into()), "it ends what it has");
         assert!(membership.disconnected(&"w1".into(), 1));
         assert!(membership.live().is_lost(&"w1".into()), "it has left");
+    }
+
+    #[test]
+    fn a_wish_to_be_drained_ends_with_the_process_and_not_with_a_stream() {
+        let now = Instant::now();
+        let mut membership = one_live(now);
+        let wants_drain = Vitals { wants_drain: true, ..Vitals::default() };
+        assert_eq!(membership.beat(now, &"w1".into(), "a", 1, &wants_drain), Heard::Changed);
+        assert_eq!(membership.beat(now, &"w1".into(), "a", 1, &wants_drain), Heard::Same);
+        assert_eq!(live(&membership), ["w1"], "it goes on serving");
+        assert!(membership.live().workers[0].wants_drain);
+        membership.suspect(&"w1".into());
+        assert!(membership.wants_drain(&"w1".into()));
+        // It joins on a new stream, and beats on that only later.
+        membership.join(now, Joining { wants_drain: true, ..joining("w1", "a") });
+        assert!(membership.wants_drain(&"w1".into()));
+        membership.join(now, joining("w1", "b"));
+        assert!(!membership.wants_drain(&"w1".into()), "it is another process");
     }
 
     #[test]

@@ -59,6 +59,43 @@ pub fn mend(state: &State, workers: &[Candidate], leave: &BTreeSet<WorkerId>) ->
     placements.map(|(table, placement)| moved(table, placement)).collect()
 }
 
+/// What the shards lack that stay on a worker although it is one that should
+/// `leave`, for people to read: the first table that asks for more other workers
+/// than there are. None where all can go.
+pub fn lacking(
+    state: &State,
+    workers: &[Candidate],
+    leave: &BTreeSet<WorkerId>,
+    worker: &WorkerId,
+) -> Option<String> {
+    let mut on_worker =
+        state.tables().filter(|table| table.placement.iter().flatten().any(|id| id == worker));
+    on_worker.find_map(|table| lacking_of(table, workers, leave, worker))
+}
+
+fn lacking_of(
+    table: &Table,
+    workers: &[Candidate],
+    leave: &BTreeSet<WorkerId>,
+    worker: &WorkerId,
+) -> Option<String> {
+    let mended = rehome(table, workers, leave);
+    let placement = mended.as_ref().unwrap_or(&table.placement);
+    let staying = placement.iter().find(|shard| shard.contains(worker))?;
+    let wanted = match table.layout.replicas {
+        ReplicaCount::All => "a copy of each shard on every worker".to_owned(),
+        ReplicaCount::Count(1) => "a copy of each shard".to_owned(),
+        ReplicaCount::Count(count) => format!("{count} copies of each shard"),
+    };
+    let others = match staying.iter().filter(|id| !leave.contains(*id)).count() {
+        0 => "no other worker".to_owned(),
+        1 => "only 1 other worker".to_owned(),
+        count => format!("only {count} other workers"),
+    };
+    let table = table.full_name();
+    Some(format!("{table} is to have {wanted}, and {others} can hold one: start another worker"))
+}
+
 /// A few moves that leave the workers with more even numbers of bytes; none where
 /// they are even enough. Tables of one group move together, and no two copies
 /// come into one zone that were not.

@@ -108,6 +108,8 @@ pub struct WorkerSettings {
     /// Bytes in a second that it reads of its segments to find rot; 0 for
     /// none.
     pub scrub_rate: ByteSize,
+    /// Whether its shards go to others before it stops.
+    pub drain: bool,
 }
 
 impl NodeSettings {
@@ -196,6 +198,7 @@ impl WorkerSettings {
             memory_limit: layers.value("memory_limit", || share_of_memory(60))?,
             threads: layers.value("threads", cores)?,
             scrub_rate: layers.value("scrub_rate", || ByteSize(SCRUB_BYTES_PER_SECOND_DEFAULT))?,
+            drain: layers.value("drain", || false)?,
         })
     }
 }

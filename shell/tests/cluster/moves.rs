@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
+use rustix::process::{Pid, Signal, kill_process};
 use shoal_benches::disk::files_below;
 use shoal_benches::{Client, ClientError, Cluster, ClusterOptions};
 use tokio::task::JoinHandle;
 
-use crate::fixture::{in_time, options, own, session};
+use crate::fixture::{in_time, options, own, session, wait_until};
 
 const ROWS: i64 = 40_000;
 /// How many rows there are, and what their keys come to.
@@ -359,6 +360,96 @@ fn a_drain_waits_for_a_worker_that_can_take_the_shards() {
         wait_for_copies(&mut client, 2).await;
         let status = cluster.terminate("worker-1", ENDS_WITHIN).unwrap();
         assert!(status.success(), "{status}");
+        check_answer(&mut client).await;
+        asking.end().await;
+    });
+}
+
+/// A cluster whose workers drain themselves before they stop.
+fn draining_at_the_end(workers: usize) -> Cluster {
+    let worker_args = vec!["--drain".to_owned()];
+    Cluster::start(&ClusterOptions { worker_args, ..options(workers) }).unwrap()
+}
+
+fn log_of(cluster: &Cluster, worker: &str) -> String {
+    std::fs::read_to_string(cluster.dir().join(format!("{worker}.log"))).unwrap()
+}
+
+#[test]
+fn a_worker_that_drains_itself_before_it_stops_is_not_missed() {
+    let cluster = draining_at_the_end(4);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        make_rows(&mut client, "shards = 8, replicas = 3").await;
+        let other =
+            "CREATE TABLE other WITH (shards = 4, replicas = 3, shard_key = 'k') AS SELECT * FROM moved";
+        client.update(other).await.unwrap();
+        assert!(!segments_on(&cluster, "worker-2").is_empty());
+        let asking = Asking::begin(&cluster).await;
+
+        let status = cluster.terminate("worker-2", MOVED_WITHIN).unwrap();
+        assert!(status.success(), "{status}");
+        // It did not stop before all was as it should be without it.
+        for (table, what) in [
+            ("shards", "array_has(workers, 'worker-2')"),
+            ("shards", "replicas_live <> 3"),
+            ("segments", "array_has(replicas, 'worker-2')"),
+            ("segments", "array_length(replicas) <> 3"),
+        ] {
+            let found = client.number(&count(table, what)).await.unwrap();
+            assert_eq!(found, 0, "system.{table} with {what}\n{}", shown(&mut client).await);
+        }
+        assert!(segments_on(&cluster, "worker-2").is_empty());
+        for kind in ["draining", "drained", "left"] {
+            let told = count("events", &format!("kind = '{kind}' AND worker = 'worker-2'"));
+            wait_until(&mut client, &told).await;
+        }
+        let log = log_of(&cluster, "worker-2");
+        for part in ["draining: ", "nothing is left on this worker", "worker is stopped"] {
+            assert!(log.contains(part), "not in the log: {part}\n{log}");
+        }
+
+        // It takes part again when it is started again.
+        cluster.restart("worker-2").unwrap();
+        cluster.wait_until_joined(4).unwrap();
+        wait_for(&mut client, "workers", "worker = 'worker-2' AND state = 'live' AND drain IS NULL", 1).await;
+        let there = count("shards", "array_has(workers, 'worker-2')");
+        let since = Instant::now();
+        while client.number(&there).await.unwrap() == 0 {
+            assert!(since.elapsed() < MOVED_WITHIN, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        wait_for_copies(&mut client, 3).await;
+        asking.end().await;
+        check_answer(&mut client).await;
+    });
+}
+
+#[test]
+fn a_worker_whose_shards_nobody_can_take_stops_at_a_second_signal() {
+    let cluster = draining_at_the_end(2);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        make_rows(&mut client, "shards = 4, replicas = 2").await;
+        let asking = Asking::begin(&cluster).await;
+
+        let process = i32::try_from(cluster.pid("worker-1").unwrap()).unwrap();
+        kill_process(Pid::from_raw(process).unwrap(), Signal::TERM).unwrap();
+        wait_for(&mut client, "workers", "worker = 'worker-1' AND drain = 'draining'", 1).await;
+        let missing = "public.moved is to have 2 copies of each shard, and only 1 other worker can hold one";
+        let since = Instant::now();
+        while !log_of(&cluster, "worker-1").contains(missing) {
+            assert!(since.elapsed() < MOVED_WITHIN, "{}", log_of(&cluster, "worker-1"));
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        tokio::time::sleep(STAYS).await;
+        assert!(cluster.crashed().is_empty(), "it does not wait");
+        wait_for(&mut client, "workers", "worker = 'worker-1' AND state = 'live'", 1).await;
+        wait_for_copies(&mut client, 2).await;
+
+        let status = cluster.terminate("worker-1", ENDS_WITHIN).unwrap();
+        assert!(status.success(), "{status}");
+        assert!(!segments_on(&cluster, "worker-1").is_empty());
         check_answer(&mut client).await;
         asking.end().await;
     });

@@ -120,3 +120,24 @@ fn all_are_told_when_those_that_are_connected_know() {
     known.set_link(start, "b", Link::Apart);
     assert!(known.is_told());
 }
+
+#[test]
+fn whoever_is_connected_says_how_far_a_drain_is() {
+    let start = Instant::now();
+    let mut known = known(start, ["a", "b"]);
+    let word = |is_done, lacks: &str| DrainWord { is_done, lacks: lacks.to_owned() };
+    assert_eq!(known.drain_word(), word(false, "no coordinator is connected"));
+    for url in ["a", "b"] {
+        known.set_link(start, url, Link::Connected);
+    }
+    assert_eq!(known.drain_word(), DrainWord::default());
+    known.say("b", word(false, "a worker"));
+    assert_eq!(known.drain_word(), word(false, "a worker"));
+    known.say("b", word(true, ""));
+    assert_eq!(known.drain_word(), word(true, ""));
+    known.say("b", DrainWord::default());
+    assert_eq!(known.drain_word(), DrainWord::default(), "it takes its word back");
+    known.say("b", word(true, ""));
+    known.set_link(start, "b", Link::Apart);
+    assert_eq!(known.drain_word(), DrainWord::default(), "it is not connected any more");
+}

@@ -15,6 +15,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::Worker;
+use crate::coordinators::DrainWord;
 use crate::reports::Reports;
 use crate::segments::blocking;
 
@@ -90,12 +91,16 @@ impl Beating {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard_at = Instant::now();
-        let mut told_leaving = false;
+        let (mut told_drain, mut told_leaving) = (false, false);
         loop {
             let is_asked = tokio::select! {
                 _ = ticks.tick() => false,
                 () = reports.news() => false,
-                () = worker.leaving.cancelled(), if !told_leaving => {
+                () = worker.wishes.drain.cancelled(), if !told_drain => {
+                    told_drain = true;
+                    false
+                }
+                () = worker.wishes.leave.cancelled(), if !told_leaving => {
                     told_leaving = true;
                     false
                 }
@@ -105,9 +110,11 @@ impl Beating {
                         return Ok(());
                     }
                     heard_at = Instant::now();
-                    worker.parts.coordinators.heard(coordinator, told_leaving);
+                    let is_newest = self.obey(received.term, received.fetch, &received.discard);
+                    let is_done = received.drained && is_newest;
+                    let word = DrainWord { is_done, lacks: received.drain_lacks };
+                    worker.parts.coordinators.heard(coordinator, told_leaving, word);
                     worker.parts.coordinators.listed(&received.coordinators);
-                    self.obey(received.term, received.fetch, &received.discard);
                     if !received.report {
                         continue;
                     }
@@ -153,6 +160,7 @@ impl Beating {
                 .collect(),
             incarnation: self.worker.incarnation.clone(),
             cluster: parts.identity.cluster().unwrap_or_default().to_owned(),
+            drain: self.worker.wishes.drain.is_cancelled(),
         };
         let joined = tokio::time::timeout(JOIN_MAX, client.join(request)).await;
         let joined = joined.map_err(|_| Failure::new(ErrorCode::Unavailable, "no answer to the join"))?;
@@ -168,11 +176,13 @@ impl Beating {
     }
 
     /// Carries out orders. A coordinator of an older term than another's may not
-    /// know what is needed by now: on its word nothing is removed.
-    fn obey(&self, term: u64, fetch: Vec<FetchRequest>, discard: &[String]) {
+    /// know what is needed by now: on its word nothing is removed. Whether it is of
+    /// the newest.
+    fn obey(&self, term: u64, fetch: Vec<FetchRequest>, discard: &[String]) -> bool {
         let is_newest = self.worker.newest_term.fetch_max(term, Ordering::Relaxed) <= term;
         let discard = if is_newest { discard } else { &[] };
         self.worker.parts.replicator.obey(fetch, discard);
+        is_newest
     }
 
     fn next_beat(&self, reports: &Reports) -> Beat {
@@ -186,8 +196,9 @@ impl Beating {
             disk_used_bytes: parts.dir.used_bytes(),
             fetched: reports.take_fetched().iter().map(ToString::to_string).collect(),
             progress: parts.status.progress(),
-            leaving: self.worker.leaving.is_cancelled(),
+            leaving: self.worker.wishes.leave.is_cancelled(),
             scrub: Some(parts.scrub.progress()),
+            drain: self.worker.wishes.drain.is_cancelled(),
         }
     }
 

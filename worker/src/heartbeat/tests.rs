@@ -192,7 +192,7 @@ async fn a_coordinator_that_falls_silent_is_given_up() {
         let url = Coordinator::mute_from(mute_from).start().await;
         let root = tempfile::tempdir().unwrap();
         let channels = Channels::new(tokio::runtime::Handle::current());
-        let worker = Worker::new(parts(root.path(), &[]), channels, CancellationToken::new());
+        let worker = Worker::new(parts(root.path(), &[]), channels, Wishes::default());
         let beating = Beating::new(url, worker);
         let beats = tokio::time::timeout(Duration::from_secs(limit_s), beating.beat()).await;
         let ended = beats.unwrap_or_else(|_| panic!("{mute_from:?}: still waited for"));
@@ -385,6 +385,46 @@ async fn a_damaged_segment_is_told_to_all_on_the_same_streams() {
         let held: Vec<_> = coordinator.heard.lock().joins.iter().map(|join| join.held[0].bytes).collect();
         assert_eq!(held, [4, 0]);
     }
+}
+
+#[tokio::test]
+async fn who_leads_says_when_a_worker_is_drained() {
+    let (behind, newest) = (Coordinator::default(), Coordinator::default());
+    let seeds = [behind.start().await, newest.start().await];
+    let (_root, heartbeat) = started(&seeds);
+    for coordinator in [&behind, &newest] {
+        coordinator.beaten_at().await;
+    }
+    assert_eq!(heartbeat.drain_word(), DrainWord::default());
+    heartbeat.drain();
+    let is_asked = |it: &Coordinator| it.heard.lock().beats.last().is_some_and(|beat| beat.drain);
+    for coordinator in [&behind, &newest] {
+        eventually("it is asked for a drain", || is_asked(coordinator)).await;
+        assert!(!coordinator.heard.lock().joins[0].drain, "it was asked before");
+    }
+    // It asks on when it joins again, too.
+    newest.orders.lock().push_back(Orders { report: true, ..Orders::default() });
+    eventually("a second join", || newest.counts().0 == 2).await;
+    assert!(newest.heard.lock().joins[1].drain);
+
+    let says = |it: &Coordinator, term: u64, drained: bool, lacks: &str| {
+        let orders = Orders { term, drained, drain_lacks: lacks.to_owned(), ..Orders::default() };
+        *it.orders.lock() = vec![orders; 10_000].into();
+    };
+    let word = |is_done: bool, lacks: &str| DrainWord { is_done, lacks: lacks.to_owned() };
+    says(&newest, 3, false, "");
+    newest.beaten_at().await;
+    says(&behind, 2, true, "");
+    behind.beaten_at().await;
+    behind.beaten_at().await;
+    assert_eq!(heartbeat.drain_word(), DrainWord::default(), "a coordinator of an older term is believed");
+    says(&behind, 2, false, "");
+    says(&newest, 3, false, "a worker");
+    eventually("it is told what is missing", || heartbeat.drain_word() == word(false, "a worker")).await;
+    says(&newest, 3, true, "");
+    eventually("it is told that it is drained", || heartbeat.drain_word() == word(true, "")).await;
+    says(&newest, 3, false, "");
+    eventually("that is taken back", || heartbeat.drain_word() == DrainWord::default()).await;
 }
 
 #[tokio::test]

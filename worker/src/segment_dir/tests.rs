@@ -212,3 +212,18 @@ fn strangers_in_the_directory_are_left_alone() {
     assert!(dir.held().is_empty());
     assert!(stranger.exists());
 }
+
+#[test]
+fn what_is_being_written_counts_until_it_is_here_or_given_up() {
+    let root = tempfile::tempdir().unwrap();
+    let (_lock, dir) = open(root.path());
+    assert_eq!(dir.count(), 0);
+    let given_up = dir.stage(name(0), 4, 0).unwrap();
+    let held = name(1);
+    write(&dir, held, b"0123").unwrap();
+    assert_eq!(dir.count(), 2);
+    drop(given_up);
+    assert_eq!(dir.count(), 1);
+    dir.remove(&held).unwrap();
+    assert_eq!(dir.count(), 0);
+}

@@ -99,6 +99,7 @@ impl Cluster {
             zone: request.zone,
             threads: request.threads,
             memory_bytes: request.memory_bytes,
+            wants_drain: request.drain,
             lacks: reconciled.lacks,
         };
         core.membership.join(Instant::now(), joining);
@@ -128,13 +129,17 @@ impl Cluster {
             disk_free_bytes: beat.disk_free_bytes,
             disk_used_bytes: beat.disk_used_bytes,
             leaving: beat.leaving,
+            wants_drain: beat.drain,
         };
         let is_leader = self.catalog.is_leader();
         let mut core = self.core.lock();
         let heard = core.membership.beat(now, &id, &beat.incarnation, stream, &vitals);
         match heard {
             Heard::Unknown => return Orders { rejoin: true, ..Orders::default() },
-            Heard::Changed => tracing::info!(worker = %id, leaving = vitals.leaving, "worker beats"),
+            Heard::Changed => {
+                let (leaving, drain) = (vitals.leaving, vitals.wants_drain);
+                tracing::info!(worker = %id, leaving, drain, "worker beats");
+            }
             Heard::Same => {}
         }
         self.publish(&core);
@@ -170,7 +175,7 @@ impl Cluster {
         // Before what waits: what a newer leader may see otherwise is not ordered.
         let term = self.catalog.term();
         let coordinators = self.coordinator_urls();
-        let plain = Orders { coordinators, term, ..Orders::default() };
+        let plain = Orders { coordinators, term, ..self.word_on_drain(&core, &id) };
         let Some(waiting) = core.waiting.get_mut(&id) else {
             return plain;
         };

@@ -74,7 +74,8 @@ impl Cluster {
             staged_to.any(|worker| worker == id)
         };
         let is_member = |id: &WorkerId| membership.is_member(id);
-        for news in given_up.update(now, self.dead_after, &state, is_member, is_written_to) {
+        let wants_drain = |id: &WorkerId| membership.wants_drain(id);
+        for news in given_up.update(now, self.dead_after, &state, is_member, wants_drain, is_written_to) {
             self.tell_given_up(&news);
         }
     }

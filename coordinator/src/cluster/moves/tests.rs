@@ -202,6 +202,26 @@ fn what_leaves_stays_where_nobody_can_take_over() {
 }
 
 #[test]
+fn what_stays_says_how_many_others_can_hold_it() {
+    let check = |replicas: ReplicaCount, placed: &str, here: &str, leaving: &str, expected: &str| {
+        let mut state = State::new("c");
+        add(&mut state, replicas, shards(placed), &[10]);
+        let said = lacking(&state, &workers(here), &leave(leaving), &"w1".into()).unwrap_or_default();
+        let said = said.replace(" can hold one: start another worker", "");
+        assert_eq!(said.replace("public.t1 is to have ", ""), expected, "{placed}, {here}, {leaving}");
+    };
+    check(Count(3), "w1 w2 w3", "w2 w3", "w1", "3 copies of each shard, and only 2 other workers");
+    check(Count(3), "w1 w2 w3", "w3", "w1", "3 copies of each shard, and only 2 other workers");
+    check(Count(3), "w1 w2 w3", "w2 w3 w4", "w1 w4", "3 copies of each shard, and only 2 other workers");
+    check(Count(3), "w1 w2 w3", "w2 w3 w4", "w1", "");
+    check(Count(3), "w2 w3 w4", "w2 w3", "w1", "");
+    check(Count(2), "w1 w2", "w2", "w1", "2 copies of each shard, and only 1 other worker");
+    check(Count(1), "w1", "", "w1", "a copy of each shard, and no other worker");
+    check(All, "w1", "", "w1", "a copy of each shard on every worker, and no other worker");
+    check(All, "w1", "w2", "w1", "");
+}
+
+#[test]
 fn another_order_of_the_same_workers_is_no_move() {
     let mut state = State::new("c");
     add(&mut state, Count(2), shards("w1 w2"), &[10]);

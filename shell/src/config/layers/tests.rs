@@ -114,6 +114,28 @@ fn a_coordinator_joins_whom_the_layer_that_wins_names() {
 }
 
 #[test]
+fn a_worker_drains_where_the_layer_that_wins_says_so() {
+    let check = |flags: &[&str], environment: &[(&str, &str)], file: Option<&str>, expected: (bool, &str)| {
+        let (outcome, _folder) = worker(&[REQUIRED.as_slice(), flags].concat(), environment, file);
+        let (settings, document) = outcome.unwrap();
+        let (is_wanted, source) = expected;
+        assert_eq!(settings.drain, is_wanted, "{document}");
+        let line = document.lines().find(|line| line.starts_with(&format!("drain = {is_wanted}"))).unwrap();
+        assert!(line.ends_with(source), "{line}");
+    };
+    check(&[], &[], None, (false, "default"));
+    let file = Some("drain = true");
+    check(&[], &[], file, (true, "worker.toml"));
+    let off = [("SHOAL_DRAIN", "off")];
+    check(&[], &off, file, (false, "environment SHOAL_DRAIN"));
+    check(&["--drain"], &off, file, (true, "flag --drain"));
+    assert!(refusal(&REQUIRED, &[("SHOAL_DRAIN", "later")], None).contains("not true or false"));
+    let (outcome, _folder) = coordinator(&["--data-dir", "c"], &[], file);
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("unknown key `drain`"), "{error}");
+}
+
+#[test]
 fn unknown_keys_are_refused_with_the_nearest_known_one() {
     let text = "data_dir = 'w'\n\nmemory_limt = '1GiB'\n";
     assert_eq!(

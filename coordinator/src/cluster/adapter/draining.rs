@@ -1,0 +1,33 @@
+//! What a worker is told that is to stop once nothing is left on it.
+
+use std::collections::BTreeSet;
+
+use shoal_proto::WorkerId;
+use shoal_proto::cluster::Orders;
+
+use super::{Cluster, Core, candidates};
+use crate::cluster::given_up::{self, GivenUp};
+use crate::cluster::moves;
+
+impl Cluster {
+    /// How far it is with a worker that asks to be drained. Only who leads knows:
+    /// another one may be behind.
+    pub(super) fn word_on_drain(&self, core: &Core, worker: &WorkerId) -> Orders {
+        if !core.membership.wants_drain(worker) || !self.catalog.is_leader() {
+            return Orders::default();
+        }
+        let state = self.catalog.snapshot();
+        match core.given_up.get(worker) {
+            // That was found out a while ago: a table may have come since.
+            Some(GivenUp::Drained) => {
+                Orders { drained: !given_up::is_used(&state, worker), ..Orders::default() }
+            }
+            Some(GivenUp::Draining) => {
+                let leave: BTreeSet<WorkerId> = core.given_up.all().map(|(id, _)| id.clone()).collect();
+                let lacks = moves::lacking(&state, &candidates(&self.live(), &state), &leave, worker);
+                Orders { drain_lacks: lacks.unwrap_or_default(), ..Orders::default() }
+            }
+            Some(GivenUp::Dead) | None => Orders::default(),
+        }
+    }
+}
