@@ -38,6 +38,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// its way when it was given first.
 const DISCARD_AGAIN: Duration = Duration::from_secs(30);
 
+/// How long a coordinator that starts gives workers that were there before.
+const JOIN_WITHIN: Duration = Duration::from_secs(2);
+
 /// What all workers together have read for a query.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -61,6 +64,7 @@ pub struct Cluster {
     catalog: Catalog,
     pins: Pins,
     live: watch::Sender<Arc<LiveWorkers>>,
+    started: Instant,
     core: Mutex<Core>,
     outliers: Mutex<Outliers>,
     events: Events,
@@ -121,6 +125,7 @@ impl Cluster {
             catalog,
             pins: Pins::default(),
             live: watch::Sender::new(Arc::default()),
+            started: Instant::now(),
             core: Mutex::default(),
             outliers: Mutex::default(),
             changed: Notify::new(),
@@ -151,6 +156,18 @@ impl Cluster {
     /// Follows the live workers: a wake-up at each change.
     pub fn watch(&self) -> watch::Receiver<Arc<LiveWorkers>> {
         self.live.subscribe()
+    }
+
+    /// Waits until all workers that the catalog knows have joined, as long as this
+    /// coordinator has only just begun: it does not know who is there yet.
+    pub async fn workers_have_joined(&self) {
+        let give_up = self.started + JOIN_WITHIN;
+        let mut live = self.watch();
+        let all_joined = live.wait_for(|live| {
+            self.catalog.snapshot().workers().all(|known| live.get(&known.id).is_some())
+        });
+        // Some may be gone for good.
+        let _all_or_late = tokio::time::timeout_at(give_up.into(), all_joined).await;
     }
 
     /// Where the shards of a new table should live.

@@ -142,6 +142,7 @@ impl Engine {
         }
         let workers = self.cluster.live().workers.len();
         let layout = complete_layout(options, &columns, workers)?;
+        self.cluster.workers_have_joined().await;
         let placement = self.cluster.place(&layout)?;
         if let Some(notice) = placement.notice {
             session.notice(notice);

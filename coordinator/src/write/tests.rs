@@ -81,6 +81,14 @@ impl SegmentHolders for FakeCluster {
         self.addresses.lock().get(worker).cloned()
     }
 
+    fn joined<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            while !self.addresses.lock().contains_key(worker) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+    }
+
     fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             while self.addresses.lock().contains_key(worker) {
@@ -337,6 +345,20 @@ async fn without_a_majority_nothing_is_written_and_the_reasons_are_told() {
     assert_eq!(error.code(), ErrorCode::Unavailable);
     assert!(error.to_string().contains("w1: is not live; w2: is not live"), "{error}");
     assert!(error.to_string().contains("1 of its 3 workers"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_about_to_join_are_waited_for() {
+    let fixture = Fixture::new(0).await;
+    let known = std::mem::take(&mut *fixture.cluster.addresses.lock());
+    let table = table(2, &["k"]);
+    let writing = fixture.write(&table, rows(100, 10));
+    let joining = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fixture.cluster.addresses.lock().extend(known);
+    };
+    let (staged, ()) = tokio::join!(writing, joining);
+    assert!(staged.unwrap().segments.iter().all(|segment| segment.replicas.len() >= 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,9 +43,7 @@ fn the_shell_goes_on_at_another_coordinator() {
     let said = folder.path().join("said");
     // It learns of the third.
     let uri = format!("shoal://{first},{second}");
-    let mut talk = Talk::begin(
-        shoal().args(["sql", &uri, "--format", "csv"]).stderr(std::fs::File::create(&said).unwrap()),
-    );
+    let mut talk = Talk::begin_with_notices(shoal().args(["sql", &uri, "--format", "csv"]), &said);
     let sum = "SELECT 'sum ' || sum(k) AS said FROM kept;";
     talk.ask(
         &format!(
