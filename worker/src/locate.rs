@@ -73,6 +73,7 @@ mod tests {
     use tonic::{Request, Response, Status, Streaming};
 
     use super::*;
+    use crate::coordinators::DrainWord;
 
     /// What a coordinator does when it is asked.
     #[derive(Clone, Copy)]
@@ -142,7 +143,7 @@ mod tests {
     async fn whoever_is_connected_is_asked_first() {
         let (mute, other) = (coordinator(Answer::Never).await, coordinator(Answer::Known).await);
         let coordinators = Coordinators::new([mute, other.clone()]);
-        coordinators.heard(&other, false);
+        coordinators.heard(&other, false, DrainWord::default());
         assert_eq!(located(coordinators, LOCATE_MAX).await.unwrap().bytes, 7);
     }
 
