@@ -146,7 +146,11 @@ impl Beating {
     ) -> Result<JoinReply, Failure> {
         let parts = &self.worker.parts;
         reports.skip();
-        let held = parts.dir.report();
+        // In this order: what is gone when it is looked at was leaving before.
+        let term = self.worker.newest_term.load(Ordering::Relaxed);
+        let leaving = parts.replicator.leaving();
+        let mut held = parts.dir.report();
+        held.retain(|(name, _)| !leaving.contains(name));
         let request = JoinRequest {
             worker: parts.identity.name().to_string(),
             address: parts.introduction.address.clone(),
@@ -161,6 +165,7 @@ impl Beating {
             incarnation: self.worker.incarnation.clone(),
             cluster: parts.identity.cluster().unwrap_or_default().to_owned(),
             drain: self.worker.wishes.drain.is_cancelled(),
+            term,
         };
         let joined = tokio::time::timeout(JOIN_MAX, client.join(request)).await;
         let joined = joined.map_err(|_| Failure::new(ErrorCode::Unavailable, "no answer to the join"))?;

@@ -98,8 +98,9 @@ impl Cluster {
                 }
             }
         }
-        // Another one may lead by now, and have decided otherwise.
-        if self.catalog.catch_up().await.is_err() || self.lead() != Some(term) {
+        // Another one may lead by now, and have decided otherwise. And a change that is
+        // in the log may still be made, also one of a coordinator that has forgotten it.
+        if self.catalog.apply_all(term).await.is_err() || self.lead() != Some(term) {
             return;
         }
         let state = self.catalog.snapshot();
