@@ -21,7 +21,7 @@ use super::membership::{LiveWorker, LiveWorkers, Membership};
 use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Candidate, Placement};
-use super::repair;
+use super::repair::{self, CopyRates};
 use crate::Error;
 use crate::catalog::{Catalog, State};
 
@@ -66,6 +66,7 @@ pub struct Cluster {
     events: Events,
     /// After so long without a word a worker is given up.
     dead_after: Duration,
+    rates: CopyRates,
     /// Something may need repair.
     changed: Notify,
     streams: AtomicU64,
@@ -78,7 +79,7 @@ struct Core {
     protected: HashMap<WriteId, HashMap<SegmentName, Vec<WorkerId>>>,
     waiting: HashMap<WorkerId, Waiting>,
     again: Vec<(Instant, WorkerId, SegmentName, u64)>,
-    fetching: HashMap<WorkerId, HashMap<SegmentName, Instant>>,
+    fetching: HashMap<WorkerId, HashMap<SegmentName, Ordered>>,
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<(WorkerId, SegmentName)>,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
@@ -95,6 +96,13 @@ struct Core {
     leads_in: Option<u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
+}
+
+/// A copy that was ordered.
+#[derive(Clone, Copy, Debug)]
+struct Ordered {
+    at: Instant,
+    is_urgent: bool,
 }
 
 /// Orders that wait for a worker's next beat.
@@ -117,6 +125,7 @@ impl Cluster {
     pub fn new(catalog: Catalog, dead_after: Duration) -> Self {
         Self {
             dead_after,
+            rates: CopyRates::default(),
             events: Events::default(),
             catalog,
             pins: Pins::default(),
@@ -126,6 +135,11 @@ impl Cluster {
             changed: Notify::new(),
             streams: AtomicU64::new(0),
         }
+    }
+
+    /// With copies at these rates.
+    pub fn with_rates(self, rates: CopyRates) -> Self {
+        Self { rates, ..self }
     }
 
     /// The catalog.

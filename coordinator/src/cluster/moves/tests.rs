@@ -80,7 +80,7 @@ fn set_replicas(state: &mut State, name: &str, replicas: ReplicaCount) {
 
 /// Makes copies that are missing, at most so many on each worker; how many.
 fn copy_some(state: &mut State, live: &LiveWorkers, per_worker_max: usize) -> usize {
-    let orders = repair::missing(state, live, per_worker_max, |_, _| false);
+    let orders = repair::missing(state, live, per_worker_max, |_, _, _| false);
     for (worker, request) in &orders {
         let name: SegmentName = request.name.parse().unwrap();
         let worker = worker.clone();

@@ -195,6 +195,30 @@ async fn all_shards_leave_a_worker_that_is_drained() {
     assert_eq!(shards_on(&cluster, "w1"), 2);
 }
 
+#[tokio::test]
+async fn what_only_moved_becomes_urgent_when_a_copy_is_lost() {
+    let cluster = cluster().await;
+    let w1 = connect(&cluster, "w1", &[]).await;
+    let w2 = connect(&cluster, "w2", &[]).await;
+    connect(&cluster, "w3", &[]).await;
+    let segments = with_copies(&cluster).await;
+    apply(&cluster, Command::DrainWorker { worker: "w1".into(), is_draining: true }).await;
+    let now = Instant::now();
+    cluster.give_up(now);
+    cluster.place_anew().await;
+    let ordered = || {
+        cluster.order_copies(now);
+        let fetch = beat(&cluster, "w2", w2).fetch;
+        fetch.into_iter().map(|it| (it.name, it.urgent, it.bytes_per_second)).collect::<Vec<_>>()
+    };
+    let (name, rates) = (segments[2].name().to_string(), CopyRates::default());
+    assert_eq!(ordered(), [(name.clone(), false, rates.move_bytes_per_second)]);
+    assert!(ordered().is_empty(), "it is being made");
+    cluster.disconnected(&"w1".into(), w1);
+    assert_eq!(ordered(), [(name, true, rates.repair_bytes_per_second)]);
+    assert!(ordered().is_empty());
+}
+
 /// A beat of a worker that is to stop once nothing is left on it.
 fn beat_to_drain(cluster: &Cluster, worker: &str, stream: StreamNumber) -> Orders {
     let (worker, incarnation) = (worker.to_owned(), "one".to_owned());

@@ -177,7 +177,7 @@ impl Model {
             let before = self.state.version;
             self.take(Step::TakeOut);
             self.take(Step::Mend);
-            let is_complete = repair::missing(&self.state, &self.live(), 1, |_, _| false).is_empty();
+            let is_complete = repair::missing(&self.state, &self.live(), 1, |_, _, _| false).is_empty();
             if self.state.version == before && is_complete && self.is_all_there() {
                 self.take(Step::EvenOut);
             }
