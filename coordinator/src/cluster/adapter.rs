@@ -14,6 +14,7 @@ use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::disk::Disk;
 use super::events::{Event, Events};
 use super::given_up::{GivenUp, GivenUps};
 use super::going::Going;
@@ -347,7 +348,11 @@ impl Core {
 fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
     let is_draining = |id: &WorkerId| state.worker(id).is_some_and(|known| known.is_draining);
     let stays = |worker: &&LiveWorker| !worker.wants_drain && !is_draining(&worker.id);
-    let candidate = |worker: &LiveWorker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() };
+    let candidate = |worker: &LiveWorker| Candidate {
+        id: worker.id.clone(),
+        zone: worker.zone.clone(),
+        disk: Disk { free_bytes: worker.disk_free_bytes, total_bytes: worker.disk_total_bytes },
+    };
     live.workers.iter().filter(stays).map(candidate).collect()
 }
 

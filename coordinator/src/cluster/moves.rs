@@ -11,6 +11,7 @@ use std::fmt;
 use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 
+use super::disk::{Fill, fills, weights};
 use super::membership::LiveWorkers;
 use super::placement::{Candidate, rehome};
 use super::repair::has_all_copies;
@@ -96,9 +97,10 @@ fn lacking_of(
     Some(format!("{table} is to have {wanted}, and {others} can hold one: start another worker"))
 }
 
-/// A few moves that leave the workers with more even numbers of bytes; none where
-/// they are even enough. Tables of one group move together, and no two copies
-/// come into one zone that were not.
+/// A few moves that leave the workers with more even numbers of bytes, for the
+/// sizes of their disks; none where they are even enough. Tables of one group move
+/// together, no two copies come into one zone that were not, and nothing goes
+/// where there is less room than elsewhere.
 pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
     let mut groups: Groups<'_> = BTreeMap::new();
     for table in state.tables() {
@@ -120,9 +122,13 @@ pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
     }
     let zones: HashMap<&WorkerId, &str> =
         workers.iter().map(|worker| (&worker.id, worker.zone.as_str())).collect();
+    let mut sizes = sizes(workers);
     for _ in 0..MOVES_MAX {
-        let Some((from, to, index, shard)) = best_move(&groups, &load, &zones) else { break };
+        let Some((from, to, index, shard)) = best_move(&groups, &load, &zones, &sizes) else { break };
         let bytes = groups[index].bytes[shard];
+        if let Some(size) = sizes.get_mut(to) {
+            size.room_bytes = size.room_bytes.saturating_sub(bytes);
+        }
         for worker in groups[index].placement[shard].iter_mut().filter(|worker| **worker == *from) {
             worker.clone_from(to);
         }
@@ -133,24 +139,72 @@ pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
     changed.flat_map(Group::into_commands).collect()
 }
 
+/// How much a worker should hold, against others, and what may still go there.
+#[derive(Clone, Copy)]
+struct Size {
+    weight: u64,
+    room_bytes: u64,
+}
+
+fn sizes(workers: &[Candidate]) -> BTreeMap<&WorkerId, Size> {
+    let weights = weights(workers);
+    let with_fills = workers.iter().zip(fills(workers));
+    let sized = with_fills.map(|(worker, fill)| {
+        let weight = weights.get(&worker.id).copied().unwrap_or(1);
+        let room_bytes = if fill == Fill::Roomy { worker.disk.room_bytes() } else { 0 };
+        (&worker.id, Size { weight, room_bytes })
+    });
+    sized.collect()
+}
+
+/// A worker with so many bytes.
+#[derive(Clone, Copy)]
+struct Loaded<'a> {
+    id: &'a WorkerId,
+    bytes: u64,
+    size: Size,
+}
+
+impl Loaded<'_> {
+    /// How full it is for its size, in parts of a byte for each unit of weight.
+    fn fullness(&self) -> u128 {
+        (u128::from(self.bytes) << 32) / u128::from(self.size.weight)
+    }
+
+    /// Bytes that it has more than another one: half of them would leave both
+    /// equally full for their sizes.
+    fn gap_to(&self, other: &Self) -> u64 {
+        let (heavy, light) = (u128::from(self.size.weight), u128::from(other.size.weight));
+        let over = (u128::from(self.bytes) * light).saturating_sub(u128::from(other.bytes) * heavy);
+        u64::try_from(2 * over / (heavy + light)).unwrap_or(u64::MAX)
+    }
+}
+
 /// From whom to whom, and which shard of which group: the largest that fits, from
 /// the fullest that has one to the emptiest that can take one.
 fn best_move<'a>(
     groups: &[Group<'_>],
     load: &BTreeMap<&'a WorkerId, u64>,
     zones: &HashMap<&WorkerId, &str>,
+    sizes: &BTreeMap<&WorkerId, Size>,
 ) -> Option<(&'a WorkerId, &'a WorkerId, usize, usize)> {
     let mean = load.values().sum::<u64>() as f64 / load.len() as f64;
-    let mut by_load: Vec<(u64, &'a WorkerId)> = load.iter().map(|(id, bytes)| (*bytes, *id)).collect();
-    by_load.sort_unstable();
-    for &(most, from) in by_load.iter().rev() {
-        for &(least, to) in &by_load {
-            let gap = most.saturating_sub(least);
-            if gap == 0 || (gap as f64) < mean * UNEVEN_MIN {
-                break;
+    let loaded = load.iter().filter_map(|(id, bytes)| {
+        let size = *sizes.get(*id)?;
+        Some(Loaded { id: *id, bytes: *bytes, size })
+    });
+    let mut by_load: Vec<Loaded<'a>> = loaded.collect();
+    by_load.sort_unstable_by_key(|worker| (worker.fullness(), worker.id));
+    for fuller in by_load.iter().rev() {
+        for emptier in &by_load {
+            let gap = fuller.gap_to(emptier);
+            let is_even = gap == 0 || (gap as f64) < mean * UNEVEN_MIN;
+            if is_even || emptier.size.room_bytes == 0 {
+                continue;
             }
+            let (from, to) = (fuller.id, emptier.id);
             // More would swing the other way.
-            let bytes_max = gap / 4 * 3;
+            let bytes_max = (gap / 4 * 3).min(emptier.size.room_bytes);
             let movable = groups.iter().enumerate().flat_map(|(index, group)| {
                 let shards = group.placement.iter().zip(&group.bytes).enumerate();
                 let can_move = shards.filter(|(_, (workers, _))| may_move(workers, from, to, zones));

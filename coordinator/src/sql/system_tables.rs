@@ -142,6 +142,7 @@ impl SystemTables {
             ("segments", Arc::new(all.clone().map(|index| alive(index).map(held)).collect::<UInt64Array>())),
             ("disk_used_bytes", number(|worker| worker.disk_used_bytes)),
             ("disk_free_bytes", number(|worker| worker.disk_free_bytes)),
+            ("disk_total_bytes", number(|worker| worker.disk_total_bytes)),
             ("times_lost", unsigned(known.iter().map(|worker| self.cluster.times_lost(&worker.id)))),
             (
                 "ejected_ms",

@@ -11,6 +11,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use rustix::process::{Pid, Signal, kill_process};
 use shoal_benches::disk::files_below;
+use shoal_benches::small_disk::SmallDisk;
 use shoal_benches::{Client, ClientError, Cluster, ClusterOptions};
 use tokio::task::JoinHandle;
 
@@ -283,6 +284,51 @@ async fn bytes_on_each(client: &mut Client, workers: usize) -> Vec<i64> {
         bytes.push(client.number(&sum).await.unwrap());
     }
     bytes
+}
+
+#[test]
+fn nothing_goes_to_a_full_disk_until_there_is_room() {
+    if let Some(why) = SmallDisk::refusal() {
+        eprintln!("no disk was filled up, because none can be mounted here: {why}");
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions { disk_bytes: Some(128 << 20), ..options(3) }).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        let room = "worker = 'worker-1' AND disk_total_bytes = 134217728 AND disk_free_bytes";
+        wait_for(&mut client, "workers", &format!("{room} > 100000000"), 1).await;
+        cluster.disk("worker-1").unwrap().fill().unwrap();
+        wait_for(&mut client, "workers", &format!("{room} < 1000000"), 1).await;
+
+        make_rows(&mut client, "shards = 6, replicas = 2").await;
+        let there = count("shards", "array_has(workers, 'worker-1')");
+        let asking = Asking::begin(&cluster).await;
+        let since = Instant::now();
+        while since.elapsed() < STAYS {
+            assert_eq!(client.number(&there).await.unwrap(), 0, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        wait_for_copies(&mut client, 2).await;
+        client.notices().await.unwrap();
+        client.update("CREATE TABLE three (k BIGINT) WITH (shards = 4, replicas = 3)").await.unwrap();
+        let notices = client.notices().await.unwrap().join("; ");
+        assert!(notices.contains("there are 2 workers live whose disks are not full"), "{notices}");
+        assert_eq!(client.number(&there).await.unwrap(), 0, "{}", shown(&mut client).await);
+        client.update("INSERT INTO three VALUES (1), (2), (3)").await.unwrap();
+
+        cluster.disk("worker-1").unwrap().empty().unwrap();
+        // A part of the one, and a copy of each shard of the other.
+        let moved = "\"table\" = 'moved' AND array_has(workers, 'worker-1')";
+        let since = Instant::now();
+        while client.number(&count("shards", moved)).await.unwrap() == 0 {
+            assert!(since.elapsed() < MOVED_WITHIN, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        wait_for(&mut client, "shards", "\"table\" = 'three' AND replicas_live = 3", 4).await;
+        wait_for(&mut client, "moves", "TRUE", 0).await;
+        check_answer(&mut client).await;
+        asking.end().await;
+    });
 }
 
 #[test]
