@@ -29,7 +29,10 @@ use crate::catalog::{Catalog, State};
 mod beats;
 mod draining;
 mod leading;
+mod rebalance;
 mod upkeep;
+
+pub use rebalance::Rebalanced;
 
 /// How often silence is looked for.
 const SILENCE_TICK: Duration = Duration::from_millis(100);

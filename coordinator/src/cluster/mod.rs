@@ -20,7 +20,7 @@ pub mod placement;
 pub mod repair;
 pub mod service;
 
-pub use adapter::{Cluster, Progress};
+pub use adapter::{Cluster, Progress, Rebalanced};
 pub use consensus::ConsensusService;
 pub use events::{Event, EventKind};
 pub use given_up::GivenUp;

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 
@@ -26,7 +27,7 @@ const UNEVEN_MIN: f64 = 0.05;
 const CRUMB: u64 = 64;
 
 /// One shard that moves, for people to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     /// The table, with its schema.
     pub table: String,
@@ -102,24 +103,8 @@ fn lacking_of(
 /// together, no two copies come into one zone that were not, and nothing goes
 /// where there is less room than elsewhere.
 pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
-    let mut groups: Groups<'_> = BTreeMap::new();
-    for table in state.tables() {
-        if matches!(table.layout.replicas, ReplicaCount::Count(_)) {
-            groups.entry(&table.placement).or_default().push(table);
-        }
-    }
-    let mut groups: Vec<Group<'_>> =
-        groups.into_iter().map(|(placement, tables)| Group::new(placement, tables)).collect();
-    let mut load: BTreeMap<&WorkerId, u64> = workers.iter().map(|worker| (&worker.id, 0)).collect();
-    for group in &groups {
-        for (shard, bytes) in group.placement.iter().zip(&group.bytes) {
-            for worker in shard {
-                if let Some(load) = load.get_mut(worker) {
-                    *load += bytes;
-                }
-            }
-        }
-    }
+    let mut groups = grouped(state);
+    let mut load = load_of(workers, &groups);
     let zones: HashMap<&WorkerId, &str> =
         workers.iter().map(|worker| (&worker.id, worker.zone.as_str())).collect();
     let mut sizes = sizes(workers);
@@ -137,6 +122,65 @@ pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
     }
     let changed = groups.into_iter().filter(|group| group.placement != *group.before);
     changed.flat_map(Group::into_commands).collect()
+}
+
+/// Why [`even_out`] moves nothing, for people to read.
+pub fn why_not(state: &State, workers: &[Candidate]) -> String {
+    let (load, sizes) = (load_of(workers, &grouped(state)), sizes(workers));
+    let by_load = by_load(&load, &sizes);
+    let mean = mean(&load);
+    let (emptiest, fullest) = match by_load.as_slice() {
+        [] => return "no worker can take shards".to_owned(),
+        [only] => return format!("{} is the only worker that can take shards", only.id),
+        [emptiest, .., fullest] => (emptiest, fullest),
+    };
+    if fullest.bytes == 0 {
+        return "no table has rows in shards that could go elsewhere".to_owned();
+    }
+    let held =
+        format!("{} holds {} bytes and {} holds {}", fullest.id, fullest.bytes, emptiest.id, emptiest.bytes);
+    let are_even = by_load.iter().all(|one| by_load.iter().all(|other| is_even(one.gap_to(other), mean)));
+    if are_even {
+        return format!("workers hold as much as they should: {held}");
+    }
+    format!(
+        "{held}, and no shard can go that would make it more even: each is too large, is there already, would bring \
+         two copies into one zone, or finds no room"
+    )
+}
+
+fn grouped(state: &State) -> Vec<Group<'_>> {
+    let mut groups: Groups<'_> = BTreeMap::new();
+    for table in state.tables() {
+        if matches!(table.layout.replicas, ReplicaCount::Count(_)) {
+            groups.entry(&table.placement).or_default().push(table);
+        }
+    }
+    groups.into_iter().map(|(placement, tables)| Group::new(placement, tables)).collect()
+}
+
+/// Bytes that each of these workers is to hold.
+fn load_of<'a>(workers: &'a [Candidate], groups: &[Group<'_>]) -> BTreeMap<&'a WorkerId, u64> {
+    let mut load: BTreeMap<&WorkerId, u64> = workers.iter().map(|worker| (&worker.id, 0)).collect();
+    for group in groups {
+        for (shard, bytes) in group.placement.iter().zip(&group.bytes) {
+            for worker in shard {
+                if let Some(load) = load.get_mut(worker) {
+                    *load += bytes;
+                }
+            }
+        }
+    }
+    load
+}
+
+fn mean(load: &BTreeMap<&WorkerId, u64>) -> f64 {
+    load.values().sum::<u64>() as f64 / load.len() as f64
+}
+
+/// Whether a gap between two workers is not worth a move.
+fn is_even(gap: u64, mean: f64) -> bool {
+    gap == 0 || (gap as f64) < mean * UNEVEN_MIN
 }
 
 /// How much a worker should hold, against others, and what may still go there.
@@ -180,6 +224,14 @@ impl Loaded<'_> {
     }
 }
 
+/// The emptiest for their sizes first.
+fn by_load<'a>(load: &BTreeMap<&'a WorkerId, u64>, sizes: &BTreeMap<&WorkerId, Size>) -> Vec<Loaded<'a>> {
+    let loaded = load.iter().filter_map(|(&id, &bytes)| Some(Loaded { id, bytes, size: *sizes.get(id)? }));
+    let mut by_load: Vec<Loaded<'a>> = loaded.collect();
+    by_load.sort_unstable_by_key(|worker| (worker.fullness(), worker.id));
+    by_load
+}
+
 /// From whom to whom, and which shard of which group: the largest that fits, from
 /// the fullest that has one to the emptiest that can take one.
 fn best_move<'a>(
@@ -188,18 +240,11 @@ fn best_move<'a>(
     zones: &HashMap<&WorkerId, &str>,
     sizes: &BTreeMap<&WorkerId, Size>,
 ) -> Option<(&'a WorkerId, &'a WorkerId, usize, usize)> {
-    let mean = load.values().sum::<u64>() as f64 / load.len() as f64;
-    let loaded = load.iter().filter_map(|(id, bytes)| {
-        let size = *sizes.get(*id)?;
-        Some(Loaded { id: *id, bytes: *bytes, size })
-    });
-    let mut by_load: Vec<Loaded<'a>> = loaded.collect();
-    by_load.sort_unstable_by_key(|worker| (worker.fullness(), worker.id));
+    let (by_load, mean) = (by_load(load, sizes), mean(load));
     for fuller in by_load.iter().rev() {
         for emptier in &by_load {
             let gap = fuller.gap_to(emptier);
-            let is_even = gap == 0 || (gap as f64) < mean * UNEVEN_MIN;
-            if is_even || emptier.size.room_bytes == 0 {
+            if is_even(gap, mean) || emptier.size.room_bytes == 0 {
                 continue;
             }
             let (from, to) = (fuller.id, emptier.id);

@@ -332,6 +332,45 @@ fn nothing_goes_to_a_full_disk_until_there_is_room() {
 }
 
 #[test]
+fn a_rebalance_waits_for_nobody_whichever_coordinator_is_asked() {
+    let cluster = Cluster::start(&ClusterOptions { coordinators: 3, ..options(3) }).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let leader = cluster.leader().unwrap();
+        let followers = cluster.coordinator_names().into_iter().filter(|name| *name != leader);
+        let mut client = cluster.connect_to(&followers.last().unwrap()).await.unwrap();
+        make_rows(&mut client, "shards = 12, replicas = 2").await;
+        let rows = client.query("REBALANCE").await.unwrap();
+        assert_eq!(rows.iter().map(|batch| batch.num_rows()).sum::<usize>(), 0);
+        let notices = client.notices().await.unwrap().join("; ");
+        assert!(notices.contains("nothing to move: "), "{notices}");
+
+        cluster.kill("worker-3").unwrap();
+        wait_for(&mut client, "workers", "worker = 'worker-3' AND state = 'lost'", 1).await;
+        cluster.add_worker().unwrap();
+        cluster.wait_until_joined(3).unwrap();
+        let there = count("shards", "array_has(workers, 'worker-4')");
+        let since = Instant::now();
+        while since.elapsed() < STAYS {
+            assert_eq!(client.number(&there).await.unwrap(), 0, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        let to = client.text("REBALANCE").await.unwrap();
+        let to: Vec<&str> = to.lines().collect();
+        assert!(to.len() >= 4 && to.iter().all(|worker| *worker == "worker-4"), "{to:?}");
+        assert_eq!(client.number(&there).await.unwrap(), i64::try_from(to.len()).unwrap());
+        wait_for(&mut client, "moves", "worker = 'worker-4'", 0).await;
+        check_answer(&mut client).await;
+
+        cluster.restart("worker-3").unwrap();
+        cluster.wait_until_joined(4).unwrap();
+        wait_for_copies(&mut client, 2).await;
+        check_answer(&mut client).await;
+        let error = client.update("REBALANCE").await.unwrap_err().message;
+        assert!(error.contains("run it as a query"), "{error}");
+    });
+}
+
+#[test]
 fn a_drained_worker_is_not_missed() {
     let cluster = own(4);
     tokio::runtime::Runtime::new().unwrap().block_on(async {

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use shoal_proto::WorkerId;
 
 use super::{Cluster, Core, Ordered, candidates};
-use crate::catalog::{Command, Dropped, Outcome, WorkerRecord};
+use crate::catalog::{Command, Dropped, Outcome, State, WorkerRecord};
 use crate::cluster::events::EventKind;
 use crate::cluster::given_up::{GivenUp, News};
 use crate::cluster::moves::{self, Moved};
@@ -102,7 +102,7 @@ impl Cluster {
         let live = self.live();
         let state = self.catalog.snapshot();
         let workers = candidates(&live, &state);
-        let leave: BTreeSet<WorkerId> = self.core.lock().given_up.all().map(|(id, _)| id.clone()).collect();
+        let leave = self.leaving();
         let mut commands = moves::mend(&state, &workers, &leave);
         if commands.is_empty() {
             commands = moves::surplus(&state, &live, &leave);
@@ -115,15 +115,31 @@ impl Cluster {
         {
             commands = moves::even_out(&state, &workers);
         }
-        let told: Vec<_> = commands.iter().map(|command| moves::changes(&state, command)).collect();
+        self.carry_out(&state, commands).await;
+    }
+
+    /// Those whose shards should leave them.
+    pub(super) fn leaving(&self) -> BTreeSet<WorkerId> {
+        self.core.lock().given_up.all().map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Carries out what was decided on in this state, and tells it; the shards
+    /// that go elsewhere by that.
+    pub(super) async fn carry_out(&self, state: &State, commands: Vec<Command>) -> Vec<Moved> {
+        let changes: Vec<_> = commands.iter().map(|command| moves::changes(state, command)).collect();
         let outcomes = join_all(commands.into_iter().map(|command| self.catalog.apply(command))).await;
-        for (moved, outcome) in told.iter().zip(outcomes) {
+        let mut moved = Vec::new();
+        for (changes, outcome) in changes.into_iter().zip(outcomes) {
             match outcome {
-                Ok(Outcome::Done) => self.tell_moved(moved),
+                Ok(Outcome::Done) => {
+                    self.tell_moved(&changes);
+                    moved.extend(changes);
+                }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "shards not moved"),
             }
         }
+        moved
     }
 
     /// Few moves one by one, many in one line.

@@ -443,6 +443,25 @@ fn a_larger_disk_holds_more() {
 }
 
 #[test]
+fn where_nothing_moves_it_is_said_why() {
+    let check = |placed: &str, bytes: &[u64], here: &[Candidate], expected: &str| {
+        let mut state = State::new("c");
+        add(&mut state, Count(1), shards(placed), bytes);
+        assert!(even_out(&state, here).is_empty(), "{placed}: something moves");
+        let said = why_not(&state, here);
+        assert!(said.contains(expected), "{placed}: {said}");
+    };
+    check("w1", &[10], &[], "no worker can take shards");
+    check("w1", &[10], &workers("w1"), "w1 is the only worker that can take shards");
+    check("w1, w2", &[], &workers("w1 w2"), "no table has rows");
+    let even = "workers hold as much as they should: w1 holds 1010 bytes and w2 holds 1000";
+    check("w1, w1, w2", &[1_000, 10, 1_000], &workers("w1 w2"), even);
+    check("w1", &[10], &workers("w1 w2"), "w1 holds 10 bytes and w2 holds 0, and no shard can go");
+    let full = with_disks(workers("w1 w2"), &[(1 << 40, 1 << 40), (0, 1 << 40)]);
+    check("w1, w1, w1", &[10; 3], &full, "finds no room");
+}
+
+#[test]
 fn a_shard_too_big_to_move_keeps_no_others_from_moving() {
     let mut state = State::new("c");
     add(&mut state, Count(1), shards("w1, w2, w2, w2, w2"), &[1000, 10, 10, 10, 10]);

@@ -1,6 +1,7 @@
 //! Shards leave workers, and come to them.
 
 use super::*;
+use crate::cluster::moves::Moved;
 
 /// A table `t` on `w1`, `w2` and `w3`: two copies of three shards, a segment in
 /// each. The segments, by shard.
@@ -298,6 +299,35 @@ async fn a_worker_that_cannot_be_drained_is_told_what_is_missing() {
     cluster.place_anew().await;
     assert_eq!(word(), (false, lacks.to_owned()));
     assert_eq!(beat(&cluster, "w1", w1).drain_lacks, "", "it does not ask");
+}
+
+#[tokio::test]
+async fn a_rebalance_waits_for_nobody() {
+    let cluster = cluster().await;
+    let w1 = connect(&cluster, "w1", &[]).await;
+    for worker in ["w2", "w3"] {
+        connect(&cluster, worker, &[]).await;
+    }
+    with_copies(&cluster).await;
+    cluster.disconnected(&"w1".into(), w1);
+    connect(&cluster, "w4", &[]).await;
+    cluster.give_up(Instant::now());
+    cluster.place_anew().await;
+    assert_eq!(shards_on(&cluster, "w4"), 0, "w1 is expected back");
+    let Rebalanced { moved, why_not } = cluster.rebalance().await.unwrap();
+    let moved: Vec<String> = moved.iter().map(Moved::to_string).collect();
+    assert_eq!(
+        (moved.as_slice(), why_not.as_str()),
+        (&["public.t, shard 2: from w3 to w4".to_owned()][..], "")
+    );
+    assert_eq!(placed(&cluster), shards(["w1 w2", "w2 w3", "w4 w1"]));
+    assert_eq!(kinds(&cluster), ["lost", "moved"]);
+    // w2 holds 200 bytes and w4 half of that: a shard would turn it round.
+    let Rebalanced { moved, why_not } = cluster.rebalance().await.unwrap();
+    assert!(moved.is_empty(), "{moved:?}");
+    for part in ["w2 holds 200 bytes", "no shard can go", "copies are still being made"] {
+        assert!(why_not.contains(part), "{why_not}");
+    }
 }
 
 #[tokio::test]
