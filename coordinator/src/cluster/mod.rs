@@ -6,6 +6,7 @@
 //! the locks, timers and RPC round them.
 
 pub mod adapter;
+pub mod arriving;
 pub mod consensus;
 pub mod disk;
 pub mod events;

@@ -371,6 +371,33 @@ fn a_rebalance_waits_for_nobody_whichever_coordinator_is_asked() {
 }
 
 #[test]
+fn what_only_moves_is_slow_and_what_is_in_danger_is_not() {
+    // A byte a second: no copy comes to its end at that.
+    let coordinator_args = ["--move-rate", "1"].map(str::to_owned).to_vec();
+    let cluster = Cluster::start(&ClusterOptions { coordinator_args, ..options(3) }).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        make_rows(&mut client, "shards = 6, replicas = 2").await;
+        let asking = Asking::begin(&cluster).await;
+        client.update("ALTER WORKER 'worker-1' DRAIN").await.unwrap();
+        let moves = "kind = 'drain' AND state = 'copying' AND segments_done = 0 AND bytes_left > 0";
+        wait_for(&mut client, "moves", moves, 4).await;
+        let since = Instant::now();
+        while since.elapsed() < STAYS {
+            let moving = client.number(&count("moves", moves)).await.unwrap();
+            assert_eq!(moving, 4, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        // The copies that were to leave are lost before there are others.
+        cluster.kill("worker-1").unwrap();
+        wait_for(&mut client, "moves", "TRUE", 0).await;
+        wait_for_copies(&mut client, 2).await;
+        asking.end().await;
+        check_answer(&mut client).await;
+    });
+}
+
+#[test]
 fn a_drained_worker_is_not_missed() {
     let cluster = own(4);
     tokio::runtime::Runtime::new().unwrap().block_on(async {
