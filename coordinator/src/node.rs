@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalog, CatalogOptions};
+use crate::cluster::repair::CopyRates;
 use crate::cluster::{Cluster, ClusterService, ConsensusService, ImportService};
 use crate::flight::{FlightDoor, connections};
 use crate::{CoordinatorConfig, Engine, Error};
@@ -80,7 +81,11 @@ pub async fn run(
     })
     .await?;
     let cluster_id = catalog.snapshot().cluster.clone();
-    let cluster = Arc::new(Cluster::new(catalog, config.dead_after));
+    let rates = CopyRates {
+        move_bytes_per_second: config.move_bytes_per_second,
+        repair_bytes_per_second: config.repair_bytes_per_second,
+    };
+    let cluster = Arc::new(Cluster::new(catalog, config.dead_after).with_rates(rates));
     let channels = Channels::new(tokio::runtime::Handle::current()).from_loopback(address.ip());
     let import_roots = ImportRoots::new(&config.import_roots);
 

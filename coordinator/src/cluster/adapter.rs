@@ -14,6 +14,7 @@ use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::disk::Disk;
 use super::events::{Event, Events};
 use super::given_up::{GivenUp, GivenUps};
 use super::going::Going;
@@ -21,14 +22,17 @@ use super::membership::{LiveWorker, LiveWorkers, Membership};
 use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Candidate, Placement};
-use super::repair;
+use super::repair::{self, CopyRates};
 use crate::Error;
 use crate::catalog::{Catalog, State};
 
 mod beats;
 mod draining;
 mod leading;
+mod rebalance;
 mod upkeep;
+
+pub use rebalance::Rebalanced;
 
 /// How often silence is looked for.
 const SILENCE_TICK: Duration = Duration::from_millis(100);
@@ -70,6 +74,7 @@ pub struct Cluster {
     events: Events,
     /// After so long without a word a worker is given up.
     dead_after: Duration,
+    rates: CopyRates,
     /// Something may need repair.
     changed: Notify,
     streams: AtomicU64,
@@ -83,7 +88,7 @@ struct Core {
     waiting: HashMap<WorkerId, Waiting>,
     /// Those of segments that nobody ever saw, until they are repeated.
     again: Vec<(Instant, WorkerId, SegmentName)>,
-    fetching: HashMap<WorkerId, HashMap<SegmentName, Instant>>,
+    fetching: HashMap<WorkerId, HashMap<SegmentName, Ordered>>,
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<(WorkerId, SegmentName)>,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
@@ -100,6 +105,13 @@ struct Core {
     leads_in: Option<u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
+}
+
+/// A copy that was ordered.
+#[derive(Clone, Copy, Debug)]
+struct Ordered {
+    at: Instant,
+    is_urgent: bool,
 }
 
 /// Orders that wait for a worker's next beat.
@@ -124,6 +136,7 @@ impl Cluster {
     pub fn new(catalog: Catalog, dead_after: Duration) -> Self {
         Self {
             dead_after,
+            rates: CopyRates::default(),
             events: Events::default(),
             catalog,
             pins: Pins::default(),
@@ -134,6 +147,11 @@ impl Cluster {
             changed: Notify::new(),
             streams: AtomicU64::new(0),
         }
+    }
+
+    /// With copies at these rates.
+    pub fn with_rates(self, rates: CopyRates) -> Self {
+        Self { rates, ..self }
     }
 
     /// The catalog.
@@ -357,7 +375,11 @@ impl Core {
 fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
     let is_draining = |id: &WorkerId| state.worker(id).is_some_and(|known| known.is_draining);
     let stays = |worker: &&LiveWorker| !worker.wants_drain && !is_draining(&worker.id);
-    let candidate = |worker: &LiveWorker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() };
+    let candidate = |worker: &LiveWorker| Candidate {
+        id: worker.id.clone(),
+        zone: worker.zone.clone(),
+        disk: Disk { free_bytes: worker.disk_free_bytes, total_bytes: worker.disk_total_bytes },
+    };
     live.workers.iter().filter(stays).map(candidate).collect()
 }
 

@@ -112,6 +112,11 @@ impl Consensus for ConsensusService {
         let asked: Vec<shoal_data::SegmentName> = self.read(request, false)?;
         reply(&self.0.needs(&asked))
     }
+
+    async fn rebalance(&self, request: Request<Payload>) -> Reply {
+        self.read::<()>(request, false)?;
+        reply_or_failure(self.0.rebalance_here().await)
+    }
 }
 
 #[cfg(test)]

@@ -70,6 +70,8 @@ pub struct LiveWorker {
     pub tasks_running: u32,
     /// Free space on its disk.
     pub disk_free_bytes: u64,
+    /// The size of its disk; 0 where it is not known.
+    pub disk_total_bytes: u64,
     /// Bytes of its segments.
     pub disk_used_bytes: u64,
     /// It asks that its shards go to others: it is to stop then.
@@ -94,6 +96,7 @@ impl LiveWorker {
             memory_used_bytes: 0,
             tasks_running: 0,
             disk_free_bytes: 0,
+            disk_total_bytes: 0,
             disk_used_bytes: 0,
             wants_drain: false,
             joined_at: Instant::now(),
@@ -155,6 +158,8 @@ pub struct Vitals {
     pub tasks_running: u32,
     /// Free space on its disk.
     pub disk_free_bytes: u64,
+    /// The size of its disk; 0 where it is not known.
+    pub disk_total_bytes: u64,
     /// Bytes of its segments.
     pub disk_used_bytes: u64,
     /// It is stopping: no new work.
@@ -218,6 +223,7 @@ impl Membership {
             memory_used_bytes: 0,
             tasks_running: 0,
             disk_free_bytes: 0,
+            disk_total_bytes: 0,
             disk_used_bytes: 0,
             wants_drain: joining.wants_drain,
             joined_at: now,
@@ -257,6 +263,7 @@ impl Membership {
         worker.memory_used_bytes = vitals.memory_used_bytes;
         worker.tasks_running = vitals.tasks_running;
         worker.disk_free_bytes = vitals.disk_free_bytes;
+        worker.disk_total_bytes = vitals.disk_total_bytes;
         worker.disk_used_bytes = vitals.disk_used_bytes;
         let trust = if vitals.leaving { Trust::Leaving } else { Trust::Live };
         let changed = member.trust != trust || worker.wants_drain != vitals.wants_drain;

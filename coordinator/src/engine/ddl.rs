@@ -47,7 +47,10 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         match &prepared.statement {
-            Statement::Query(_) | Statement::Explain { .. } | Statement::Availability(_) => {
+            Statement::Query(_)
+            | Statement::Explain { .. }
+            | Statement::Availability(_)
+            | Statement::Rebalance => {
                 Err(Error::Invalid("this statement gives rows: run it as a query".into()))
             }
             Statement::Insert(insert) => self.insert(session, prepared, insert, parameters, write_id).await,

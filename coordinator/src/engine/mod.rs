@@ -6,6 +6,7 @@ mod copy;
 mod ddl;
 mod many_rows;
 mod prepared;
+mod rebalance;
 mod runtime;
 mod select;
 mod write;

@@ -73,11 +73,13 @@ impl Engine {
                 let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
                 let rows = self.explain_availability(&scope, plan)?;
                 running.finished();
-                let schema = rows.schema();
-                let rows = futures::stream::iter([Ok(rows)]);
-                let stream: SendableRecordBatchStream =
-                    Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), rows));
-                Ok(QueryOutput { query, schema, stream })
+                Ok(one_batch(query, rows))
+            }
+            Statement::Rebalance => {
+                let rebalanced = self.rebalance(session).await;
+                let rows = rebalanced.inspect_err(|error| running.failed(&error.to_string()))?;
+                running.finished();
+                Ok(one_batch(query, rows))
             }
             _ => Err(Error::Invalid("this statement gives no rows: run it as an update".into())),
         }
@@ -205,6 +207,14 @@ impl Engine {
         running.finished();
         explain_rows(rows)
     }
+}
+
+fn one_batch(query: QueryId, rows: RecordBatch) -> QueryOutput {
+    let schema = rows.schema();
+    let rows = futures::stream::iter([Ok(rows)]);
+    let stream: SendableRecordBatchStream =
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), rows));
+    QueryOutput { query, schema, stream }
 }
 
 fn explain_rows(rows: Vec<(&str, String)>) -> Result<RecordBatch, Error> {

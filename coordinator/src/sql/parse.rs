@@ -91,6 +91,8 @@ pub enum Statement {
         /// Its number, or its URL.
         coordinator: String,
     },
+    /// REBALANCE.
+    Rebalance,
 }
 
 /// COPY, in either direction.

@@ -104,6 +104,7 @@ const KEYWORDS: &[&str] = &[
     "QUERY",
     "RANGE",
     "REAL",
+    "REBALANCE",
     "RECURSIVE",
     "REPLACE",
     "RIGHT",

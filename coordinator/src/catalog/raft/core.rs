@@ -245,6 +245,30 @@ impl Core {
         }
     }
 
+    /// Has whoever leads do something that the log does not do by itself; `here`
+    /// is how this coordinator does it. Where the leader goes away it may be done
+    /// twice.
+    ///
+    /// # Errors
+    /// What the leader says; `Unavailable` where nobody leads for so long.
+    pub async fn ask_leader<T, F>(
+        &self,
+        call: Call,
+        request: &(impl Serialize + Sync),
+        limit: Duration,
+        here: impl Fn() -> F + Sync,
+    ) -> Result<T, Error>
+    where
+        T: DeserializeOwned + Send,
+        F: Future<Output = Result<Answer<T>, Failure>> + Send,
+    {
+        let asked = self.at_leader(call, request, (limit, limit), here).await;
+        asked.map_err(|Unanswered { why, .. }| match why.code {
+            ErrorCode::Unavailable => self.unreached("", &why),
+            _ => why.into(),
+        })
+    }
+
     fn nobody_leads(&self) -> Failure {
         let all = self.coordinators();
         let voters = all.iter().filter(|it| it.is_voter);

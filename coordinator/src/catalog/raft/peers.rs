@@ -42,6 +42,8 @@ pub enum Call {
     Dismiss,
     /// What it needs of some segments.
     Needs,
+    /// To give shards other workers, as the leader.
+    Rebalance,
 }
 
 /// The other coordinators of a cluster. Cheap to clone.
@@ -95,6 +97,7 @@ impl Peers {
                 Call::Enlist => client.enlist(payload).await,
                 Call::Dismiss => client.dismiss(payload).await,
                 Call::Needs => client.needs(payload).await,
+                Call::Rebalance => client.rebalance(payload).await,
             }
         };
         let answer = tokio::time::timeout(limit, asked).await.map_err(|_| {

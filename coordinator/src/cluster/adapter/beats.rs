@@ -145,6 +145,7 @@ impl Cluster {
             memory_used_bytes: beat.memory_used_bytes,
             tasks_running: beat.tasks_running,
             disk_free_bytes: beat.disk_free_bytes,
+            disk_total_bytes: beat.disk_total_bytes,
             disk_used_bytes: beat.disk_used_bytes,
             leaving: beat.leaving,
             wants_drain: beat.drain,

@@ -171,6 +171,20 @@ async fn a_removed_coordinator_stays_out() {
     assert!(last.contains("is the only one"), "{last}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leads_rebalances_whoever_is_asked() {
+    let first = Node::start(&[]).await;
+    let second = Node::start(&[&first]).await;
+    until("the first one leads", || first.is_leader()).await;
+    for node in [&first, &second] {
+        let rebalanced = node.cluster.rebalance().await.unwrap();
+        assert_eq!(rebalanced.why_not, "no worker can take shards");
+    }
+    first.stop().await;
+    let alone = second.cluster.rebalance().await.unwrap_err().to_string();
+    assert!(alone.contains("no majority of the coordinators"), "{alone}");
+}
+
 #[tokio::test]
 async fn who_cannot_be_taken_in_says_so() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Statements that no other parser knows: KILL, COPY, ALTER WORKER and ALTER CLUSTER.
+//! Statements that no other parser knows: KILL, COPY, REBALANCE, ALTER WORKER and ALTER CLUSTER.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +26,10 @@ pub(super) fn parse_ours(
     let parsed = match (first.as_deref(), second.as_deref()) {
         (Some("KILL"), _) => parse_kill(&mut parser),
         (Some("COPY"), _) => parse_copy(&mut parser),
+        (Some("REBALANCE"), _) => {
+            parser.next_token();
+            Ok(Statement::Rebalance)
+        }
         (Some("ALTER"), Some("WORKER")) => parse_alter_worker(&mut parser),
         (Some("ALTER"), Some("CLUSTER")) => parse_alter_cluster(&mut parser),
         _ => return Ok(None),

@@ -25,6 +25,7 @@ fn statements_are_told_apart() {
         Statement::AlterTable { .. } => "alter table",
         Statement::DrainWorker { .. } => "drain",
         Statement::RemoveCoordinator { .. } => "remove",
+        Statement::Rebalance => "rebalance",
     };
     for (sql, expected) in [
         ("SELECT 1;", "query"),
@@ -55,6 +56,7 @@ fn statements_are_told_apart() {
         ("alter worker w1 cancel drain;", "drain"),
         ("ALTER CLUSTER REMOVE COORDINATOR 2", "remove"),
         ("alter cluster remove coordinator 'http://10.0.0.7:7400';", "remove"),
+        ("/* now */ Rebalance;", "rebalance"),
     ] {
         assert_eq!(kind(sql), expected, "{sql}");
     }
@@ -111,6 +113,7 @@ fn what_is_wrong_is_said() {
         ("ALTER CLUSTER REMOVE COORDINATOR c2", "with a number or a 'URL'"),
         ("ALTER CLUSTER REMOVE COORDINATOR 2, 3", "nothing expected after the statement, found ,"),
         ("ALTER CLUSTER ADD COORDINATOR 'http://10.0.0.7:7400'", "shoal coordinator --join URL"),
+        ("REBALANCE t", "nothing expected after the statement, found t"),
     ] {
         let message = refuse(sql);
         assert!(message.contains(part), "{sql}: {message}");
