@@ -98,13 +98,14 @@ pub async fn run(
 
     let queries = QueryRuntime::start()?;
     let compute = queries.handle();
-    let engine = Engine::new(&config, Arc::clone(&cluster), channels, import_roots.clone(), spool, compute)?;
+    let roots = import_roots.clone();
+    let engine = Engine::new(&config, Arc::clone(&cluster), channels.clone(), roots, spool, compute)?;
 
     let server = builder()
         .add_service(ClusterService::new(Arc::clone(&cluster), end.clone()).into_server())
         .add_service(ConsensusService::new(Arc::clone(&cluster)).into_server())
         .add_service(ImportService::new(import_roots).into_server());
-    let server = server.add_service(FlightDoor::server(engine.clone()));
+    let server = server.add_service(FlightDoor::server(engine.clone(), channels));
     let incoming =
         Incoming::new(listener).take_until(stop.clone().cancelled_owned()).chain(stream::pending());
     let served = server.serve_with_incoming_shutdown(connections(incoming), end.clone().cancelled_owned());

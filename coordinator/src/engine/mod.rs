@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::catalog::State;
+use crate::catalog::{Coordinator, CoordinatorId, State};
 use crate::cluster::{Cluster, PinGuard};
 use crate::query::{Admission, Attempts, Certificate, Planning, Registry, StateTemplate, TIME_ZONE};
 use crate::session::Settings;
@@ -167,9 +167,25 @@ impl Engine {
         })
     }
 
-    /// A new session for `user`; find it again with [`Engine::session`].
+    /// The number of this coordinator.
+    pub fn coordinator(&self) -> CoordinatorId {
+        self.cluster.catalog().consensus().me
+    }
+
+    /// The id of the cluster.
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster.catalog().consensus().cluster
+    }
+
+    /// The coordinators of the cluster, by number.
+    pub fn coordinators(&self) -> Vec<Coordinator> {
+        self.cluster.catalog().coordinators()
+    }
+
+    /// A new session for `user`; find it again with [`Engine::session`]. Its id
+    /// begins with the number of this coordinator, which alone knows it.
     pub fn open_session(&self, user: &str) -> Arc<Session> {
-        let id = Uuid::new_v4().simple().to_string();
+        let id = format!("{}-{}", self.coordinator(), Uuid::new_v4().simple());
         let session = Arc::new(Session::new(id.clone(), user, Arc::new(self.template.options())));
         let mut sessions = self.sessions.lock();
         if sessions.len() >= SESSIONS_MAX {
@@ -184,6 +200,20 @@ impl Engine {
         }
         sessions.insert(id, Arc::clone(&session));
         session
+    }
+
+    /// A session for one statement, with these settings. It has no id by which
+    /// [`Engine::session`] would find it.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the setting that cannot be as it is told.
+    pub fn passing_session(&self, user: &str, settings: &[(String, String)]) -> Result<Arc<Session>, Error> {
+        let id = Uuid::new_v4().simple().to_string();
+        let session = Session::new(id, user, Arc::new(self.template.options()));
+        for (name, value) in settings {
+            session.set(name, Some(value))?;
+        }
+        Ok(Arc::new(session))
     }
 
     /// The session with this id, unless it was closed or expired.

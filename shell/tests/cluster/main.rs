@@ -16,6 +16,8 @@ mod cuts;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod endpoints;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod fixture;
