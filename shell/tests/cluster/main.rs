@@ -55,3 +55,5 @@ mod stragglers;
 mod talk;
 #[cfg(test)]
 mod write_faults;
+#[cfg(test)]
+mod zones;
