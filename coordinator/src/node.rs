@@ -86,7 +86,8 @@ pub async fn run(
         repair_bytes_per_second: config.repair_bytes_per_second,
     };
     let cluster = Arc::new(Cluster::new(catalog, config.dead_after).with_rates(rates));
-    let channels = Channels::new(tokio::runtime::Handle::current()).from_loopback(address.ip());
+    let channels = Channels::new(tokio::runtime::Handle::current());
+    let channels = channels.from_loopback(address.ip()).in_zone(&config.zone);
     let import_roots = ImportRoots::new(&config.import_roots);
 
     // Ends what outlives the last query: heartbeats and loops.

@@ -37,10 +37,11 @@ impl CoordinatorLocate {
             })?
             .map_err(|status| Failure::of_call(&status))?
             .into_inner();
-        let replicas = reply
-            .locations
-            .into_iter()
-            .map(|location| Replica { worker: WorkerId::new(location.worker), address: location.address });
+        let replicas = reply.locations.into_iter().map(|location| Replica {
+            worker: WorkerId::new(location.worker),
+            address: location.address,
+            zone: location.zone,
+        });
         Ok(Located { replicas: replicas.collect(), bytes: reply.bytes, crc32c: reply.crc32c })
     }
 }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use shoal_data::SegmentName;
 use shoal_data::file_stream::{self, STALL_MAX};
 use shoal_data::shard_store::ReportDamage;
-use shoal_proto::cluster::FetchRequest;
+use shoal_proto::cluster::{FetchRequest, Location};
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -158,6 +158,11 @@ impl Replicator {
         self.0.reporters.subscribe()
     }
 
+    /// Bytes of rows, segments and copies that came from other zones.
+    pub fn cross_zone_bytes(&self) -> u64 {
+        self.0.channels.zone().crossed_bytes()
+    }
+
     /// The segment with this number was staged, and its sender is gone. Where it
     /// was begun before a coordinator was told what is here, it is adopted or
     /// discarded when all are told anew.
@@ -248,7 +253,7 @@ impl Replicator {
         let _turn = self.turn(urgent).await?;
         let mut tried = Vec::new();
         for peer in &request.from {
-            match self.fetch_from(name, request, &peer.address, urgent).await {
+            match self.fetch_from(name, request, peer, urgent).await {
                 Ok(()) => {
                     tracing::info!(segment = %name, from = %peer.worker, "copy made");
                     return Ok(());
@@ -268,17 +273,18 @@ impl Replicator {
         &self,
         name: SegmentName,
         request: &FetchRequest,
-        address: &str,
+        peer: &Location,
         urgent: &CancellationToken,
     ) -> Result<(), Error> {
         let (bytes, crc32c) = (request.bytes, request.crc32c);
         let mut data =
-            file_stream::receive(&self.0.channels, address, &request.name, 0..bytes, STALL_MAX).await?;
+            file_stream::receive(&self.0.channels, &peer.address, &request.name, 0..bytes, STALL_MAX).await?;
         let dir = Arc::clone(&self.0.dir);
         let mut staging = blocking(move || dir.stage(name, bytes, crc32c)).await?;
         while let Some(chunk) = data.next().await {
             let chunk = chunk?;
             let length = chunk.len() as u64;
+            self.0.channels.zone().received(&peer.zone, length);
             staging = blocking(move || {
                 staging.write(&chunk)?;
                 Ok(staging)

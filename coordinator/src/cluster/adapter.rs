@@ -395,7 +395,11 @@ impl Locate for Cluster {
         let suspected = live.suspected.iter().filter(|worker| repair::has(&segment, worker));
         let replicas = repair::readable(&segment, &live)
             .chain(suspected)
-            .map(|worker| Replica { worker: worker.id.clone(), address: worker.address.clone() })
+            .map(|worker| Replica {
+                worker: worker.id.clone(),
+                address: worker.address.clone(),
+                zone: worker.zone.clone(),
+            })
             .collect();
         Ok(Located { replicas, bytes: segment.bytes, crc32c: segment.crc32c })
     }

@@ -162,7 +162,7 @@ pub fn missing(
                 name: segment.name().to_string(),
                 bytes: segment.bytes,
                 crc32c: segment.crc32c,
-                from: sources(segment, live, orders.len()),
+                from: sources(segment, live, worker, orders.len()),
                 urgent: is_urgent,
                 ..FetchRequest::default()
             };
@@ -193,18 +193,21 @@ pub fn has(segment: &Segment, worker: &LiveWorker) -> bool {
     segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
 }
 
-/// Readable replicas, starting with another one for each `turn`.
-fn sources(segment: &Segment, live: &LiveWorkers, turn: usize) -> Vec<Location> {
-    let mut from: Vec<_> = live
-        .workers
-        .iter()
-        .filter(|worker| has(segment, worker))
-        .map(|worker| Location { worker: worker.id.to_string(), address: worker.address.clone() })
-        .collect();
+/// Readable replicas, starting with another one for each `turn`, but first those
+/// of the zone of the worker that copies.
+fn sources(segment: &Segment, live: &LiveWorkers, to: &WorkerId, turn: usize) -> Vec<Location> {
+    let location = |worker: &LiveWorker| Location {
+        worker: worker.id.to_string(),
+        address: worker.address.clone(),
+        zone: worker.zone.clone(),
+    };
+    let mut from: Vec<Location> = readable(segment, live).map(location).collect();
     if !from.is_empty() {
         let by = turn % from.len();
         from.rotate_left(by);
     }
+    let zone = live.get(to).map(|worker| worker.zone.as_str());
+    from.sort_by_key(|location| Some(location.zone.as_str()) != zone);
     from
 }
 

@@ -148,11 +148,11 @@ impl Engine {
         compute: Handle,
     ) -> Result<Self, Error> {
         let attempts = Attempts::new(Arc::clone(&cluster), &config.zone, &spill_dir);
-        let runtime = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
+        let (runtime, shards) = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
         let registry = Registry::default();
         let admission = Admission::new(config.queries_max, config.queue_max, config.queue_timeout);
         Ok(Self {
-            template: Arc::new(StateTemplate::new(runtime, channels.clone(), imports.clone())),
+            template: Arc::new(StateTemplate::new(runtime, shards, channels.clone(), imports.clone())),
             attempts,
             system: SystemTables::new(Arc::clone(&cluster), registry.clone(), admission.clone()),
             writes: WriteContext::new(Arc::clone(&cluster), channels, config.write_buffer_bytes),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrow::array::{RecordBatch, StringArray};
@@ -184,8 +185,12 @@ impl Engine {
             }
             let text = explain_analyze(stream.plan(), stream.view(), verbose).await?;
             let record = stream.running().record();
-            let attempts = record.attempts.load(std::sync::atomic::Ordering::Relaxed);
+            let attempts = record.attempts.load(Ordering::Relaxed);
             let mut text = format!("{text}attempts: {attempts}\n");
+            if !self.attempts.zone().is_empty() {
+                let crossed = record.cross_zone_bytes.load(Ordering::Relaxed);
+                text.push_str(&format!("crossed zones: {crossed} bytes\n"));
+            }
             for loss in record.losses() {
                 text.push_str(&format!("lost: {loss}\n"));
             }

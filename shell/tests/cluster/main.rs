@@ -57,3 +57,5 @@ mod stragglers;
 mod talk;
 #[cfg(test)]
 mod write_faults;
+#[cfg(test)]
+mod zones;

@@ -206,6 +206,7 @@ impl Beating {
             leaving: self.worker.wishes.leave.is_cancelled(),
             scrub: Some(parts.scrub.progress()),
             drain: self.worker.wishes.drain.is_cancelled(),
+            cross_zone_bytes: parts.replicator.cross_zone_bytes(),
         }
     }
 

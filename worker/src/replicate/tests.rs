@@ -31,7 +31,7 @@ impl Node {
         let root = tempfile::tempdir().unwrap();
         let lock = locked(root.path());
         let dir = Arc::new(SegmentDir::open(&lock).unwrap());
-        let channels = Channels::new(Handle::current());
+        let channels = Channels::new(Handle::current()).in_zone("north");
         let replicator = Replicator::new(Arc::clone(&dir), channels, Handle::current());
         Self { dir, replicator, _lock: lock, _root: root }
     }
@@ -44,7 +44,8 @@ impl Node {
         let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let served = server::builder().add_service(service.files_server());
         tokio::spawn(served.serve_with_incoming(Incoming::new(listener)));
-        Location { worker: "source".to_owned(), address: format!("http://{address}") }
+        let zone = "south".to_owned();
+        Location { worker: "source".to_owned(), address: format!("http://{address}"), zone }
     }
 
     /// Writes a segment; the order to copy it from there.
@@ -96,6 +97,7 @@ async fn what_is_urgent_waits_for_nothing_that_only_moves() {
     target.replicator.obey(hurried.collect(), &[]);
     eventually("both are here", || moves.iter().all(|request| target.has(request))).await;
     eventually("nothing is under way", || target.replicator.0.under_way.lock().is_empty()).await;
+    assert_eq!(target.replicator.cross_zone_bytes(), 3 * urgent.bytes);
 }
 
 #[tokio::test]

@@ -147,6 +147,7 @@ impl Cluster {
             disk_free_bytes: beat.disk_free_bytes,
             disk_total_bytes: beat.disk_total_bytes,
             disk_used_bytes: beat.disk_used_bytes,
+            cross_zone_bytes: beat.cross_zone_bytes,
             leaving: beat.leaving,
             wants_drain: beat.drain,
         };

@@ -66,6 +66,26 @@ fn a_copy_that_is_missing_is_fetched_from_who_has_it() {
 }
 
 #[test]
+fn a_copy_comes_from_the_same_zone_where_it_can() {
+    let mut held = segment(TableId(2), 0, "w1");
+    held.replicas.extend(["w2", "w4"].map(WorkerId::from));
+    let state = catalog(std::slice::from_ref(&held));
+    let from = |zone_of_w3: &str| {
+        let mut live = live(&[("w1", &[]), ("w2", &[]), ("w3", &[]), ("w4", &[])]);
+        for (worker, zone) in live.workers.iter_mut().zip(["a", "b", zone_of_w3, "b"]) {
+            zone.clone_into(&mut worker.zone);
+        }
+        let mut orders = ordered(&state, &live);
+        let (worker, _, from) = orders.remove(0);
+        assert_eq!((worker.as_str(), orders.len()), ("w3", 0));
+        from
+    };
+    assert_eq!(from("a"), ["w1", "w2", "w4"]);
+    assert_eq!(from("b"), ["w2", "w4", "w1"]);
+    assert_eq!(from(""), ["w1", "w2", "w4"]);
+}
+
+#[test]
 fn a_lost_file_is_fetched_again() {
     let mut held = segment(TableId(1), 0, "w1");
     held.replicas.push("w2".into());
