@@ -336,7 +336,7 @@ fn a_rebalance_waits_for_nobody_whichever_coordinator_is_asked() {
     let cluster = Cluster::start(&ClusterOptions { coordinators: 3, ..options(3) }).unwrap();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let leader = cluster.leader().unwrap();
-        let followers = cluster.coordinator_names().into_iter().filter(|name| *name != leader);
+        let mut followers = cluster.coordinator_names().into_iter().filter(|name| *name != leader);
         let mut client = cluster.connect_to(&followers.next_back().unwrap()).await.unwrap();
         make_rows(&mut client, "shards = 12, replicas = 2").await;
         let rows = client.query("REBALANCE").await.unwrap();
