@@ -70,8 +70,8 @@ impl Cluster {
         let live = core.membership.live();
         let state = self.catalog.snapshot();
         let mut reconciled = repair::reconcile(&state, &live, &id, &held, is_spared);
-        if !self.catalog.is_leader() {
-            // Whoever leads sees to both.
+        if core.leads_in.is_none() {
+            // Whoever leads sees to both; this one, once it has begun to, asks again.
             reconciled.adopt.clear();
             reconciled.discard.clear();
         } else if self.catalog.coordinators().len() > 1 {

@@ -46,8 +46,9 @@ impl Cluster {
             core.silences.clear();
             if leads.is_some() {
                 tracing::info!(term, "this coordinator looks after the workers now");
-                for worker in &core.membership.live().workers {
-                    core.waiting.entry(worker.id.clone()).or_default().report = true;
+                // Also those that have not beaten yet, or are suspected: they may by and by.
+                for worker in core.membership.members() {
+                    core.waiting.entry(worker.clone()).or_default().report = true;
                 }
             }
         }
