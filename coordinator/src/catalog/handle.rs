@@ -356,6 +356,7 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
         }
     };
     let Identity { cluster, coordinator } = identity;
+    tell_newest(&opened, coordinator);
     let published = Published::new(&cluster);
     let machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), published.clone())?;
     let log = LogStore::new(&mut opened);
@@ -379,6 +380,15 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
     }
     tokio::spawn(core.clone().complete_changes());
     Ok(core)
+}
+
+/// Says how new what it has is: where the others are lost, that is how to choose.
+fn tell_newest(opened: &Opened, coordinator: CoordinatorId) {
+    let of_log = opened.entries.values().next_back().map(|entry| entry.log_id);
+    let of_snapshot = opened.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
+    let newest = of_log.max(of_snapshot);
+    let (last_term, last_index) = newest.map_or((0, 0), |newest| (newest.leader_id.term, newest.index));
+    tracing::info!(coordinator, last_term, last_index, "the catalog of this coordinator is opened");
 }
 
 /// Nobody else can lead: there is nothing to wait for.
