@@ -95,8 +95,8 @@ impl Core {
             }
         }
         Err(Error::Unavailable(format!(
-            "no coordinator took this one in ({}); --join names one that runs, or leave it out to start a new \
-             cluster",
+            "no coordinator took this one in ({}); --join names one that runs; only the first of a new cluster \
+             starts without it",
             failures.join("; ")
         )))
     }
