@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
@@ -21,6 +21,7 @@ use super::raft::LogStore;
 use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted};
 use super::raft::file::{Change, Identity, Opened, RaftFile};
 use super::raft::machine::{Dropped, Machine, Published};
+use super::raft::members::Turns;
 use super::raft::peers::Peers;
 use super::raft::types::{CoordinatorId, TypeConfig};
 use super::state::{CatalogError, State};
@@ -46,6 +47,8 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 const ENLIST_RETRY: Duration = Duration::from_millis(500);
 /// Reads that wait for the same answer of the leader.
 const READS_MAX: usize = 10_000;
+/// So long it may take to be counted in before that is worth a warning.
+const ENLIST_QUIET: Duration = Duration::from_secs(5);
 /// The number of the coordinator with which a cluster begins.
 const FIRST: CoordinatorId = 1;
 
@@ -308,6 +311,7 @@ impl Catalog {
         let address = core.address.clone();
         let request = Enlist { coordinator: Some(core.me), address, may_forward: true };
         let mut said = String::new();
+        let since = Instant::now();
         loop {
             let is_in = |it: &Coordinator| it.is_self && it.is_voter && it.address == core.address;
             if self.coordinators().iter().any(is_in) {
@@ -324,7 +328,7 @@ impl Catalog {
                 Ok(_) => return,
                 Err(error) => {
                     let what = error.to_string();
-                    if what != said {
+                    if what != said && since.elapsed() >= ENLIST_QUIET {
                         tracing::warn!(%error, "this coordinator is not counted in yet");
                         said = what;
                     }
@@ -370,6 +374,7 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
         }
     };
     let Identity { cluster, coordinator } = identity;
+    tell_newest(&opened, coordinator);
     let published = Published::new(&cluster);
     let machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), published.clone())?;
     let log = LogStore::new(&mut opened);
@@ -383,14 +388,25 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
         raft.initialize(members).await.map_err(|error| failed(&error))?;
     }
     let path = opened.file.path().to_owned();
-    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published };
+    let turns = Turns::new(tokio::runtime::Handle::current());
+    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns };
     let voters = core.raft.with_raft_state(|state| {
         state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>()
     });
     if voters.await.map_err(|error| failed(&error))? == [coordinator] {
         lead_alone(&core).await?;
     }
+    tokio::spawn(core.clone().complete_changes());
     Ok(core)
+}
+
+/// Says how new what it has is: where the others are lost, that is how to choose.
+fn tell_newest(opened: &Opened, coordinator: CoordinatorId) {
+    let of_log = opened.entries.values().next_back().map(|entry| entry.log_id);
+    let of_snapshot = opened.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
+    let newest = of_log.max(of_snapshot);
+    let (last_term, last_index) = newest.map_or((0, 0), |newest| (newest.leader_id.term, newest.index));
+    tracing::info!(coordinator, last_term, last_index, "the catalog of this coordinator is opened");
 }
 
 /// Nobody else can lead: there is nothing to wait for.

@@ -23,6 +23,7 @@ use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Candidate, Placement};
 use super::repair::{self, CopyRates};
+use super::silence::Silences;
 use crate::Error;
 use crate::catalog::{Catalog, State};
 
@@ -98,8 +99,8 @@ struct Core {
     times_lost: HashMap<WorkerId, u64>,
     /// What goes from workers once no coordinator needs it. Only of a leader.
     going: Going,
-    /// When each of the other coordinators was heard of last, by address.
-    heard: HashMap<String, Instant>,
+    /// Which other coordinators do not answer the leader, by address.
+    silences: Silences,
     /// The term in which this coordinator looks after the cluster; none: another
     /// one does.
     leads_in: Option<u64>,

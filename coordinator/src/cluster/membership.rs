@@ -324,6 +324,11 @@ impl Membership {
         }
     }
 
+    /// All members, live or not.
+    pub fn members(&self) -> impl Iterator<Item = &WorkerId> {
+        self.members.keys()
+    }
+
     /// Whether the worker is a member, live or not.
     pub fn is_member(&self, id: &WorkerId) -> bool {
         self.members.contains_key(id)

@@ -1,8 +1,8 @@
 //! Which workers there are, what they hold, where shards live, and what must
 //! be copied or removed.
 //!
-//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `repair` and `pins` decide: they are given `now`
-//! and the state of things, and say what to do. `adapter` and `service` are
+//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `repair`, `silence` and `pins` decide: they are
+//! given `now` and the state of things, and say what to do. `adapter` and `service` are
 //! the locks, timers and RPC round them.
 
 pub mod adapter;
@@ -20,6 +20,7 @@ pub mod pins;
 pub mod placement;
 pub mod repair;
 pub mod service;
+pub mod silence;
 
 pub use adapter::{Cluster, Progress, Rebalanced};
 pub use consensus::ConsensusService;

@@ -43,6 +43,9 @@ const DESCRIPTOR_BYTES_ECHOED_MAX: usize = 64 * 1024;
 /// The header by which a client names a write, to send it twice and have it
 /// happen once.
 const WRITE_ID_HEADER: &str = "shoal-write-id";
+/// The header by which a handshake tells which cluster answers, so that a
+/// client does not take another one for its own.
+const CLUSTER_HEADER: &str = "shoal-cluster";
 /// Bytes of a write's name.
 const WRITE_ID_BYTES_MAX: usize = 256;
 
@@ -273,6 +276,8 @@ impl FlightDoor {
         let answer = HandshakeResponse { protocol_version: 0, payload: token.into() };
         let mut response = Response::new(Box::pin(stream::iter([Ok(answer)])) as Answer<_>);
         response.metadata_mut().insert("authorization", header);
+        let cluster: MetadataValue<_> = self.engine().catalog().cluster.parse().map_err(internal)?;
+        response.metadata_mut().insert(CLUSTER_HEADER, cluster);
         Ok(response)
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,14 @@ impl Talk {
     pub(crate) fn end(mut self) {
         drop(self.child.stdin.take());
         assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Types lines after which it ends by itself; how it ended.
+    pub(crate) fn end_after(mut self, typed: &str) -> ExitStatus {
+        let mut input = self.child.stdin.take().unwrap();
+        writeln!(input, "{typed}").unwrap();
+        drop(input);
+        self.child.wait().unwrap()
     }
 }
 

@@ -1,13 +1,13 @@
 //! One coordinator's part in the consensus: changes and reads of the catalog,
 //! here or at the leader.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::FutureExt;
 use openraft::error::{ClientWriteError, RaftError};
-use openraft::{BasicNode, ChangeMembers, Raft, ServerState};
+use openraft::{BasicNode, Raft, ServerState};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_proto::{ErrorCode, Failure};
@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::machine::Published;
+use super::members::Turns;
 use super::peers::{Call, Peers};
 use super::types::{CoordinatorId, Proposal, Reply, TypeConfig};
 use crate::Error;
@@ -25,14 +26,8 @@ use crate::catalog::disk;
 const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How long a read may.
 const READ_MAX: Duration = Duration::from_secs(5);
-/// How long a coordinator may take to be taken in or let go.
-const MEMBERSHIP_MAX: Duration = Duration::from_secs(60);
-/// How long the one that is asked to see to that may take.
-const ENLIST_MAX: Duration = Duration::from_secs(90);
 /// After so long another coordinator is looked for.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
-/// Entries that a coordinator may lack when it becomes a voter.
-const LAG_MAX: u64 = 10;
 /// How often who leads is asked for while nobody does.
 const LEADER_POLL: Duration = Duration::from_millis(50);
 
@@ -109,10 +104,10 @@ impl From<ChangeError> for Error {
 type Metrics = openraft::RaftMetrics<CoordinatorId, BasicNode>;
 
 /// Where a call to the leader ended without an answer.
-struct Unanswered {
+pub(super) struct Unanswered {
     /// Whether a leader may have got it.
     is_sent: bool,
-    why: Failure,
+    pub(super) why: Failure,
 }
 
 /// The consensus, for this coordinator.
@@ -134,6 +129,8 @@ pub struct Core {
     pub peers: Peers,
     /// What was applied.
     pub published: Published,
+    /// Changes of the members, one after the other.
+    pub turns: Turns,
 }
 
 impl Core {
@@ -185,7 +182,7 @@ impl Core {
 
     /// Asks whoever leads, and whoever leads next, until there is an answer or
     /// the time is over. `here` is what this coordinator does as the leader.
-    async fn at_leader<T, F>(
+    pub(super) async fn at_leader<T, F>(
         &self,
         call: Call,
         request: &(impl Serialize + Sync),
@@ -423,162 +420,9 @@ impl Core {
         }
     }
 
-    /// Takes a coordinator in, or gives it a number first.
-    ///
-    /// # Errors
-    /// `Invalid` for one that was removed; `Unavailable` without a majority.
-    pub async fn enlist(&self, request: &Enlist) -> Result<Enlisted, Error> {
-        let limits = (MEMBERSHIP_MAX, MEMBERSHIP_MAX);
-        let request = Enlist { may_forward: false, ..request.clone() };
-        let enlisted = self.at_leader(Call::Enlist, &request, limits, || self.enlist_here(&request)).await;
-        enlisted.map_err(|unanswered| unanswered.why.into())
-    }
-
-    /// [`Self::enlist`] for one that knows no leader, through any of these
-    /// coordinators.
-    ///
-    /// # Errors
-    /// What each of them says.
-    pub async fn enlist_through(
-        peers: &Peers,
-        coordinators: &[String],
-        request: &Enlist,
-    ) -> Result<Enlisted, Error> {
-        let mut failures = Vec::new();
-        for other in coordinators {
-            match peers.call((None, other), Call::Enlist, request, ENLIST_MAX).await {
-                Ok(Answer::Done(enlisted)) => return Ok(enlisted),
-                Ok(Answer::NotLeader) => failures.push(format!("{other} does not know who leads")),
-                Ok(Answer::Failed(failure)) | Err(failure) => failures.push(format!("{other}: {failure}")),
-            }
-        }
-        Err(Error::Unavailable(format!(
-            "no coordinator took this one in ({}); --join names one that runs, or leave it out to start a new \
-             cluster",
-            failures.join("; ")
-        )))
-    }
-
     /// Whether it knows who leads.
     pub fn knows_leader(&self) -> bool {
         self.leader().is_some()
-    }
-
-    /// [`Self::enlist`], as the leader.
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn enlist_here(&self, request: &Enlist) -> Result<Answer<Enlisted>, Failure> {
-        if !self.is_leader() {
-            return Ok(Answer::NotLeader);
-        }
-        shoal_proto::channel::endpoint(&request.address)?;
-        let Some(coordinator) = request.coordinator else {
-            let outcome = self.change(Command::ReserveCoordinator).await.map_err(Error::from)?;
-            let Outcome::Coordinator(coordinator) = outcome else {
-                return Err(Failure::new(ErrorCode::Internal, "no number for a coordinator"));
-            };
-            return Ok(Answer::Done(Enlisted { cluster: self.cluster.clone(), coordinator }));
-        };
-        if self.published.state.borrow().is_dismissed(coordinator) {
-            return Err(Failure::new(
-                ErrorCode::Invalid,
-                format!(
-                    "coordinator {coordinator} was removed from the cluster: stop it, or start it with an \
-                     empty --data-dir and --join to add it anew"
-                ),
-            ));
-        }
-        let known = self.coordinators().into_iter().find(|it| it.id == coordinator);
-        let node = BasicNode::new(&request.address);
-        match &known {
-            None => {
-                self.change_members(ChangeMembers::AddNodes(BTreeMap::from([(coordinator, node)]))).await?
-            }
-            Some(known) if known.address != request.address => {
-                tracing::info!(coordinator, address = request.address, "coordinator has another address");
-                self.change_members(ChangeMembers::SetNodes(BTreeMap::from([(coordinator, node)]))).await?;
-            }
-            Some(_) => {}
-        }
-        if !known.is_some_and(|known| known.is_voter) {
-            self.wait_until_caught_up(coordinator).await?;
-            self.change_members(ChangeMembers::AddVoterIds(BTreeSet::from([coordinator]))).await?;
-            tracing::info!(coordinator, address = request.address, "coordinator joins");
-        }
-        Ok(Answer::Done(Enlisted { cluster: self.cluster.clone(), coordinator }))
-    }
-
-    /// A voter that is far behind would make a majority harder to reach.
-    async fn wait_until_caught_up(&self, coordinator: CoordinatorId) -> Result<(), Failure> {
-        let wait = self.raft.wait(Some(MEMBERSHIP_MAX));
-        let caught_up = wait.metrics(
-            |metrics| {
-                let replicated = metrics.replication.as_ref().and_then(|all| all.get(&coordinator).copied());
-                // One that never answered has nothing, however short the log is.
-                let matched = replicated.flatten().map(|log| log.index);
-                metrics.last_log_index.zip(matched).is_some_and(|(last, matched)| matched + LAG_MAX >= last)
-            },
-            "the coordinator has the log",
-        );
-        caught_up.await.map(drop).map_err(|error| {
-            Failure::new(
-                ErrorCode::Unavailable,
-                format!("coordinator {coordinator} does not catch up with the catalog: {error}"),
-            )
-        })
-    }
-
-    /// Removes a coordinator for good.
-    ///
-    /// # Errors
-    /// `NotFound`, `Invalid` for the last one, `Unavailable` without a majority.
-    pub async fn dismiss(&self, coordinator: CoordinatorId) -> Result<(), Error> {
-        let limits = (MEMBERSHIP_MAX, MEMBERSHIP_MAX);
-        let here = || self.dismiss_here(coordinator);
-        let dismissed = self.at_leader(Call::Dismiss, &coordinator, limits, here).await;
-        dismissed.map_err(|unanswered| unanswered.why.into())
-    }
-
-    /// [`Self::dismiss`], as the leader.
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn dismiss_here(&self, coordinator: CoordinatorId) -> Result<Answer<()>, Failure> {
-        if !self.is_leader() {
-            return Ok(Answer::NotLeader);
-        }
-        let all = self.coordinators();
-        let Some(known) = all.iter().find(|it| it.id == coordinator) else {
-            if self.published.state.borrow().is_dismissed(coordinator) {
-                return Ok(Answer::Done(()));
-            }
-            let numbers: Vec<_> = all.iter().map(|it| it.id.to_string()).collect();
-            return Err(Failure::new(
-                ErrorCode::NotFound,
-                format!("there is no coordinator {coordinator}; there are {}", numbers.join(", ")),
-            ));
-        };
-        if all.iter().filter(|it| it.is_voter).count() == 1 && known.is_voter {
-            return Err(Failure::new(
-                ErrorCode::Invalid,
-                format!("coordinator {coordinator} is the only one: start another one with --join first"),
-            ));
-        }
-        self.change(Command::DismissCoordinator { coordinator }).await.map_err(Error::from)?;
-        let ids = BTreeSet::from([coordinator]);
-        let change =
-            if known.is_voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
-        self.change_members(change).await?;
-        tracing::info!(coordinator, "coordinator is removed");
-        Ok(Answer::Done(()))
-    }
-
-    async fn change_members(&self, change: ChangeMembers<CoordinatorId, BasicNode>) -> Result<(), Failure> {
-        // What is taken out is not kept as one that only follows.
-        let retain = !matches!(change, ChangeMembers::RemoveVoters(_));
-        let changed = self.raft.change_membership(change, retain).await;
-        changed.map(drop).map_err(|error| Failure::new(ErrorCode::Unavailable, error.to_string()))
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod core;
 pub mod file;
 pub mod machine;
+pub mod members;
 pub mod peers;
 pub mod types;
 

@@ -73,8 +73,8 @@ impl Cluster {
         // Until it hears of this term it may remove some of that for an older leader.
         let may_lose = request.term < self.catalog.term();
         let mut is_to_report = false;
-        if !self.catalog.is_leader() {
-            // Whoever leads sees to both.
+        if core.leads_in.is_none() {
+            // Whoever leads sees to both; this one, once it has begun to, asks again.
             reconciled.adopt.clear();
             reconciled.discard.clear();
         } else {
