@@ -39,6 +39,8 @@ pub struct CoordinatorConfig {
     pub write_buffer_bytes: usize,
     /// A worker that is away for so long is given up: its shards get others.
     pub dead_after: Duration,
+    /// Whether small segments are compacted in the background while it leads.
+    pub compaction: bool,
     /// How long running queries may take to finish when the node stops.
     pub grace: Duration,
 }
@@ -65,6 +67,7 @@ impl CoordinatorConfig {
             query_memory_bytes: 1 << 30,
             write_buffer_bytes: 384 << 20,
             dead_after: DEAD_AFTER,
+            compaction: true,
             grace: Duration::from_secs(10),
         }
     }

@@ -95,6 +95,11 @@ pub async fn run(
     let compute = queries.handle();
     let engine = Engine::new(&config, Arc::clone(&cluster), channels, import_roots.clone(), spool, compute)?;
 
+    if config.compaction {
+        let (compacting, stop) = (engine.clone(), stop.clone());
+        tasks.spawn(async move { compacting.compact_in_background(stop).await });
+    }
+
     let server = builder()
         .add_service(ClusterService::new(Arc::clone(&cluster), end.clone()).into_server())
         .add_service(ConsensusService::new(Arc::clone(&cluster)).into_server())

@@ -26,6 +26,7 @@ use crate::Error;
 use crate::catalog::{Catalog, State};
 
 mod beats;
+mod compacting;
 mod draining;
 mod leading;
 mod upkeep;

@@ -1,11 +1,12 @@
 //! Which workers there are, what they hold, where shards live, and what must
 //! be copied or removed.
 //!
-//! `membership`, `outliers`, `given_up`, `placement`, `moves`, `repair` and `pins` decide: they are given `now`
+//! `membership`, `outliers`, `given_up`, `placement`, `moves`, `compaction`, `repair` and `pins` decide: they are given `now`
 //! and the state of things, and say what to do. `adapter` and `service` are
 //! the locks, timers and RPC round them.
 
 pub mod adapter;
+pub mod compaction;
 pub mod consensus;
 pub mod events;
 pub mod given_up;

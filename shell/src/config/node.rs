@@ -79,6 +79,8 @@ pub struct CoordinatorSettings {
     pub queue_timeout: Duration,
     /// How long a worker may be away before its shards get others.
     pub dead_after: Duration,
+    /// Whether small segments become few in the background.
+    pub compaction: bool,
     /// Memory for queries and writes in this process.
     pub memory_limit: ByteSize,
     /// Memory of one query on each node.
@@ -162,6 +164,7 @@ impl CoordinatorSettings {
         let queue_limit = layers.value("queue_limit", || 1000)?;
         let queue_timeout = layers.value("queue_timeout", || Duration::from_secs(60))?;
         let dead_after = layers.value("dead_after", || DEAD_AFTER)?;
+        let compaction = layers.value("compaction", || true)?;
         let memory_limit = layers.value("memory_limit", || share_of_memory(25))?;
         let query_memory_limit = layers.value("query_memory_limit", || ByteSize(memory_limit.0 / 2))?;
         let write_buffer = layers.value("write_buffer", || ByteSize(WRITE_BUFFER_BYTES))?;
@@ -175,6 +178,7 @@ impl CoordinatorSettings {
             queue_limit,
             queue_timeout,
             dead_after,
+            compaction,
             memory_limit,
             query_memory_limit,
             write_buffer,

@@ -173,11 +173,11 @@ impl Applied {
                 if let Some(reply) = self.recent.replies.get(&id) {
                     return reply.clone();
                 }
-                // Nobody asks one that was removed what its writes stage.
+                // Nobody asks one that was removed what it stages.
                 let is_refused = state.is_dismissed(from);
                 let reply = match command {
                     None => Reply::Abandoned,
-                    Some(command) if is_refused && command.write().is_some() => Reply::Refused(
+                    Some(command) if is_refused && command.names_staged() => Reply::Refused(
                         CatalogError::Invalid(format!("coordinator {from} was removed from the cluster")),
                     ),
                     Some(command) => state.apply(command).map_or_else(Reply::Refused, Reply::Done),
