@@ -24,6 +24,8 @@ async fn segments_that_were_compacted_stay_until_their_readers_are_done() {
     let ids = old.iter().map(|segment| segment.id).collect();
     let compact = Command::Compact { table, shard: 0, old: ids, new: vec![new.clone()] };
     assert_eq!(cluster.catalog.apply(compact).await.unwrap(), Outcome::Done);
+    // From the first moment on.
+    assert_eq!(cluster.locate(&old[0].name()).await.unwrap().replicas.len(), 1);
     collect(&cluster).await;
     assert!(beat(&cluster, "w1", stream).discard.is_empty());
     for segment in old.iter().chain([&new]) {
