@@ -43,6 +43,8 @@ pub struct CoordinatorConfig {
     pub move_bytes_per_second: u64,
     /// The same of what has too few copies.
     pub repair_bytes_per_second: u64,
+    /// Whether small segments are compacted in the background while it leads.
+    pub compaction: bool,
     /// How long running queries may take to finish when the node stops.
     pub grace: Duration,
 }
@@ -75,6 +77,7 @@ impl CoordinatorConfig {
             dead_after: DEAD_AFTER,
             move_bytes_per_second: MOVE_BYTES_PER_SECOND,
             repair_bytes_per_second: REPAIR_BYTES_PER_SECOND,
+            compaction: true,
             grace: Duration::from_secs(10),
         }
     }

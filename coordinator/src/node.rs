@@ -102,6 +102,11 @@ pub async fn run(
     let roots = import_roots.clone();
     let engine = Engine::new(&config, Arc::clone(&cluster), channels.clone(), roots, spool, compute)?;
 
+    if config.compaction {
+        let (compacting, stop) = (engine.clone(), stop.clone());
+        tasks.spawn(async move { compacting.compact_in_background(stop).await });
+    }
+
     let server = builder()
         .add_service(ClusterService::new(Arc::clone(&cluster), end.clone()).into_server())
         .add_service(ConsensusService::new(Arc::clone(&cluster)).into_server())

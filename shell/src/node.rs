@@ -132,6 +132,7 @@ fn serve_coordinator(settings: CoordinatorSettings, force_new_cluster: bool) -> 
             dead_after: settings.dead_after,
             move_bytes_per_second: settings.move_rate.0,
             repair_bytes_per_second: settings.repair_rate.0,
+            compaction: settings.compaction,
             grace: settings.node.grace,
         };
         shoal_coordinator::node::run(config, listener, stop).await.map_err(anyhow::Error::from)

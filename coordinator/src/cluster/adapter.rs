@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use shoal_data::{Locate, Located, Replica, SegmentName, Table, TableLayout};
+use shoal_data::{Locate, Located, Replica, Segment, SegmentName, Table, TableLayout};
 use shoal_proto::cluster::{FetchRequest, ScrubProgress};
 use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
@@ -28,6 +28,7 @@ use crate::Error;
 use crate::catalog::{Catalog, State};
 
 mod beats;
+mod compacting;
 mod draining;
 mod leading;
 mod rebalance;
@@ -127,6 +128,9 @@ struct Waiting {
     /// Whether it was told so, and has not said it yet.
     is_reporting: bool,
 }
+
+/// How long after a state without it a segment is among those that were dropped.
+const DROPPED_WITHIN: Duration = Duration::from_millis(20);
 
 /// The term of an order that holds in every term: nobody ever saw the segment.
 const ANY_TERM: u64 = u64::MAX;
@@ -348,6 +352,15 @@ impl Cluster {
         }
     }
 
+    /// A segment that the catalog has, or that was dropped and may still be read.
+    fn named(&self, name: &SegmentName) -> Option<Arc<Segment>> {
+        let segment = self.catalog.snapshot().segment(name).cloned();
+        segment.or_else(|| {
+            self.pins.note(|| self.catalog.take_dropped());
+            self.pins.retired(name)
+        })
+    }
+
     fn publish(&self, core: &Core) {
         self.live.send_replace(Arc::new(core.membership.live()));
     }
@@ -387,7 +400,12 @@ fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
 #[async_trait]
 impl Locate for Cluster {
     async fn locate(&self, name: &SegmentName) -> Result<Located, Failure> {
-        let segment = self.catalog.snapshot().segment(name).cloned().or_else(|| self.pins.retired(name));
+        let mut segment = self.named(name);
+        if segment.is_none() {
+            // It may be dropped this very moment.
+            tokio::time::sleep(DROPPED_WITHIN).await;
+            segment = self.named(name);
+        }
         let segment = segment.ok_or_else(|| {
             Failure::new(ErrorCode::NotFound, format!("segment {name} is not in the catalog (any more)"))
         })?;

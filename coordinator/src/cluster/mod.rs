@@ -1,12 +1,13 @@
 //! Which workers there are, what they hold, where shards live, and what must
 //! be copied or removed.
 //!
-//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `repair`, `silence` and `pins` decide: they are
-//! given `now` and the state of things, and say what to do. `adapter` and `service` are
+//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `compaction`, `repair`, `silence` and `pins` decide:
+//! they are given `now` and the state of things, and say what to do. `adapter` and `service` are
 //! the locks, timers and RPC round them.
 
 pub mod adapter;
 pub mod arriving;
+pub mod compaction;
 pub mod consensus;
 pub mod disk;
 pub mod events;

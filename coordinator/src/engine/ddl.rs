@@ -80,6 +80,7 @@ impl Engine {
                 self.apply(Command::DrainWorker { worker: worker.clone(), is_draining: *is_draining }).await
             }
             Statement::RemoveCoordinator { coordinator } => self.remove_coordinator(coordinator).await,
+            Statement::Optimize { name } => self.optimize_table(session, prepared, name).await,
             Statement::Kill(query) => match self.cancel(*query) {
                 true => Ok(0),
                 false => Err(Error::NotFound(format!(

@@ -2,6 +2,7 @@
 //! nothing of any protocol in it.
 
 mod availability;
+mod compaction;
 mod copy;
 mod ddl;
 mod many_rows;
@@ -57,6 +58,8 @@ pub struct Engine {
     registry: Registry,
     system: SystemTables,
     writes: WriteContext,
+    /// One compaction at a time.
+    compacting: Arc<tokio::sync::Mutex<()>>,
     imports: ImportRoots,
     object_stores: Arc<[String]>,
     compute: Handle,
@@ -156,6 +159,7 @@ impl Engine {
             attempts,
             system: SystemTables::new(Arc::clone(&cluster), registry.clone(), admission.clone()),
             writes: WriteContext::new(Arc::clone(&cluster), channels, config.write_buffer_bytes),
+            compacting: Arc::default(),
             query_memory_bytes: config.query_memory_bytes,
             sessions: Arc::default(),
             cluster,

@@ -15,8 +15,9 @@ use super::ddl::{check_name, full_name, resolved};
 use super::many_rows::with_all_rows;
 use super::{Engine, Ingest, IngestMode, Parameters, Prepared, Scope};
 use crate::catalog::{ChangeError, Command, Outcome, WriteRecord};
+use crate::cluster::Cluster;
 use crate::sql::{Statement, TableOptions, plain_columns};
-use crate::write::WriteProgress;
+use crate::write::{Staged, WriteProgress};
 use crate::{Error, Session};
 
 /// How a write ends.
@@ -241,24 +242,10 @@ impl Engine {
         };
         // A task of its own: a client that goes away now must not leave segments
         // discarded that the catalog is about to name.
-        let cluster = Arc::clone(&self.cluster);
+        let committing = commit_staged(Arc::clone(&self.cluster), command, staged);
         let committing = tokio::spawn(async move {
-            let outcome = match cluster.catalog().change(command).await {
-                Ok(outcome) => outcome,
-                Err(ChangeError::Refused(error)) => return Err(error),
-                Err(ChangeError::Unsettled { id, error }) => {
-                    // The segments stay where they are until it is known.
-                    tokio::spawn(async move {
-                        if matches!(cluster.catalog().settle(id).await, Ok(Outcome::Done)) {
-                            staged.committed();
-                        }
-                    });
-                    return Err(error);
-                }
-            };
-            match outcome {
+            match committing.await? {
                 Outcome::Done => {
-                    staged.committed();
                     fault::point(Step::WriteCommitted);
                     Ok(rows)
                 }
@@ -268,5 +255,33 @@ impl Engine {
             }
         });
         committing.await.map_err(|error| Error::Internal(format!("committing a write: {error}")))?
+    }
+}
+
+/// Makes a change that names staged segments. They are kept where it is made, and
+/// until it is known whether it is; otherwise they are discarded. To be run to its
+/// end, whoever goes away meanwhile.
+pub(super) async fn commit_staged(
+    cluster: Arc<Cluster>,
+    command: Command,
+    staged: Staged,
+) -> Result<Outcome, Error> {
+    match cluster.catalog().change(command).await {
+        Ok(outcome) => {
+            if outcome == Outcome::Done {
+                staged.committed();
+            }
+            Ok(outcome)
+        }
+        Err(ChangeError::Refused(error)) => Err(error),
+        Err(ChangeError::Unsettled { id, error }) => {
+            // The segments stay where they are until it is known.
+            tokio::spawn(async move {
+                if matches!(cluster.catalog().settle(id).await, Ok(Outcome::Done)) {
+                    staged.committed();
+                }
+            });
+            Err(error)
+        }
     }
 }

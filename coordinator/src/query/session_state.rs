@@ -90,6 +90,11 @@ impl StateTemplate {
         Self { state, channels }
     }
 
+    /// The session that all others are made of.
+    pub(super) fn state(&self) -> &SessionState {
+        &self.state
+    }
+
     /// The settings that a new session starts with.
     pub fn options(&self) -> ConfigOptions {
         self.state.config_options().as_ref().clone()

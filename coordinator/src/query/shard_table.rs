@@ -89,7 +89,7 @@ impl ShardTable {
     }
 
     /// The order of the rows in each segment, where it has one.
-    fn ordering(&self) -> Option<LexOrdering> {
+    pub(super) fn ordering(&self) -> Option<LexOrdering> {
         let keys = self.table.layout.sort_key.iter().map(|name| {
             let column = Column::new_with_schema(name, &self.schema).ok()?;
             // As the segment writer sorts.

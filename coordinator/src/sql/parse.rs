@@ -79,6 +79,11 @@ pub enum Statement {
         /// What is set.
         options: Vec<ast::SqlOption>,
     },
+    /// `OPTIMIZE TABLE`.
+    Optimize {
+        /// Which.
+        name: ObjectName,
+    },
     /// `ALTER WORKER ... [CANCEL] DRAIN`.
     DrainWorker {
         /// Which.

@@ -73,7 +73,7 @@ pub struct Staged {
     pub segments: Vec<Segment>,
     /// Rows in them.
     pub rows: u64,
-    names: Arc<StagedNames>,
+    pub(super) names: Arc<StagedNames>,
 }
 
 impl Staged {
@@ -100,7 +100,12 @@ pub(super) struct StagedNames {
 }
 
 impl StagedNames {
-    fn add(&self, name: SegmentName, workers: &[WorkerId]) {
+    pub(super) fn new(context: &WriteContext, write: WriteId) -> Arc<Self> {
+        let holders = context.holders.clone();
+        Arc::new(Self { holders, write, token: WriteId::random(), names: Mutex::default() })
+    }
+
+    pub(super) fn add(&self, name: SegmentName, workers: &[WorkerId]) {
         self.names.lock().push((name, workers.to_vec()));
         self.holders.protect(&self.token, name, workers);
     }
@@ -150,12 +155,7 @@ pub async fn write(
     progress: Arc<WriteProgress>,
 ) -> Result<Staged, Error> {
     let _running = Running::start(&context.writes);
-    let names = Arc::new(StagedNames {
-        holders: context.holders.clone(),
-        write: write_id.clone(),
-        token: WriteId::random(),
-        names: Mutex::default(),
-    });
+    let names = StagedNames::new(context, write_id.clone());
     let mut shape = RowShape::new(
         &format!("the input for table `{}`", table.full_name()),
         &table.columns,

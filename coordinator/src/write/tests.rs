@@ -24,7 +24,7 @@ use shoal_proto::server::{self, Incoming};
 use shoal_proto::{Channels, ErrorCode, TableId, WorkerId, WriteId};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{SegmentHolders, WriteContext, WriteProgress, write};
+use super::{SegmentHolders, WriteContext, WriteProgress, compact, write};
 
 /// A worker's segments, and how it fails.
 #[derive(Clone, Default)]
@@ -392,6 +392,48 @@ async fn one_full_disk_of_three_is_done_without() {
     assert!(fixture.cluster.suspected.lock().is_empty());
     staged.committed();
     assert!(fixture.cluster.discarded.lock().is_empty());
+}
+
+#[tokio::test]
+async fn rows_that_are_compacted_stay_in_their_shard_and_come_to_all_of_its_workers() {
+    let fixture = Fixture::new(0).await;
+    // Without a key a write would deal them.
+    let table = table(3, &[]);
+    let staged = compact(&fixture.context, &table, 2, &[], rows(10_000, 100)).await.unwrap();
+    assert_eq!((staged.segments.len(), staged.rows), (1, 10_000));
+    assert_eq!(staged.segments[0].replicas, workers());
+    let expected: BTreeMap<u32, Vec<i64>> = BTreeMap::from([(2, (0..10_000).collect())]);
+    for worker in 0..3 {
+        assert_eq!(fixture.keys(worker), expected, "worker {worker}");
+    }
+    assert_eq!(fixture.cluster.protected.lock().values().map(HashSet::len).sum::<usize>(), 1);
+    staged.committed();
+    assert!(fixture.cluster.protected.lock().is_empty());
+    assert!(fixture.cluster.discarded.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_compaction_that_fails_or_is_given_up_leaves_nothing() {
+    let fixture = Fixture::new(0).await;
+    let table = table(1, &["k"]);
+    drop(compact(&fixture.context, &table, 0, &[], rows(100, 10)).await.unwrap());
+    assert_eq!(fixture.cluster.discarded.lock().len(), 1);
+    fixture.assert_nothing_is_left();
+    let gone = || Err(DataFusionError::Execution("the segment is gone".to_owned()));
+    for (input, why) in [
+        (vec![Ok(batch(0..10)), gone()], "the segment is gone"),
+        (vec![Ok(batch(10..20)), Ok(batch(0..10))], "not in the order of their sort key"),
+    ] {
+        let error = compact(&fixture.context, &table, 0, &[], stream(input)).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        fixture.assert_nothing_is_left();
+    }
+    for store in &fixture.stores[1..] {
+        store.is_full.store(true, Ordering::Relaxed);
+    }
+    let error = compact(&fixture.context, &table, 0, &[], rows(100, 10)).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Exhausted);
+    fixture.assert_nothing_is_left();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -84,6 +84,8 @@ pub struct CoordinatorSettings {
     pub move_rate: ByteSize,
     /// The same of what has too few copies.
     pub repair_rate: ByteSize,
+    /// Whether small segments become few in the background.
+    pub compaction: bool,
     /// Memory for queries and writes in this process.
     pub memory_limit: ByteSize,
     /// Memory of one query on each node.
@@ -169,6 +171,7 @@ impl CoordinatorSettings {
         let dead_after = layers.value("dead_after", || DEAD_AFTER)?;
         let move_rate = layers.value("move_rate", || ByteSize(MOVE_BYTES_PER_SECOND))?;
         let repair_rate = layers.value("repair_rate", || ByteSize(REPAIR_BYTES_PER_SECOND))?;
+        let compaction = layers.value("compaction", || true)?;
         let memory_limit = layers.value("memory_limit", || share_of_memory(25))?;
         let query_memory_limit = layers.value("query_memory_limit", || ByteSize(memory_limit.0 / 2))?;
         let write_buffer = layers.value("write_buffer", || ByteSize(WRITE_BUFFER_BYTES))?;
@@ -184,6 +187,7 @@ impl CoordinatorSettings {
             dead_after,
             move_rate,
             repair_rate,
+            compaction,
             memory_limit,
             query_memory_limit,
             write_buffer,

@@ -89,6 +89,7 @@ const KEYWORDS: &[&str] = &[
     "NUMERIC",
     "OFFSET",
     "ON",
+    "OPTIMIZE",
     "OPTIONS",
     "OR",
     "ORDER",

@@ -173,7 +173,7 @@ impl Applied {
                 if let Some(reply) = self.recent.replies.get(&id) {
                     return reply.clone();
                 }
-                // Nobody asks one that was removed what its writes stage.
+                // Nobody asks one that was removed what it stages.
                 let is_refused = state.is_dismissed(from);
                 let is_late = term.is_some_and(|term| term != entry.log_id.leader_id.term);
                 let reply = match command {
@@ -182,7 +182,7 @@ impl Applied {
                         "it was decided by a leader that does not lead any more".to_owned(),
                     )),
                     None => Reply::Abandoned,
-                    Some(command) if is_refused && command.write().is_some() => Reply::Refused(
+                    Some(command) if is_refused && command.names_staged() => Reply::Refused(
                         CatalogError::Invalid(format!("coordinator {from} was removed from the cluster")),
                     ),
                     Some(command) => state.apply(command).map_or_else(Reply::Refused, Reply::Done),

@@ -69,6 +69,7 @@ impl Cluster {
         let is_spared = |name: &SegmentName| protected.contains(name) || self.pins.retired(name).is_some();
         let live = core.membership.live();
         let state = self.catalog.snapshot();
+        self.pins.note(|| self.catalog.take_dropped());
         let mut reconciled = repair::reconcile(&state, &live, &id, &held, is_spared);
         // Until it hears of this term it may remove some of that for an older leader.
         let may_lose = request.term < self.catalog.term();

@@ -404,4 +404,5 @@ async fn connect(cluster: &Cluster, worker: &str, held: &[SegmentName]) -> Strea
     stream
 }
 
+mod compacting;
 mod moving;

@@ -83,17 +83,22 @@ async fn a_coordinator_that_was_removed_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (_, mut machine) = open(&dir);
     let id = shoal_proto::TableId(1);
+    let before = segment(id, 0, "w1");
+    let compact =
+        Command::Compact { table: id, shard: 0, old: vec![before.id], new: vec![segment(id, 0, "w1")] };
     let entries = [
         entry(1, Uuid::new_v4(), Some(Command::ReserveTable)),
         entry(2, Uuid::new_v4(), Some(create(table(id, "t")))),
-        entry(3, Uuid::new_v4(), Some(commit("before", &segment(id, 0, "w1")))),
+        entry(3, Uuid::new_v4(), Some(commit("before", &before))),
         entry(4, Uuid::new_v4(), Some(Command::DismissCoordinator { coordinator: 1 })),
         entry(5, Uuid::new_v4(), Some(commit("after", &segment(id, 0, "w1")))),
+        entry(6, Uuid::new_v4(), Some(compact)),
     ];
     let replies = machine.apply(entries).await.unwrap();
     assert_eq!(replies[2], Reply::Done(Outcome::Done));
-    assert!(matches!(replies[4], Reply::Refused(_)), "{replies:?}");
-    assert_eq!(machine.published.state.borrow().table_by_id(id).unwrap().segments.len(), 1);
+    assert!(replies[4..].iter().all(|reply| matches!(reply, Reply::Refused(_))), "{replies:?}");
+    let state = Arc::clone(&machine.published.state.borrow());
+    assert_eq!(state.table_by_id(id).unwrap().segments, [Arc::new(before)]);
 }
 
 #[tokio::test]
