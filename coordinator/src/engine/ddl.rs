@@ -34,9 +34,17 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         session.touch();
+        let change = match &prepared.statement {
+            // What holds up a coordinator that is stopping can be ended.
+            Statement::Kill(_) => None,
+            _ => Some(self.begin_change()?),
+        };
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
-        self.on_compute(async move { engine.update_here(&session, &prepared, parameters, write_id).await })
-            .await
+        self.on_compute(async move {
+            let _change = change;
+            engine.update_here(&session, &prepared, parameters, write_id).await
+        })
+        .await
     }
 
     async fn update_here(

@@ -27,7 +27,8 @@ use shoal_data::ImportRoots;
 use shoal_proto::exchange::{QueryOptions, panic_failure};
 use shoal_proto::{Channels, Failure, QueryId, WriteId};
 use tokio::runtime::Handle;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
 use crate::catalog::{Coordinator, CoordinatorId, State};
@@ -56,6 +57,8 @@ pub struct Engine {
     attempts: Attempts,
     admission: Admission,
     registry: Registry,
+    /// Statements that change something, for as long as each runs.
+    changes: TaskTracker,
     system: SystemTables,
     writes: WriteContext,
     /// One compaction at a time.
@@ -162,6 +165,7 @@ impl Engine {
             compacting: Arc::default(),
             query_memory_bytes: config.query_memory_bytes,
             sessions: Arc::default(),
+            changes: TaskTracker::new(),
             cluster,
             admission,
             registry,
@@ -237,12 +241,25 @@ impl Engine {
         self.registry.cancel(query)
     }
 
-    /// Waits until nothing runs; new queries are refused from now on.
+    /// Waits until nothing runs; new statements are refused from now on, but
+    /// for those that an operator needs: system tables and `KILL QUERY`.
     pub async fn drain(&self) {
         self.admission.close();
+        self.changes.close();
+        self.changes.wait().await;
         while self.registry.live_count() > 0 {
             tokio::time::sleep(DRAIN_CHECK).await;
         }
+    }
+
+    /// Counts a statement that changes something, until this is dropped.
+    ///
+    /// # Errors
+    /// `Stopping`.
+    fn begin_change(&self) -> Result<TaskTrackerToken, Error> {
+        let change = self.changes.token();
+        // Looked at with the token in hand: whoever closes waits for that.
+        if self.changes.is_closed() { Err(Error::Stopping) } else { Ok(change) }
     }
 
     /// Where a running or recent query is.

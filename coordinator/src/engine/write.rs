@@ -61,8 +61,10 @@ impl Engine {
     ) -> Result<Option<u64>, Error> {
         let Statement::Insert(_) = &prepared.statement else { return Ok(None) };
         session.touch();
+        let change = self.begin_change()?;
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
         self.on_compute(async move {
+            let _change = change;
             let Statement::Insert(insert) = &prepared.statement else { return Ok(None) };
             let scope = engine.scope_to_write(&session).await?;
             let plan = engine.unbound_plan_of(&session, &scope, &prepared, insert).await?;
@@ -140,8 +142,13 @@ impl Engine {
         input: SendableRecordBatchStream,
     ) -> Result<u64, Error> {
         session.touch();
+        let change = self.begin_change()?;
         let (engine, session) = (self.clone(), Arc::clone(session));
-        self.on_compute(async move { engine.ingest_here(&session, ingest, input).await }).await
+        self.on_compute(async move {
+            let _change = change;
+            engine.ingest_here(&session, ingest, input).await
+        })
+        .await
     }
 
     async fn ingest_here(

@@ -120,7 +120,7 @@ async fn first_to_answer(
 /// Whether it is this coordinator that is in the way, and not what was asked.
 fn another_may_answer(error: &ClientError) -> bool {
     match error {
-        ClientError::Unreachable { .. } | ClientError::Lost { .. } => true,
+        ClientError::Unreachable { .. } | ClientError::Lost { .. } | ClientError::Stopping(_) => true,
         ClientError::Statement(failure) => failure.code.is_retryable(),
         _ => false,
     }

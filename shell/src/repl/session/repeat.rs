@@ -20,7 +20,7 @@ pub(super) enum Stage {
 }
 
 /// Whether a statement may be run again in the next session. `refused`: the
-/// coordinator did not know the session, and did nothing.
+/// coordinator did not know the session, or is stopping, and did nothing.
 pub(super) fn may_be_repeated(sql: &str, stage: Stage, refused: bool) -> bool {
     match stage {
         Stage::Planning | Stage::Querying => true,
