@@ -42,6 +42,8 @@ pub enum Call {
     Dismiss,
     /// What it needs of some segments.
     Needs,
+    /// To lead in place of the leader that asks.
+    Elect,
 }
 
 /// The other coordinators of a cluster. Cheap to clone.
@@ -95,6 +97,7 @@ impl Peers {
                 Call::Enlist => client.enlist(payload).await,
                 Call::Dismiss => client.dismiss(payload).await,
                 Call::Needs => client.needs(payload).await,
+                Call::Elect => client.elect(payload).await,
             }
         };
         let answer = tokio::time::timeout(limit, asked).await.map_err(|_| {
