@@ -14,6 +14,7 @@ use shoal_data::data_dir::make_dir;
 use shoal_proto::{Channels, Failure};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::command::{Command, Outcome};
@@ -291,6 +292,12 @@ impl Catalog {
         self.core().is_leader()
     }
 
+    /// Has another coordinator lead, where this one does, so that it can stop
+    /// without being missed. Takes two seconds at most.
+    pub async fn hand_over(&self) {
+        self.core().hand_over().boxed().await;
+    }
+
     /// The newest term of the consensus that this coordinator knows.
     pub fn term(&self) -> u64 {
         self.core().term()
@@ -389,7 +396,8 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
     }
     let path = opened.file.path().to_owned();
     let turns = Turns::new(tokio::runtime::Handle::current());
-    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns };
+    let proposals = TaskTracker::new();
+    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns, proposals };
     let voters = core.raft.with_raft_state(|state| {
         state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>()
     });

@@ -117,6 +117,11 @@ impl Consensus for ConsensusService {
         self.read::<()>(request, false)?;
         reply_or_failure(self.0.rebalance_here().await)
     }
+
+    async fn elect(&self, request: Request<Payload>) -> Reply {
+        let leader = self.read(request, false)?;
+        reply_or_failure(self.0.catalog().consensus().elect_here(leader).await)
+    }
 }
 
 #[cfg(test)]

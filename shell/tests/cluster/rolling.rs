@@ -167,6 +167,8 @@ fn a_rolling_restart_is_not_noticed_and_a_new_worker_gets_its_share() {
             doors.open(coordinator).unwrap();
             load.goes_on().await;
         }
+        let log = std::fs::read_to_string(cluster.dir().join(format!("{leader}.log"))).unwrap();
+        assert!(log.contains("another coordinator leads now"), "{leader} stopped without a word");
 
         assert_eq!(cluster.add_worker().unwrap(), "worker-5");
         cluster.wait_until_joined(5).unwrap();

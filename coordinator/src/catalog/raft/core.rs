@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_proto::{ErrorCode, Failure};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::machine::Published;
@@ -131,6 +132,9 @@ pub struct Core {
     pub published: Published,
     /// Changes of the members, one after the other.
     pub turns: Turns,
+    /// Proposals that this one is about to take as the leader; closed while it
+    /// has another one lead.
+    pub proposals: TaskTracker,
 }
 
 impl Core {
@@ -368,6 +372,11 @@ impl Core {
     /// # Errors
     /// `Exhausted` where the disk of this coordinator is full.
     pub async fn propose_here(&self, proposal: Proposal) -> Result<Answer<(u64, Reply)>, Failure> {
+        let _proposing = self.proposals.token();
+        // Looked at with the token in hand: whoever closes waits for that.
+        if self.proposals.is_closed() {
+            return Ok(Answer::NotLeader);
+        }
         if proposal.command.as_ref().is_some_and(Command::adds) && !disk::has_room(&self.path) {
             return Err(Failure::new(
                 ErrorCode::Exhausted,

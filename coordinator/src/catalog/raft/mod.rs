@@ -3,6 +3,7 @@
 
 pub mod core;
 pub mod file;
+mod handover;
 pub mod machine;
 pub mod members;
 pub mod peers;

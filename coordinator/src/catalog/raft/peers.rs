@@ -44,6 +44,8 @@ pub enum Call {
     Needs,
     /// To give shards other workers, as the leader.
     Rebalance,
+    /// To lead in place of the leader that asks.
+    Elect,
 }
 
 /// The other coordinators of a cluster. Cheap to clone.
@@ -98,6 +100,7 @@ impl Peers {
                 Call::Dismiss => client.dismiss(payload).await,
                 Call::Needs => client.needs(payload).await,
                 Call::Rebalance => client.rebalance(payload).await,
+                Call::Elect => client.elect(payload).await,
             }
         };
         let answer = tokio::time::timeout(limit, asked).await.map_err(|_| {

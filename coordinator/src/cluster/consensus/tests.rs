@@ -150,6 +150,46 @@ async fn two_of_three_go_on_and_one_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_hands_over_and_no_change_is_lost() {
+    let first = Node::start(&[]).await;
+    let second = Node::start(&[&first]).await;
+    let third = Node::start(&[&first]).await;
+    assert!(first.is_leader());
+    let (on_first, on_third) = (Catalog::clone(&first), Catalog::clone(&third));
+    let changes = tokio::spawn(async move {
+        for number in 0..100 {
+            let on = if number % 2 == 0 { &on_first } else { &on_third };
+            assert_eq!(on.apply(schema(format!("s{number}"))).await.unwrap(), Outcome::Done);
+        }
+    });
+    until("changes are made", || first.snapshot().has_schema("s10")).await;
+    first.hand_over().await;
+    // Without that it would lead until it is stopped.
+    let leads = first.coordinators().into_iter().find(|it| it.is_leader).unwrap();
+    assert!(!leads.is_self, "{leads:?}");
+    until("the next one leads", || second.is_leader() || third.is_leader()).await;
+    changes.await.unwrap();
+    // It goes on as one that follows, and hands over nothing.
+    first.hand_over().await;
+    assert_eq!(first.apply(schema("after")).await.unwrap(), Outcome::Done);
+    for node in [&first, &second, &third] {
+        node.catch_up().await.unwrap();
+        assert!(node.snapshot().has_schema("s99") && node.snapshot().has_schema("after"));
+    }
+    assert_eq!(first.json(), second.json());
+    first.stop().await;
+    assert_eq!(second.apply(schema("without_first")).await.unwrap(), Outcome::Done);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_alone_hands_over_nothing() {
+    let only = Node::start(&[]).await;
+    only.hand_over().await;
+    assert!(only.is_leader());
+    assert_eq!(only.apply(schema("s")).await.unwrap(), Outcome::Done);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_coordinator_stays_out() {
     let first = Node::start(&[]).await;
     let second = Node::start(&[&first]).await;
