@@ -36,6 +36,19 @@ async fn a_closed_catalog_opens_as_it_was() {
     assert_eq!(again, Outcome::AlreadyWritten { rows: 10 });
 }
 
+/// In its old term it would not know up to where its log was acknowledged.
+#[tokio::test]
+async fn each_start_leads_in_a_term_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut before = 0;
+    for _ in 0..3 {
+        let catalog = Catalog::alone(dir.path()).await.unwrap();
+        assert!(catalog.is_leader());
+        assert!(catalog.term() > before, "{} after {before}", catalog.term());
+        before = catalog.term();
+    }
+}
+
 /// What a kill -9 leaves: the file as it is at some moment, without a close.
 #[tokio::test]
 async fn every_acknowledged_command_is_there_after_a_crash() {

@@ -29,11 +29,18 @@ struct Log {
 }
 
 impl LogStore {
-    /// The log that a file held when it was opened.
+    /// The log that a file held when it was opened. Who led asks for votes anew:
+    /// openraft would let it lead on in its old term, in which it does not know
+    /// up to where its log was acknowledged.
     pub fn new(opened: &mut Opened) -> Self {
+        let me = opened.identity.as_ref().map(|identity| identity.coordinator);
+        let leads_no_more = |vote: Vote| match me {
+            Some(me) if vote.leader_id.node_id == me => Vote { committed: false, ..vote },
+            _ => vote,
+        };
         let log = Log {
             entries: std::mem::take(&mut opened.entries),
-            vote: opened.vote,
+            vote: opened.vote.map(leads_no_more),
             committed: opened.committed,
             purged: opened.purged,
         };

@@ -37,6 +37,25 @@ fn openraft_finds_no_fault() {
     Suite::test_all(OnDisk).unwrap();
 }
 
+#[tokio::test]
+async fn who_led_does_not_lead_on_after_a_restart() {
+    use openraft::Vote;
+    use openraft::storage::RaftLogStorage;
+    let dir = tempfile::tempdir().unwrap();
+    let identity = crate::catalog::raft::file::Identity { cluster: "c".to_owned(), coordinator: 1 };
+    opened(&dir).file.change(Change::Identity(identity)).await.unwrap();
+    for (voted_for, is_kept) in [(1, false), (2, true)] {
+        let vote = Vote::new_committed(7, voted_for);
+        let (mut log, machine) = open(&dir);
+        log.save_vote(&vote).await.unwrap();
+        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+        drop((log, machine));
+        let (mut log, _machine) = open(&dir);
+        let read = log.read_vote().await.unwrap().unwrap();
+        assert_eq!((read.leader_id, read.committed), (vote.leader_id, is_kept));
+    }
+}
+
 fn entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
     Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, term: None, command }) }
