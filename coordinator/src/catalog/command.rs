@@ -198,6 +198,15 @@ impl Command {
         self.write().is_some() || matches!(self, Self::Compact { .. })
     }
 
+    /// How many segments it brings.
+    pub fn segments(&self) -> usize {
+        match self {
+            Self::CommitWrite { segments, .. } => segments.len(),
+            Self::CreateTable { table, .. } | Self::ReplaceTable { table, .. } => table.segments.len(),
+            _ => 0,
+        }
+    }
+
     /// Whether it makes the catalog larger; those that make it smaller may use
     /// the last bytes of the disk.
     pub(super) fn adds(&self) -> bool {

@@ -34,10 +34,10 @@ const SNAPSHOT_EVERY: u64 = 1_000;
 /// Entries that stay behind a snapshot, for coordinators that are behind.
 const LOG_KEPT: u64 = 1_000;
 /// How often a leader says that it is there.
-const HEARTBEAT: Duration = Duration::from_millis(100);
+const HEARTBEAT: Duration = Duration::from_millis(200);
 /// A follower that has not heard of the leader for the longer of them, and for a
 /// time between the two after that, wants to lead itself.
-const ELECTION: (Duration, Duration) = (Duration::from_millis(350), Duration::from_millis(600));
+const ELECTION: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(700));
 /// How long one piece of a snapshot may take on its way.
 const SNAPSHOT_PIECE_MAX: Duration = Duration::from_secs(10);
 /// How long a coordinator that is alone may take to lead.

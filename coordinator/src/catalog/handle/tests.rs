@@ -187,6 +187,22 @@ async fn a_full_disk_refuses_and_the_catalog_lives() {
     assert_eq!(json(&Catalog::alone(dir.path()).await.unwrap()), after);
 }
 
+#[tokio::test]
+async fn a_change_that_is_too_large_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
+    let id = with_table(&catalog).await;
+    let before = json(&catalog);
+    let segments = vec![segment(id, 0, "w1"); 100_000];
+    let write = crate::catalog::WriteRecord { id: "x".into(), rows: 1 };
+    let command = Command::CommitWrite { write, table: id, segments, replace: false };
+    let refused = catalog.apply(command).await.unwrap_err();
+    assert_eq!(refused.code(), shoal_proto::ErrorCode::Exhausted, "{refused}");
+    let message = refused.to_string();
+    assert!(message.contains("100000 segments") && message.contains("several parts"), "{message}");
+    assert_eq!(json(&catalog), before);
+}
+
 /// Opens a catalog as one of several, at a URL where nobody listens.
 async fn alone_again(dir: &std::path::Path) -> Result<Catalog, Error> {
     Catalog::open(CatalogOptions {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::file::to_json;
 use super::machine::Published;
 use super::members::Turns;
 use super::peers::{Call, Peers};
@@ -31,6 +32,8 @@ const READ_MAX: Duration = Duration::from_secs(5);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// How often who leads is asked for while nobody does.
 const LEADER_POLL: Duration = Duration::from_millis(50);
+/// Bytes of one change: it must reach a majority before anything else does.
+const COMMAND_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What the leader answers, or that it is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -310,6 +313,7 @@ impl Core {
     }
 
     async fn make(&self, term: Option<u64>, command: Command) -> Result<Outcome, ChangeError> {
+        check_size(&command).map_err(ChangeError::Refused)?;
         let proposal = Proposal { id: Uuid::new_v4(), from: self.me, term, command: Some(command) };
         match self.propose(&proposal).await {
             Ok(reply) => outcome(reply).map_err(ChangeError::Refused),
@@ -433,6 +437,21 @@ impl Core {
     pub fn knows_leader(&self) -> bool {
         self.leader().is_some()
     }
+}
+
+fn check_size(command: &Command) -> Result<(), Error> {
+    let bytes = to_json(command)?.len();
+    if bytes <= COMMAND_BYTES_MAX {
+        return Ok(());
+    }
+    let what = match command.segments() {
+        0 => String::new(),
+        segments => format!(" ({segments} segments)"),
+    };
+    Err(Error::Exhausted(format!(
+        "this change of the catalog takes {bytes} bytes{what}, and one may take {COMMAND_BYTES_MAX}; nothing was \
+         changed; load in several parts"
+    )))
 }
 
 fn outcome(reply: Reply) -> Result<Outcome, Error> {

@@ -66,6 +66,22 @@ fn schema(name: &str) -> Option<Command> {
 }
 
 #[tokio::test]
+async fn a_follower_is_sent_what_it_can_take_at_once() {
+    use openraft::RaftLogReader;
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = opened(&dir);
+    let large = |index| entry(index, Uuid::new_v4(), schema(&"x".repeat(200_000)));
+    opened.entries = (1..=6).map(|index| (index, large(index))).collect();
+    opened.entries.insert(7, entry(7, Uuid::new_v4(), schema(&"x".repeat(2_000_000))));
+    let mut log = LogStore::new(&mut opened);
+    for (start, expected) in [(1, vec![1, 2]), (3, vec![3, 4]), (6, vec![6]), (7, vec![7])] {
+        let entries = log.limited_get_log_entries(start, 8).await.unwrap();
+        let sent: Vec<_> = entries.iter().map(|entry| entry.log_id.index).collect();
+        assert_eq!(sent, expected, "from {start}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_sent_again_is_applied_once() {
     let dir = tempfile::tempdir().unwrap();
     let (_, mut machine) = open(&dir);
