@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::command::{Command, Outcome};
 use super::raft::LogStore;
-use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted};
+use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted, Number, Settled};
 use super::raft::file::{Change, Identity, Opened, RaftFile};
 use super::raft::machine::{Dropped, Machine, Published};
 use super::raft::members::Turns;
@@ -46,6 +46,8 @@ const ALONE_MAX: Duration = Duration::from_secs(30);
 const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 /// How often a coordinator that is not counted in asks to be.
 const ENLIST_RETRY: Duration = Duration::from_millis(500);
+/// How often the state is asked for that has a change which was settled.
+const SETTLE_RETRY: Duration = Duration::from_secs(1);
 /// Reads that wait for the same answer of the leader.
 const READS_MAX: usize = 10_000;
 /// So long it may take to be counted in before that is worth a warning.
@@ -268,13 +270,18 @@ impl Catalog {
         self.core().change(command).boxed().await
     }
 
-    /// Sees to it that a change that is not settled is made or never made;
-    /// returns which, and takes as long as there is no majority.
-    ///
-    /// # Errors
-    /// Why it was not made.
-    pub async fn settle(&self, id: Uuid) -> Result<Outcome, Error> {
-        self.core().settle(id).boxed().await
+    /// Sees to it that a change that is not settled is made or never made, and
+    /// says which. What is made, or not made, is seen here then. Takes as long as
+    /// there is no majority.
+    pub async fn settle(&self, change: Number) -> Settled {
+        let settled = self.core().settle(change).boxed().await;
+        while let Err(error) = self.catch_up().await {
+            if self.core().raft.metrics().has_changed().is_err() {
+                return Settled::Unknown(error);
+            }
+            tokio::time::sleep(SETTLE_RETRY).await;
+        }
+        settled
     }
 
     /// The coordinators of the cluster, by number.

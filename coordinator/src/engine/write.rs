@@ -14,7 +14,7 @@ use shoal_proto::{QueryId, WriteId};
 use super::ddl::{check_name, full_name, resolved};
 use super::many_rows::with_all_rows;
 use super::{Engine, Ingest, IngestMode, Parameters, Prepared, Scope};
-use crate::catalog::{ChangeError, Command, Outcome, WriteRecord};
+use crate::catalog::{ChangeError, Command, Outcome, Settled, WriteRecord};
 use crate::cluster::Cluster;
 use crate::sql::{Statement, TableOptions, plain_columns};
 use crate::write::{Staged, WriteProgress};
@@ -274,18 +274,26 @@ pub(super) async fn commit_staged(
     staged: Staged,
 ) -> Result<Outcome, Error> {
     match cluster.catalog().change(command).await {
+        Ok(Outcome::Done) => {
+            staged.committed();
+            Ok(Outcome::Done)
+        }
+        // Somebody else's segments are in, or nobody's.
         Ok(outcome) => {
-            if outcome == Outcome::Done {
-                staged.committed();
-            }
+            tokio::spawn(async move { staged.refused(cluster.catalog()).await });
             Ok(outcome)
         }
-        Err(ChangeError::Refused(error)) => Err(error),
-        Err(ChangeError::Unsettled { id, error }) => {
+        Err(ChangeError::Refused(error)) => {
+            tokio::spawn(async move { staged.refused(cluster.catalog()).await });
+            Err(error)
+        }
+        Err(ChangeError::Unsettled { change, error }) => {
             // The segments stay where they are until it is known.
             tokio::spawn(async move {
-                if matches!(cluster.catalog().settle(id).await, Ok(Outcome::Done)) {
-                    staged.committed();
+                match cluster.catalog().settle(change).await {
+                    Settled::Made(Outcome::Done) => staged.committed(),
+                    Settled::Made(_) | Settled::NotMade(_) => staged.refused(cluster.catalog()).await,
+                    Settled::Unknown(error) => staged.left(&error),
                 }
             });
             Err(error)

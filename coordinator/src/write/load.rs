@@ -81,6 +81,13 @@ impl Staged {
     pub fn committed(self) {
         self.names.names.lock().clear();
     }
+
+    /// Nobody knows whether the catalog names them: whoever looks after the
+    /// workers removes them where it does not.
+    pub fn left(self, why: &Error) {
+        let left = std::mem::take(&mut *self.names.names.lock());
+        tracing::warn!(write_id = %self.names.write, segments = left.len(), %why, "staged segments are left");
+    }
 }
 
 impl std::fmt::Debug for Staged {

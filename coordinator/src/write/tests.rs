@@ -258,6 +258,15 @@ async fn rows_without_a_key_are_dealt_evenly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_committed_is_left_and_not_protected_any_more() {
+    let fixture = Fixture::new(0).await;
+    let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();
+    staged.left(&crate::Error::Unavailable("nobody knows".to_owned()));
+    assert!(fixture.cluster.protected.lock().is_empty());
+    assert!(fixture.cluster.discarded.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn staged_segments_are_protected_until_dropped_then_discarded() {
     let fixture = Fixture::new(0).await;
     let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();

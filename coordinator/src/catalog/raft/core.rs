@@ -83,6 +83,24 @@ pub struct Enlisted {
     pub coordinator: CoordinatorId,
 }
 
+/// Under which a change is sent, each time that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Number {
+    id: Uuid,
+    since: u64,
+}
+
+/// What became of a change in the end.
+#[derive(Debug)]
+pub enum Settled {
+    /// It was made.
+    Made(Outcome),
+    /// Why it was not made, and never will be.
+    NotMade(Error),
+    /// Nobody knows, and nobody will.
+    Unknown(Error),
+}
+
 /// Why a change did not come about.
 #[derive(Debug)]
 pub enum ChangeError {
@@ -91,7 +109,7 @@ pub enum ChangeError {
     /// Nobody knows whether it was made, or still will be.
     Unsettled {
         /// What [`Core::settle`] needs.
-        id: Uuid,
+        change: Number,
         /// Why.
         error: Error,
     },
@@ -314,12 +332,15 @@ impl Core {
 
     async fn make(&self, term: Option<u64>, command: Command) -> Result<Outcome, ChangeError> {
         check_size(&command).map_err(ChangeError::Refused)?;
-        let proposal = Proposal { id: Uuid::new_v4(), from: self.me, term, command: Some(command) };
-        match self.propose(&proposal).await {
-            Ok(reply) => outcome(reply).map_err(ChangeError::Refused),
+        let change = self.number();
+        match self.propose(&self.proposal(change, term, Some(command))).await {
+            Ok(reply) => match outcome(reply) {
+                Some(outcome) => outcome.map_err(ChangeError::Refused),
+                None => Err(ChangeError::Unsettled { change, error: forgotten() }),
+            },
             Err(Unanswered { is_sent: true, why }) => {
                 let what = "; whether the change was made is not known: look before you try again";
-                Err(ChangeError::Unsettled { id: proposal.id, error: self.unreached(what, &why) })
+                Err(ChangeError::Unsettled { change, error: self.unreached(what, &why) })
             }
             Err(Unanswered { why, .. }) if why.code == ErrorCode::Unavailable => {
                 Err(ChangeError::Refused(self.unreached("; nothing was changed", &why)))
@@ -330,12 +351,18 @@ impl Core {
 
     /// Sees to it that a change that is not settled is made or never made.
     /// Takes as long as there is no majority.
-    pub async fn settle(&self, id: Uuid) -> Result<Outcome, Error> {
+    pub async fn settle(&self, change: Number) -> Settled {
         loop {
-            match self.propose(&Proposal { id, from: self.me, term: None, command: None }).await {
-                Ok(reply) => return outcome(reply),
+            match self.propose(&self.proposal(change, None, None)).await {
+                Ok(reply) => {
+                    return match outcome(reply) {
+                        Some(Ok(outcome)) => Settled::Made(outcome),
+                        Some(Err(error)) => Settled::NotMade(error),
+                        None => Settled::Unknown(forgotten()),
+                    };
+                }
                 Err(Unanswered { why, .. }) if self.raft.metrics().has_changed().is_err() => {
-                    return Err(why.into());
+                    return Settled::Unknown(why.into());
                 }
                 Err(Unanswered { why, .. }) => tracing::warn!(%why, "a change is not settled yet"),
             }
@@ -349,12 +376,20 @@ impl Core {
     /// # Errors
     /// `Unavailable` without a majority; `Invalid` where another one leads by now.
     pub async fn apply_all(&self, term: u64) -> Result<(), Error> {
-        let nothing = Proposal { id: Uuid::new_v4(), from: self.me, term: Some(term), command: None };
-        match self.propose(&nothing).await {
+        match self.propose(&self.proposal(self.number(), Some(term), None)).await {
             Ok(Reply::Abandoned) => Ok(()),
-            Ok(reply) => outcome(reply).map(drop),
+            Ok(reply) => outcome(reply).unwrap_or_else(|| Err(forgotten())).map(drop),
             Err(Unanswered { why, .. }) => Err(why.into()),
         }
+    }
+
+    /// A number for a change that is made from now on.
+    fn number(&self) -> Number {
+        Number { id: Uuid::new_v4(), since: self.published.applied.borrow().entries }
+    }
+
+    fn proposal(&self, Number { id, since }: Number, term: Option<u64>, command: Option<Command>) -> Proposal {
+        Proposal { id, from: self.me, since, term, command }
     }
 
     async fn propose(&self, proposal: &Proposal) -> Result<Reply, Unanswered> {
@@ -454,13 +489,21 @@ fn check_size(command: &Command) -> Result<(), Error> {
     )))
 }
 
-fn outcome(reply: Reply) -> Result<Outcome, Error> {
+/// What came of a change; none where nobody knows.
+fn outcome(reply: Reply) -> Option<Result<Outcome, Error>> {
     match reply {
-        Reply::Done(outcome) => Ok(outcome),
-        Reply::Refused(error) => Err(error.into()),
+        Reply::Done(outcome) => Some(Ok(outcome)),
+        Reply::Refused(error) => Some(Err(error.into())),
         Reply::Abandoned => {
-            Err(Error::Unavailable("the change was given up before a majority had it".to_owned()))
+            Some(Err(Error::Unavailable("the change was given up before a majority had it".to_owned())))
         }
-        Reply::Nothing => Err(Error::Internal("a change without an answer".to_owned())),
+        Reply::Forgotten | Reply::Nothing => None,
     }
+}
+
+fn forgotten() -> Error {
+    Error::Unavailable(
+        "the catalog has changed too often meanwhile to say whether the change was made: look before you try again"
+            .to_owned(),
+    )
 }

@@ -25,7 +25,7 @@ use crate::catalog::{CatalogError, State, disk};
 /// What snapshots are written as, and the newest that is read.
 const SNAPSHOT_FORMAT: u64 = 1;
 /// Commands whose replies are remembered. One that is sent again later than that
-/// many others would be applied twice; whoever sends again does so for seconds.
+/// many others is not applied, and its sender told that nobody knows.
 const RECENT_MAX: usize = 4_096;
 
 /// How often a snapshot that finds no room on the disk looks again.
@@ -73,38 +73,51 @@ impl Published {
 
 /// The replies to the newest commands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(from = "Vec<(Uuid, Reply)>", into = "Vec<(Uuid, Reply)>")]
+#[serde(from = "KeptRecent", into = "KeptRecent")]
 pub struct Recent {
     replies: HashMap<Uuid, Reply>,
-    order: VecDeque<Uuid>,
+    /// Oldest first, each with the entries of the log up to it.
+    order: VecDeque<(Uuid, u64)>,
+    /// Entries of the log up to the last one whose reply is not remembered.
+    forgotten: u64,
+}
+
+/// As it is in a snapshot.
+#[derive(Serialize, Deserialize)]
+struct KeptRecent {
+    replies: Vec<(Uuid, u64, Reply)>,
+    forgotten: u64,
 }
 
 impl Recent {
-    fn insert(&mut self, id: Uuid, reply: Reply) {
+    fn insert(&mut self, id: Uuid, entries: u64, reply: Reply) {
         self.replies.insert(id, reply);
-        self.order.push_back(id);
+        self.order.push_back((id, entries));
         while self.order.len() > RECENT_MAX {
-            if let Some(oldest) = self.order.pop_front() {
+            if let Some((oldest, entries)) = self.order.pop_front() {
                 self.replies.remove(&oldest);
+                self.forgotten = self.forgotten.max(entries);
             }
         }
     }
 }
 
-impl From<Vec<(Uuid, Reply)>> for Recent {
-    fn from(replies: Vec<(Uuid, Reply)>) -> Self {
-        let mut recent = Self::default();
-        for (id, reply) in replies {
-            recent.insert(id, reply);
+impl From<KeptRecent> for Recent {
+    fn from(kept: KeptRecent) -> Self {
+        let mut recent = Self { forgotten: kept.forgotten, ..Self::default() };
+        for (id, entries, reply) in kept.replies {
+            recent.insert(id, entries, reply);
         }
         recent
     }
 }
 
-impl From<Recent> for Vec<(Uuid, Reply)> {
-    fn from(mut recent: Recent) -> Self {
-        let order = std::mem::take(&mut recent.order);
-        order.into_iter().filter_map(|id| Some((id, recent.replies.remove(&id)?))).collect()
+impl From<Recent> for KeptRecent {
+    fn from(recent: Recent) -> Self {
+        let Recent { mut replies, order, forgotten } = recent;
+        let in_order =
+            order.into_iter().filter_map(|(id, entries)| Some((id, entries, replies.remove(&id)?)));
+        Self { replies: in_order.collect(), forgotten }
     }
 }
 
@@ -169,9 +182,12 @@ impl Applied {
                 self.membership = Membership::new(Some(entry.log_id), membership);
                 Reply::Nothing
             }
-            EntryPayload::Normal(Proposal { id, from, term, command }) => {
+            EntryPayload::Normal(Proposal { id, from, since, term, command }) => {
                 if let Some(reply) = self.recent.replies.get(&id) {
                     return reply.clone();
+                }
+                if since < self.recent.forgotten {
+                    return Reply::Forgotten;
                 }
                 // Nobody asks one that was removed what it stages.
                 let is_refused = state.is_dismissed(from);
@@ -187,7 +203,7 @@ impl Applied {
                     ),
                     Some(command) => state.apply(command).map_or_else(Reply::Refused, Reply::Done),
                 };
-                self.recent.insert(id, reply.clone());
+                self.recent.insert(id, entry.log_id.index + 1, reply.clone());
                 reply
             }
         }

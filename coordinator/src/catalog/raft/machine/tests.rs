@@ -58,7 +58,7 @@ async fn who_led_does_not_lead_on_after_a_restart() {
 
 fn entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
-    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, term: None, command }) }
+    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, since: index, term: None, command }) }
 }
 
 fn schema(name: &str) -> Option<Command> {
@@ -110,6 +110,42 @@ async fn what_is_given_up_is_never_applied_and_what_was_applied_is_not_given_up(
     assert_eq!(replies[2..], [Reply::Done(Outcome::Done), Reply::Done(Outcome::Done)]);
     let state = Arc::clone(&machine.published.state.borrow());
     assert!(state.has_schema("early") && !state.has_schema("late"));
+}
+
+/// An entry that was made when nothing was applied yet.
+fn old_entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
+    let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
+    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, since: 0, command }) }
+}
+
+#[tokio::test]
+async fn nobody_is_told_that_what_is_forgotten_was_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut machine) = open(&dir);
+    let id = Uuid::new_v4();
+    machine.apply([old_entry(1, id, schema("s"))]).await.unwrap();
+    let last = 1 + RECENT_MAX as u64;
+    let others = (2..last).map(|index| entry(index, Uuid::new_v4(), None));
+    machine.apply(others.collect::<Vec<_>>()).await.unwrap();
+    let remembered = machine.apply([old_entry(last, id, None)]).await.unwrap();
+    assert_eq!(remembered, [Reply::Done(Outcome::Done)]);
+    machine.apply([entry(last + 1, Uuid::new_v4(), None)]).await.unwrap();
+    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    is_forgotten(&mut machine, last + 2, id).await;
+    drop((log, machine));
+    let (_log, mut machine) = open(&dir);
+    is_forgotten(&mut machine, last + 2, id).await;
+}
+
+async fn is_forgotten(machine: &mut Machine, next: u64, id: Uuid) {
+    let entries = [
+        old_entry(next, id, None),
+        old_entry(next + 1, id, schema("again")),
+        entry(next + 2, Uuid::new_v4(), schema("new")),
+    ];
+    let replies = machine.apply(entries).await.unwrap();
+    assert_eq!(replies, [Reply::Forgotten, Reply::Forgotten, Reply::Done(Outcome::Done)]);
+    assert!(!machine.published.state.borrow().has_schema("again"));
 }
 
 #[tokio::test]
