@@ -151,14 +151,15 @@ impl Catalog {
                     let core = core.map(|core| (core.clone(), serve_reads(core)));
                     let raft = core.as_ref().ok().map(|(core, _)| core.raft.clone());
                     drop(started.send(core));
-                    stopped.cancelled().await;
-                    match raft {
-                        // It may wait for a disk that is full.
-                        Some(raft) => match tokio::time::timeout(SHUTDOWN_MAX, raft.shutdown()).await {
-                            Ok(ended) => ended.map_err(|error| error.to_string()),
-                            Err(_) => Err("it waits for its disk".to_owned()),
-                        },
-                        None => Ok(()),
+                    let Some(raft) = raft else { return Ok(()) };
+                    tokio::select! {
+                        () = stopped.cancelled() => {}
+                        why = end_of(&raft) => crash(&why),
+                    }
+                    // It may wait for a disk that is full.
+                    match tokio::time::timeout(SHUTDOWN_MAX, raft.shutdown()).await {
+                        Ok(ended) => ended.map_err(|error| error.to_string()),
+                        Err(_) => Err("it waits for its disk".to_owned()),
                     }
                 });
                 if let Err(error) = ended {
@@ -370,6 +371,22 @@ fn serve_reads(core: Core) -> mpsc::Sender<oneshot::Sender<Caught>> {
         }
     });
     reads
+}
+
+/// Waits until the consensus has ended, and says why.
+async fn end_of(raft: &Raft<TypeConfig>) -> String {
+    let mut metrics = raft.metrics();
+    match metrics.wait_for(|now| now.running_state.is_err()).await {
+        Ok(now) => now.running_state.as_ref().err().map(ToString::to_string).unwrap_or_default(),
+        Err(_) => "it panicked".to_owned(),
+    }
+}
+
+/// Ends the process: a coordinator without its consensus can neither read nor
+/// write, and the next start recovers what the disk holds.
+fn crash(why: &str) -> ! {
+    tracing::error!(why, "the catalog's consensus ended: ending, to recover at the next start");
+    std::process::abort()
 }
 
 async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Error> {

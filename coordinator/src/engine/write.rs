@@ -256,7 +256,7 @@ impl Engine {
                     fault::point(Step::WriteCommitted);
                     Ok(rows)
                 }
-                // Somebody else's segments are in: ours are discarded.
+                // Somebody else's segments are in.
                 Outcome::AlreadyWritten { rows } => Ok(rows),
                 Outcome::Unchanged | Outcome::Table(_) | Outcome::Coordinator(_) => Ok(0),
             }

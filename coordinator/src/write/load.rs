@@ -15,6 +15,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::shard_writer::{ShardRows, ShardWriter};
 use super::{RowShape, SegmentHolders, WriteProgress, stage};
 use crate::Error;
+use crate::catalog::Catalog;
 
 /// Rows that all writes of a coordinator hold together, unless configured.
 pub const BUFFER_BYTES_DEFAULT: usize = 384 * 1024 * 1024;
@@ -80,6 +81,19 @@ impl Staged {
     /// The catalog names the segments now; they are kept.
     pub fn committed(self) {
         self.names.names.lock().clear();
+    }
+
+    /// The catalog does not name them, and never will: they are discarded, once
+    /// the newest catalog says so, too.
+    pub async fn refused(self, catalog: &Catalog) {
+        if let Err(error) = catalog.catch_up().await {
+            self.left(&error);
+            return;
+        }
+        let state = catalog.snapshot();
+        if self.segments.iter().any(|segment| state.segment(&segment.name()).is_some()) {
+            self.committed();
+        }
     }
 
     /// Nobody knows whether the catalog names them: whoever looks after the

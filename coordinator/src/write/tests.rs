@@ -258,6 +258,30 @@ async fn rows_without_a_key_are_dealt_evenly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_catalog_names_is_not_discarded_whatever_the_answer_was() {
+    use crate::catalog::{Catalog, Command, WriteRecord};
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
+    let fixture = Fixture::new(0).await;
+    let table = table(2, &["k"]);
+    catalog.apply(Command::ReserveTable).await.unwrap();
+    let create = Command::CreateTable { table: table.clone(), if_not_exists: false, write: None };
+    catalog.apply(create).await.unwrap();
+    let (named, unnamed) = (rows(100, 10), rows(50, 10));
+    let named = fixture.write(&table, named).await.unwrap();
+    let unnamed = fixture.write(&table, unnamed).await.unwrap();
+    let write = WriteRecord { id: "w".into(), rows: named.rows };
+    let segments = named.segments.clone();
+    catalog.apply(Command::CommitWrite { write, table: table.id, segments, replace: false }).await.unwrap();
+    named.refused(&catalog).await;
+    assert!(fixture.cluster.discarded.lock().is_empty());
+    let count = unnamed.segments.len();
+    unnamed.refused(&catalog).await;
+    assert_eq!(fixture.cluster.discarded.lock().len(), count);
+    assert!(fixture.cluster.protected.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_may_be_committed_is_left_and_not_protected_any_more() {
     let fixture = Fixture::new(0).await;
     let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();

@@ -36,6 +36,23 @@ async fn a_closed_catalog_opens_as_it_was() {
     assert_eq!(again, Outcome::AlreadyWritten { rows: 10 });
 }
 
+#[tokio::test]
+async fn it_is_noticed_that_the_consensus_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = CatalogOptions {
+        dir: dir.path().to_owned(),
+        address: "http://127.0.0.1:1".to_owned(),
+        listening: std::net::Ipv4Addr::LOCALHOST.into(),
+        join: Vec::new(),
+        force_new_cluster: false,
+    };
+    let opened = RaftFile::open(&dir.path().join(FILE), &options.address).unwrap();
+    let core = start(opened, options).await.unwrap();
+    assert!(end_of(&core.raft).now_or_never().is_none());
+    core.raft.shutdown().await.unwrap();
+    assert!(!end_of(&core.raft).await.is_empty());
+}
+
 /// In its old term it would not know up to where its log was acknowledged.
 #[tokio::test]
 async fn each_start_leads_in_a_term_of_its_own() {
