@@ -253,6 +253,23 @@ async fn what_is_left_of_a_cluster_becomes_one_of_its_own() {
     assert!(catalog.snapshot().table_by_id(id).is_some());
     let members: Vec<_> = catalog.coordinators().into_iter().map(|it| (it.id, it.address)).collect();
     assert_eq!(members, [(1, "http://127.0.0.1:2".to_owned())]);
+    // The other one still has what it had: it is not taken in with that, nor is
+    // one of which this one never heard.
+    for coordinator in [2, 3] {
+        assert!(catalog.snapshot().is_dismissed(coordinator), "{coordinator}");
+        let request = Enlist {
+            coordinator: Some(coordinator),
+            address: "http://127.0.0.1:1".to_owned(),
+            may_forward: false,
+        };
+        let refused = catalog.consensus().enlist_here(&request).await.unwrap_err();
+        assert!(refused.message.contains("was removed from the cluster"), "{refused}");
+    }
+    assert!(!catalog.snapshot().is_dismissed(1));
+    let Ok(Outcome::Coordinator(next)) = catalog.apply(Command::ReserveCoordinator).await else {
+        panic!("no number");
+    };
+    assert!(!catalog.snapshot().is_dismissed(next) && next > 3, "{next}");
     with_table(&catalog).await;
     drop(catalog);
     let catalog = Catalog::alone(dir.path()).await.unwrap();

@@ -20,13 +20,16 @@ use super::types::{
     CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig,
 };
 use crate::Error;
-use crate::catalog::{CatalogError, State, disk};
+use crate::catalog::{CatalogError, Command, Outcome, State, disk};
 
 /// What snapshots are written as, and the newest that is read.
 const SNAPSHOT_FORMAT: u64 = 1;
 /// Commands whose replies are remembered. One that is sent again later than that
 /// many others is not applied, and its sender told that nobody knows.
 const RECENT_MAX: usize = 4_096;
+
+/// Numbers that lost coordinators may have given without this one.
+const NUMBERS_SKIPPED: u64 = 100;
 
 /// How often a snapshot that finds no room on the disk looks again.
 const ROOM_RETRY: Duration = Duration::from_secs(1);
@@ -242,6 +245,26 @@ impl Machine {
     /// `Internal` for a state that cannot be encoded.
     pub fn encoded(&self) -> Result<Vec<u8>, Error> {
         encode(&self.applied.state, &self.applied.recent)
+    }
+
+    /// Dismisses all coordinators but this one: those that may have come while
+    /// others led, too, whose numbers are not given again.
+    ///
+    /// # Errors
+    /// `Invalid` for a state that takes no such command.
+    pub fn dismiss_all_but(&mut self, me: CoordinatorId) -> Result<(), Error> {
+        let mut state = State::clone(&self.applied.state);
+        let mut last = me;
+        for _ in 0..NUMBERS_SKIPPED {
+            if let Outcome::Coordinator(number) = state.apply(Command::ReserveCoordinator)? {
+                last = last.max(number);
+            }
+        }
+        for coordinator in (1..=last).filter(|number| *number != me) {
+            state.apply(Command::DismissCoordinator { coordinator })?;
+        }
+        self.applied.state = Arc::new(state);
+        Ok(())
     }
 
     fn replace(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), Error> {

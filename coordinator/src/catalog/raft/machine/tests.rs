@@ -6,7 +6,6 @@ use openraft::{CommittedLeaderId, StorageError};
 use tempfile::TempDir;
 
 use super::*;
-use crate::catalog::command::{Command, Outcome};
 use crate::catalog::raft::file::Opened;
 use crate::catalog::raft::log::LogStore;
 
