@@ -114,7 +114,7 @@ async fn what_is_given_up_is_never_applied_and_what_was_applied_is_not_given_up(
 /// An entry that was made when nothing was applied yet.
 fn old_entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
-    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, since: 0, command }) }
+    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, since: 0, term: None, command }) }
 }
 
 #[tokio::test]

@@ -68,6 +68,14 @@ impl Consensus for Slow {
     async fn needs(&self, _: Request<Payload>) -> Reply {
         success()
     }
+
+    async fn rebalance(&self, _: Request<Payload>) -> Reply {
+        success()
+    }
+
+    async fn elect(&self, _: Request<Payload>) -> Reply {
+        success()
+    }
 }
 
 fn log_id(index: u64) -> LogId {
