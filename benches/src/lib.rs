@@ -19,6 +19,7 @@ pub mod point;
 pub mod process;
 pub mod report;
 pub mod rot;
+pub mod scale;
 pub mod scan;
 mod slow;
 pub mod slt;

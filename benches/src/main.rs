@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use shoal_benches::peers::PeerCommand;
-use shoal_benches::{chaos, failover, ingest, peers, point, rot, scan, tpch};
+use shoal_benches::{chaos, failover, ingest, peers, point, rot, scale, scan, tpch};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -36,6 +36,8 @@ enum Bench {
     Rot(rot::RotArgs),
     /// TPC-H with a worker killed, cut off or frozen half way, and what failover costs otherwise
     Failover(failover::FailoverArgs),
+    /// What a coordinator needs for many workers and segments, and what breaks first
+    Scale(scale::ScaleArgs),
     /// A process that a benchmark starts
     #[command(hide = true)]
     Peer {
@@ -75,6 +77,7 @@ fn run(bench: Bench) -> anyhow::Result<bool> {
             Bench::Chaos(args) => chaos::run(&args).await,
             Bench::Rot(args) => rot::run(&args).await,
             Bench::Failover(args) => failover::run(&args).await,
+            Bench::Scale(args) => scale::run(&args).await,
             Bench::Peer { .. } => Ok(true),
         }
     })

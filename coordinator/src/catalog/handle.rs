@@ -255,6 +255,15 @@ impl Catalog {
         self.core().settle(id).boxed().await
     }
 
+    /// Keeps the state as a snapshot now and removes the log before it: the next
+    /// start reads the one and need not apply the other.
+    ///
+    /// # Errors
+    /// Where that takes too long.
+    pub async fn compact(&self) -> Result<(), Error> {
+        self.core().compact().boxed().await
+    }
+
     /// The coordinators of the cluster, by number.
     pub fn coordinators(&self) -> Vec<Coordinator> {
         self.core().coordinators()
@@ -353,7 +362,9 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
     };
     let Identity { cluster, coordinator } = identity;
     let published = Published::new(&cluster);
+    let snapshot_bytes = opened.snapshot.as_ref().map_or(0, |snapshot| snapshot.data.len());
     let machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), published.clone())?;
+    tracing::info!(snapshot_bytes, entries = opened.entries.len(), "the catalog is read");
     let log = LogStore::new(&mut opened);
     let peers = Peers::new(channels, cluster.clone());
     let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));

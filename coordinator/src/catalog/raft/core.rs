@@ -33,6 +33,10 @@ const ENLIST_MAX: Duration = Duration::from_secs(90);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Entries that a coordinator may lack when it becomes a voter.
 const LAG_MAX: u64 = 10;
+/// How long a snapshot may take that is asked for.
+const COMPACT_MAX: Duration = Duration::from_secs(120);
+/// How often it is asked for again: while one is made, no other is begun.
+const COMPACT_RETRY: Duration = Duration::from_secs(1);
 /// How often who leads is asked for while nobody does.
 const LEADER_POLL: Duration = Duration::from_millis(50);
 
@@ -370,6 +374,30 @@ impl Core {
             Err(RaftError::APIError(_)) => Ok(Answer::NotLeader),
             Err(error) => Err(Failure::new(ErrorCode::Unavailable, error.to_string())),
         }
+    }
+
+    /// Keeps what was applied as a snapshot, and removes the log before it.
+    ///
+    /// # Errors
+    /// Where that takes too long, because the disk is full or very slow.
+    pub async fn compact(&self) -> Result<(), Error> {
+        let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
+        let metrics = self.raft.metrics();
+        let Some(applied) = metrics.borrow().last_applied else { return Ok(()) };
+        let deadline = Instant::now() + COMPACT_MAX;
+        loop {
+            self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
+            let wait = self.raft.wait(Some(COMPACT_RETRY));
+            match wait.metrics(|now| now.snapshot >= Some(applied), "a snapshot is kept").await {
+                Ok(_) => break,
+                Err(_) if Instant::now() < deadline => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        self.raft.trigger().purge_log(applied.index).await.map_err(|error| failed(&error))?;
+        let wait = self.raft.wait(Some(COMPACT_MAX));
+        let purged = wait.metrics(|now| now.purged >= Some(applied), "the log before it is removed").await;
+        purged.map(drop).map_err(|error| failed(&error))
     }
 
     /// Takes a coordinator in, or gives it a number first.
