@@ -119,7 +119,7 @@ impl SegmentWriter {
             rows: rows.num_rows() as u64,
             bytes: bytes.len() as u64,
             crc32c: checksum::crc32c(&bytes),
-            columns,
+            columns: columns.into(),
             replicas: Vec::new(),
         };
         Ok(EncodedSegment { segment, bytes })

@@ -15,7 +15,7 @@ use shoal_data::sample::{TpchTable, tpch_schema};
 use shoal_data::{
     ColumnStatistics, KeyHash, ReplicaCount, Segment, SegmentName, StatValue, Table, TableLayout,
 };
-use shoal_proto::{SegmentId, TableId, WorkerId};
+use shoal_proto::{SegmentId, WorkerId};
 
 /// The most segments of the table that queries are planned on.
 const LARGE_SEGMENTS: usize = 100_000;
@@ -182,7 +182,7 @@ fn segment(random: &mut StdRng, table: &Table, number: usize, shape: Shape) -> S
         rows: SEGMENT_ROWS + random.random_range(0..1_000),
         bytes: SEGMENT_BYTES + random.random_range(0..1_000_000),
         crc32c: random.random(),
-        columns: columns(random, number as f64 / shape.segments as f64),
+        columns: columns(random, number as f64 / shape.segments as f64).into(),
         replicas: table.placement.get(shard as usize).cloned().unwrap_or_default(),
     }
 }
@@ -225,6 +225,8 @@ fn columns(random: &mut StdRng, age: f64) -> Vec<ColumnStatistics> {
 
 #[cfg(test)]
 mod tests {
+    use shoal_proto::TableId;
+
     use super::*;
 
     #[test]

@@ -2,7 +2,6 @@
 //! to plan, to change the catalog and to give shards other workers, and what it
 //! costs at rest.
 
-use std::future::Future;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};

@@ -95,6 +95,20 @@ struct Core {
     leads_in: Option<u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
+    /// Beats told something since the workers were shown last.
+    is_stale: bool,
+    /// For what no shard needed another place, when that was looked at last.
+    settled: Option<Settled>,
+}
+
+/// All that the places of shards follow from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Settled {
+    /// Of the catalog.
+    version: u64,
+    /// Of the live workers.
+    generation: u64,
+    leave: BTreeSet<WorkerId>,
 }
 
 /// Orders that wait for a worker's next beat.

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId};
@@ -107,7 +108,7 @@ pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
         }
     }
     let mut groups: Vec<Group<'_>> =
-        groups.into_iter().map(|(placement, tables)| Group::new(placement, tables)).collect();
+        groups.into_iter().map(|(placement, tables)| Group::new(state, placement, tables)).collect();
     let mut load: BTreeMap<&WorkerId, u64> = workers.iter().map(|worker| (&worker.id, 0)).collect();
     for group in &groups {
         for (shard, bytes) in group.placement.iter().zip(&group.bytes) {
@@ -143,21 +144,25 @@ fn best_move<'a>(
     let mean = load.values().sum::<u64>() as f64 / load.len() as f64;
     let mut by_load: Vec<(u64, &'a WorkerId)> = load.iter().map(|(id, bytes)| (*bytes, *id)).collect();
     by_load.sort_unstable();
+    let is_even = |gap: u64| gap == 0 || (gap as f64) < mean * UNEVEN_MIN;
+    if is_even(by_load.last()?.0 - by_load.first()?.0) {
+        return None;
+    }
+    let held = held_shards(groups);
     for &(most, from) in by_load.iter().rev() {
+        let Some(of_from) = held.get(from) else { continue };
         for &(least, to) in &by_load {
             let gap = most.saturating_sub(least);
-            if gap == 0 || (gap as f64) < mean * UNEVEN_MIN {
+            if is_even(gap) {
                 break;
             }
             // More would swing the other way.
             let bytes_max = gap / 4 * 3;
-            let movable = groups.iter().enumerate().flat_map(|(index, group)| {
-                let shards = group.placement.iter().zip(&group.bytes).enumerate();
-                let can_move = shards.filter(|(_, (workers, _))| may_move(workers, from, to, zones));
-                can_move.map(move |(shard, (_, bytes))| (*bytes, index, shard))
-            });
-            let (fitting, too_large): (Vec<_>, Vec<_>) =
-                movable.filter(|(bytes, ..)| *bytes > 0).partition(|(bytes, ..)| *bytes <= bytes_max);
+            let movable = of_from
+                .iter()
+                .copied()
+                .filter(|(_, index, shard)| may_move(&groups[*index].placement[*shard], from, to, zones));
+            let (fitting, too_large): (Vec<_>, Vec<_>) = movable.partition(|(bytes, ..)| *bytes <= bytes_max);
             let Some((bytes, index, shard)) = fitting.into_iter().max() else { continue };
             // Beside large shards, crumbs are not worth a move.
             if too_large.is_empty() || bytes >= gap / CRUMB {
@@ -168,13 +173,28 @@ fn best_move<'a>(
     None
 }
 
+/// The shards with rows that each worker holds: their bytes, and which of which
+/// group they are.
+fn held_shards<'a>(groups: &'a [Group<'_>]) -> HashMap<&'a WorkerId, Vec<(u64, usize, usize)>> {
+    let mut held: HashMap<&WorkerId, Vec<(u64, usize, usize)>> = HashMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        for (shard, (workers, bytes)) in group.placement.iter().zip(&group.bytes).enumerate() {
+            for worker in workers.iter().filter(|_| *bytes > 0) {
+                held.entry(worker).or_default().push((*bytes, index, shard));
+            }
+        }
+    }
+    held
+}
+
 /// Copies on workers that should not hold them, where all that should have
 /// theirs. A table that is to be everywhere has none too many but on workers that
 /// `leave`: the others are about to be given their part.
 pub fn surplus(state: &State, live: &LiveWorkers, leave: &BTreeSet<WorkerId>) -> Vec<Command> {
     let mut surplus: BTreeMap<(TableId, &WorkerId), Vec<SegmentId>> = BTreeMap::new();
     for table in state.tables() {
-        for segment in &table.segments {
+        let facts = state.facts(table);
+        for segment in facts.surplus().iter().filter_map(|place| table.segments.get(*place as usize)) {
             let strangers = segment.replicas.iter().filter(|worker| {
                 !table.should_hold(segment.shard, worker)
                     && (table.layout.replicas != ReplicaCount::All || leave.contains(worker))
@@ -209,23 +229,23 @@ pub fn changes(state: &State, command: &Command) -> Vec<Moved> {
     moved.collect()
 }
 
-type Groups<'a> = BTreeMap<&'a Vec<Vec<WorkerId>>, Vec<&'a Table>>;
+type Groups<'a> = BTreeMap<&'a Vec<Vec<WorkerId>>, Vec<&'a Arc<Table>>>;
 
 /// Tables whose shards lie alike, and stay so.
 struct Group<'a> {
     before: &'a Vec<Vec<WorkerId>>,
     placement: Vec<Vec<WorkerId>>,
-    tables: Vec<&'a Table>,
+    tables: Vec<&'a Arc<Table>>,
     /// Of each shard, over all tables.
     bytes: Vec<u64>,
 }
 
 impl<'a> Group<'a> {
-    fn new(before: &'a Vec<Vec<WorkerId>>, tables: Vec<&'a Table>) -> Self {
+    fn new(state: &State, before: &'a Vec<Vec<WorkerId>>, tables: Vec<&'a Arc<Table>>) -> Self {
         let mut bytes = vec![0; before.len()];
-        for segment in tables.iter().flat_map(|table| &table.segments) {
-            if let Some(bytes) = bytes.get_mut(segment.shard as usize) {
-                *bytes += segment.bytes;
+        for table in &tables {
+            for (bytes, more) in bytes.iter_mut().zip(state.facts(table).shard_bytes()) {
+                *bytes += more;
             }
         }
         Self { before, placement: before.clone(), tables, bytes }

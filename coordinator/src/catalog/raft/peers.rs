@@ -70,21 +70,21 @@ impl Peers {
         limit: Duration,
     ) -> Result<T, Failure> {
         let json = serde_json::to_vec(request).map_err(|error| unreadable(&error))?;
-        self.send((to, address), call, json, limit).await
+        self.send((to, address), call, (json, Vec::new()), limit).await
     }
 
     async fn send<T: DeserializeOwned>(
         &self,
         (to, address): (Option<CoordinatorId>, &str),
         call: Call,
-        json: Vec<u8>,
+        (json, data): (Vec<u8>, Vec<u8>),
         limit: Duration,
     ) -> Result<T, Failure> {
         let mut client = ConsensusClient::new(self.channels.get(address)?)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let to = to.unwrap_or_default();
-        let payload = Payload { cluster: self.cluster.clone(), json: json.into(), to };
+        let payload = Payload { cluster: self.cluster.clone(), json: json.into(), to, data: data.into() };
         let asked = async {
             match call {
                 Call::Append => client.append(payload).await,
@@ -140,11 +140,11 @@ impl Peer {
     async fn ask<T: DeserializeOwned, E: std::error::Error + DeserializeOwned>(
         &self,
         call: Call,
-        json: Vec<u8>,
+        (json, data): (Vec<u8>, Vec<u8>),
         option: &RPCOption,
     ) -> Result<T, Failed<E>> {
         let answer: Result<Result<T, RaftError<CoordinatorId, E>>, Failure> =
-            self.peers.send((Some(self.target), &self.address), call, json, option.hard_ttl()).await;
+            self.peers.send((Some(self.target), &self.address), call, (json, data), option.hard_ttl()).await;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(refused)) => Err(RPCError::RemoteError(RemoteError::new(self.target, refused))),
@@ -168,15 +168,17 @@ impl RaftNetwork<TypeConfig> for Peer {
         if json.len() > MESSAGE_BYTES_MAX / 2 && entries > 1 {
             return Err(RPCError::PayloadTooLarge(PayloadTooLarge::new_entries_hint(entries / 2)));
         }
-        self.ask(Call::Append, json, &option).await
+        self.ask(Call::Append, (json, Vec::new()), &option).await
     }
 
     async fn install_snapshot(
         &mut self,
-        request: InstallSnapshotRequest<TypeConfig>,
+        mut request: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<CoordinatorId>, Failed<InstallSnapshotError>> {
-        self.ask(Call::InstallSnapshot, encode(&request)?, &option).await
+        // As JSON each byte would be a number of up to three digits.
+        let data = std::mem::take(&mut request.data);
+        self.ask(Call::InstallSnapshot, (encode(&request)?, data), &option).await
     }
 
     async fn vote(
@@ -184,7 +186,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: VoteRequest<CoordinatorId>,
         option: RPCOption,
     ) -> Result<VoteResponse<CoordinatorId>, Failed<openraft::error::Infallible>> {
-        self.ask(Call::Vote, encode(&request)?, &option).await
+        self.ask(Call::Vote, (encode(&request)?, Vec::new()), &option).await
     }
 
     fn backoff(&self) -> Backoff {
