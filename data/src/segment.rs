@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 use uuid::Uuid;
 
-use crate::DataError;
+use crate::{DataError, PackedStatistics};
 
 /// The name by which plans and nodes speak of a segment. It says nothing of
 /// where the bytes are: `table/shard/segment.parquet`.
@@ -58,14 +58,28 @@ impl FromStr for SegmentName {
             return Err(wrong());
         };
         let segment = file.strip_suffix(".parquet").ok_or_else(wrong)?;
-        let name = Self {
+        // One name, one spelling: "+1", "01" or an upper-case id are refused. Plans
+        // of many segments are read name by name, so nothing is written out for it.
+        if ![table, shard].into_iter().all(is_plain_number) || !is_plain_id(segment) {
+            return Err(wrong());
+        }
+        Ok(Self {
             table: TableId(table.parse().map_err(|_| wrong())?),
             shard: shard.parse().map_err(|_| wrong())?,
             segment: SegmentId(Uuid::parse_str(segment).map_err(|_| wrong())?),
-        };
-        // One name, one spelling: "+1", "01" or an upper-case id are refused.
-        (name.to_string() == text).then_some(name).ok_or_else(wrong)
+        })
     }
+}
+
+/// Whether a number is written as this program writes it.
+fn is_plain_number(text: &str) -> bool {
+    let has_other = text.bytes().any(|byte| !byte.is_ascii_digit());
+    !text.is_empty() && !has_other && (text == "0" || !text.starts_with('0'))
+}
+
+/// Whether an id is written as this program writes it.
+fn is_plain_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// One immutable Parquet file of one shard, as the catalog records it.
@@ -84,7 +98,7 @@ pub struct Segment {
     /// CRC-32C of the whole file.
     pub crc32c: u32,
     /// One entry for each column of the table, in their order.
-    pub columns: Vec<ColumnStatistics>,
+    pub columns: PackedStatistics,
     /// The workers on which it is durable.
     pub replicas: Vec<WorkerId>,
 }
@@ -225,6 +239,11 @@ mod tests {
             format!("+7/3/{}.parquet", name.segment),
             format!("7/3/{}.parquet/..", name.segment),
             format!("7/3/{}.csv", name.segment),
+            format!("7//{}.parquet", name.segment),
+            format!("7/3x/{}.parquet", name.segment),
+            format!("7/99999999999/{}.parquet", name.segment),
+            format!("7/3/{}.parquet", name.segment.0.hyphenated()),
+            format!("7/00/{}.parquet", name.segment),
             format!("7/3/{}.parquet", name.segment.to_string().to_uppercase()),
         ] {
             assert!(wrong.parse::<SegmentName>().is_err(), "{wrong} was taken");

@@ -17,4 +17,4 @@ pub use raft::core::{Answer, ChangeError, Coordinator, Enlist, Number, Settled};
 pub use raft::machine::Dropped;
 pub use raft::peers::Call;
 pub use raft::types::{CoordinatorId, Proposal, TypeConfig};
-pub use state::{CatalogError, State};
+pub use state::{CatalogError, ColumnBounds, State, TableFacts};

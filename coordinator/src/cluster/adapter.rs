@@ -14,7 +14,7 @@ use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::disk::Disk;
+use super::disk::{Disk, Fill};
 use super::events::{Event, Events};
 use super::given_up::{GivenUp, GivenUps};
 use super::going::Going;
@@ -107,6 +107,22 @@ struct Core {
     leads_in: Option<u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
+    /// Beats told something since the workers were shown last.
+    is_stale: bool,
+    /// For what no shard needed another place, when that was looked at last.
+    settled: Option<Settled>,
+}
+
+/// All that the places of shards follow from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Settled {
+    /// Of the catalog.
+    version: u64,
+    /// Of the live workers.
+    generation: u64,
+    leave: BTreeSet<WorkerId>,
+    /// Of those that can take shards.
+    disks: Vec<(Fill, Disk)>,
 }
 
 /// A copy that was ordered.
@@ -189,9 +205,8 @@ impl Cluster {
     pub async fn workers_have_joined(&self) {
         let give_up = self.started + JOIN_WITHIN;
         let mut live = self.watch();
-        let all_joined = live.wait_for(|live| {
-            self.catalog.snapshot().workers().all(|known| live.get(&known.id).is_some())
-        });
+        let all_joined = live
+            .wait_for(|live| self.catalog.snapshot().workers().all(|known| live.get(&known.id).is_some()));
         // Some may be gone for good.
         let _all_or_late = tokio::time::timeout_at(give_up.into(), all_joined).await;
     }

@@ -127,7 +127,8 @@ impl Engine {
         if done.is_empty() {
             session.notice(format!("nothing to compact in {schema_name}.{name}"));
         }
-        let left = self.catalog().table_by_id(id).map_or(0, |table| compaction::left(table));
+        let snapshot = self.catalog();
+        let left = snapshot.table_by_id(id).map_or(0, |table| compaction::left(&snapshot.facts(table)));
         if left > 0 {
             session.notice(format!(
                 "{left} of {shards} shards of {schema_name}.{name} have small segments left: workers that hold them are \
@@ -145,7 +146,8 @@ impl Engine {
                 let Some(table) = snapshot.table_by_id(id) else {
                     return Err(Error::NotFound("the table was dropped while it was compacted".into()));
                 };
-                let Some(compaction) = compaction::asked(table, shard, &self.cluster.live()) else { break };
+                let facts = snapshot.facts(table);
+                let Some(compaction) = compaction::asked(&facts, shard, &self.cluster.live()) else { break };
                 match self.compact(compaction).await? {
                     Some(compacted) => done.push(compacted),
                     None if changes < CHANGES_MAX => {

@@ -30,6 +30,10 @@ const CHANGE_MAX: Duration = Duration::from_secs(10);
 const READ_MAX: Duration = Duration::from_secs(5);
 /// After so long another coordinator is looked for.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a snapshot may take that is asked for.
+const COMPACT_MAX: Duration = Duration::from_secs(120);
+/// How often it is asked for again: while one is made, no other is begun.
+const COMPACT_RETRY: Duration = Duration::from_secs(1);
 /// How often who leads is asked for while nobody does.
 const LEADER_POLL: Duration = Duration::from_millis(50);
 /// Bytes of one change: it must reach a majority before anything else does.
@@ -388,7 +392,12 @@ impl Core {
         Number { id: Uuid::new_v4(), since: self.published.applied.borrow().entries }
     }
 
-    fn proposal(&self, Number { id, since }: Number, term: Option<u64>, command: Option<Command>) -> Proposal {
+    fn proposal(
+        &self,
+        Number { id, since }: Number,
+        term: Option<u64>,
+        command: Option<Command>,
+    ) -> Proposal {
         Proposal { id, from: self.me, since, term, command }
     }
 
@@ -466,6 +475,30 @@ impl Core {
             Err(RaftError::APIError(_)) => Ok(Answer::NotLeader),
             Err(error) => Err(Failure::new(ErrorCode::Unavailable, error.to_string())),
         }
+    }
+
+    /// Keeps what was applied as a snapshot, and removes the log before it.
+    ///
+    /// # Errors
+    /// Where that takes too long, because the disk is full or very slow.
+    pub async fn compact(&self) -> Result<(), Error> {
+        let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
+        let metrics = self.raft.metrics();
+        let Some(applied) = metrics.borrow().last_applied else { return Ok(()) };
+        let deadline = Instant::now() + COMPACT_MAX;
+        loop {
+            self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
+            let wait = self.raft.wait(Some(COMPACT_RETRY));
+            match wait.metrics(|now| now.snapshot >= Some(applied), "a snapshot is kept").await {
+                Ok(_) => break,
+                Err(_) if Instant::now() < deadline => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        self.raft.trigger().purge_log(applied.index).await.map_err(|error| failed(&error))?;
+        let wait = self.raft.wait(Some(COMPACT_MAX));
+        let purged = wait.metrics(|now| now.purged >= Some(applied), "the log before it is removed").await;
+        purged.map(drop).map_err(|error| failed(&error))
     }
 
     /// Whether it knows who leads.
