@@ -110,12 +110,12 @@ struct Core {
     /// Beats told something since the workers were shown last.
     is_stale: bool,
     /// For what no shard needed another place, when that was looked at last.
-    settled: Option<Settled>,
+    at_rest: Option<AtRest>,
 }
 
 /// All that the places of shards follow from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Settled {
+struct AtRest {
     /// Of the catalog.
     version: u64,
     /// Of the live workers.

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use shoal_data::SegmentName;
 use shoal_proto::WorkerId;
 
-use super::{Cluster, Core, Ordered, Settled, candidates};
+use super::{AtRest, Cluster, Core, Ordered, candidates};
 use crate::catalog::{Command, Dropped, Outcome, State, WorkerRecord};
 use crate::cluster::disk::fills;
 use crate::cluster::events::EventKind;
@@ -128,16 +128,16 @@ impl Cluster {
         let Some(term) = self.core.lock().leads_in else { return };
         // The same follows from the same: to look at a large catalog takes a while.
         let disks = fills(&workers).into_iter().zip(workers.iter().map(|worker| worker.disk.rounded()));
-        let settled = Settled {
+        let at_rest = AtRest {
             version: state.version,
             generation: live.generation,
             leave: self.leaving(),
             disks: disks.collect(),
         };
-        if self.core.lock().settled.as_ref() == Some(&settled) {
+        if self.core.lock().at_rest.as_ref() == Some(&at_rest) {
             return;
         }
-        let leave = &settled.leave;
+        let leave = &at_rest.leave;
         let mut commands = moves::mend(&state, &workers, leave);
         if commands.is_empty() {
             commands = moves::surplus(&state, &live, leave);
@@ -151,7 +151,7 @@ impl Cluster {
             commands = moves::even_out(&state, &workers);
         }
         if commands.is_empty() {
-            self.core.lock().settled = Some(settled);
+            self.core.lock().at_rest = Some(at_rest);
             return;
         }
         self.carry_out(term, &state, commands).await;
