@@ -134,12 +134,36 @@ pub enum StatValue {
     Int(i64),
     /// Unsigned integers.
     UInt(u64),
-    /// Finite floats.
+    /// Finite floats, as text: numbers in JSON are read back a little off.
+    #[serde(with = "exact_float")]
     Float(f64),
     /// The unscaled value of a decimal, as text.
     Decimal(String),
     /// Text of at most [`TEXT_BYTES_MAX`].
     Text(String),
+}
+
+mod exact_float {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        /// By versions that wrote numbers.
+        Number(f64),
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match Written::deserialize(deserializer)? {
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+            Written::Number(number) => Ok(number),
+        }
+    }
 }
 
 /// Longer text is not kept as a bound.
@@ -278,5 +302,23 @@ mod tests {
         }
         assert_eq!(StatValue::from_scalar(&ScalarValue::Float64(Some(f64::NAN))), None);
         assert_eq!(StatValue::from_scalar(&ScalarValue::Utf8(Some("x".repeat(257)))), None);
+    }
+
+    #[test]
+    fn floats_are_read_back_bit_for_bit() {
+        let mut bits = 1_u64;
+        let made = std::iter::from_fn(|| {
+            // Knuth's generator.
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            Some(f64::from_bits(bits))
+        });
+        let floats = made.filter(|float| float.is_finite()).take(10_000);
+        for float in floats.chain([0.0, -0.0, 0.1, f64::MIN_POSITIVE, f64::MAX, f64::MIN, 5e-324]) {
+            let json = serde_json::to_string(&StatValue::Float(float)).unwrap();
+            let StatValue::Float(read) = serde_json::from_str(&json).unwrap() else { panic!("{json}") };
+            assert_eq!(read.to_bits(), float.to_bits(), "{json}");
+        }
+        // As it was written before.
+        assert_eq!(serde_json::from_str::<StatValue>("{\"float\":0.5}").unwrap(), StatValue::Float(0.5));
     }
 }

@@ -195,7 +195,10 @@ impl Replicator {
         let done = self.fetch_once(name, &request, &urgent).await;
         self.0.under_way.lock().remove(&name);
         done?;
-        self.0.reporters.fetched(name);
+        // What is about to be removed is as good as gone.
+        if !self.0.leaving.lock().contains(&name) {
+            self.0.reporters.fetched(name);
+        }
         Ok(Some(result))
     }
 

@@ -88,6 +88,8 @@ struct Core {
     /// What writes that are under way stage, and where.
     protected: HashMap<WriteId, HashMap<SegmentName, Vec<WorkerId>>>,
     waiting: HashMap<WorkerId, Waiting>,
+    /// The newest join of each worker: of which process, and its number there.
+    joined: HashMap<WorkerId, (String, u64)>,
     /// Those of segments that nobody ever saw, until they are repeated.
     again: Vec<(Instant, WorkerId, SegmentName)>,
     fetching: HashMap<WorkerId, HashMap<SegmentName, Ordered>>,

@@ -65,6 +65,13 @@ impl Cluster {
         // Others wait for the lock.
         state.tables().for_each(|table| state.facts(table).prepare());
         let mut core = self.core.lock();
+        if let Some((incarnation, newest)) = core.joined.get(&id)
+            && *incarnation == request.incarnation
+            && *newest > request.number
+        {
+            return Err(Error::Unavailable(format!("worker `{id}` has joined again since")));
+        }
+        core.joined.insert(id.clone(), (request.incarnation.clone(), request.number));
         // In this order: a write that ends in between is in the catalog.
         let protected: HashSet<_> =
             core.protected.values().flat_map(|staged| staged.keys()).copied().collect();
@@ -108,6 +115,9 @@ impl Cluster {
         let waiting = core.waiting.get_mut(&id);
         if !waiting.is_some_and(|waiting| std::mem::take(&mut waiting.is_reporting)) {
             core.forget(&id);
+        }
+        if let Some(ordered) = core.fetching.get_mut(&id) {
+            ordered.retain(|name, _| !reconciled.discard.contains(name));
         }
         if is_to_report {
             core.waiting.entry(id.clone()).or_default().report = true;
@@ -206,7 +216,8 @@ impl Cluster {
         // Before what waits: what a newer leader may see otherwise is not ordered.
         let term = self.catalog.term();
         let coordinators = self.coordinator_urls();
-        let plain = Orders { coordinators, term, ..self.word_on_drain(&core, &id) };
+        let after_join = core.joined.get(&id).map_or(0, |(_, number)| *number);
+        let plain = Orders { coordinators, term, after_join, ..self.word_on_drain(&core, &id) };
         let Some(waiting) = core.waiting.get_mut(&id) else {
             return plain;
         };

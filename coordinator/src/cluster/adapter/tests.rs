@@ -262,6 +262,22 @@ async fn a_copy_that_nobody_ordered_counts_once_its_worker_says_that_it_is_there
 }
 
 #[tokio::test]
+async fn orders_say_which_join_they_rest_on_and_a_join_that_was_overtaken_says_nothing() {
+    let cluster = cluster().await;
+    let join = |number: u64| JoinRequest { number, ..request("w1", &[]) };
+    cluster.join(join(2)).await.unwrap();
+    let stream = cluster.open_stream();
+    assert_eq!(beat(&cluster, "w1", stream).after_join, 2);
+    let late = cluster.join(join(1)).await.unwrap_err().to_string();
+    assert!(late.contains("has joined again since"), "{late}");
+    assert_eq!(live(&cluster), ["w1"], "it is as it was");
+    cluster.join(join(3)).await.unwrap();
+    assert_eq!(beat(&cluster, "w1", stream).after_join, 3);
+    // Another process counts from the beginning.
+    cluster.join(JoinRequest { incarnation: "two".to_owned(), ..join(1) }).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_worker_without_its_files_is_not_read_from() {
     let cluster = cluster().await;
     let id = with_table(&cluster).await;
