@@ -86,6 +86,8 @@ pub(super) struct Stub {
     is_heard: AtomicBool,
     /// The newest term of the coordinators that it has heard of.
     term: AtomicU64,
+    /// How often it has joined.
+    joins: AtomicU64,
 }
 
 impl Stub {
@@ -101,6 +103,7 @@ impl Stub {
             counts: Arc::clone(counts),
             is_heard: AtomicBool::new(false),
             term: AtomicU64::new(0),
+            joins: AtomicU64::new(0),
         });
         let running = Arc::clone(&stub);
         let task = tokio::spawn(async move { running.run().await });
@@ -156,7 +159,7 @@ impl Stub {
             tokio::select! {
                 _ = ticks.tick() => {}
                 received = orders.message() => {
-                    let Some(received) = received? else { bail!("the coordinator ended the stream") };
+                    let Some(mut received) = received? else { bail!("the coordinator ended the stream") };
                     if received.rejoin {
                         return Ok(());
                     }
@@ -166,6 +169,10 @@ impl Stub {
                     }
                     self.is_heard.store(true, Ordering::Relaxed);
                     self.term.fetch_max(received.term, Ordering::Relaxed);
+                    if received.after_join < self.joins.load(Ordering::Relaxed) {
+                        // It is about to hear of what is here.
+                        received.discard.clear();
+                    }
                     let report = received.report;
                     fetched = self.obey(received);
                     if report {
@@ -212,6 +219,7 @@ impl Stub {
             cluster: self.cluster.clone(),
             drain: false,
             term: self.term.load(Ordering::Relaxed),
+            number: self.joins.fetch_add(1, Ordering::Relaxed) + 1,
         };
         let joined = timeout(JOIN_MAX, client.join(request)).await.context("no answer to the join")?;
         let mut reply = joined?.into_inner();
