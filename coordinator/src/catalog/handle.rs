@@ -421,7 +421,8 @@ async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Erro
     let path = opened.file.path().to_owned();
     let turns = Turns::new(tokio::runtime::Handle::current());
     let proposals = TaskTracker::new();
-    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns, proposals };
+    let core =
+        Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns, proposals };
     let voters = core.raft.with_raft_state(|state| {
         state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>()
     });

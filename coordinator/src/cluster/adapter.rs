@@ -191,9 +191,8 @@ impl Cluster {
     pub async fn workers_have_joined(&self) {
         let give_up = self.started + JOIN_WITHIN;
         let mut live = self.watch();
-        let all_joined = live.wait_for(|live| {
-            self.catalog.snapshot().workers().all(|known| live.get(&known.id).is_some())
-        });
+        let all_joined = live
+            .wait_for(|live| self.catalog.snapshot().workers().all(|known| live.get(&known.id).is_some()));
         // Some may be gone for good.
         let _all_or_late = tokio::time::timeout_at(give_up.into(), all_joined).await;
     }

@@ -57,7 +57,10 @@ async fn who_led_does_not_lead_on_after_a_restart() {
 
 fn entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
-    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, since: index, term: None, command }) }
+    Entry {
+        log_id,
+        payload: EntryPayload::Normal(Proposal { id, from: 1, since: index, term: None, command }),
+    }
 }
 
 fn schema(name: &str) -> Option<Command> {
@@ -175,7 +178,7 @@ async fn a_coordinator_that_was_removed_writes_nothing() {
 async fn what_a_leader_decided_holds_in_its_term_only() {
     let dir = tempfile::tempdir().unwrap();
     let (_, mut machine) = open(&dir);
-    // Entries of these tests are of term 1.
+    let now = term_of(&CommittedLeaderId::new(1, 1));
     let decided_in = |index: u64, term: u64, name: &str| {
         let mut entry = entry(index, Uuid::new_v4(), schema(name));
         if let EntryPayload::Normal(proposal) = &mut entry.payload {
@@ -183,11 +186,14 @@ async fn what_a_leader_decided_holds_in_its_term_only() {
         }
         entry
     };
-    let replies = machine.apply([decided_in(1, 1, "now"), decided_in(2, 0, "late")]).await.unwrap();
+    let replies = machine
+        .apply([decided_in(1, now, "now"), decided_in(2, now - 1, "late"), decided_in(3, 1, "early")])
+        .await
+        .unwrap();
     assert_eq!(replies[0], Reply::Done(Outcome::Done));
     assert!(matches!(replies[1], Reply::Refused(_)), "{replies:?}");
     let state = Arc::clone(&machine.published.state.borrow());
-    assert!(state.has_schema("now") && !state.has_schema("late"));
+    assert!(state.has_schema("now") && !state.has_schema("late") && !state.has_schema("early"));
 }
 
 #[tokio::test]
