@@ -93,7 +93,10 @@ async fn what_is_sent_again_is_applied_once() {
     assert_eq!(replies[..2], [Reply::Done(Outcome::Done), Reply::Done(Outcome::Done)]);
     assert!(matches!(replies[2], Reply::Refused(_)), "{replies:?}");
     assert_eq!(machine.published.state.borrow().version, 1);
-    assert_eq!(*machine.published.applied.borrow(), Position { entries: 4, term: term_of(&CommittedLeaderId::new(1, 1)) });
+    assert_eq!(
+        *machine.published.applied.borrow(),
+        Position { entries: 4, term: term_of(&CommittedLeaderId::new(1, 1)) }
+    );
 }
 
 #[tokio::test]
