@@ -16,5 +16,5 @@ pub use handle::{Catalog, CatalogOptions};
 pub use raft::core::{Answer, ChangeError, Coordinator, Enlist, Number, Settled};
 pub use raft::machine::Dropped;
 pub use raft::peers::Call;
-pub use raft::types::{CoordinatorId, Proposal, TypeConfig};
+pub use raft::types::{CoordinatorId, Proposal, TypeConfig, shown_term};
 pub use state::{CatalogError, ColumnBounds, State, TableFacts};

@@ -27,6 +27,8 @@ pub const SCHEMA_DEFAULT: &str = "public";
 /// Writes whose ids are remembered: a write repeated later than that many
 /// others is taken for a new one.
 pub const WRITES_MAX: usize = 10_000;
+/// No coordinator gets a greater number.
+pub const COORDINATORS_MAX: u64 = (1 << 20) - 1;
 
 /// Why a command was refused. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -198,8 +200,12 @@ impl State {
                 Ok(Outcome::Table(id))
             }
             Command::ReserveCoordinator => {
-                self.last_coordinator = self.last_coordinator.max(1) + 1;
-                Ok(Outcome::Coordinator(self.last_coordinator))
+                let next = self.last_coordinator.max(1) + 1;
+                if next > COORDINATORS_MAX {
+                    return Err(CatalogError::Invalid("no number is left for a coordinator".to_owned()));
+                }
+                self.last_coordinator = next;
+                Ok(Outcome::Coordinator(next))
             }
             Command::DismissCoordinator { coordinator } => {
                 let is_new = self.dismissed.insert(coordinator);

@@ -17,7 +17,7 @@ use shoal_proto::WorkerId;
 use shoal_proto::cluster::ScrubProgress;
 
 use crate::Error;
-use crate::catalog::{Coordinator, State};
+use crate::catalog::{Coordinator, State, shown_term};
 use crate::cluster::arriving::arriving;
 use crate::cluster::repair::has;
 use crate::cluster::{Cluster, GivenUp};
@@ -67,7 +67,7 @@ impl SystemTables {
         let columns = match name {
             "coordinators" => {
                 let catalog = self.cluster.catalog();
-                coordinators(&catalog.coordinators(), catalog.term())
+                coordinators(&catalog.coordinators(), shown_term(catalog.term()))
             }
             "workers" => self.workers(snapshot),
             "tables" => tables(snapshot),

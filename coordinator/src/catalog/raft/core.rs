@@ -19,7 +19,7 @@ use super::file::to_json;
 use super::machine::Published;
 use super::members::Turns;
 use super::peers::{Call, Peers};
-use super::types::{CoordinatorId, Proposal, Reply, TypeConfig};
+use super::types::{CoordinatorId, Proposal, Reply, TypeConfig, term_of};
 use crate::Error;
 use crate::catalog::command::{Command, Outcome};
 use crate::catalog::disk;
@@ -184,7 +184,7 @@ impl Core {
     pub fn is_leader(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
-        metrics.state == ServerState::Leader && metrics.current_term == self.term()
+        metrics.state == ServerState::Leader && term_of(&metrics.vote.leader_id) == self.term()
     }
 
     /// The newest term of a leader of which something was applied here.

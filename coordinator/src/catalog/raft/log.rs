@@ -85,7 +85,7 @@ impl LogStore {
     pub fn new(opened: &mut Opened) -> Self {
         let me = opened.identity.as_ref().map(|identity| identity.coordinator);
         let leads_no_more = |vote: Vote| match me {
-            Some(me) if vote.leader_id.voted_for == Some(me) => Vote { committed: false, ..vote },
+            Some(me) if vote.leader_id.node_id == me => Vote { committed: false, ..vote },
             _ => vote,
         };
         let mut log = Log {

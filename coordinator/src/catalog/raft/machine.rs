@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::file::{KeptSnapshot, RaftFile};
 use super::types::{
-    CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig,
+    CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig, term_of,
 };
 use crate::Error;
 use crate::catalog::{CatalogError, Command, Outcome, State, disk};
@@ -150,7 +150,7 @@ impl Applied {
                 }
                 // Nobody asks one that was removed what it stages.
                 let is_refused = state.is_dismissed(from);
-                let is_late = term.is_some_and(|term| term != entry.log_id.leader_id.term);
+                let is_late = term.is_some_and(|term| term != term_of(&entry.log_id.leader_id));
                 let reply = match command {
                     // It may rest on what was so under the leader before.
                     _ if is_late => Reply::Refused(CatalogError::Invalid(
@@ -247,7 +247,7 @@ impl Machine {
         let version = state.version;
         let dropped = dropped.into_iter().map(|segment| Dropped { version, segment });
         self.published.dropped.lock().extend(dropped);
-        let position = |last: LogId| Position { entries: last.index + 1, term: last.leader_id.term };
+        let position = |last: LogId| Position { entries: last.index + 1, term: term_of(&last.leader_id) };
         let applied = self.applied.last.map(position).unwrap_or_default();
         self.published.applied.send_replace(applied);
     }

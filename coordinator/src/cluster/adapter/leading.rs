@@ -8,7 +8,7 @@ use futures::future::join_all;
 use shoal_data::SegmentName;
 
 use super::Cluster;
-use crate::catalog::{Call, Coordinator};
+use crate::catalog::{Call, Coordinator, shown_term};
 use crate::cluster::going::Needs;
 
 /// How long another coordinator may take to say what it needs.
@@ -53,7 +53,7 @@ impl Cluster {
             core.fetching.clear();
             core.silences.clear();
             if leads.is_some() {
-                tracing::info!(term, "this coordinator looks after the workers now");
+                tracing::info!(term = shown_term(term), "this coordinator looks after the workers now");
                 // Also those that have not beaten yet, or are suspected: they may by and by.
                 for worker in core.membership.members() {
                     core.waiting.entry(worker.clone()).or_default().report = true;

@@ -96,7 +96,10 @@ async fn what_is_sent_again_is_applied_once() {
     assert_eq!(replies[..2], [Reply::Done(Outcome::Done), Reply::Done(Outcome::Done)]);
     assert!(matches!(replies[2], Reply::Refused(_)), "{replies:?}");
     assert_eq!(machine.published.state.borrow().version, 1);
-    assert_eq!(*machine.published.applied.borrow(), Position { entries: 4, term: 1 });
+    assert_eq!(
+        *machine.published.applied.borrow(),
+        Position { entries: 4, term: term_of(&CommittedLeaderId::new(1, 1)) }
+    );
 }
 
 #[tokio::test]
@@ -181,7 +184,7 @@ async fn a_coordinator_that_was_removed_writes_nothing() {
 async fn what_a_leader_decided_holds_in_its_term_only() {
     let dir = tempfile::tempdir().unwrap();
     let (_, mut machine) = open(&dir);
-    // Entries of these tests are of term 1.
+    let now = term_of(&CommittedLeaderId::new(1, 1));
     let decided_in = |index: u64, term: u64, name: &str| {
         let mut entry = entry(index, Uuid::new_v4(), schema(name));
         if let EntryPayload::Normal(proposal) = &mut entry.payload {
@@ -189,11 +192,14 @@ async fn what_a_leader_decided_holds_in_its_term_only() {
         }
         entry
     };
-    let replies = machine.apply([decided_in(1, 1, "now"), decided_in(2, 0, "late")]).await.unwrap();
+    let replies = machine
+        .apply([decided_in(1, now, "now"), decided_in(2, now - 1, "late"), decided_in(3, 1, "early")])
+        .await
+        .unwrap();
     assert_eq!(replies[0], Reply::Done(Outcome::Done));
     assert!(matches!(replies[1], Reply::Refused(_)), "{replies:?}");
     let state = Arc::clone(&machine.published.state.borrow());
-    assert!(state.has_schema("now") && !state.has_schema("late"));
+    assert!(state.has_schema("now") && !state.has_schema("late") && !state.has_schema("early"));
 }
 
 #[tokio::test]
