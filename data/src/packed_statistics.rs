@@ -325,16 +325,19 @@ mod tests {
             prop_assert_eq!(packed.len(), columns.len());
             prop_assert_eq!(packed.iter().collect::<Vec<_>>(), columns.clone());
             for (index, column) in columns.iter().enumerate() {
-                prop_assert_eq!(packed.get(index).as_ref(), Some(column));
+                prop_assert_eq!(packed.get(index), Some(column.clone()));
                 prop_assert_eq!(packed.nulls(index), Some(column.nulls));
                 prop_assert_eq!(&packed.min(index), &column.min);
                 prop_assert_eq!(&packed.max(index), &column.max);
             }
             prop_assert_eq!(packed.get(columns.len()), None);
             let json = serde_json::to_string(&packed).unwrap();
-            prop_assert_eq!(&json, &serde_json::to_string(&columns).unwrap());
-            prop_assert_eq!(&serde_json::from_str::<PackedStatistics>(&json).unwrap(), &packed);
-            prop_assert_eq!(&PackedStatistics::from_bytes(packed.as_bytes()), &packed);
+            let plain = serde_json::to_string(&columns).unwrap();
+            prop_assert_eq!(&json, &plain);
+            let read: PackedStatistics = serde_json::from_str(&json).unwrap();
+            prop_assert_eq!(&read, &packed);
+            let read = PackedStatistics::from_bytes(packed.as_bytes());
+            prop_assert_eq!(&read, &packed);
         }
 
         #[test]

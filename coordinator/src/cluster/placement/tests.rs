@@ -346,7 +346,7 @@ fn where_a_look_says_that_all_is_right_nothing_moves() {
                 (_, Ok(fewest)) => ReplicaCount::Count(fewest),
                 (_, Err(_)) => ReplicaCount::Count(1),
             };
-            let slowly = rehomed(&table, &workers, &leave);
+            let slowly = super::rehomed(&table, &workers, &leave);
             were_right += usize::from(slowly.is_none());
             assert_eq!(rehome(&table, &workers, &leave), slowly, "seed {seed}, {table:?}");
         }

@@ -268,7 +268,10 @@ fn what_is_missing_and_what_is_needed_is_what_a_look_at_everything_says() {
         let worker = WorkerId::from("w3");
         let strange = segment(TableId(1), 0, "w1").name();
         let mut held: HashMap<SegmentName, u64> = HashMap::from([(strange, 100)]);
-        for segment in segments.iter().filter(|_| random.random_bool(0.6)) {
+        for segment in &segments {
+            if !random.random_bool(0.6) {
+                continue;
+            }
             let bytes = if random.random_bool(0.9) { segment.bytes } else { 1 };
             held.insert(segment.name(), bytes);
         }
