@@ -140,14 +140,20 @@ impl Engine {
     async fn compact_all(&self, id: TableId, shards: u32, done: &mut Vec<Compacted>) -> Result<(), Error> {
         for shard in 0..shards {
             let mut changes = 0;
-            loop {
+            let found = self.catalog();
+            // Each time there is one less; what is written meanwhile is for the next time.
+            let mut left = found.table_by_id(id).map_or(0, |table| table.shard_segments(shard).count());
+            while left > 0 {
                 let snapshot = self.catalog();
                 let Some(table) = snapshot.table_by_id(id) else {
                     return Err(Error::NotFound("the table was dropped while it was compacted".into()));
                 };
                 let Some(compaction) = compaction::asked(table, shard, &self.cluster.live()) else { break };
                 match self.compact(compaction).await? {
-                    Some(compacted) => done.push(compacted),
+                    Some(compacted) => {
+                        done.push(compacted);
+                        left -= 1;
+                    }
                     None if changes < CHANGES_MAX => {
                         changes += 1;
                         tokio::time::sleep(CHANGE_PAUSE).await;

@@ -155,7 +155,7 @@ async fn again(clients: &Clients, ticket: &QueryTicket) -> Result<Pending, Statu
     let engine = &clients.engine;
     let session = engine.passing_session(&asked.user()?, &asked.settings()?).map_err(status)?;
     let prepared = engine.prepare(&session, asked.sql()).await.map_err(status)?;
-    if !prepared.returns_rows() {
+    if !prepared.is_query() {
         return Err(invalid(
             "a ticket is for a query, and this statement changes something; run it as a statement",
         ));

@@ -470,7 +470,8 @@ async fn write(cluster: &Cluster, write: i64) {
 
 #[test]
 fn a_leader_killed_while_it_compacts_leaves_it_to_the_next_one() {
-    let obedient = Obedient::start(ClusterOptions { coordinators: 3, ..options(3) });
+    let coordinator_args = vec!["--compaction=on".to_owned()];
+    let obedient = Obedient::start(ClusterOptions { coordinators: 3, coordinator_args, ..options(3) });
     let cluster = &obedient.cluster;
     let _logs = cluster.show_logs_on_failure();
     run(async {
