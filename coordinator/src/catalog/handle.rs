@@ -19,7 +19,8 @@ use uuid::Uuid;
 
 use super::command::{Command, Outcome};
 use super::raft::LogStore;
-use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted, Number, Settled};
+use super::raft::changes::{ChangeError, Number, Settled};
+use super::raft::core::{Coordinator, Core, Enlist, Enlisted};
 use super::raft::file::{Change, Identity, Opened, RaftFile};
 use super::raft::machine::{Dropped, Machine, Published};
 use super::raft::members::Turns;

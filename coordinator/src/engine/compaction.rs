@@ -13,7 +13,7 @@ use shoal_proto::{QueryId, TableId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::ddl::full_name;
+use super::names::full_name;
 use super::write::commit_staged;
 use super::{Engine, Prepared};
 use crate::catalog::{Command, Outcome};
@@ -131,7 +131,8 @@ impl Engine {
         if left > 0 {
             session.notice(format!(
                 "{left} of {shards} shards of {schema_name}.{name} have small segments left: workers that hold them are \
-                 away or have little room, or their copies move or are still to be made; try again later"
+                 away or have little room, their copies move or are still to be made, or they were written meanwhile; try \
+                 again later"
             ));
         }
         Ok(0)

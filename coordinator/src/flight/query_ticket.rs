@@ -30,7 +30,7 @@ pub(super) struct QueryTicket {
     /// Under which the coordinator that made it keeps the plan.
     #[prost(string, tag = "2")]
     pub(super) handle: String,
-    /// What to run where there is no plan; none where that would be too long.
+    /// What to run where there is no plan; none where that cannot be told.
     #[prost(message, optional, tag = "3")]
     pub(super) asked: Option<Asked>,
 }

@@ -2,14 +2,13 @@
 //! removed, shards get workers that can hold them, and copies that are missing
 //! are made.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use shoal_proto::WorkerId;
 
 use super::{Cluster, Core, Ordered, candidates};
-use crate::catalog::{Command, Dropped, Outcome, State, WorkerRecord};
+use crate::catalog::{Command, Dropped, Outcome, State};
 use crate::cluster::events::EventKind;
 use crate::cluster::given_up::{GivenUp, News};
 use crate::cluster::moves::{self, Moved};
@@ -105,25 +104,9 @@ impl Cluster {
         let state = self.catalog.snapshot();
         let workers = candidates(&live, &state);
         let Some(term) = self.core.lock().leads_in else { return };
-        let leave = self.leaving();
-        let mut commands = moves::mend(&state, &workers, &leave);
-        if commands.is_empty() {
-            commands = moves::surplus(&state, &live, &leave);
-        }
-        let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
-        // Evenness can wait until all that are expected are here and complete.
-        if commands.is_empty()
-            && state.workers().all(is_there)
-            && repair::missing(&state, &live, 1, |_, _, _| false).is_empty()
-        {
-            commands = moves::even_out(&state, &workers);
-        }
+        let leave = self.core.lock().given_up.leaving();
+        let commands = moves::due(&state, &live, &workers, &leave);
         self.carry_out(term, &state, commands).await;
-    }
-
-    /// Those whose shards should leave them.
-    pub(super) fn leaving(&self) -> BTreeSet<WorkerId> {
-        self.core.lock().given_up.all().map(|(id, _)| id.clone()).collect()
     }
 
     /// Carries out what was decided on in this state by the leader of this term, and
