@@ -439,8 +439,16 @@ fn tell_newest(opened: &Opened, coordinator: CoordinatorId) {
     let of_log = opened.entries.values().next_back().map(|entry| entry.log_id);
     let of_snapshot = opened.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
     let newest = of_log.max(of_snapshot);
-    let (last_term, last_index) = newest.map_or((0, 0), |newest| (newest.leader_id.term, newest.index));
-    tracing::info!(coordinator, last_term, last_index, "the catalog of this coordinator is opened");
+    // In this order one is newer than another: a term of openraft may have had several leaders.
+    let (last_term, last_leader, last_index) =
+        newest.map_or((0, 0, 0), |newest| (newest.leader_id.term, newest.leader_id.node_id, newest.index));
+    tracing::info!(
+        coordinator,
+        last_term,
+        last_leader,
+        last_index,
+        "the catalog of this coordinator is opened"
+    );
 }
 
 /// Nobody else can lead: there is nothing to wait for.

@@ -148,9 +148,9 @@ impl Engine {
                 field.name()
             )));
         }
+        self.cluster.workers_have_joined().await;
         let workers = self.cluster.live().workers.len();
         let layout = complete_layout(options, &columns, workers)?;
-        self.cluster.workers_have_joined().await;
         let placement = self.cluster.place(&layout)?;
         if let Some(notice) = placement.notice {
             session.notice(notice);
