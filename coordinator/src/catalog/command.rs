@@ -207,7 +207,7 @@ impl Command {
     /// How many segments it brings.
     pub fn segments(&self) -> usize {
         match self {
-            Self::CommitWrite { segments, .. } => segments.len(),
+            Self::CommitWrite { segments, .. } | Self::Compact { new: segments, .. } => segments.len(),
             Self::CreateTable { table, .. } | Self::ReplaceTable { table, .. } => table.segments.len(),
             _ => 0,
         }

@@ -19,7 +19,8 @@ use uuid::Uuid;
 
 use super::command::{Command, Outcome};
 use super::raft::LogStore;
-use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted, Number, Settled};
+use super::raft::changes::{ChangeError, Number, Settled};
+use super::raft::core::{Coordinator, Core, Enlist, Enlisted};
 use super::raft::file::{Change, Identity, Opened, RaftFile};
 use super::raft::machine::{Dropped, Machine, Published};
 use super::raft::members::Turns;
@@ -450,8 +451,16 @@ fn tell_newest(opened: &Opened, coordinator: CoordinatorId) {
     let of_log = opened.entries.values().next_back().map(|(entry, _)| entry.log_id);
     let of_snapshot = opened.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
     let newest = of_log.max(of_snapshot);
-    let (last_term, last_index) = newest.map_or((0, 0), |newest| (newest.leader_id.term, newest.index));
-    tracing::info!(coordinator, last_term, last_index, "the catalog of this coordinator is opened");
+    // In this order one is newer than another: a term of openraft may have had several leaders.
+    let (last_term, last_leader, last_index) =
+        newest.map_or((0, 0, 0), |newest| (newest.leader_id.term, newest.leader_id.node_id, newest.index));
+    tracing::info!(
+        coordinator,
+        last_term,
+        last_leader,
+        last_index,
+        "the catalog of this coordinator is opened"
+    );
 }
 
 /// Has snapshots made, and the log removed before them, for as long as there is a

@@ -147,9 +147,6 @@ struct Waiting {
     is_reporting: bool,
 }
 
-/// How long after a state without it a segment is among those that were dropped.
-const DROPPED_WITHIN: Duration = Duration::from_millis(20);
-
 /// The term of an order that holds in every term: nobody ever saw the segment.
 const ANY_TERM: u64 = u64::MAX;
 
@@ -251,9 +248,7 @@ impl Cluster {
 
     /// Workers that are being drained: others get the work where they can.
     pub fn drained(&self) -> BTreeSet<WorkerId> {
-        let core = self.core.lock();
-        let drained = core.given_up.all().filter(|(_, why)| *why != GivenUp::Dead);
-        drained.map(|(worker, _)| worker.clone()).collect()
+        self.core.lock().given_up.drained()
     }
 
     /// Workers that are slower than the others.
@@ -417,13 +412,7 @@ fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
 #[async_trait]
 impl Locate for Cluster {
     async fn locate(&self, name: &SegmentName) -> Result<Located, Failure> {
-        let mut segment = self.named(name);
-        if segment.is_none() {
-            // It may be dropped this very moment.
-            tokio::time::sleep(DROPPED_WITHIN).await;
-            segment = self.named(name);
-        }
-        let segment = segment.ok_or_else(|| {
+        let segment = self.named(name).ok_or_else(|| {
             Failure::new(ErrorCode::NotFound, format!("segment {name} is not in the catalog (any more)"))
         })?;
         let live = self.live();

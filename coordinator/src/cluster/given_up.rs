@@ -49,9 +49,15 @@ impl GivenUps {
         self.why.get(worker).copied()
     }
 
-    /// All of them.
-    pub fn all(&self) -> impl Iterator<Item = (&WorkerId, GivenUp)> {
-        self.why.iter().map(|(worker, why)| (worker, *why))
+    /// All of them: their shards should leave them.
+    pub fn leaving(&self) -> BTreeSet<WorkerId> {
+        self.why.keys().cloned().collect()
+    }
+
+    /// Those that are or were emptied because somebody wished it.
+    pub fn drained(&self) -> BTreeSet<WorkerId> {
+        let drained = self.why.iter().filter(|(_, why)| **why != GivenUp::Dead);
+        drained.map(|(worker, _)| worker.clone()).collect()
     }
 
     /// Looks again. Where more than half of those that hold something are away, it

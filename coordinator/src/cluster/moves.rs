@@ -16,8 +16,8 @@ use shoal_proto::{SegmentId, TableId, WorkerId};
 use super::disk::{Fill, fills, weights};
 use super::membership::LiveWorkers;
 use super::placement::{Candidate, rehome};
-use super::repair::has_all_copies;
-use crate::catalog::{Command, State};
+use super::repair::{has_all_copies, missing};
+use crate::catalog::{Command, State, WorkerRecord};
 
 /// Shards that are moved at a time for evenness alone.
 const MOVES_MAX: usize = 4;
@@ -53,6 +53,35 @@ impl fmt::Display for Moved {
             (true, _) => write!(f, "{table}, shard {shard}: also on {}", names(to)),
         }
     }
+}
+
+/// What is to be done now: what `leave` makes necessary or there is too little
+/// of, then what is too much, and when all that is done, what is uneven.
+pub fn due(
+    state: &State,
+    live: &LiveWorkers,
+    workers: &[Candidate],
+    leave: &BTreeSet<WorkerId>,
+) -> Vec<Command> {
+    let mut commands = mend(state, workers, leave);
+    if commands.is_empty() {
+        commands = surplus(state, live, leave);
+    }
+    let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
+    // Evenness can wait until all that are expected are here and complete.
+    if commands.is_empty()
+        && state.workers().all(is_there)
+        && missing(state, live, 1, |_, _, _| false).is_empty()
+    {
+        commands = even_out(state, workers);
+    }
+    commands
+}
+
+/// The same without waiting for anybody.
+pub fn at_once(state: &State, workers: &[Candidate], leave: &BTreeSet<WorkerId>) -> Vec<Command> {
+    let mended = mend(state, workers, leave);
+    if mended.is_empty() { even_out(state, workers) } else { mended }
 }
 
 /// Where tables have too few or too many copies, or copies on workers that

@@ -236,9 +236,11 @@ impl Machine {
         Ok(())
     }
 
-    /// Shows the state to everybody, and then what it does not have any more.
+    /// Shows the state to everybody, and what it does not have any more.
     fn publish(&self, dropped: Vec<Arc<Segment>>) {
         let state = &self.applied.state;
+        // Held meanwhile: whoever has seen the state finds all that it dropped.
+        let mut all_dropped = self.published.dropped.lock();
         self.published.state.send_if_modified(|current| {
             let changed = !Arc::ptr_eq(current, state);
             *current = Arc::clone(state);
@@ -246,7 +248,8 @@ impl Machine {
         });
         let version = state.version;
         let dropped = dropped.into_iter().map(|segment| Dropped { version, segment });
-        self.published.dropped.lock().extend(dropped);
+        all_dropped.extend(dropped);
+        drop(all_dropped);
         let position = |last: LogId| Position { entries: last.index + 1, term: term_of(&last.leader_id) };
         let applied = self.applied.last.map(position).unwrap_or_default();
         self.published.applied.send_replace(applied);

@@ -88,9 +88,7 @@ impl Cluster {
             reconciled.adopt.clear();
             reconciled.discard.clear();
         } else {
-            // What was dropped a moment ago is not retired yet.
-            let is_read = self.pins.oldest().is_some_and(|oldest| oldest < state.version);
-            if is_read || self.catalog.coordinators().len() > 1 {
+            if self.catalog.coordinators().len() > 1 {
                 // Others, also those that only follow, may stage or read them: they are asked first.
                 for name in std::mem::take(&mut reconciled.discard) {
                     core.going.unknown(name, state.version, id.clone());

@@ -2,7 +2,7 @@
 //! removed, shards get workers that can hold them, and copies that are missing
 //! are made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -10,7 +10,7 @@ use shoal_data::SegmentName;
 use shoal_proto::WorkerId;
 
 use super::{AtRest, Cluster, Core, Ordered, candidates};
-use crate::catalog::{Command, Dropped, Outcome, State, WorkerRecord};
+use crate::catalog::{Command, Dropped, Outcome, State};
 use crate::cluster::disk::fills;
 use crate::cluster::events::EventKind;
 use crate::cluster::given_up::{GivenUp, News};
@@ -131,35 +131,18 @@ impl Cluster {
         let at_rest = AtRest {
             version: state.version,
             generation: live.generation,
-            leave: self.leaving(),
+            leave: self.core.lock().given_up.leaving(),
             disks: disks.collect(),
         };
         if self.core.lock().at_rest.as_ref() == Some(&at_rest) {
             return;
         }
-        let leave = &at_rest.leave;
-        let mut commands = moves::mend(&state, &workers, leave);
-        if commands.is_empty() {
-            commands = moves::surplus(&state, &live, leave);
-        }
-        let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
-        // Evenness can wait until all that are expected are here and complete.
-        if commands.is_empty()
-            && state.workers().all(is_there)
-            && repair::missing(&state, &live, 1, |_, _, _| false).is_empty()
-        {
-            commands = moves::even_out(&state, &workers);
-        }
+        let commands = moves::due(&state, &live, &workers, &at_rest.leave);
         if commands.is_empty() {
             self.core.lock().at_rest = Some(at_rest);
             return;
         }
         self.carry_out(term, &state, commands).await;
-    }
-
-    /// Those whose shards should leave them.
-    pub(super) fn leaving(&self) -> BTreeSet<WorkerId> {
-        self.core.lock().given_up.all().map(|(id, _)| id.clone()).collect()
     }
 
     /// Carries out what was decided on in this state by the leader of this term, and
