@@ -10,7 +10,9 @@ use futures::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::Server;
 
-use crate::channel::{CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES};
+use crate::channel::{
+    CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
+};
 
 /// Bytes that the headers of one request may take; strangers control them.
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
@@ -24,6 +26,7 @@ pub fn builder() -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
         .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_concurrent_streams(CONCURRENT_STREAMS_MAX)
 }

@@ -79,6 +79,8 @@ pub struct Cluster {
     rates: CopyRates,
     /// Something may need repair.
     changed: Notify,
+    /// Copies wait for a worker.
+    ordered: watch::Sender<()>,
     streams: AtomicU64,
 }
 
@@ -134,7 +136,7 @@ struct Ordered {
     is_urgent: bool,
 }
 
-/// Orders that wait for a worker's next beat.
+/// Orders that wait for a worker's next beat; copies do not wait for that.
 #[derive(Debug, Default)]
 struct Waiting {
     /// By segment: the term in which it was decided. Who leads in a newer one
@@ -165,6 +167,7 @@ impl Cluster {
             core: Mutex::default(),
             outliers: Mutex::default(),
             changed: Notify::new(),
+            ordered: watch::Sender::default(),
             streams: AtomicU64::new(0),
         }
     }
@@ -192,6 +195,11 @@ impl Cluster {
     /// The live workers now.
     pub fn live(&self) -> Arc<LiveWorkers> {
         Arc::clone(&self.live.borrow())
+    }
+
+    /// Follows what is ordered: a wake-up whenever copies wait for a worker.
+    pub fn watch_orders(&self) -> watch::Receiver<()> {
+        self.ordered.subscribe()
     }
 
     /// Follows the live workers: a wake-up at each change.

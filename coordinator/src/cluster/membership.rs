@@ -290,10 +290,15 @@ impl Membership {
         if changed { Heard::Changed } else { Heard::Same }
     }
 
+    /// Whether this is the stream on which the worker beats.
+    pub fn beats_on(&self, id: &WorkerId, stream: StreamNumber) -> bool {
+        self.members.get(id).is_some_and(|member| member.stream == Some(stream))
+    }
+
     /// The stream broke: the worker is lost at once, unless it has a newer
     /// stream. Whether it was lost by this.
     pub fn disconnected(&mut self, id: &WorkerId, stream: StreamNumber) -> bool {
-        let current = self.members.get(id).is_some_and(|member| member.stream == Some(stream));
+        let current = self.beats_on(id, stream);
         if current {
             self.members.remove(id);
             self.generation += 1;

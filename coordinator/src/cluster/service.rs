@@ -10,6 +10,7 @@ use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::cluster_server::{Cluster as ClusterRpc, ClusterServer};
 use shoal_proto::cluster::{Beat, JoinReply, JoinRequest, LocateReply, LocateRequest, Location, Orders};
 use shoal_proto::{Failure, WorkerId};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -43,28 +44,40 @@ struct Listening {
     cluster: Arc<Cluster>,
     stop: CancellationToken,
     beats: Streaming<Beat>,
+    ordered: watch::Receiver<()>,
     stream: StreamNumber,
     worker: Option<WorkerId>,
 }
 
 impl Listening {
-    /// The orders for the next beat; none when the stream is over.
+    /// The orders for the next beat, or copies that are ordered before it comes;
+    /// none when the stream is over.
     async fn next(&mut self) -> Option<Result<Orders, Status>> {
-        let beat = tokio::select! {
-            beat = self.beats.message() => beat,
-            () = self.stop.cancelled() => return None,
-        };
-        match beat {
-            Ok(Some(beat)) => {
-                self.worker = Some(WorkerId::new(beat.worker.clone()));
-                Some(Ok(self.cluster.beat(self.stream, beat)))
-            }
-            Ok(None) => None,
-            Err(status) => {
-                tracing::debug!(worker = ?self.worker, %status, "heartbeat stream broke");
-                None
-            }
+        loop {
+            let beat = tokio::select! {
+                beat = self.beats.message() => beat,
+                Ok(()) = self.ordered.changed() => match self.copies() {
+                    Some(orders) => return Some(Ok(orders)),
+                    None => continue,
+                },
+                () = self.stop.cancelled() => return None,
+            };
+            return match beat {
+                Ok(Some(beat)) => {
+                    self.worker = Some(WorkerId::new(beat.worker.clone()));
+                    Some(Ok(self.cluster.beat(self.stream, beat)))
+                }
+                Ok(None) => None,
+                Err(status) => {
+                    tracing::debug!(worker = ?self.worker, %status, "heartbeat stream broke");
+                    None
+                }
+            };
         }
+    }
+
+    fn copies(&self) -> Option<Orders> {
+        self.cluster.copies_for(self.worker.as_ref()?, self.stream)
     }
 }
 
@@ -98,6 +111,7 @@ impl ClusterRpc for ClusterService {
             cluster: Arc::clone(&self.cluster),
             stop: self.stop.clone(),
             beats: request.into_inner(),
+            ordered: self.cluster.watch_orders(),
             stream: self.cluster.open_stream(),
             worker: None,
         };

@@ -112,6 +112,11 @@ impl Beating {
                         return Ok(());
                     }
                     heard_at = Instant::now();
+                    if received.unasked {
+                        // It may not have heard of this worker's wishes yet.
+                        self.obey(received.term, received.fetch, &[]);
+                        continue;
+                    }
                     let discard: &[String] =
                         if self.is_overtaken(&received) { &[] } else { &received.discard };
                     let is_newest = self.obey(received.term, received.fetch, discard);

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use shoal_data::shard_store::{LocalSegments, ReportDamage};
 use shoal_data::{DataDir, SegmentName};
@@ -19,6 +20,8 @@ use shoal_proto::server::{self, Incoming};
 use shoal_proto::{ErrorCode, SegmentId, TableId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
@@ -26,6 +29,8 @@ use crate::identity::Identity;
 
 /// Some time for a busy machine.
 const SOON: Duration = Duration::from_secs(20);
+/// Some beats, and less than a coordinator may be silent.
+const SILENT: Duration = Duration::from_millis(500);
 
 /// From where on a coordinator hears everything and answers nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,10 +46,14 @@ enum MuteFrom {
 #[derive(Clone, Default)]
 struct Coordinator {
     mute_from: MuteFrom,
+    /// Whether it answers no beat any more.
+    is_mute: Arc<AtomicBool>,
     /// What it says of who there is.
     list: Arc<Mutex<Vec<String>>>,
     /// What it answers to the next beats.
     orders: Arc<Mutex<VecDeque<Orders>>>,
+    /// What it sends besides.
+    unasked: Arc<Mutex<Option<mpsc::UnboundedSender<Orders>>>>,
     heard: Arc<Mutex<Heard>>,
 }
 
@@ -80,9 +89,14 @@ impl Cluster for Coordinator {
         let answers = beats.into_inner().filter_map(move |beat| {
             coordinator.heard.lock().beats.extend(beat.ok());
             let orders = coordinator.orders.lock().pop_front().unwrap_or_default();
-            std::future::ready((coordinator.mute_from != MuteFrom::Beats).then_some(Ok(orders)))
+            let is_mute =
+                coordinator.mute_from == MuteFrom::Beats || coordinator.is_mute.load(Ordering::Relaxed);
+            std::future::ready((!is_mute).then_some(Ok(orders)))
         });
-        Ok(Response::new(answers.boxed()))
+        let (sender, unasked) = mpsc::unbounded_channel();
+        *self.unasked.lock() = Some(sender);
+        let unasked = UnboundedReceiverStream::new(unasked).map(Ok);
+        Ok(Response::new(stream::select(answers, unasked).boxed()))
     }
 
     async fn locate(&self, _: Request<LocateRequest>) -> Result<Response<LocateReply>, Status> {
@@ -91,6 +105,11 @@ impl Cluster for Coordinator {
 }
 
 impl Coordinator {
+    /// Sends orders on the newest stream, whether there was a beat or not.
+    fn send(&self, orders: Orders) {
+        self.unasked.lock().as_ref().unwrap().send(orders).unwrap();
+    }
+
     fn mute_from(mute_from: MuteFrom) -> Self {
         Self { mute_from, ..Self::default() }
     }
@@ -465,4 +484,30 @@ async fn whoever_leaves_waits_until_all_that_are_connected_know() {
     for coordinator in &coordinators {
         assert!(coordinator.heard.lock().beats.iter().any(|beat| beat.leaving));
     }
+}
+
+#[tokio::test]
+async fn copies_that_are_ordered_unasked_are_made_and_answer_no_wish() {
+    let coordinator = Coordinator::default();
+    let seeds = [coordinator.start().await];
+    let root = tempfile::tempdir().unwrap();
+    let parts = parts(root.path(), &seeds);
+    let request = held(&parts.dir);
+    let name = request.name.clone();
+    let heartbeat = Heartbeat::start(parts).unwrap();
+    coordinator.beaten_at().await;
+    let unasked = Orders { fetch: vec![request], unasked: true, ..Orders::default() };
+    coordinator.send(unasked.clone());
+    let is_told = || {
+        let heard = coordinator.heard.lock();
+        heard.beats.iter().any(|beat| beat.fetched.contains(&name))
+    };
+    eventually("the copy is told", is_told).await;
+    // From here on it answers no beat.
+    coordinator.is_mute.store(true, Ordering::Relaxed);
+    coordinator.beaten_at().await;
+    heartbeat.wishes.leave.cancel();
+    coordinator.send(unasked);
+    let all_told = tokio::time::timeout(SILENT, heartbeat.coordinators.all_told()).await;
+    assert!(all_told.is_err(), "orders that were on their way are taken for the answer");
 }

@@ -249,6 +249,20 @@ impl Cluster {
         Orders { discard: discard.iter().map(SegmentName::to_string).collect(), fetch, report, ..plain }
     }
 
+    /// The copies that wait for a worker whose beats come on `stream`; none where
+    /// none do.
+    pub fn copies_for(&self, worker: &WorkerId, stream: StreamNumber) -> Option<Orders> {
+        let term = self.catalog.term();
+        let mut core = self.core.lock();
+        if !core.membership.beats_on(worker, stream) {
+            return None;
+        }
+        let after_join = core.joined.get(worker).map_or(0, |(_, number)| *number);
+        let fetch = std::mem::take(&mut core.waiting.get_mut(worker)?.fetch);
+        let is_any = !fetch.is_empty();
+        is_any.then(|| Orders { fetch, term, after_join, unasked: true, ..Orders::default() })
+    }
+
     /// Where all coordinators are, for workers; nothing where there never was
     /// another one than this, which they know.
     fn coordinator_urls(&self) -> Vec<String> {

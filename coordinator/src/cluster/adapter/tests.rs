@@ -203,6 +203,32 @@ async fn what_was_dropped_a_moment_ago_is_not_taken_from_a_worker_that_joins() {
 }
 
 #[tokio::test]
+async fn copies_do_not_wait_for_a_beat_and_go_where_the_worker_listens() {
+    let cluster = cluster().await;
+    let id = with_table(&cluster).await;
+    join(&cluster, "w1", &[]).await;
+    join(&cluster, "w2", &[]).await;
+    let held = segment(id, 0, "w2");
+    cluster.catalog.apply(commit("x", &held)).await.unwrap();
+    let (old, new) = (cluster.open_stream(), cluster.open_stream());
+    beat(&cluster, "w1", new);
+    let mut ordered = cluster.watch_orders();
+    cluster.order_copies(Instant::now());
+    assert!(ordered.has_changed().unwrap(), "nobody is woken");
+    ordered.mark_unchanged();
+    assert!(cluster.copies_for(&"w1".into(), old).is_none(), "nobody reads an old stream");
+    assert!(cluster.copies_for(&"w2".into(), new).is_none());
+    let orders = cluster.copies_for(&"w1".into(), new).unwrap();
+    assert!(orders.unasked);
+    assert_eq!(orders.fetch.len(), 1, "{orders:?}");
+    // They are given once, and nobody is woken for nothing.
+    assert!(cluster.copies_for(&"w1".into(), new).is_none());
+    assert!(beat(&cluster, "w1", new).fetch.is_empty());
+    cluster.order_copies(Instant::now());
+    assert!(!ordered.has_changed().unwrap());
+}
+
+#[tokio::test]
 async fn a_copy_counts_once_it_is_in_the_catalog() {
     let cluster = cluster().await;
     let id = with_table(&cluster).await;

@@ -198,6 +198,7 @@ impl Cluster {
             let is_ordered = ordered.get(name).is_some_and(|it| it.is_urgent || !is_urgent);
             is_ordered || ordered.values().filter(|it| it.is_urgent == is_urgent).count() >= FETCHES_MAX
         });
+        let is_any = !orders.is_empty();
         for (worker, mut request) in orders {
             let Ok(name) = request.name.parse() else {
                 continue;
@@ -206,6 +207,9 @@ impl Cluster {
             request.bytes_per_second = self.rates.bytes_per_second(is_urgent);
             core.fetching.entry(worker.clone()).or_default().insert(name, Ordered { at: now, is_urgent });
             core.waiting.entry(worker).or_default().fetch.push(request);
+        }
+        if is_any {
+            self.ordered.send_replace(());
         }
     }
 }
