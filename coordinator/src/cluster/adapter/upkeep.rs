@@ -32,7 +32,7 @@ impl Cluster {
         }
         let mut core = self.core.lock();
         for Dropped { version, segment } in free {
-            core.going.dropped(segment.name(), version, segment.replicas.iter().cloned());
+            core.going.dropped(segment.name(), version, segment.bytes, segment.replicas.iter().cloned());
         }
     }
 
@@ -57,7 +57,7 @@ impl Cluster {
         for ((worker, name), outcome) in fetched.iter().zip(outcomes) {
             match outcome {
                 Ok(Outcome::Unchanged) if state.segment(name).is_none() => {
-                    core.going.dropped(*name, state.version, [worker.clone()]);
+                    core.going.dropped(*name, state.version, 0, [worker.clone()]);
                 }
                 Ok(_) => core.membership.gained(worker, name),
                 Err(error) => tracing::warn!(%worker, segment = %name, %error, "copy not recorded"),
