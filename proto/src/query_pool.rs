@@ -1,5 +1,5 @@
-//! The memory of one query on one node: a share of the node's pool with a
-//! limit of its own, so that a query over its limit fails alone.
+//! The memory of one query on one node, or of one compaction: a share of the node's
+//! pool with a limit of its own, so that what is over its limit fails alone.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +13,10 @@ use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool
 pub struct QueryPool {
     node: Arc<dyn MemoryPool>,
     node_name: String,
+    /// Whose it is, for its messages.
+    whose: &'static str,
+    /// What to do about its limit.
+    way_out: &'static str,
     limit_bytes: usize,
     used_bytes: AtomicUsize,
 }
@@ -24,9 +28,17 @@ impl QueryPool {
         Self {
             node,
             node_name: node_name.to_owned(),
+            whose: "the query's",
+            way_out: "raise it with SET shoal.query_memory = '...', or ask for less at once",
             limit_bytes: usize::try_from(limit_bytes).unwrap_or(usize::MAX),
             used_bytes: AtomicUsize::new(0),
         }
+    }
+
+    /// The same for a compaction.
+    pub fn of_compaction(node: Arc<dyn MemoryPool>, node_name: &str, limit_bytes: u64) -> Self {
+        let way_out = "the segments stay as they are, and all can be read";
+        Self { whose: "a compaction's", way_out, ..Self::new(node, node_name, limit_bytes) }
     }
 }
 
@@ -59,13 +71,14 @@ impl MemoryPool for QueryPool {
         });
         if let Err(used) = grown {
             return Err(DataFusionError::ResourcesExhausted(format!(
-                "the query's memory limit of {} on {} is reached ({} in use, {} more wanted by {}); \
-                 raise it with SET shoal.query_memory = '...', or ask for less at once",
+                "{} memory limit of {} on {} is reached ({} in use, {} more wanted by {}); {}",
+                self.whose,
                 Bytes(self.limit_bytes),
                 self.node_name,
                 Bytes(used),
                 Bytes(additional),
-                reservation.consumer().name()
+                reservation.consumer().name(),
+                self.way_out
             )));
         }
         self.node.try_grow(reservation, additional).map_err(|error| {
@@ -127,6 +140,21 @@ mod tests {
         neighbour.try_grow(900).unwrap();
         drop((held, neighbour));
         assert_eq!((small.reserved(), other.reserved(), node.reserved()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_compaction_over_its_limit_says_so() {
+        let node: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
+        let pool: Arc<dyn MemoryPool> = Arc::new(QueryPool::of_compaction(node, "the coordinator", 1 << 20));
+        let held = MemoryConsumer::new("the new segment").register(&pool);
+        let message = held.try_grow(2 << 20).unwrap_err().to_string();
+        for part in
+            ["a compaction's memory limit of 1.0 MiB on the coordinator", "2.0 MiB more wanted by the new"]
+        {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(message.contains("stay as they are") && !message.contains("query"), "{message}");
+        assert_eq!(pool.reserved(), 0);
     }
 
     #[test]

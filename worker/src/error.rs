@@ -31,6 +31,23 @@ pub enum Error {
         /// Where it was to be.
         dir: String,
     },
+    /// The disk has room for it, and not for what must stay free beside it.
+    #[error(
+        "no room for segment {name} of {bytes} bytes: {free_bytes} bytes are free on the disk of {dir}, and \
+         {keep_free_bytes} must stay free beside it; free some space there"
+    )]
+    NoRoom {
+        /// The segment.
+        name: String,
+        /// Its length.
+        bytes: u64,
+        /// What must stay free.
+        keep_free_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+        /// Where it was to be.
+        dir: String,
+    },
     /// A defect of Shoal.
     #[error("{0} (this is a defect in Shoal; please report it)")]
     Internal(String),
@@ -63,7 +80,7 @@ impl Error {
             Self::Invalid(_) => ErrorCode::Invalid,
             Self::NotHere(_) => ErrorCode::NotFound,
             Self::Corrupt { .. } => ErrorCode::Corrupt,
-            Self::DiskFull { .. } => ErrorCode::Exhausted,
+            Self::DiskFull { .. } | Self::NoRoom { .. } => ErrorCode::Exhausted,
             Self::Internal(_) => ErrorCode::Internal,
             Self::Failure(failure) => failure.code,
             Self::Data(error) => error.code(),

@@ -206,6 +206,20 @@ impl SegmentDir {
         asked.map_or((0, 0), |disk| (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize))
     }
 
+    /// Looks whether a segment of so many bytes can come, and `keep_free_bytes` stay
+    /// free beside it. What is being written has taken its room already.
+    ///
+    /// # Errors
+    /// `NoRoom`. A disk that cannot be asked has room.
+    pub fn check_room(&self, name: &SegmentName, bytes: u64, keep_free_bytes: u64) -> Result<(), Error> {
+        let (free_bytes, total_bytes) = self.disk_bytes();
+        if total_bytes == 0 || free_bytes >= bytes.saturating_add(keep_free_bytes) {
+            return Ok(());
+        }
+        let (name, dir) = (name.to_string(), self.segments.display().to_string());
+        Err(Error::NoRoom { name, bytes, keep_free_bytes, free_bytes, dir })
+    }
+
     /// Starts a segment of so many bytes; takes the room for it at once.
     ///
     /// # Errors

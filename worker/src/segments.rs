@@ -91,7 +91,13 @@ impl SegmentService {
         };
         let name: SegmentName = header.name.parse()?;
         let dir = Arc::clone(&self.dir);
-        let mut staging = blocking(move || dir.stage(name, header.bytes, header.crc32c)).await?;
+        let mut staging = blocking(move || {
+            if header.keep_free_bytes > 0 {
+                dir.check_room(&name, header.bytes, header.keep_free_bytes)?;
+            }
+            dir.stage(name, header.bytes, header.crc32c)
+        })
+        .await?;
         while let Some(part) = next_part(&mut parts).await? {
             let stage_request::Part::Data(data) = part else {
                 return Err(Error::Invalid(format!("segment {name} is sent with two headers")));

@@ -10,6 +10,10 @@ use shoal_data::table::schema_serde;
 use shoal_data::{ReplicaCount, Segment, SegmentName, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
 
+/// The newest commands that this program reads: it is one more for each that an
+/// older program cannot. Coordinators tell one another. 1: [`Command::Compact`].
+pub const COMMANDS: u32 = 1;
+
 /// One change, applied as a whole or not at all.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -19,6 +19,7 @@ use super::events::{Event, Events};
 use super::given_up::{GivenUp, GivenUps};
 use super::going::Going;
 use super::membership::{LiveWorker, LiveWorkers, Membership};
+use super::older::Older;
 use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Candidate, Placement};
@@ -106,6 +107,8 @@ struct Core {
     going: Going,
     /// Which other coordinators do not answer the leader, by address.
     silences: Silences,
+    /// Which other coordinators cannot read the newest commands.
+    older: Older,
     /// The term in which this coordinator looks after the cluster; none: another
     /// one does.
     leads_in: Option<u64>,

@@ -2,15 +2,20 @@
 //!
 //! Pure: from the catalog, who is alive and the time. The rule: as many of the
 //! smallest segments as fit, if none of them has more rows than all others
-//! together. Each time that a row is written anew it is then in a segment of at
+//! together; where those will not do, as many of the smallest but one, and so
+//! on. Each time that a row is written anew it is then in a segment of at
 //! least twice as many rows, and a shard keeps few more small segments than the
 //! number of its rows has binary digits.
 
-use std::collections::{BTreeMap, HashMap};
+mod rests;
+mod room;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use arrow::datatypes::{DataType, Schema};
 use shoal_data::{Segment, Table};
 use shoal_proto::{SegmentId, TableId};
 
@@ -18,20 +23,72 @@ use super::membership::LiveWorkers;
 use super::repair::has;
 use crate::catalog::{State, TableFacts};
 
+pub use rests::Rests;
+pub use room::{Leaving, check_room};
+
 /// What is read for one segment, and about what it may become.
 pub const TARGET_BYTES: u64 = 128 << 20;
+/// What is decoded for one segment, as far as the catalog tells.
+const DECODED_BYTES: u64 = 1 << 30;
 /// A segment of so many bytes is large enough to stay as it is.
 const LARGE_BYTES: u64 = TARGET_BYTES / 2;
+/// So is one that is so large when it is decoded.
+const LARGE_DECODED_BYTES: u64 = DECODED_BYTES / 2;
 /// Fewer small segments of a shard are left alone.
 const SEGMENTS_MIN: usize = 8;
-/// Segments that are read at once.
-const INPUTS_MAX: usize = 100;
-/// A worker keeps free so many times what it is to get: old and new segments are
-/// there together for a while.
-const DISK_FREE_FACTOR: u64 = 4;
-/// How long a shard is left alone after its compaction failed, at first and at
-/// most.
-const REST: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3_600));
+/// Segments that are read at once: of each, pages of all columns are in memory.
+const INPUTS_MAX: usize = 16;
+/// A text or a list in memory, without what is in it.
+const REFERENCE_BYTES: u64 = 16;
+
+/// How much work segments are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    /// Of their files.
+    stored_bytes: u64,
+    /// Of their rows in memory, about: how well text compresses is not known.
+    decoded_bytes: u64,
+}
+
+impl Load {
+    /// Of a segment whose rows take `row_bytes` each.
+    fn of(row_bytes: u64, segment: &Segment) -> Self {
+        let decoded_bytes = segment.rows.saturating_mul(row_bytes).saturating_add(segment.bytes);
+        Self { stored_bytes: segment.bytes, decoded_bytes }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            stored_bytes: self.stored_bytes.saturating_add(other.stored_bytes),
+            decoded_bytes: self.decoded_bytes.saturating_add(other.decoded_bytes),
+        }
+    }
+
+    fn fits(self) -> bool {
+        self.stored_bytes <= TARGET_BYTES && self.decoded_bytes <= DECODED_BYTES
+    }
+
+    fn is_large(self) -> bool {
+        self.stored_bytes >= LARGE_BYTES || self.decoded_bytes >= LARGE_DECODED_BYTES
+    }
+}
+
+/// Bytes of a row in memory, without its text and lists.
+fn row_bytes(columns: &Schema) -> u64 {
+    columns.fields().iter().map(|field| value_bytes(field.data_type())).sum()
+}
+
+fn value_bytes(data_type: &DataType) -> u64 {
+    match data_type {
+        DataType::Boolean | DataType::Null => 1,
+        DataType::FixedSizeBinary(length) => u64::from(length.unsigned_abs()),
+        DataType::FixedSizeList(item, length) => {
+            u64::from(length.unsigned_abs()).saturating_mul(value_bytes(item.data_type()))
+        }
+        DataType::Struct(fields) => fields.iter().map(|field| value_bytes(field.data_type())).sum(),
+        other => other.primitive_width().map_or(REFERENCE_BYTES, |width| width as u64),
+    }
+}
 
 /// Segments of one shard that should become one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,22 +124,32 @@ impl Compaction {
 
 /// What should be compacted now: at most one compaction for each shard, those of
 /// fewest bytes first, so that many small ones do not wait for a large one.
-/// `is_resting` leaves shards out.
-pub fn due(state: &State, live: &LiveWorkers, is_resting: impl Fn(TableId, u32) -> bool) -> Vec<Compaction> {
+pub fn due(
+    state: &State,
+    live: &LiveWorkers,
+    leaving: &Leaving,
+    rests: &Rests,
+    now: Instant,
+) -> Vec<Compaction> {
     let mut due = Vec::new();
     for table in state.tables().filter(|table| table.segments.len() >= SEGMENTS_MIN) {
+        let row_bytes = row_bytes(&table.columns);
         let mut shards: BTreeMap<u32, Vec<&Arc<Segment>>> = BTreeMap::new();
-        for segment in table.segments.iter().filter(|segment| segment.bytes < LARGE_BYTES) {
+        for segment in table.segments.iter().filter(|segment| !Load::of(row_bytes, segment).is_large()) {
             shards.entry(segment.shard).or_default().push(segment);
         }
         for (shard, mut small) in shards {
-            if small.len() < SEGMENTS_MIN || is_resting(table.id, shard) {
+            if small.len() < SEGMENTS_MIN || rests.is_resting(table.id, shard, now) {
                 continue;
             }
-            small.retain(|segment| is_settled(table, segment, live));
-            let chosen = worth_it(&mut small);
-            if !chosen.is_empty() && has_room(table, shard, chosen, live) {
-                due.push(Compaction::of(&state.facts(table), shard, chosen));
+            small.retain(|segment| is_settled(table, segment, live) && !rests.has_failed(segment.id, now));
+            let chosen = worth_it(row_bytes, &mut small);
+            if chosen.is_empty() {
+                continue;
+            }
+            let compaction = Compaction::of(&state.facts(table), shard, chosen);
+            if check_room(table, shard, compaction.bytes, live, leaving).is_ok() {
+                due.push(compaction);
             }
         }
     }
@@ -92,14 +159,18 @@ pub fn due(state: &State, live: &LiveWorkers, is_resting: impl Fn(TableId, u32) 
 
 /// What to compact of a shard because somebody asked: as many small segments as
 /// fit; none where there are not two.
-pub fn asked(facts: &TableFacts, shard: u32, live: &LiveWorkers) -> Option<Compaction> {
+pub fn asked(facts: &TableFacts, shard: u32, live: &LiveWorkers, leaving: &Leaving) -> Option<Compaction> {
     let table = facts.table();
+    let row_bytes = row_bytes(&table.columns);
     let mut small: Vec<_> = small_of(facts, shard).collect();
     small.retain(|segment| is_settled(table, segment, live));
     small.sort_by_key(|segment| (segment.bytes, segment.id));
-    let fitting = fitting(&small);
-    let chosen = &small[..fitting];
-    (fitting >= 2 && has_room(table, shard, chosen, live)).then(|| Compaction::of(facts, shard, chosen))
+    let fitting = fitting(row_bytes, &small);
+    if fitting < 2 {
+        return None;
+    }
+    let compaction = Compaction::of(facts, shard, &small[..fitting]);
+    check_room(table, shard, compaction.bytes, live, leaving).is_ok().then_some(compaction)
 }
 
 /// Shards that have small segments left although there is more than one.
@@ -109,37 +180,48 @@ pub fn left(facts: &TableFacts) -> usize {
 }
 
 fn small_of(facts: &TableFacts, shard: u32) -> impl Iterator<Item = &Arc<Segment>> {
-    facts.of_shard(shard).filter(|segment| segment.bytes < LARGE_BYTES)
+    let row_bytes = row_bytes(&facts.table().columns);
+    facts.of_shard(shard).filter(move |segment| !Load::of(row_bytes, segment).is_large())
 }
 
 /// How many of the first segments fit together.
-fn fitting(segments: &[&Arc<Segment>]) -> usize {
-    let mut bytes = 0;
+fn fitting(row_bytes: u64, segments: &[&Arc<Segment>]) -> usize {
+    let mut load = Load::default();
     let fits = |segment: &&&Arc<Segment>| {
-        bytes += segment.bytes;
-        bytes <= TARGET_BYTES
+        load = load.and(Load::of(row_bytes, segment));
+        load.fits()
     };
     segments.iter().take(INPUTS_MAX).take_while(fits).count()
 }
 
 /// Those of a shard's small segments that are worth the work; none where there
 /// are too few, or one would be written anew for little.
-fn worth_it<'a, 'b>(small: &'a mut [&'b Arc<Segment>]) -> &'a [&'b Arc<Segment>] {
+fn worth_it<'a, 'b>(row_bytes: u64, small: &'a mut [&'b Arc<Segment>]) -> &'a [&'b Arc<Segment>] {
     if small.len() < SEGMENTS_MIN {
         return &[];
     }
     small.sort_by_key(|segment| (segment.rows, segment.bytes, segment.id));
-    let (mut rows, mut bytes, mut best) = (0, 0, 0);
-    for (index, segment) in small[..fitting(small)].iter().enumerate() {
+    let small: &'a [&'b Arc<Segment>] = small;
+    let from = move |first: usize| {
+        let small = &small[first..];
+        &small[..worth_it_of_first(row_bytes, small)]
+    };
+    (0..small.len()).map(from).find(|chosen| !chosen.is_empty()).unwrap_or_default()
+}
+
+/// How many of the first segments are worth the work, at most.
+fn worth_it_of_first(row_bytes: u64, small: &[&Arc<Segment>]) -> usize {
+    let (mut rows, mut load, mut best) = (0, Load::default(), 0);
+    for (index, segment) in small[..fitting(row_bytes, small)].iter().enumerate() {
         let count = index + 1;
-        bytes += segment.bytes;
-        let is_enough = count >= SEGMENTS_MIN || (count >= 2 && bytes >= LARGE_BYTES);
+        load = load.and(Load::of(row_bytes, segment));
+        let is_enough = count >= SEGMENTS_MIN || (count >= 2 && load.is_large());
         if is_enough && segment.rows <= rows {
             best = count;
         }
         rows += segment.rows;
     }
-    &small[..best]
+    best
 }
 
 /// Whether all copies of a segment are where they should be, and can be read:
@@ -148,47 +230,6 @@ fn is_settled(table: &Table, segment: &Segment, live: &LiveWorkers) -> bool {
     segment.replicas.iter().all(|id| {
         table.should_hold(segment.shard, id) && live.get(id).is_some_and(|worker| has(segment, worker))
     })
-}
-
-/// Whether most workers of the shard are live, and those have room for it.
-fn has_room(table: &Table, shard: u32, chosen: &[&Arc<Segment>], live: &LiveWorkers) -> bool {
-    let placed = table.placement.get(shard as usize).map(Vec::as_slice).unwrap_or_default();
-    let bytes: u64 = chosen.iter().map(|segment| segment.bytes).sum();
-    let there: Vec<_> = placed.iter().filter_map(|id| live.get(id)).collect();
-    2 * there.len() > placed.len()
-        && there.iter().all(|worker| worker.disk_free_bytes >= bytes.saturating_mul(DISK_FREE_FACTOR))
-}
-
-/// Shards whose compaction failed.
-#[derive(Debug, Default)]
-pub struct Rests(HashMap<(TableId, u32), Rest>);
-
-#[derive(Debug)]
-struct Rest {
-    until: Instant,
-    length: Duration,
-}
-
-impl Rests {
-    /// A compaction of this shard failed: it is left alone, twice as long as the
-    /// last time.
-    pub fn failed(&mut self, table: TableId, shard: u32, now: Instant) {
-        let (first, longest) = REST;
-        self.0.retain(|_, rest| now < rest.until + longest);
-        let before = self.0.get(&(table, shard));
-        let length = before.map_or(first, |rest| (rest.length * 2).min(longest));
-        self.0.insert((table, shard), Rest { until: now + length, length });
-    }
-
-    /// A compaction of this shard is done.
-    pub fn done(&mut self, table: TableId, shard: u32) {
-        self.0.remove(&(table, shard));
-    }
-
-    /// Whether the shard is left alone.
-    pub fn is_resting(&self, table: TableId, shard: u32, now: Instant) -> bool {
-        self.0.get(&(table, shard)).is_some_and(|rest| now < rest.until)
-    }
 }
 
 /// A compaction that is done, for people to read.
@@ -236,7 +277,8 @@ pub fn told(done: &[Compacted]) -> Vec<String> {
     lines.collect()
 }
 
-fn size(bytes: u64) -> String {
+/// Bytes as people read them.
+pub fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
         _ => format!("{:.1} MB", bytes as f64 / 1e6),

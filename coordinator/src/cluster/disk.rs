@@ -33,7 +33,7 @@ impl Disk {
     pub fn room_bytes(self) -> u64 {
         match self.total_bytes {
             0 => u64::MAX,
-            total => self.free_bytes.saturating_sub(KEPT_BYTES.min(total / KEPT_PART)),
+            _ => self.free_bytes.saturating_sub(self.kept_bytes()),
         }
     }
 
@@ -42,6 +42,11 @@ impl Disk {
     pub fn rounded(self) -> Self {
         let hundredth = (self.total_bytes / 100).max(1);
         Self { free_bytes: self.free_bytes / hundredth * hundredth, ..self }
+    }
+
+    /// Bytes that stay free whatever goes there.
+    pub fn kept_bytes(self) -> u64 {
+        KEPT_BYTES.min(self.total_bytes / KEPT_PART)
     }
 
     fn free_permille(self) -> u64 {

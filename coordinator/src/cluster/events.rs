@@ -42,6 +42,8 @@ pub enum EventKind {
     Moved,
     /// Small segments became few.
     Compacted,
+    /// Small segments could not become few: it is tried again later.
+    Deferred,
 }
 
 impl EventKind {
@@ -56,6 +58,7 @@ impl EventKind {
             Self::Drained => "drained",
             Self::Moved => "moved",
             Self::Compacted => "compacted",
+            Self::Deferred => "deferred",
         }
     }
 }

@@ -21,6 +21,10 @@ pub struct Needs {
     pub oldest_read: Option<u64>,
     /// Those that writes of it stage.
     pub staged: HashSet<SegmentName>,
+    /// The newest [commands](crate::catalog::COMMANDS) that it can read; 0 where it
+    /// is of a version that does not say.
+    #[serde(default)]
+    pub reads: u32,
 }
 
 #[derive(Debug)]
@@ -28,6 +32,8 @@ struct Leaving {
     /// The first version of the catalog that does not have it.
     version: u64,
     workers: BTreeSet<WorkerId>,
+    /// Of its file; 0 where that is not known.
+    bytes: u64,
     /// Whether the catalog never had it, as far as is known: it may be of a
     /// write that is under way.
     is_unknown: bool,
@@ -38,27 +44,46 @@ struct Leaving {
 pub struct Going(BTreeMap<SegmentName, Leaving>);
 
 impl Going {
-    /// The catalog does not have this segment since `version`.
-    pub fn dropped(&mut self, name: SegmentName, version: u64, workers: impl IntoIterator<Item = WorkerId>) {
-        self.add(name, version, workers, false);
+    /// The catalog does not have this segment of so many bytes since `version`.
+    pub fn dropped(
+        &mut self,
+        name: SegmentName,
+        version: u64,
+        bytes: u64,
+        workers: impl IntoIterator<Item = WorkerId>,
+    ) {
+        self.add(name, version, bytes, workers);
     }
 
     /// A worker holds a segment that the catalog does not have in `version`.
     pub fn unknown(&mut self, name: SegmentName, version: u64, worker: WorkerId) {
-        self.add(name, version, [worker], true);
+        self.add(name, version, 0, [worker]).is_unknown = true;
     }
 
     fn add(
         &mut self,
         name: SegmentName,
         version: u64,
+        bytes: u64,
         workers: impl IntoIterator<Item = WorkerId>,
-        is_unknown: bool,
-    ) {
-        let leaving = self.0.entry(name).or_insert(Leaving { version, workers: BTreeSet::new(), is_unknown });
+    ) -> &mut Leaving {
+        let first = Leaving { version, workers: BTreeSet::new(), bytes, is_unknown: false };
+        let leaving = self.0.entry(name).or_insert(first);
         leaving.version = leaving.version.max(version);
-        leaving.is_unknown |= is_unknown;
+        leaving.bytes = leaving.bytes.max(bytes);
         leaving.workers.extend(workers);
+        leaving
+    }
+
+    /// Bytes that wait, on each worker.
+    pub fn bytes(&self) -> BTreeMap<WorkerId, u64> {
+        let mut bytes: BTreeMap<WorkerId, u64> = BTreeMap::new();
+        for leaving in self.0.values() {
+            for worker in &leaving.workers {
+                *bytes.entry(worker.clone()).or_default() += leaving.bytes;
+            }
+        }
+        bytes
     }
 
     /// Whether nothing waits.
@@ -127,7 +152,7 @@ mod tests {
     #[test]
     fn what_a_query_anywhere_may_read_stays() {
         let mut going = Going::default();
-        going.dropped(name(1), 7, [worker("a"), worker("b")]);
+        going.dropped(name(1), 7, 100, [worker("a"), worker("b")]);
         let asked = going.asked();
         let reads = |oldest| Needs { oldest_read: Some(oldest), ..at(9) };
         for holds in [at(6), reads(6), Needs { staged: HashSet::from([name(1)]), ..at(9) }] {
@@ -142,18 +167,39 @@ mod tests {
     fn what_somebody_who_is_away_may_have_staged_stays() {
         let mut going = Going::default();
         going.unknown(name(1), 7, worker("a"));
-        going.dropped(name(2), 7, [worker("a")]);
+        going.dropped(name(2), 7, 30, [worker("a")]);
         let asked = going.asked();
         assert_eq!(going.release(&asked, &[None]), [(name(2), vec![worker("a")])]);
         assert_eq!(going.release(&asked, &[Some(at(7))]), [(name(1), vec![worker("a")])]);
     }
 
     #[test]
+    fn what_waits_is_counted_on_each_worker_until_it_goes() {
+        let mut going = Going::default();
+        going.dropped(name(1), 7, 100, [worker("a"), worker("b")]);
+        going.dropped(name(2), 7, 30, [worker("b")]);
+        // Of one and the same copy, and of one whose length nobody knows here.
+        going.dropped(name(2), 8, 0, [worker("b")]);
+        going.unknown(name(3), 7, worker("c"));
+        let expected = [(worker("a"), 100), (worker("b"), 130), (worker("c"), 0)];
+        assert_eq!(going.bytes(), BTreeMap::from(expected));
+        going.release(&[name(1)], &[]);
+        assert_eq!(going.bytes().get(&worker("b")), Some(&30));
+    }
+
+    #[test]
+    fn what_an_older_coordinator_answers_is_read() {
+        let answer = r#"{"version":7,"oldest_read":null,"staged":[]}"#;
+        assert_eq!(serde_json::from_str::<Needs>(answer).unwrap(), at(7));
+        assert_eq!(at(7).reads, 0);
+    }
+
+    #[test]
     fn only_what_was_asked_about_goes() {
         let mut going = Going::default();
-        going.dropped(name(1), 7, [worker("a")]);
+        going.dropped(name(1), 7, 100, [worker("a")]);
         let asked = going.asked();
-        going.dropped(name(2), 7, [worker("a")]);
+        going.dropped(name(2), 7, 30, [worker("a")]);
         assert_eq!(going.release(&asked, &[]), [(name(1), vec![worker("a")])]);
         assert!(!going.is_empty());
     }

@@ -1,7 +1,7 @@
 //! Which workers there are, what they hold, where shards live, and what must
 //! be copied or removed.
 //!
-//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `compaction`, `repair`, `silence` and `pins` decide:
+//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `compaction`, `repair`, `silence`, `older` and `pins` decide:
 //! they are given `now` and the state of things, and say what to do. `adapter` and `service` are
 //! the locks, timers and RPC round them.
 
@@ -16,6 +16,7 @@ pub mod going;
 pub mod import_service;
 pub mod membership;
 pub mod moves;
+pub mod older;
 pub mod outliers;
 pub mod pins;
 pub mod placement;

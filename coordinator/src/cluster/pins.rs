@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use shoal_data::{Segment, SegmentName};
+use shoal_proto::WorkerId;
 
 use crate::catalog::{Dropped, State};
 
@@ -125,6 +126,18 @@ impl Pins {
     /// A dropped segment that some query may still read.
     pub fn retired(&self, name: &SegmentName) -> Option<Arc<Segment>> {
         self.0.lock().retired.get(name).map(|dropped| Arc::clone(&dropped.segment))
+    }
+
+    /// Bytes of all of these, on each worker that had one.
+    pub fn retired_bytes(&self) -> BTreeMap<WorkerId, u64> {
+        let inner = self.0.lock();
+        let mut bytes: BTreeMap<WorkerId, u64> = BTreeMap::new();
+        for Dropped { segment, .. } in inner.retired.values() {
+            for worker in &segment.replicas {
+                *bytes.entry(worker.clone()).or_default() += segment.bytes;
+            }
+        }
+        bytes
     }
 }
 

@@ -1,5 +1,5 @@
 //! Small segments become few: in the background while this coordinator leads, and
-//! for `OPTIMIZE TABLE`. One shard at a time, on one thread.
+//! for `OPTIMIZE TABLE`. One shard at a time, on one thread, in a memory of its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,11 +9,12 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::sqlparser::ast::ObjectName;
 use futures::StreamExt;
 use shoal_proto::fault::{self, Step};
-use shoal_proto::{QueryId, TableId};
-use tokio::sync::oneshot;
+use shoal_proto::{ErrorCode, QueryId, TableId};
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
 use super::names::full_name;
+use super::own_thread::on_own_thread;
 use super::write::commit_staged;
 use super::{Engine, Prepared};
 use crate::catalog::{Command, Outcome};
@@ -25,8 +26,13 @@ use crate::{Error, Session};
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long at most, while the catalog does not change: workers may be back.
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(30);
-/// How often it is told what was compacted, while there is more.
+/// How often it is told what was compacted, while there is more, and looked whether
+/// all coordinators can read that.
 const TELL_INTERVAL: Duration = Duration::from_secs(30);
+/// How often it is looked whether this coordinator still leads.
+const LEADER_INTERVAL: Duration = Duration::from_millis(500);
+/// How long one compaction may take: as long as it reads, what was dropped stays.
+const COMPACTION_MAX: Duration = Duration::from_secs(30 * 60);
 /// While queries wait for their turn, a compaction rests for so many times as long
 /// as it worked.
 const REST_FACTOR: u32 = 4;
@@ -36,8 +42,10 @@ const REST_MAX: Duration = Duration::from_secs(1);
 /// how long it is left alone then.
 const CHANGES_MAX: u32 = 10;
 const CHANGE_PAUSE: Duration = Duration::from_millis(200);
-/// Stack of the thread that compacts.
-const STACK_BYTES: usize = 8 << 20;
+
+/// The right to compact. There is one, and it is given back when all that has it has
+/// ended.
+type Turn = Arc<OwnedMutexGuard<()>>;
 
 impl Engine {
     /// Compacts what is due, whenever this coordinator leads, until `stop`. What is
@@ -52,36 +60,71 @@ impl Engine {
     async fn compact_what_is_due(&self) {
         let mut catalog = self.cluster.catalog().watch();
         let mut rests = Rests::default();
+        let mut said = String::new();
         loop {
-            let mut done = Vec::new();
-            let mut told_at = Instant::now();
-            for compaction in self.cluster.compactions_due(&rests) {
-                if !self.cluster.catalog().is_leader() {
-                    break;
-                }
-                let Compaction { table, shard, .. } = compaction;
-                match self.compact(compaction).await {
-                    Ok(Some(compacted)) => {
-                        rests.done(table, shard);
-                        done.push(compacted);
-                    }
-                    Ok(None) => rests.failed(table, shard, Instant::now()),
+            let due = self.cluster.compactions_due(&rests);
+            if !due.is_empty() {
+                match self.cluster.check_coordinators().await {
+                    Ok(()) => self.compact_one_by_one(due, &mut rests).await,
                     Err(error) => {
-                        tracing::warn!(%table, shard, %error, "shard not compacted");
-                        rests.failed(table, shard, Instant::now());
+                        let what = error.to_string();
+                        if what != said {
+                            tracing::warn!(%error, "nothing is compacted");
+                            said = what;
+                        }
                     }
-                }
-                if told_at.elapsed() >= TELL_INTERVAL {
-                    self.cluster.tell_compacted(&std::mem::take(&mut done));
-                    told_at = Instant::now();
                 }
             }
-            self.cluster.tell_compacted(&done);
             tokio::time::sleep(LOOK_INTERVAL).await;
             tokio::select! {
                 _ = catalog.changed() => {}
                 () = tokio::time::sleep(LOOK_INTERVAL_MAX) => {}
             }
+        }
+    }
+
+    /// Compacts all of this as long as this coordinator leads, and tells it. What
+    /// fails is put off.
+    async fn compact_one_by_one(&self, due: Vec<Compaction>, rests: &mut Rests) {
+        let mut done = Vec::new();
+        let mut told_at = Instant::now();
+        for compaction in due {
+            if told_at.elapsed() >= TELL_INTERVAL {
+                self.cluster.tell_compacted(&std::mem::take(&mut done));
+                if self.cluster.check_coordinators().await.is_err() {
+                    break;
+                }
+                told_at = Instant::now();
+            }
+            let ended = tokio::select! {
+                biased;
+                () = self.follows() => break,
+                ended = self.compact(compaction.clone()) => ended,
+            };
+            match ended {
+                Ok(Some(compacted)) => {
+                    rests.done(&compaction);
+                    done.push(compacted);
+                }
+                Ok(None) => {
+                    rests.failed(&compaction, Instant::now());
+                }
+                Err(error) => {
+                    let Compaction { table, shard, .. } = &compaction;
+                    tracing::warn!(%table, shard, %error, "shard not compacted");
+                    if rests.failed(&compaction, Instant::now()) {
+                        self.cluster.tell_deferred(&compaction, &error);
+                    }
+                }
+            }
+        }
+        self.cluster.tell_compacted(&done);
+    }
+
+    /// Returns when this coordinator does not lead.
+    async fn follows(&self) {
+        while self.cluster.catalog().is_leader() {
+            tokio::time::sleep(LEADER_INTERVAL).await;
         }
     }
 
@@ -104,6 +147,7 @@ impl Engine {
             return Err(self.unknown_table(&snapshot, &schema_name, &name));
         };
         let (id, shards) = (table.id, table.layout.shards);
+        self.cluster.check_coordinators().await?;
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
         let cancelled = running.cancelled();
         let mut done = Vec::new();
@@ -151,17 +195,24 @@ impl Engine {
                     return Err(Error::NotFound("the table was dropped while it was compacted".into()));
                 };
                 let facts = snapshot.facts(table);
-                let Some(compaction) = compaction::asked(&facts, shard, &self.cluster.live()) else { break };
-                match self.compact(compaction).await? {
-                    Some(compacted) => {
+                let Some(compaction) = self.cluster.compaction_asked(&facts, shard) else { break };
+                match self.compact(compaction).await {
+                    Ok(Some(compacted)) => {
                         done.push(compacted);
                         left -= 1;
                     }
-                    None if changes < CHANGES_MAX => {
+                    Ok(None) if changes < CHANGES_MAX => {
                         changes += 1;
                         tokio::time::sleep(CHANGE_PAUSE).await;
                     }
-                    None => {
+                    // A worker may be gone that has these segments: then they wait for it.
+                    Err(error) if error.code() == ErrorCode::Unavailable && changes < CHANGES_MAX => {
+                        tracing::info!(table = %table.full_name(), shard, %error, "shard is compacted again");
+                        changes += 1;
+                        tokio::time::sleep(CHANGE_PAUSE).await;
+                    }
+                    Err(error) => return Err(error),
+                    Ok(None) => {
                         return Err(Error::Unavailable(format!(
                             "shard {shard} of {} changed {changes} times while it was compacted; try again later",
                             table.full_name()
@@ -174,20 +225,30 @@ impl Engine {
     }
 
     /// Carries out one compaction, when it is its turn; none where the shard has
-    /// changed in the meantime, and nothing was done. To drop this gives it up.
+    /// changed in the meantime, and nothing was done. To drop this gives it up, and
+    /// no other begins before all of it has ended: two would take the memory of two.
     async fn compact(&self, compaction: Compaction) -> Result<Option<Compacted>, Error> {
-        let _turn = self.compacting.lock().await;
-        let engine = self.clone();
-        on_own_thread(async move { engine.compact_here(&compaction).await }).await
+        let turn: Turn = Arc::new(Arc::clone(&self.compacting).lock_owned().await);
+        let (engine, of_work) = (self.clone(), Arc::clone(&turn));
+        let work = on_own_thread(turn, async move { engine.compact_here(&compaction, of_work).await });
+        tokio::time::timeout(COMPACTION_MAX, work).await.unwrap_or_else(|_elapsed| {
+            Err(Error::Timeout(format!("a compaction took longer than {COMPACTION_MAX:?} and was given up")))
+        })
     }
 
-    async fn compact_here(&self, compaction: &Compaction) -> Result<Option<Compacted>, Error> {
+    async fn compact_here(&self, compaction: &Compaction, turn: Turn) -> Result<Option<Compacted>, Error> {
         fault::point(Step::CompactionBegun);
         let pinned = self.cluster.pin();
         let Some((table, old)) = compaction.found(&pinned) else { return Ok(None) };
         let shard = compaction.shard;
-        let rows = paced(self.template.merged_rows(&table, &old).await?, self.admission.clone());
-        let staged = crate::write::compact(&self.writes, &table, shard, &old, rows).await?;
+        // Again: it has waited for its turn.
+        self.cluster.check_room(&table, shard, compaction.bytes)?;
+        let what = format!("shard {shard} of {}", table.full_name());
+        let merge = self.template.merge_of(&what, &old).await?;
+        let old = merge.segments();
+        let rows = paced(self.template.merged_rows(&table, &merge).await?, self.admission.clone());
+        let memory = merge.memory("the new segment");
+        let staged = crate::write::compact(&self.writes, &table, shard, old, rows, &memory).await?;
         fault::point(Step::CompactionStaged);
         // Whoever gave it up meanwhile is heard here, before the commit.
         tokio::task::yield_now().await;
@@ -201,11 +262,15 @@ impl Engine {
         let command = Command::Compact {
             table: table.id,
             shard,
-            old: compaction.segments.clone(),
+            old: old.iter().map(|segment| segment.id).collect(),
             new: staged.segments.clone(),
         };
+        let committing = commit_staged(Arc::clone(&self.cluster), command, staged);
         // Not on this thread, which ends when nobody waits for it any more.
-        let committing = self.compute.spawn(commit_staged(Arc::clone(&self.cluster), command, staged));
+        let committing = self.compute.spawn(async move {
+            let _turn = turn;
+            committing.await
+        });
         let outcome = committing
             .await
             .map_err(|error| Error::Internal(format!("committing a compaction: {error}")))??;
@@ -214,7 +279,8 @@ impl Engine {
             return Ok(None);
         }
         fault::point(Step::CompactionCommitted);
-        Ok(Some(Compacted { table: table.full_name(), shard, before, after, bytes: compaction.bytes }))
+        let bytes = old.iter().map(|segment| segment.bytes).sum();
+        Ok(Some(Compacted { table: table.full_name(), shard, before, after, bytes }))
     }
 }
 
@@ -226,6 +292,8 @@ fn paced(rows: SendableRecordBatchStream, admission: Admission) -> SendableRecor
         if admission.waiting() > 0 {
             tokio::time::sleep((since.elapsed() * REST_FACTOR).min(REST_MAX)).await;
         }
+        // Whoever gave it up is heard here, also where all rows are at hand.
+        tokio::task::yield_now().await;
         let since = Instant::now();
         let batch = rows.next().await?;
         Some((batch, (rows, admission, since)))
@@ -233,64 +301,21 @@ fn paced(rows: SendableRecordBatchStream, admission: Admission) -> SendableRecor
     Box::pin(RecordBatchStreamAdapter::new(schema, paced))
 }
 
-/// Runs work on a thread of its own, so that it takes one core at most: where there
-/// is one thread only, operators start no others. To drop the result ends it.
-async fn on_own_thread<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    let stop = CancellationToken::new();
-    let stopped = stop.clone();
-    let _stops_when_dropped = stop.drop_guard();
-    let (sender, ended) = oneshot::channel();
-    let run = move || {
-        let result = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(async {
-                tokio::select! {
-                    biased;
-                    () = stopped.cancelled() => Err(Error::Cancelled("the compaction was given up".into())),
-                    result = work => result,
-                }
-            }),
-            Err(error) => Err(Error::io("cannot start a runtime to compact on", error)),
-        };
-        // Whoever waited may have gone.
-        drop(sender.send(result));
-    };
-    std::thread::Builder::new()
-        .name("shoal-compact".to_owned())
-        .stack_size(STACK_BYTES)
-        .spawn(run)
-        .map_err(|error| Error::io("cannot start a thread to compact on", error))?;
-    ended.await.unwrap_or_else(|_| Err(Error::Internal("the thread that compacts panicked".into())))
-}
-
 #[cfg(test)]
 mod tests {
+    use arrow::array::RecordBatch;
+    use arrow::datatypes::Schema;
+
     use super::*;
 
     #[tokio::test]
-    async fn work_on_a_thread_of_its_own_ends_when_it_is_dropped() {
-        assert_eq!(on_own_thread(async { Ok(7) }).await.unwrap(), 7);
-        let refused = on_own_thread::<()>(async { Err(Error::Invalid("no".into())) }).await;
-        assert_eq!(refused.unwrap_err().to_string(), "no");
-        let (alive, is_over) = oneshot::channel::<()>();
-        let endless = on_own_thread(async move {
-            let _alive = alive;
-            std::future::pending::<()>().await;
-            Ok(())
-        });
-        let given_up = tokio::time::timeout(Duration::from_millis(50), endless).await;
-        assert!(given_up.is_err(), "it ended by itself");
-        // Its end drops what it held.
-        assert!(tokio::time::timeout(Duration::from_secs(20), is_over).await.unwrap().is_err());
-    }
-
-    #[tokio::test]
-    async fn a_panic_on_the_thread_is_an_error() {
-        async fn panics() -> Result<(), Error> {
-            panic!("on purpose")
-        }
-        let error = on_own_thread(panics()).await.unwrap_err();
-        assert!(error.to_string().contains("panicked"), "{error}");
+    async fn rows_that_are_all_at_hand_are_given_up_before_their_end() {
+        let schema = Arc::new(Schema::empty());
+        let empty = RecordBatch::new_empty(Arc::clone(&schema));
+        let endless = futures::stream::repeat_with(move || Ok(empty.clone()));
+        let admission = Admission::new(1, 1, Duration::from_secs(1));
+        let mut rows = paced(Box::pin(RecordBatchStreamAdapter::new(schema, endless)), admission);
+        let reading = async move { while rows.next().await.is_some() {} };
+        assert!(tokio::time::timeout(Duration::from_millis(50), reading).await.is_err());
     }
 }

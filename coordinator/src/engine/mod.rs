@@ -7,6 +7,7 @@ mod copy;
 mod ddl;
 mod many_rows;
 mod names;
+mod own_thread;
 mod prepared;
 mod rebalance;
 mod runtime;

@@ -15,10 +15,12 @@ use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFacto
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::SessionConfig;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore};
 use shoal_data::shard_store::SHARD_STORE_URL;
@@ -163,14 +165,7 @@ impl TableProvider for ShardTable {
         let mut groups = vec![FileGroup::default(); partitions];
         let mut sizes = vec![0_u64; partitions];
         for segment in &segments {
-            let file = PartitionedFile::new_from_meta(ObjectMeta {
-                location: Path::from(segment.name().to_string()),
-                // Segments do not change: what is cached of one stays true.
-                last_modified: chrono::DateTime::UNIX_EPOCH,
-                size: segment.bytes,
-                e_tag: None,
-                version: None,
-            });
+            let file = segment_file(segment);
             let file = match are_few {
                 true => {
                     let known = segment_statistics(segment, &self.schema, &columns);
@@ -204,14 +199,7 @@ impl TableProvider for ShardTable {
         let mut source = ParquetSource::new(Arc::clone(&self.schema)).with_table_parquet_options(options);
         if let Some(reads) = session.config().get_extension::<ReadLog>() {
             // For scans that stay on the coordinator: readers are not sent.
-            let runtime = session.runtime_env();
-            let cache = runtime.cache_manager.get_file_metadata_cache();
-            let store: Arc<dyn ObjectStore> = match session.config().get_extension::<ShardStore>() {
-                Some(shards) => Arc::new(shards.counting(Arc::clone(&reads))),
-                None => runtime.object_store(&url)?,
-            };
-            let cached = CachedParquetFileReaderFactory::new(store, cache);
-            let readers = CountedReaders::new(Arc::new(cached), Arc::default(), Some(reads));
+            let readers = segment_readers(session.config(), session.runtime_env(), reads)?;
             source = source.with_parquet_file_reader_factory(Arc::new(readers));
         }
         let scan = FileScanConfigBuilder::new(url, Arc::new(source))
@@ -223,6 +211,33 @@ impl TableProvider for ShardTable {
             .build();
         Ok(DataSourceExec::from_data_source(scan))
     }
+}
+
+/// A segment as a file of a scan.
+pub(super) fn segment_file(segment: &Segment) -> PartitionedFile {
+    PartitionedFile::new_from_meta(ObjectMeta {
+        location: Path::from(segment.name().to_string()),
+        // Segments do not change: what is cached of one stays true.
+        last_modified: chrono::DateTime::UNIX_EPOCH,
+        size: segment.bytes,
+        e_tag: None,
+        version: None,
+    })
+}
+
+/// Readers of segments on the coordinator, which note in `reads` what they read.
+pub(super) fn segment_readers(
+    config: &SessionConfig,
+    runtime: &RuntimeEnv,
+    reads: Arc<ReadLog>,
+) -> Result<CountedReaders> {
+    let store: Arc<dyn ObjectStore> = match config.get_extension::<ShardStore>() {
+        Some(shards) => Arc::new(shards.counting(Arc::clone(&reads))),
+        None => runtime.object_store(&ObjectStoreUrl::parse(SHARD_STORE_URL)?)?,
+    };
+    let cache = runtime.cache_manager.get_file_metadata_cache();
+    let cached = CachedParquetFileReaderFactory::new(store, cache);
+    Ok(CountedReaders::new(Arc::new(cached), Arc::default(), Some(reads)))
 }
 
 fn empty_statistics(schema: &SchemaRef) -> Statistics {

@@ -283,7 +283,9 @@ impl Flushes {
             let encoded =
                 encoded.await.map_err(|error| Error::Internal(format!("encoding a segment: {error}")))??;
             fault::point(Step::SegmentEncoded);
-            let segment = stage::stage(&context, &table, &names.write, encoded, &workers).await?;
+            let conditions = stage::Conditions::default();
+            let staged = stage::stage(&context, &table, &names.write, encoded, &workers, &conditions);
+            let segment = staged.await?;
             fault::point(Step::SegmentStaged);
             progress.staged(segment.rows, segment.bytes);
             Ok(segment)

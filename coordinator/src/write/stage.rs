@@ -28,34 +28,51 @@ const TRIES: usize = 2;
 /// enough: it may be about to join, here or after a restart of either.
 const WORKER_WAIT: Duration = Duration::from_secs(5);
 
+/// What is asked for beyond that most workers have a segment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Conditions {
+    /// What must stay free on a worker's disk beside it.
+    pub(super) keep_free_bytes: u64,
+    /// Workers without which the others are not enough.
+    pub(super) needed: Vec<WorkerId>,
+}
+
 /// Sends the segment to all of `workers` at once and waits for each; once a
 /// majority has it, only for those that are live: a copy for a silent one is
 /// made when it is back. Without a majority those that are not live are waited
 /// for, for some seconds. The result names those on which it is durable.
 ///
 /// # Errors
-/// Where they are no majority: the worst of the workers' own errors, with all
-/// of them in its message.
+/// Where they are no majority, or one that is needed is not among them: the worst
+/// of the workers' own errors, with all of them in its message.
 pub(super) async fn stage(
     context: &WriteContext,
     table: &str,
     write_id: &WriteId,
     encoded: EncodedSegment,
     workers: &[WorkerId],
+    conditions: &Conditions,
 ) -> Result<Segment, Error> {
     let EncodedSegment { mut segment, bytes } = encoded;
+    let header = StageHeader {
+        name: segment.name().to_string(),
+        bytes: segment.bytes,
+        crc32c: segment.crc32c,
+        write_id: write_id.as_str().to_owned(),
+        keep_free_bytes: conditions.keep_free_bytes,
+    };
     let majority = workers.len() / 2 + 1;
     let durable = AtomicUsize::new(0);
     let is_enough = CancellationToken::new();
     let sends = workers.iter().map(|worker| {
-        let (segment, bytes, durable, is_enough) = (&segment, &bytes, &durable, &is_enough);
+        let (header, bytes, durable, is_enough) = (&header, &bytes, &durable, &is_enough);
         async move {
             let lost = async {
                 is_enough.cancelled().await;
                 context.holders().lost(worker).await;
             };
             tokio::select! {
-                sent = send(context, write_id, segment, bytes, worker, is_enough) => {
+                sent = send(context, header, bytes, worker, is_enough) => {
                     if sent.is_ok() && durable.fetch_add(1, Ordering::Relaxed) + 1 >= majority {
                         is_enough.cancel();
                     }
@@ -79,13 +96,18 @@ pub(super) async fn stage(
             }
         }
     }
-    if segment.replicas.len() >= majority {
+    let lacking = conditions.needed.iter().find(|needed| !segment.replicas.contains(needed));
+    if segment.replicas.len() >= majority && lacking.is_none() {
         return Ok(segment);
     }
+    let needed = match lacking {
+        Some(lacking) => format!("and {lacking}, which has the segments before it, is needed, too"),
+        None => format!("{majority} are needed"),
+    };
     let reasons: Vec<String> =
         failures.iter().map(|(worker, failure)| format!("{worker}: {}", failure.message)).collect();
     let message = format!(
-        "shard {} of `{table}` was written to {} of its {} workers, {majority} are needed; nothing was changed ({})",
+        "shard {} of `{table}` was written to {} of its {} workers, {needed}; nothing was changed ({})",
         segment.shard,
         segment.replicas.len(),
         workers.len(),
@@ -102,8 +124,7 @@ pub(super) async fn stage(
 
 async fn send(
     context: &WriteContext,
-    write_id: &WriteId,
-    segment: &Segment,
+    header: &StageHeader,
     bytes: &Bytes,
     worker: &WorkerId,
     is_enough: &CancellationToken,
@@ -120,7 +141,7 @@ async fn send(
             return Err(Failure::new(ErrorCode::Unavailable, "is not live").at(worker.as_str()));
         };
         tries -= 1;
-        match send_once(context, write_id, segment, bytes, &address).await {
+        match send_once(context, header, bytes, &address).await {
             Ok(()) => return Ok(()),
             Err(failure) if failure.code == ErrorCode::Unavailable && tries > 0 => {
                 tracing::debug!(%worker, %failure, "segment sent again");
@@ -137,34 +158,27 @@ async fn send(
 
 async fn send_once(
     context: &WriteContext,
-    write_id: &WriteId,
-    segment: &Segment,
+    header: &StageHeader,
     bytes: &Bytes,
     address: &str,
 ) -> Result<(), Failure> {
-    let header = StageHeader {
-        name: segment.name().to_string(),
-        bytes: segment.bytes,
-        crc32c: segment.crc32c,
-        write_id: write_id.as_str().to_owned(),
-    };
-    let requests = std::iter::once(stage_request::Part::Header(header))
+    let requests = std::iter::once(stage_request::Part::Header(header.clone()))
         .chain(pieces(bytes).map(stage_request::Part::Data))
         .map(|part| StageRequest { part: Some(part) });
     let mut client = SegmentsClient::new(context.channels().get(address)?);
-    let limit = STAGE_TIMEOUT + Duration::from_secs(segment.bytes / STAGE_BYTES_PER_SECOND_MIN);
+    let limit = STAGE_TIMEOUT + Duration::from_secs(header.bytes / STAGE_BYTES_PER_SECOND_MIN);
     let reply = tokio::time::timeout(limit, client.stage(stream::iter(requests.collect::<Vec<_>>()))).await;
     let reply = match reply {
         Err(_elapsed) => {
-            let message = format!("did not store {} bytes within {} s", segment.bytes, limit.as_secs());
+            let message = format!("did not store {} bytes within {} s", header.bytes, limit.as_secs());
             return Err(Failure::new(ErrorCode::Timeout, message));
         }
         Ok(reply) => reply.map_err(|status| Failure::from_status(&status))?.into_inner(),
     };
-    if (reply.bytes, reply.crc32c) != (segment.bytes, segment.crc32c) {
+    if (reply.bytes, reply.crc32c) != (header.bytes, header.crc32c) {
         let message = format!(
             "stored {} bytes with checksum {:08x} of {} bytes with checksum {:08x}",
-            reply.bytes, reply.crc32c, segment.bytes, segment.crc32c
+            reply.bytes, reply.crc32c, header.bytes, header.crc32c
         );
         return Err(Failure::new(ErrorCode::Corrupt, message));
     }

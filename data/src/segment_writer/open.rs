@@ -51,6 +51,11 @@ impl OpenSegment {
         self.writer.bytes_written() + self.writer.in_progress_size()
     }
 
+    /// Memory of what is written, and of what is about to be.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.writer.bytes_written() + self.writer.memory_size()
+    }
+
     /// The whole file.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ pub struct SortedWriter {
     /// Columns in which none of those segments has what is not a number.
     bounded: Vec<bool>,
     bytes_max: usize,
+    /// About what a file has: that of all merged segments, where it is one.
+    capacity_bytes: usize,
     in_order: Option<InOrder>,
     /// The first rows of the next segment.
     waiting: Vec<RecordBatch>,
@@ -48,12 +50,14 @@ impl SortedWriter {
             !field.data_type().is_floating() || merged.iter().all(|segment| has_bounds(segment, index))
         });
         let bounded = bounded.collect();
+        let merged_bytes = merged.iter().map(|segment| segment.bytes).sum::<u64>();
         let in_order = InOrder::new(&table.columns, &writer.sort_key)?;
         Ok(Self {
             writer,
             shard,
             bounded,
             bytes_max,
+            capacity_bytes: usize::try_from(merged_bytes).unwrap_or(bytes_max).min(bytes_max),
             in_order,
             waiting: Vec::new(),
             waiting_rows: 0,
@@ -97,6 +101,11 @@ impl SortedWriter {
         Ok(None)
     }
 
+    /// Memory of the rows that it has taken: what waits, and what is encoded.
+    pub fn memory_bytes(&self) -> usize {
+        self.waiting_bytes + self.open.as_ref().map_or(0, OpenSegment::memory_bytes)
+    }
+
     /// No more rows will come. The last segment, unless there are no rows for it.
     ///
     /// # Errors
@@ -111,7 +120,8 @@ impl SortedWriter {
     fn begin(&mut self) -> Result<(), DataError> {
         let rows = joined(self.writer.columns(), std::mem::take(&mut self.waiting))?;
         (self.waiting_rows, self.waiting_bytes) = (0, 0);
-        let mut open = self.writer.open(&rows, self.bounded.clone(), 0)?;
+        // In one piece from the start: a file that grows is copied, and is there twice.
+        let mut open = self.writer.open(&rows, self.bounded.clone(), self.capacity_bytes)?;
         open.write(&rows)?;
         self.open = Some(open);
         Ok(())

@@ -229,6 +229,25 @@ fn a_merged_segment_ends_where_it_is_large_enough() {
 }
 
 #[test]
+fn a_writer_of_merged_rows_tells_what_it_holds() {
+    let schema = Arc::new(Schema::new(vec![Field::new("v", DataType::Int64, false)]));
+    // Nothing that could be compressed.
+    let batch = |rows: i64| {
+        let values: Int64Array = (0..rows).map(|n| n.wrapping_mul(0x1e37_79b9_7f4a_7c15)).collect();
+        RecordBatch::try_new(schema.clone(), vec![Arc::new(values)]).unwrap()
+    };
+    let mut writer = SortedWriter::new(&table(schema.clone(), &[]), 1, &[], usize::MAX).unwrap();
+    assert_eq!(writer.memory_bytes(), 0);
+    // Some that wait, some that are encoded, and row groups that are written.
+    for rows in [1_000, 20_000, 379_000] {
+        let before = writer.memory_bytes();
+        assert!(writer.push(batch(rows)).unwrap().is_none());
+        assert!(writer.memory_bytes() > before, "{rows}");
+    }
+    assert!(writer.memory_bytes() >= 7 * 400_000, "{} bytes", writer.memory_bytes());
+}
+
+#[test]
 fn what_is_not_a_number_is_found_in_merged_segments_too() {
     let batch = |keys: [i64; 2], values: [f64; 2]| {
         record_batch!(("k", Int64, keys.to_vec()), ("f", Float64, values.to_vec())).unwrap()

@@ -177,6 +177,23 @@ fn more_than_the_disk_has_is_refused_before_anything_is_written() {
 }
 
 #[test]
+fn what_must_stay_free_beside_a_segment_is_not_taken() {
+    let root = tempfile::tempdir().unwrap();
+    let (_lock, dir) = open(root.path());
+    let held = name(0);
+    dir.check_room(&held, 10, 10).unwrap();
+    let error = dir.check_room(&held, 10, 1 << 60).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Exhausted);
+    let message = error.to_string();
+    let named = format!("segment {held} of 10 bytes");
+    for part in [named.as_str(), "bytes are free on the disk of", "1152921504606846976 must stay free"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(dir.check_room(&held, u64::MAX, u64::MAX).is_err());
+    assert_eq!(staged_files(root.path()), 0);
+}
+
+#[test]
 fn a_segment_written_twice_is_there_once() {
     let root = tempfile::tempdir().unwrap();
     let (_lock, dir) = open(root.path());

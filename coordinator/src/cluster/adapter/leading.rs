@@ -8,11 +8,11 @@ use futures::future::join_all;
 use shoal_data::SegmentName;
 
 use super::Cluster;
-use crate::catalog::{Call, Coordinator, shown_term};
+use crate::catalog::{COMMANDS, Call, Coordinator, shown_term};
 use crate::cluster::going::Needs;
 
 /// How long another coordinator may take to say what it needs.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// After so long without a word of a coordinator its queries are not waited for.
 /// Those that still read something that is gone fail; they are never wrong.
 const UNHEARD_MAX: Duration = Duration::from_secs(60);
@@ -74,6 +74,7 @@ impl Cluster {
             version,
             oldest_read: self.pins.oldest(),
             staged: asked.iter().filter(|name| staged.contains(name)).copied().collect(),
+            reads: COMMANDS,
         }
     }
 

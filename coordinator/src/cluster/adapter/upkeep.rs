@@ -37,7 +37,7 @@ impl Cluster {
         }
         let mut core = self.core.lock();
         for Dropped { version, segment } in free {
-            core.going.dropped(segment.name(), version, segment.replicas.iter().cloned());
+            core.going.dropped(segment.name(), version, segment.bytes, segment.replicas.iter().cloned());
         }
     }
 
@@ -73,7 +73,7 @@ impl Cluster {
                 for (worker, name) in copies {
                     // A table or segment that was dropped meanwhile needs no copy.
                     if state.segment(name).is_none() {
-                        core.going.dropped(*name, state.version, [worker.clone()]);
+                        core.going.dropped(*name, state.version, 0, [worker.clone()]);
                     } else {
                         core.membership.gained(worker, name);
                     }

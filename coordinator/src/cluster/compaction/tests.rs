@@ -1,6 +1,9 @@
 //! Claims about which segments are compacted, and how often a row is written
 //! anew for it.
 
+use std::collections::HashMap;
+
+use arrow::datatypes::Field;
 use shoal_proto::WorkerId;
 
 use super::*;
@@ -33,8 +36,13 @@ fn state(segments: &[Segment]) -> State {
     state
 }
 
+/// What is due where nothing waits for anything.
+fn due_of(state: &State, live: &LiveWorkers) -> Vec<Compaction> {
+    due(state, live, &Leaving::new(), &Rests::default(), Instant::now())
+}
+
 fn due_now(segments: &[Segment]) -> Vec<Compaction> {
-    due(&state(segments), &live(&["w1", "w2"]), |_, _| false)
+    due_of(&state(segments), &live(&["w1", "w2"]))
 }
 
 /// Where in `segments` those are that one compaction takes.
@@ -90,31 +98,105 @@ fn small_work_comes_first_and_shards_rest() {
     let segments: Vec<_> = in_shard(0, 2_000).chain(in_shard(1, 1_000)).collect();
     let shards = |due: Vec<Compaction>| due.iter().map(|compaction| compaction.shard).collect::<Vec<_>>();
     assert_eq!(shards(due_now(&segments)), [1, 0]);
-    let resting = due(&state(&segments), &live(&["w1", "w2"]), |table, shard| (table, shard) == (TABLE, 1));
-    assert_eq!(shards(resting), [0]);
+    let mut rests = Rests::default();
+    let now = Instant::now();
+    let failed = due_now(&segments).remove(0);
+    rests.failed(&failed, now);
+    let both = live(&["w1", "w2"]);
+    let due_at = |now: Instant| due(&state(&segments), &both, &Leaving::new(), &rests, now);
+    assert_eq!(shards(due_at(now)), [0]);
+    // The shard comes back first, and what failed of it only later.
+    let again = (1..10_000).map(|second| now + std::time::Duration::from_secs(second));
+    let again = again.filter(|now| !rests.is_resting(TABLE, 1, *now));
+    let mut again = again.skip_while(|now| shards(due_at(*now)) == [0]);
+    let all_are_back = again.next().unwrap();
+    assert_eq!(shards(due_at(all_are_back)), [1, 0]);
+    assert!(failed.segments.iter().all(|segment| !rests.has_failed(*segment, all_are_back)));
+}
+
+#[test]
+fn what_failed_does_not_keep_others_of_its_shard_waiting() {
+    let segments: Vec<_> = (0..17).map(|_| sized(0, 10, 1_000)).collect();
+    let both = live(&["w1", "w2"]);
+    let mut rests = Rests::default();
+    let now = Instant::now();
+    // As if there had been one compaction of it alone, and the shard had had its rest.
+    let bad = Compaction { table: TABLE, shard: 1, segments: vec![segments[4].id], bytes: 1_000 };
+    rests.failed(&bad, now);
+    let due = due(&state(&segments), &both, &Leaving::new(), &rests, now);
+    let expected: Vec<usize> = (0..17).filter(|place| *place != 4).collect();
+    assert_eq!(places(&segments, &due), expected);
+}
+
+#[test]
+fn segments_are_cut_by_what_they_are_when_decoded() {
+    // Numbers that are all the same take nothing on disk, and eight bytes each in memory.
+    let rows = DECODED_BYTES / 8 / 10;
+    let segments: Vec<_> = (0..16).map(|_| sized(0, rows, 1_000)).collect();
+    assert_eq!(places(&segments, &due_now(&segments)).len(), 9);
+    let large = LARGE_DECODED_BYTES / 8;
+    let segments: Vec<_> = (0..16).map(|_| sized(0, large, 1_000)).collect();
+    assert_eq!(due_now(&segments), []);
+    let both = live(&["w1", "w2"]);
+    let state = state(&segments);
+    let table = state.table_by_id(TABLE).unwrap();
+    assert_eq!((left(table), asked(table, 0, &both, &Leaving::new())), (0, None));
+}
+
+#[test]
+fn a_row_takes_what_its_types_say() {
+    let item = Arc::new(Field::new_list_field(DataType::Int64, true));
+    for (data_type, expected) in [
+        (DataType::Int64, 8),
+        (DataType::Decimal128(12, 2), 16),
+        (DataType::Boolean, 1),
+        (DataType::Utf8, REFERENCE_BYTES),
+        (DataType::FixedSizeBinary(20), 20),
+        (DataType::FixedSizeList(Arc::clone(&item), 100), 800),
+        (DataType::List(Arc::clone(&item)), REFERENCE_BYTES),
+        (DataType::Struct(vec![Arc::clone(&item), item].into()), 16),
+    ] {
+        let columns = Schema::new(vec![Field::new("c", data_type.clone(), true)]);
+        assert_eq!(row_bytes(&columns), expected, "{data_type}");
+    }
+}
+
+#[test]
+fn many_that_grow_do_not_hide_those_behind_them() {
+    // More than are looked at together, each larger than all before it, and then
+    // many that are alike.
+    let mut segments: Vec<_> = (0..INPUTS_MAX as u64).map(|power| sized(0, 1 << power, 1_000)).collect();
+    assert_eq!(due_now(&segments), []);
+    segments.extend((0..8).map(|_| sized(0, 1 << 20, 1_000)));
+    let chosen = places(&segments, &due_now(&segments));
+    assert!(chosen.iter().any(|place| *place >= INPUTS_MAX), "{chosen:?}");
+    assert!(chosen.len() <= INPUTS_MAX, "{chosen:?}");
 }
 
 #[test]
 fn segments_that_move_or_cannot_be_read_wait() {
     let segments: Vec<_> = (0..8).map(|_| sized(0, 10, 1_000)).collect();
     let both = live(&["w1", "w2"]);
-    let due_of = |segments: &[Segment], live: &LiveWorkers| due(&state(segments), live, |_, _| false).len();
-    assert_eq!(due_of(&segments, &both), 1);
-    assert_eq!(due_of(&segments, &live(&["w2"])), 0);
+    let count = |segments: &[Segment], live: &LiveWorkers| due_of(&state(segments), live).len();
+    assert_eq!(count(&segments, &both), 1);
+    assert_eq!(count(&segments, &live(&["w2"])), 0);
     // One copy is where it should not be, or on a worker that is away.
     for replicas in [vec!["w1", "w2"], vec!["w1", "w9"], vec!["w9"]] {
         let mut moving = segments.clone();
         moving[3].replicas = replicas.into_iter().map(WorkerId::from).collect();
-        assert_eq!(due_of(&moving, &both), 0);
+        assert_eq!(count(&moving, &both), 0);
     }
     let mut lacking = both.clone();
     lacking.workers[0].holds = Arc::new(Holds::all_but([segments[5].name()].into()));
-    assert_eq!(due_of(&segments, &lacking), 0);
+    assert_eq!(count(&segments, &lacking), 0);
     let mut full = both.clone();
-    full.workers[0].disk_free_bytes = 8_000 * DISK_FREE_FACTOR - 1;
-    assert_eq!(due_of(&segments, &full), 0);
-    full.workers[0].disk_free_bytes += 1;
-    assert_eq!(due_of(&segments, &full), 1);
+    full.workers[0].disk_free_bytes = 0;
+    assert_eq!(count(&segments, &full), 0);
+    full.workers[0].disk_free_bytes = 1 << 20;
+    assert_eq!(count(&segments, &full), 1);
+    // So many generations of them wait that nobody may remove yet.
+    let leaving = Leaving::from([("w1".into(), 1 << 20)]);
+    assert_eq!(due(&state(&segments), &full, &leaving, &Rests::default(), Instant::now()), []);
 }
 
 #[test]
@@ -122,7 +204,7 @@ fn whoever_asks_gets_one_segment_where_all_fit() {
     let both = live(&["w1", "w2"]);
     let of = |segments: &[Segment]| {
         let state = state(segments);
-        asked(&state.facts(state.table_by_id(TABLE).unwrap()), 0, &both)
+        asked(&state.facts(state.table_by_id(TABLE).unwrap()), 0, &both, &Leaving::new())
     };
     assert_eq!(of(&[sized(0, 10, 1_000), sized(1, 10, 1_000)]), None);
     let segments = [sized(0, 1_000_000, 60 * MIB), sized(1, 1, 1_000), sized(0, 1, 1_000)];
@@ -133,14 +215,14 @@ fn whoever_asks_gets_one_segment_where_all_fit() {
     assert_eq!(of(&segments).unwrap().segments.len(), 2);
     let state = state(&segments);
     let facts = state.facts(state.table_by_id(TABLE).unwrap());
-    assert_eq!((left(&facts), asked(&facts, 0, &live(&["w2"]))), (1, None));
+    assert_eq!((left(&facts), asked(&facts, 0, &live(&["w2"]), &Leaving::new())), (1, None));
 }
 
 #[test]
 fn a_compaction_is_found_while_all_its_segments_are_there() {
     let segments: Vec<_> = (0..8).map(|_| sized(0, 10, 1_000)).collect();
     let mut state = state(&segments);
-    let compaction = due(&state, &live(&["w1", "w2"]), |_, _| false).remove(0);
+    let compaction = due_of(&state, &live(&["w1", "w2"])).remove(0);
     let (table, found) = compaction.found(&state).unwrap();
     assert_eq!((table.id, found.len()), (TABLE, 8));
     let new = sized(0, 20, 2_000);
@@ -150,27 +232,6 @@ fn a_compaction_is_found_while_all_its_segments_are_there() {
         Ok(Outcome::Done)
     );
     assert!(compaction.found(&state).is_none());
-}
-
-#[test]
-fn a_shard_that_fails_rests_longer_each_time() {
-    let mut rests = Rests::default();
-    let start = Instant::now();
-    assert!(!rests.is_resting(TABLE, 0, start));
-    let mut now = start;
-    let mut length = REST.0;
-    for _ in 0..12 {
-        rests.failed(TABLE, 0, now);
-        assert!(rests.is_resting(TABLE, 0, now + length - Duration::from_millis(1)), "{length:?}");
-        assert!(!rests.is_resting(TABLE, 1, now));
-        now += length;
-        assert!(!rests.is_resting(TABLE, 0, now), "{length:?}");
-        length = (length * 2).min(REST.1);
-    }
-    assert_eq!(length, REST.1);
-    rests.done(TABLE, 0);
-    rests.failed(TABLE, 0, now);
-    assert!(!rests.is_resting(TABLE, 0, now + REST.0));
 }
 
 #[test]
@@ -217,7 +278,7 @@ fn check_long_run(what: &str, bytes_per_row: u64, mut rows_of: impl FnMut(&mut N
         times.insert(added.id, 0);
         written += rows;
         state.apply(commit(&format!("{write}"), &added)).unwrap();
-        while let Some(compaction) = due(&state, &live, |_, _| false).first() {
+        while let Some(compaction) = due_of(&state, &live).first() {
             let (_, old) = compaction.found(&state).unwrap();
             assert!(compaction.bytes <= TARGET_BYTES, "{what}: {compaction:?}");
             let rows: u64 = old.iter().map(|segment| segment.rows).sum();

@@ -35,6 +35,17 @@ fn a_segment_stays_until_the_last_reader_is_done() {
 }
 
 #[test]
+fn what_may_still_be_read_is_counted_on_each_of_its_workers() {
+    let pins = Pins::default();
+    let reader = pins.pin_newest(|| state(4));
+    pins.note(|| vec![dropped(5), dropped(5)]);
+    assert_eq!(pins.retired_bytes(), BTreeMap::from([(WorkerId::from("w1"), 200)]));
+    drop(reader);
+    assert_eq!(pins.collect(Vec::new).len(), 2);
+    assert_eq!(pins.retired_bytes(), BTreeMap::new());
+}
+
+#[test]
 fn what_was_noted_can_be_read_and_goes_later() {
     let pins = Pins::default();
     let gone = dropped(5);

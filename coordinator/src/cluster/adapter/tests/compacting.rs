@@ -60,8 +60,18 @@ async fn who_leads_finds_what_is_due_and_tells_what_is_done() {
     let due = cluster.compactions_due(&rests);
     assert_eq!(due.len(), 1);
     assert_eq!((due[0].table, due[0].shard, due[0].segments.len()), (table, 0, segments.len()));
-    rests.failed(table, 0, Instant::now());
+    assert!(cluster.check_coordinators().await.is_ok(), "it is alone");
+    assert!(rests.failed(&due[0], Instant::now()));
     assert_eq!(cluster.compactions_due(&rests), []);
+    let why = Error::Exhausted("no room on worker w1".to_owned());
+    cluster.tell_deferred(&due[0], &why);
+    let events = cluster.events();
+    let told = events.last().unwrap();
+    assert_eq!((told.kind, told.kind.name()), (EventKind::Deferred, "deferred"));
+    assert_eq!(
+        told.message,
+        "public.t, shard 0: 8 segments of 0.8 kB stay as they are, and are tried again later: no room on worker w1"
+    );
 
     let done = Compacted { table: "public.t".to_owned(), shard: 0, before: 8, after: 1, bytes: 800 };
     cluster.tell_compacted(&[done]);
@@ -69,4 +79,39 @@ async fn who_leads_finds_what_is_due_and_tells_what_is_done() {
     let told = events.last().unwrap();
     assert_eq!((told.kind, told.worker.as_ref()), (EventKind::Compacted, None));
     assert_eq!(told.message, "public.t, shard 0: 8 segments of 0.8 kB into 1");
+}
+
+#[tokio::test]
+async fn generations_that_queries_keep_take_the_room_of_the_next() {
+    let cluster = cluster().await;
+    let stream = connect(&cluster, "w1", &[]).await;
+    let (table, old) = with_segments(&cluster).await;
+    let has_room = |disk_free_bytes: u64| Beat {
+        worker: "w1".to_owned(),
+        incarnation: "one".to_owned(),
+        disk_free_bytes,
+        ..Beat::default()
+    };
+    let check = || {
+        let state = cluster.catalog.snapshot();
+        cluster.check_room(state.table_by_id(table).unwrap(), 0, 100)
+    };
+    // Four times what is compacted.
+    cluster.beat(stream, has_room(400));
+    check().unwrap();
+    let reader = cluster.pin();
+    let new = Segment { rows: 80, ..segment(table, 0, "w1") };
+    let ids = old.iter().map(|segment| segment.id).collect();
+    let compact = Command::Compact { table, shard: 0, old: ids, new: vec![new] };
+    assert_eq!(cluster.catalog.apply(compact).await.unwrap(), Outcome::Done);
+    collect(&cluster).await;
+    let refused = check().unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Exhausted);
+    assert!(refused.to_string().contains("1200 bytes must be free there (800 of them"), "{refused}");
+    cluster.beat(stream, has_room(1_200));
+    check().unwrap();
+    cluster.beat(stream, has_room(400));
+    drop(reader);
+    collect(&cluster).await;
+    check().unwrap();
 }
