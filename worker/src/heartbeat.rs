@@ -164,12 +164,15 @@ struct Worker {
     wishes: Wishes,
     /// The newest term of the coordinators' consensus that any of them told.
     newest_term: AtomicU64,
+    /// How often it joined any of them.
+    joins: AtomicU64,
 }
 
 impl Worker {
     fn new(parts: HeartbeatParts, channels: Channels, wishes: Wishes) -> Arc<Self> {
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
-        Arc::new(Self { parts, channels, incarnation, wishes, newest_term: AtomicU64::new(0) })
+        let (newest_term, joins) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { parts, channels, incarnation, wishes, newest_term, joins })
     }
 }
 

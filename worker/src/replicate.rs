@@ -114,6 +114,11 @@ impl Replicator {
         names.filter(|name| leaving.insert(*name)).collect()
     }
 
+    /// What is about to be removed: whoever counts on it would count on nothing.
+    pub fn leaving(&self) -> HashSet<SegmentName> {
+        self.0.leaving.lock().clone()
+    }
+
     /// From here on gathers what one coordinator must be told: from before it
     /// is told all that is here, so that nothing falls between.
     pub fn subscribe(&self) -> Reports {
@@ -154,7 +159,10 @@ impl Replicator {
         let done = self.fetch_once(name, &request).await;
         self.0.under_way.lock().remove(&name);
         done?;
-        self.0.reporters.fetched(name);
+        // What is about to be removed is as good as gone.
+        if !self.0.leaving.lock().contains(&name) {
+            self.0.reporters.fetched(name);
+        }
         Ok(Some(result))
     }
 

@@ -238,6 +238,24 @@ impl Catalog {
         Ok(self.change(command).await?)
     }
 
+    /// As [`Self::apply`], for what this coordinator decided as the leader of this
+    /// term: where another one leads by then, it is refused.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) async fn apply_in(&self, term: u64, command: Command) -> Result<Outcome, Error> {
+        Ok(self.core().change_in(term, command).boxed().await?)
+    }
+
+    /// Waits, as the leader of this term, until all that is in the log by now is in
+    /// [`Self::snapshot`].
+    ///
+    /// # Errors
+    /// `Unavailable` without a majority; `Invalid` where another one leads by now.
+    pub(crate) async fn apply_all(&self, term: u64) -> Result<(), Error> {
+        self.core().apply_all(term).boxed().await
+    }
+
     /// As [`Self::apply`], for those who must know in the end.
     ///
     /// # Errors

@@ -34,8 +34,8 @@ mod upkeep;
 const SILENCE_TICK: Duration = Duration::from_millis(100);
 /// How often dropped segments and missing copies are looked for.
 const TICK: Duration = Duration::from_millis(200);
-/// After so long an order to remove is repeated: the segment may have been on
-/// its way when it was given first.
+/// After so long an order to remove what a write staged is repeated: it may have
+/// been on its way when the order was given first.
 const DISCARD_AGAIN: Duration = Duration::from_secs(30);
 
 /// What all workers together have read for a query.
@@ -77,7 +77,10 @@ struct Core {
     /// What writes that are under way stage, and where.
     protected: HashMap<WriteId, HashMap<SegmentName, Vec<WorkerId>>>,
     waiting: HashMap<WorkerId, Waiting>,
-    again: Vec<(Instant, WorkerId, SegmentName, u64)>,
+    /// The newest join of each worker: of which process, and its number there.
+    joined: HashMap<WorkerId, (String, u64)>,
+    /// Those of segments that nobody ever saw, until they are repeated.
+    again: Vec<(Instant, WorkerId, SegmentName)>,
     fetching: HashMap<WorkerId, HashMap<SegmentName, Instant>>,
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<(WorkerId, SegmentName)>,
@@ -106,6 +109,8 @@ struct Waiting {
     fetch: Vec<FetchRequest>,
     /// Whether the worker is to say again what it holds.
     report: bool,
+    /// Whether it was told so, and has not said it yet.
+    is_reporting: bool,
 }
 
 /// The term of an order that holds in every term: nobody ever saw the segment.
@@ -225,7 +230,11 @@ impl Cluster {
         for (name, workers) in names {
             for worker in workers {
                 core.discard(&worker, name, term);
-                core.again.push((again, worker, name, term));
+                // What the catalog had may have come back there by then; and who
+                // holds it all the same says so when it joins.
+                if term == ANY_TERM {
+                    core.again.push((again, worker, name));
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Joins one coordinator and beats there for as long as it is one.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
@@ -34,11 +34,13 @@ const LOG_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct Beating {
     coordinator: String,
     worker: Arc<Worker>,
+    /// The number of the newest join.
+    last_join: AtomicU64,
 }
 
 impl Beating {
     pub(super) fn new(coordinator: String, worker: Arc<Worker>) -> Self {
-        Self { coordinator, worker }
+        Self { coordinator, worker, last_join: AtomicU64::new(0) }
     }
 
     /// Beats, and joins again whenever that breaks, until the coordinator does
@@ -110,7 +112,9 @@ impl Beating {
                         return Ok(());
                     }
                     heard_at = Instant::now();
-                    let is_newest = self.obey(received.term, received.fetch, &received.discard);
+                    let discard: &[String] =
+                        if self.is_overtaken(&received) { &[] } else { &received.discard };
+                    let is_newest = self.obey(received.term, received.fetch, discard);
                     let is_done = received.drained && is_newest;
                     let word = DrainWord { is_done, lacks: received.drain_lacks };
                     worker.parts.coordinators.heard(coordinator, told_leaving, word);
@@ -146,7 +150,13 @@ impl Beating {
     ) -> Result<JoinReply, Failure> {
         let parts = &self.worker.parts;
         reports.skip();
-        let held = parts.dir.report();
+        let number = self.worker.joins.fetch_add(1, Ordering::Relaxed) + 1;
+        self.last_join.store(number, Ordering::Relaxed);
+        // In this order: what is gone when it is looked at was leaving before.
+        let term = self.worker.newest_term.load(Ordering::Relaxed);
+        let leaving = parts.replicator.leaving();
+        let mut held = parts.dir.report();
+        held.retain(|(name, _)| !leaving.contains(name));
         let request = JoinRequest {
             worker: parts.identity.name().to_string(),
             address: parts.introduction.address.clone(),
@@ -161,6 +171,8 @@ impl Beating {
             incarnation: self.worker.incarnation.clone(),
             cluster: parts.identity.cluster().unwrap_or_default().to_owned(),
             drain: self.worker.wishes.drain.is_cancelled(),
+            term,
+            number,
         };
         let joined = tokio::time::timeout(JOIN_MAX, client.join(request)).await;
         let joined = joined.map_err(|_| Failure::new(ErrorCode::Unavailable, "no answer to the join"))?;
@@ -183,6 +195,12 @@ impl Beating {
         let discard = if is_newest { discard } else { &[] };
         self.worker.parts.replicator.obey(fetch, discard);
         is_newest
+    }
+
+    /// Whether the coordinator has heard of what is here since it gave these orders,
+    /// or is about to.
+    fn is_overtaken(&self, orders: &Orders) -> bool {
+        orders.after_join != 0 && orders.after_join < self.last_join.load(Ordering::Relaxed)
     }
 
     fn next_beat(&self, reports: &Reports) -> Beat {

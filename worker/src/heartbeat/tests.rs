@@ -366,6 +366,29 @@ async fn a_coordinator_of_an_older_term_removes_nothing() {
 }
 
 #[tokio::test]
+async fn what_was_ordered_before_the_worker_told_what_is_here_is_not_removed() {
+    let coordinator = Coordinator::default();
+    let seeds = [coordinator.start().await];
+    let root = tempfile::tempdir().unwrap();
+    let parts = parts(root.path(), &seeds);
+    let (dir, replicator) = (Arc::clone(&parts.dir), parts.replicator.clone());
+    let name = held(&dir).name;
+    let _heartbeat = Heartbeat::start(parts).unwrap();
+    coordinator.beaten_at().await;
+    // As if it had come after what was told first.
+    replicator.staged_for_nobody(0);
+    eventually("a second join", || coordinator.counts().0 == 2).await;
+    let numbers: Vec<u64> = coordinator.heard.lock().joins.iter().map(|join| join.number).collect();
+    assert_eq!(numbers, [1, 2]);
+    let removes_after = |after_join| Orders { after_join, discard: vec![name.clone()], ..Orders::default() };
+    coordinator.orders.lock().push_back(removes_after(1));
+    coordinator.beaten_at().await;
+    assert_eq!(dir.held().len(), 1);
+    coordinator.orders.lock().push_back(removes_after(2));
+    eventually("it is removed", || dir.held().is_empty()).await;
+}
+
+#[tokio::test]
 async fn a_damaged_segment_is_told_to_all_on_the_same_streams() {
     let coordinators = [Coordinator::default(), Coordinator::default()];
     let seeds = [coordinators[0].start().await, coordinators[1].start().await];

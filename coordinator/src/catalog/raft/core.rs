@@ -272,7 +272,20 @@ impl Core {
     /// Why the catalog refuses it; that no majority answers, and whether the
     /// change may be made all the same.
     pub async fn change(&self, command: Command) -> Result<Outcome, ChangeError> {
-        let proposal = Proposal { id: Uuid::new_v4(), from: self.me, command: Some(command) };
+        self.make(None, command).await
+    }
+
+    /// As [`Self::change`], for what this coordinator decided as the leader of this
+    /// term: where another one leads by then, it is refused.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn change_in(&self, term: u64, command: Command) -> Result<Outcome, ChangeError> {
+        self.make(Some(term), command).await
+    }
+
+    async fn make(&self, term: Option<u64>, command: Command) -> Result<Outcome, ChangeError> {
+        let proposal = Proposal { id: Uuid::new_v4(), from: self.me, term, command: Some(command) };
         match self.propose(&proposal).await {
             Ok(reply) => outcome(reply).map_err(ChangeError::Refused),
             Err(Unanswered { is_sent: true, why }) => {
@@ -290,7 +303,7 @@ impl Core {
     /// Takes as long as there is no majority.
     pub async fn settle(&self, id: Uuid) -> Result<Outcome, Error> {
         loop {
-            match self.propose(&Proposal { id, from: self.me, command: None }).await {
+            match self.propose(&Proposal { id, from: self.me, term: None, command: None }).await {
                 Ok(reply) => return outcome(reply),
                 Err(Unanswered { why, .. }) if self.raft.metrics().has_changed().is_err() => {
                     return Err(why.into());
@@ -298,6 +311,20 @@ impl Core {
                 Err(Unanswered { why, .. }) => tracing::warn!(%why, "a change is not settled yet"),
             }
             tokio::time::sleep(ANSWER_MAX).await;
+        }
+    }
+
+    /// Waits, as the leader of this term, until all that is in its log by now is
+    /// applied here: also changes of which nobody knows yet whether they are made.
+    ///
+    /// # Errors
+    /// `Unavailable` without a majority; `Invalid` where another one leads by now.
+    pub async fn apply_all(&self, term: u64) -> Result<(), Error> {
+        let nothing = Proposal { id: Uuid::new_v4(), from: self.me, term: Some(term), command: None };
+        match self.propose(&nothing).await {
+            Ok(Reply::Abandoned) => Ok(()),
+            Ok(reply) => outcome(reply).map(drop),
+            Err(Unanswered { why, .. }) => Err(why.into()),
         }
     }
 

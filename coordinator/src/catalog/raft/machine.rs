@@ -169,13 +169,18 @@ impl Applied {
                 self.membership = Membership::new(Some(entry.log_id), membership);
                 Reply::Nothing
             }
-            EntryPayload::Normal(Proposal { id, from, command }) => {
+            EntryPayload::Normal(Proposal { id, from, term, command }) => {
                 if let Some(reply) = self.recent.replies.get(&id) {
                     return reply.clone();
                 }
                 // Nobody asks one that was removed what its writes stage.
                 let is_refused = state.is_dismissed(from);
+                let is_late = term.is_some_and(|term| term != entry.log_id.leader_id.term);
                 let reply = match command {
+                    // It may rest on what was so under the leader before.
+                    _ if is_late => Reply::Refused(CatalogError::Invalid(
+                        "it was decided by a leader that does not lead any more".to_owned(),
+                    )),
                     None => Reply::Abandoned,
                     Some(command) if is_refused && command.write().is_some() => Reply::Refused(
                         CatalogError::Invalid(format!("coordinator {from} was removed from the cluster")),

@@ -43,6 +43,10 @@ pub struct Proposal {
     /// The coordinator that wants it; 0 in logs from before this was told.
     #[serde(default)]
     pub from: CoordinatorId,
+    /// The term in which its coordinator decided it as the leader: it is refused in
+    /// any other. None for what anybody may want.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<u64>,
     /// The command; none: if it was not applied before, it never is from now on.
     pub command: Option<Command>,
 }

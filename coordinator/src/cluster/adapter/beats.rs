@@ -9,7 +9,7 @@ use shoal_data::SegmentName;
 use shoal_proto::cluster::{Beat, JoinReply, JoinRequest, Orders};
 use shoal_proto::{QueryId, WorkerId};
 
-use super::{Cluster, Progress};
+use super::{ANY_TERM, Cluster, Progress};
 use crate::Error;
 use crate::catalog::{Command, WorkerRecord};
 use crate::cluster::events::EventKind;
@@ -63,6 +63,13 @@ impl Cluster {
         }
 
         let mut core = self.core.lock();
+        if let Some((incarnation, newest)) = core.joined.get(&id)
+            && *incarnation == request.incarnation
+            && *newest > request.number
+        {
+            return Err(Error::Unavailable(format!("worker `{id}` has joined again since")));
+        }
+        core.joined.insert(id.clone(), (request.incarnation.clone(), request.number));
         // In this order: a write that ends in between is in the catalog.
         let protected: HashSet<_> =
             core.protected.values().flat_map(|staged| staged.keys()).copied().collect();
@@ -70,14 +77,25 @@ impl Cluster {
         let live = core.membership.live();
         let state = self.catalog.snapshot();
         let mut reconciled = repair::reconcile(&state, &live, &id, &held, is_spared);
+        // Until it hears of this term it may remove some of that for an older leader.
+        let may_lose = request.term < self.catalog.term();
+        let mut is_to_report = false;
         if !self.catalog.is_leader() {
             // Whoever leads sees to both.
             reconciled.adopt.clear();
             reconciled.discard.clear();
-        } else if self.catalog.coordinators().len() > 1 {
-            // Others, also those that only follow, may stage or read them: they are asked first.
-            for name in std::mem::take(&mut reconciled.discard) {
-                core.going.unknown(name, state.version, id.clone());
+        } else {
+            // What was dropped a moment ago is not retired yet.
+            let is_read = self.pins.oldest().is_some_and(|oldest| oldest < state.version);
+            if is_read || self.catalog.coordinators().len() > 1 {
+                // Others, also those that only follow, may stage or read them: they are asked first.
+                for name in std::mem::take(&mut reconciled.discard) {
+                    core.going.unknown(name, state.version, id.clone());
+                }
+            }
+            if may_lose {
+                is_to_report = !reconciled.adopt.is_empty();
+                reconciled.adopt.clear();
             }
         }
         tracing::info!(
@@ -90,7 +108,17 @@ impl Cluster {
         );
         let how = if held.is_empty() { "joins, with nothing" } else { "joins" };
         self.events.tell(EventKind::Joined, Some(&id), format!("{how}, at {}", request.address));
-        core.forget(&id);
+        // One that was asked goes on with what it was told to copy.
+        let waiting = core.waiting.get_mut(&id);
+        if !waiting.is_some_and(|waiting| std::mem::take(&mut waiting.is_reporting)) {
+            core.forget(&id);
+        }
+        if let Some(ordered) = core.fetching.get_mut(&id) {
+            ordered.retain(|name, _| !reconciled.discard.contains(name));
+        }
+        if is_to_report {
+            core.waiting.entry(id.clone()).or_default().report = true;
+        }
         core.fetched.extend(reconciled.adopt.into_iter().map(|name| (id.clone(), name)));
         let joining = Joining {
             id,
@@ -144,13 +172,15 @@ impl Cluster {
         }
         self.publish(&core);
         for name in beat.fetched.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
-            if let Some(fetching) = core.fetching.get_mut(&id) {
-                fetching.remove(&name);
-            }
-            if is_leader {
+            let ordered = core.fetching.get_mut(&id);
+            let is_ordered = ordered.is_some_and(|ordered| ordered.remove(&name).is_some());
+            if !is_leader {
+                core.membership.gained(&id, &name);
+            } else if is_ordered {
                 core.fetched.push((id.clone(), name));
             } else {
-                core.membership.gained(&id, &name);
+                // It may have been told to remove it since: it is to say what is there.
+                core.waiting.entry(id.clone()).or_default().report = true;
             }
         }
         if heard == Heard::Changed || !beat.fetched.is_empty() {
@@ -175,12 +205,14 @@ impl Cluster {
         // Before what waits: what a newer leader may see otherwise is not ordered.
         let term = self.catalog.term();
         let coordinators = self.coordinator_urls();
-        let plain = Orders { coordinators, term, ..self.word_on_drain(&core, &id) };
+        let after_join = core.joined.get(&id).map_or(0, |(_, number)| *number);
+        let plain = Orders { coordinators, term, after_join, ..self.word_on_drain(&core, &id) };
         let Some(waiting) = core.waiting.get_mut(&id) else {
             return plain;
         };
         let fetch = std::mem::take(&mut waiting.fetch);
-        let report = std::mem::take(&mut waiting.report);
+        let mut report = std::mem::take(&mut waiting.report);
+        waiting.is_reporting |= report;
         let mut discard = std::mem::take(&mut waiting.discard);
         if let Some(first_kept) = discard.keys().nth(DISCARDS_MAX).copied() {
             waiting.discard = discard.split_off(&first_kept);
@@ -195,8 +227,15 @@ impl Cluster {
             let (state, live) = (self.catalog.snapshot(), self.live());
             let kept = repair::still_needed(&state, &live, &id, &discard);
             discard.retain(|name| !kept.held.contains(name) && !kept.adopt.contains(name));
-            let adopted = kept.adopt.into_iter().filter(|_| is_leader).map(|name| (id.clone(), name));
-            self.core.lock().fetched.extend(adopted);
+            let mut core = self.core.lock();
+            if is_leader && !kept.adopt.is_empty() {
+                // Its copies count again once it has said that they are still there.
+                core.waiting.entry(id.clone()).or_default().is_reporting = true;
+                report = true;
+            }
+            if let Some(ordered) = core.fetching.get_mut(&id) {
+                ordered.retain(|name, _| !discard.contains(name));
+            }
         }
         Orders { discard: discard.iter().map(SegmentName::to_string).collect(), fetch, report, ..plain }
     }
@@ -241,8 +280,8 @@ impl Cluster {
             self.publish(&core);
         }
         let due: Vec<_> = core.again.extract_if(.., |(due, ..)| *due <= now).collect();
-        for (_, worker, name, term) in due {
-            core.discard(&worker, name, term);
+        for (_, worker, name) in due {
+            core.discard(&worker, name, ANY_TERM);
         }
         core.progress.retain(|_, workers| {
             workers.retain(|_, (at, _)| now.saturating_duration_since(*at) < PROGRESS_KEPT);

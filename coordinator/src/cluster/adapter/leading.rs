@@ -46,7 +46,8 @@ impl Cluster {
             core.heard.clear();
             if leads.is_some() {
                 tracing::info!(term, "this coordinator looks after the workers now");
-                for worker in &core.membership.live().workers {
+                let members = core.membership.live();
+                for worker in members.workers.iter().chain(&members.suspected) {
                     core.waiting.entry(worker.id.clone()).or_default().report = true;
                 }
             }
@@ -98,8 +99,9 @@ impl Cluster {
                 }
             }
         }
-        // Another one may lead by now, and have decided otherwise.
-        if self.catalog.catch_up().await.is_err() || self.lead() != Some(term) {
+        // Another one may lead by now, and have decided otherwise. And a change that is
+        // in the log may still be made, also one of a coordinator that has forgotten it.
+        if self.catalog.apply_all(term).await.is_err() || self.lead() != Some(term) {
             return;
         }
         let state = self.catalog.snapshot();

@@ -44,6 +44,8 @@ fn request(worker: &str, held: &[SegmentName]) -> JoinRequest {
         threads: 1,
         incarnation: "one".to_owned(),
         held: held.iter().map(|name| HeldSegment { name: name.to_string(), bytes: 100 }).collect(),
+        // It has heard of every leader.
+        term: u64::MAX,
         ..JoinRequest::default()
     }
 }
@@ -166,6 +168,22 @@ async fn a_dropped_table_stays_readable_until_its_readers_are_done() {
 }
 
 #[tokio::test]
+async fn what_was_dropped_a_moment_ago_is_not_taken_from_a_worker_that_joins() {
+    let cluster = cluster().await;
+    let id = with_table(&cluster).await;
+    let held = segment(id, 0, "w1");
+    let name = held.name();
+    cluster.catalog.apply(commit("x", &held)).await.unwrap();
+    let reader = cluster.pin();
+    let drop_table = Command::DropTable { schema_name: "public".into(), name: "t".into(), if_exists: false };
+    cluster.catalog.apply(drop_table).await.unwrap();
+    assert!(join(&cluster, "w1", &[name]).await.is_empty(), "it is still read");
+    drop(reader);
+    collect(&cluster).await;
+    assert_eq!(beat(&cluster, "w1", cluster.open_stream()).discard, [name.to_string()]);
+}
+
+#[tokio::test]
 async fn a_copy_counts_once_it_is_in_the_catalog() {
     let cluster = cluster().await;
     let id = with_table(&cluster).await;
@@ -194,6 +212,50 @@ async fn a_copy_counts_once_it_is_in_the_catalog() {
     assert_eq!(cluster.locate(&name).await.unwrap().replicas.len(), 2);
     cluster.order_copies(Instant::now());
     assert!(beat(&cluster, "w1", stream).fetch.is_empty());
+}
+
+#[tokio::test]
+async fn a_copy_that_nobody_ordered_counts_once_its_worker_says_that_it_is_there() {
+    let cluster = cluster().await;
+    let id = with_table(&cluster).await;
+    let stream = connect(&cluster, "w1", &[]).await;
+    let held = segment(id, 0, "w2");
+    cluster.catalog.apply(commit("x", &held)).await.unwrap();
+    let done = Beat {
+        worker: "w1".to_owned(),
+        incarnation: "one".to_owned(),
+        fetched: vec![held.name().to_string()],
+        ..Beat::default()
+    };
+    // The leader before may have ordered it, and that it goes.
+    assert!(cluster.beat(stream, done).report);
+    cluster.record_fetched().await;
+    let replicas = || cluster.catalog.snapshot().segment(&held.name()).unwrap().replicas.clone();
+    assert_eq!(replicas(), ["w2"].map(WorkerId::from));
+    let unaware = JoinRequest { term: 0, ..request("w1", &[held.name()]) };
+    cluster.join(unaware).await.unwrap();
+    cluster.record_fetched().await;
+    assert_eq!(replicas(), ["w2"].map(WorkerId::from), "it may still remove it for another leader");
+    assert!(beat(&cluster, "w1", stream).report, "it is not asked again");
+    cluster.join(request("w1", &[held.name()])).await.unwrap();
+    cluster.record_fetched().await;
+    assert_eq!(replicas(), ["w2", "w1"].map(WorkerId::from));
+}
+
+#[tokio::test]
+async fn orders_say_which_join_they_rest_on_and_a_join_that_was_overtaken_says_nothing() {
+    let cluster = cluster().await;
+    let join = |number: u64| JoinRequest { number, ..request("w1", &[]) };
+    cluster.join(join(2)).await.unwrap();
+    let stream = cluster.open_stream();
+    assert_eq!(beat(&cluster, "w1", stream).after_join, 2);
+    let late = cluster.join(join(1)).await.unwrap_err().to_string();
+    assert!(late.contains("has joined again since"), "{late}");
+    assert_eq!(live(&cluster), ["w1"], "it is as it was");
+    cluster.join(join(3)).await.unwrap();
+    assert_eq!(beat(&cluster, "w1", stream).after_join, 3);
+    // Another process counts from the beginning.
+    cluster.join(JoinRequest { incarnation: "two".to_owned(), ..join(1) }).await.unwrap();
 }
 
 #[tokio::test]

@@ -39,13 +39,15 @@ impl Cluster {
     /// Brings copies that were made into the catalog, then lets them count.
     pub(super) async fn record_fetched(&self) {
         // They stay in the list meanwhile: nobody may order to remove them.
-        let fetched = self.core.lock().fetched.clone();
-        if fetched.is_empty() {
-            return;
-        }
+        let (fetched, leads_in) = {
+            let core = self.core.lock();
+            (core.fetched.clone(), core.leads_in)
+        };
+        let Some(term) = leads_in.filter(|_| !fetched.is_empty()) else { return };
         let commands = fetched.iter().map(|(worker, name)| {
             let worker = worker.clone();
-            self.catalog.apply(Command::AddReplica { table: name.table, segment: name.segment, worker })
+            let command = Command::AddReplica { table: name.table, segment: name.segment, worker };
+            self.catalog.apply_in(term, command)
         });
         let outcomes = join_all(commands).await;
         let state = self.catalog.snapshot();
@@ -101,7 +103,12 @@ impl Cluster {
         let live = self.live();
         let state = self.catalog.snapshot();
         let workers = candidates(&live, &state);
-        let leave: BTreeSet<WorkerId> = self.core.lock().given_up.all().map(|(id, _)| id.clone()).collect();
+        let (leave, leads_in) = {
+            let core = self.core.lock();
+            let leave: BTreeSet<WorkerId> = core.given_up.all().map(|(id, _)| id.clone()).collect();
+            (leave, core.leads_in)
+        };
+        let Some(term) = leads_in else { return };
         let mut commands = moves::mend(&state, &workers, &leave);
         if commands.is_empty() {
             commands = moves::surplus(&state, &live, &leave);
@@ -115,7 +122,8 @@ impl Cluster {
             commands = moves::even_out(&state, &workers);
         }
         let told: Vec<_> = commands.iter().map(|command| moves::changes(&state, command)).collect();
-        let outcomes = join_all(commands.into_iter().map(|command| self.catalog.apply(command))).await;
+        let making = commands.into_iter().map(|command| self.catalog.apply_in(term, command));
+        let outcomes = join_all(making).await;
         for (moved, outcome) in told.iter().zip(outcomes) {
             match outcome {
                 Ok(Outcome::Done) => self.tell_moved(moved),

@@ -39,7 +39,7 @@ fn openraft_finds_no_fault() {
 
 fn entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
-    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, command }) }
+    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, term: None, command }) }
 }
 
 fn schema(name: &str) -> Option<Command> {
@@ -94,6 +94,25 @@ async fn a_coordinator_that_was_removed_writes_nothing() {
     assert_eq!(replies[2], Reply::Done(Outcome::Done));
     assert!(matches!(replies[4], Reply::Refused(_)), "{replies:?}");
     assert_eq!(machine.published.state.borrow().table_by_id(id).unwrap().segments.len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_leader_decided_holds_in_its_term_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machine) = open(&dir);
+    // Entries of these tests are of term 1.
+    let decided_in = |index: u64, term: u64, name: &str| {
+        let mut entry = entry(index, Uuid::new_v4(), schema(name));
+        if let EntryPayload::Normal(proposal) = &mut entry.payload {
+            proposal.term = Some(term);
+        }
+        entry
+    };
+    let replies = machine.apply([decided_in(1, 1, "now"), decided_in(2, 0, "late")]).await.unwrap();
+    assert_eq!(replies[0], Reply::Done(Outcome::Done));
+    assert!(matches!(replies[1], Reply::Refused(_)), "{replies:?}");
+    let state = Arc::clone(&machine.published.state.borrow());
+    assert!(state.has_schema("now") && !state.has_schema("late"));
 }
 
 #[tokio::test]

@@ -323,7 +323,11 @@ async fn a_copy_counts_again_where_those_that_took_its_place_are_gone() {
     move_from_w1(&cluster, &segments).await;
     collect(&cluster).await;
     cluster.disconnected(&"w3".into(), w3);
-    assert!(beat(&cluster, "w1", w1).discard.is_empty());
+    let orders = beat(&cluster, "w1", w1);
+    assert!(orders.discard.is_empty() && orders.report, "{orders:?}");
+    cluster.record_fetched().await;
+    assert_eq!(replicas(&cluster, &segments[0]), ["w2", "w3"].map(WorkerId::from), "it may have removed it");
+    join(&cluster, "w1", &[&segments[0], &segments[2]].map(Segment::name)).await;
     cluster.record_fetched().await;
     assert_eq!(replicas(&cluster, &segments[0]), ["w2", "w3", "w1"].map(WorkerId::from));
     // The same for a worker that comes back and is told what to remove.
