@@ -153,7 +153,7 @@ pub fn decode(data: &[u8]) -> Result<(State, Recent), Error> {
 
 /// The state behind one entry of the log.
 #[derive(Clone, Debug)]
-struct Applied {
+pub(crate) struct Applied {
     state: Arc<State>,
     recent: Recent,
     last: Option<LogId>,
@@ -161,7 +161,13 @@ struct Applied {
 }
 
 impl Applied {
-    fn apply(&mut self, state: &mut State, entry: Entry) -> Reply {
+    /// Before any entry.
+    pub(crate) fn new(state: Arc<State>) -> Self {
+        Self { state, recent: Recent::default(), last: None, membership: Membership::default() }
+    }
+
+    /// Takes the next entry into a state that is not shown to anybody yet.
+    pub(crate) fn apply(&mut self, state: &mut State, entry: Entry) -> Reply {
         self.last = Some(entry.log_id);
         match entry.payload {
             EntryPayload::Blank => Reply::Nothing,
@@ -208,9 +214,7 @@ impl Machine {
     /// # Errors
     /// Where the snapshot cannot be read.
     pub fn new(file: RaftFile, snapshot: Option<&KeptSnapshot>, published: Published) -> Result<Self, Error> {
-        let state = Arc::clone(&published.state.borrow());
-        let applied =
-            Applied { state, recent: Recent::default(), last: None, membership: Membership::default() };
+        let applied = Applied::new(Arc::clone(&published.state.borrow()));
         let mut machine = Self { applied, published, file };
         if let Some(KeptSnapshot { meta, data }) = snapshot {
             machine.replace(meta, data)?;
@@ -266,7 +270,7 @@ fn is_write_of(entry: &Entry) -> bool {
 }
 
 /// The segments of one state that another does not have.
-fn gone(before: &State, after: &State) -> Vec<Arc<Segment>> {
+pub(crate) fn gone(before: &State, after: &State) -> Vec<Arc<Segment>> {
     let kept: HashSet<_> =
         after.tables().flat_map(|table| &table.segments).map(|segment| segment.name()).collect();
     let segments = before.tables().flat_map(|table| &table.segments);
