@@ -13,6 +13,8 @@
 //! - `client` and `faults` are what happens; `checks` is what must be so after
 //!   every step, and `rest` what must be so when nothing goes wrong any more.
 //!
+//! `consensus` is another world, round the real consensus.
+//!
 //! A seed tells the same story bit for bit: nothing looks at a clock or at how a
 //! hash map is ordered. `trace` makes a digest of each line of it.
 //!
@@ -31,6 +33,7 @@ mod agreement;
 mod chance;
 mod checks;
 mod client;
+mod consensus;
 mod context;
 mod coordinator;
 mod faults;

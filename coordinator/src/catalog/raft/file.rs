@@ -88,6 +88,31 @@ struct Handle {
     committed: Arc<Mutex<Option<LogId>>>,
     /// Set when nobody waits any more for what is not written.
     closing: Arc<AtomicBool>,
+    /// The writer itself, where there is no thread for it.
+    #[cfg(test)]
+    here: Option<Mutex<Writer>>,
+}
+
+/// What a database is kept on.
+pub(crate) trait Storage: std::fmt::Debug + Send {
+    /// Opens the database, or makes it.
+    fn open(&self) -> Result<Database, Error>;
+
+    /// What cannot be written is lost: the process ends, to recover at the next
+    /// start.
+    fn fail(&self) {
+        std::process::abort()
+    }
+}
+
+/// A file of this machine.
+#[derive(Debug)]
+struct OnDisk(PathBuf);
+
+impl Storage for OnDisk {
+    fn open(&self) -> Result<Database, Error> {
+        open_database(&self.0)
+    }
 }
 
 enum Request {
@@ -120,36 +145,9 @@ impl RaftFile {
     /// `Invalid` where a newer version of shoal wrote it or another process has
     /// it open; `Store` and `Internal` where it cannot be read.
     pub fn open(path: &Path, address: &str) -> Result<Opened, Error> {
-        let database = open_database(path)?;
-        check_format(&database, path, address)?;
-        let transaction = database.begin_read().map_err(store)?;
-        let values = transaction.open_table(VALUES).map_err(store)?;
-        let read = |key| values.get(key).map_err(store);
-        let identity = read("identity")?.map(|json| from_json(path, "identity", json.value())).transpose()?;
-        let vote = read("vote")?.map(|json| from_json(path, "vote", json.value())).transpose()?;
-        let committed =
-            read("committed")?.map(|json| from_json(path, "committed", json.value())).transpose()?;
-        let purged = read("purged")?.map(|json| from_json(path, "purged", json.value())).transpose()?;
-        let mut entries = BTreeMap::new();
-        for entry in transaction.open_table(ENTRIES).map_err(store)?.iter().map_err(store)? {
-            let (index, json) = entry.map_err(store)?;
-            entries.insert(index.value(), from_json(path, "entry", json.value())?);
-        }
-        let snapshot = read_snapshot(&database, path)?;
-        drop((values, transaction));
-
-        let closing = Arc::new(AtomicBool::new(false));
-        let shared = Arc::new(Mutex::new(committed));
+        let (held, writer) = Writer::open(Box::new(OnDisk(path.to_owned())), path, address)?;
+        let (committed, closing) = (Arc::clone(&writer.committed), Arc::clone(&writer.closing));
         let (queue, requests) = mpsc::channel();
-        let writer = Writer {
-            path: path.to_owned(),
-            database: Some(database),
-            committed: Arc::clone(&shared),
-            kept_committed: committed,
-            closing: Arc::clone(&closing),
-            kept_snapshot: snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id),
-            purge: None,
-        };
         let writer = std::thread::Builder::new()
             .name("catalog-disk".to_owned())
             .spawn(move || writer.run(&requests))
@@ -158,11 +156,22 @@ impl RaftFile {
             path: path.to_owned(),
             queue: Some(queue),
             writer: Some(writer),
-            committed: shared,
+            committed,
             closing,
+            #[cfg(test)]
+            here: None,
         };
-        let file = Self(Arc::new(handle));
-        Ok(Opened { file, identity, vote, committed, purged, entries, snapshot })
+        Ok(held.of(Self(Arc::new(handle))))
+    }
+
+    /// Opens a file of which every change is made at once, by whoever wants it.
+    #[cfg(test)]
+    pub(crate) fn open_here(storage: Box<dyn Storage>, path: &Path, address: &str) -> Result<Opened, Error> {
+        let (held, writer) = Writer::open(storage, path, address)?;
+        let (committed, closing) = (Arc::clone(&writer.committed), Arc::clone(&writer.closing));
+        let here = Some(Mutex::new(writer));
+        let handle = Handle { path: path.to_owned(), queue: None, writer: None, committed, closing, here };
+        Ok(held.of(Self(Arc::new(handle))))
     }
 
     /// The file's path.
@@ -205,6 +214,11 @@ impl RaftFile {
     }
 
     fn send(&self, request: Request) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(writer) = &self.0.here {
+            let is_written = writer.lock().take(vec![request]);
+            return if is_written { Ok(()) } else { Err(closed()) };
+        }
         let queue = self.0.queue.as_ref().ok_or_else(closed)?;
         queue.send(request).map_err(|_| closed())
     }
@@ -227,9 +241,46 @@ fn closed() -> io::Error {
     io::Error::other("the catalog's file is closed")
 }
 
-/// The thread that owns the file.
+/// What a file held, without the file.
+struct Held {
+    identity: Option<Identity>,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    entries: BTreeMap<u64, Entry>,
+    snapshot: Option<KeptSnapshot>,
+}
+
+impl Held {
+    fn read(database: &Database, path: &Path) -> Result<Self, Error> {
+        let transaction = database.begin_read().map_err(store)?;
+        let values = transaction.open_table(VALUES).map_err(store)?;
+        let read = |key| values.get(key).map_err(store);
+        let identity = read("identity")?.map(|json| from_json(path, "identity", json.value())).transpose()?;
+        let vote = read("vote")?.map(|json| from_json(path, "vote", json.value())).transpose()?;
+        let committed =
+            read("committed")?.map(|json| from_json(path, "committed", json.value())).transpose()?;
+        let purged = read("purged")?.map(|json| from_json(path, "purged", json.value())).transpose()?;
+        let mut entries = BTreeMap::new();
+        for entry in transaction.open_table(ENTRIES).map_err(store)?.iter().map_err(store)? {
+            let (index, json) = entry.map_err(store)?;
+            entries.insert(index.value(), from_json(path, "entry", json.value())?);
+        }
+        let snapshot = read_snapshot(database, path)?;
+        Ok(Self { identity, vote, committed, purged, entries, snapshot })
+    }
+
+    fn of(self, file: RaftFile) -> Opened {
+        let Self { identity, vote, committed, purged, entries, snapshot } = self;
+        Opened { file, identity, vote, committed, purged, entries, snapshot }
+    }
+}
+
+/// What owns the database.
+#[derive(Debug)]
 struct Writer {
     path: PathBuf,
+    storage: Box<dyn Storage>,
     /// None after a failure, until it is opened again.
     database: Option<Database>,
     committed: Arc<Mutex<Option<LogId>>>,
@@ -243,6 +294,23 @@ struct Writer {
 }
 
 impl Writer {
+    fn open(storage: Box<dyn Storage>, path: &Path, address: &str) -> Result<(Held, Self), Error> {
+        let database = storage.open()?;
+        check_format(&database, path, address)?;
+        let held = Held::read(&database, path)?;
+        let writer = Self {
+            path: path.to_owned(),
+            storage,
+            database: Some(database),
+            committed: Arc::new(Mutex::new(held.committed)),
+            kept_committed: held.committed,
+            closing: Arc::default(),
+            kept_snapshot: held.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id),
+            purge: None,
+        };
+        Ok((held, writer))
+    }
+
     fn run(mut self, requests: &mpsc::Receiver<Request>) {
         while let Ok(first) = requests.recv() {
             let mut batch = vec![first];
@@ -251,20 +319,27 @@ impl Writer {
             {
                 batch.push(next);
             }
-            if batch.iter().any(|request| !matches!(request, Request::ReadSnapshot(_)))
-                && !self.commit(&batch)
-            {
+            if !self.take(batch) {
                 return;
             }
-            for request in batch {
-                // Whoever asked may have gone; the change stands all the same.
-                match request {
-                    Request::Append(_, flushed) => flushed.log_io_completed(Ok(())),
-                    Request::Change(_, reply) => drop(reply.send(())),
-                    Request::ReadSnapshot(reply) => drop(reply.send(self.read_snapshot())),
-                }
+        }
+    }
+
+    /// Does what is asked for, all in one commit, and tells whoever asked. False
+    /// where it cannot be done any more.
+    fn take(&mut self, batch: Vec<Request>) -> bool {
+        if batch.iter().any(|request| !matches!(request, Request::ReadSnapshot(_))) && !self.commit(&batch) {
+            return false;
+        }
+        for request in batch {
+            // Whoever asked may have gone; the change stands all the same.
+            match request {
+                Request::Append(_, flushed) => flushed.log_io_completed(Ok(())),
+                Request::Change(_, reply) => drop(reply.send(())),
+                Request::ReadSnapshot(reply) => drop(reply.send(self.read_snapshot())),
             }
         }
+        true
     }
 
     /// Commits the changes. Where the disk is full it waits until it is not:
@@ -276,7 +351,8 @@ impl Writer {
         while let Err(error) = self.try_commit(batch) {
             if !is_full(&error) {
                 tracing::error!(%error, "the catalog cannot be written: ending, to recover at the next start");
-                std::process::abort()
+                self.storage.fail();
+                return false;
             }
             if !is_told {
                 tracing::error!(path = %self.path.display(), "the disk of the catalog is full: changes wait for room");
@@ -296,7 +372,7 @@ impl Writer {
         let committed = *self.committed.lock();
         let database = match self.database.take() {
             Some(database) => database,
-            None => open_database(&self.path)?,
+            None => self.storage.open()?,
         };
         let database = self.database.insert(database);
         let transaction = begin(database)?;
