@@ -128,11 +128,13 @@ impl Cluster {
     fn spawn_coordinator(&self) -> Result<String> {
         let options = &self.options;
         let mut nodes = self.nodes();
-        let name = match nodes.iter().filter(|node| node.is_coordinator()).count() {
+        let others = nodes.iter().filter(|node| node.is_coordinator()).count();
+        let name = match others {
             0 => FIRST_COORDINATOR.to_owned(),
             others => format!("coordinator-{}", others + 1),
         };
         let mut args = vec!["coordinator".to_owned()];
+        args.extend(options.zone_args(others));
         args.extend(coordinator_urls(&nodes).flat_map(|url| ["--join".to_owned(), url]));
         for root in std::iter::once(&self.import_dir).chain(&options.import_roots) {
             args.extend(["--import-root".to_owned(), root.display().to_string()]);
@@ -153,6 +155,7 @@ impl Cluster {
         let mut args: Vec<String> =
             ["worker", "--name", &name, "--threads"].into_iter().map(str::to_owned).collect();
         args.push(options.threads.to_string());
+        args.extend(options.zone_args(others));
         args.extend(coordinator_urls(&nodes).flat_map(|url| ["--coordinator".to_owned(), url]));
         args.extend(options.worker_args.iter().cloned());
         let mut worker = self.linked(self.node(&name, args))?;

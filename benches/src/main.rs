@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use shoal_benches::peers::PeerCommand;
-use shoal_benches::{chaos, failover, ingest, peers, point, rot, scan, tpch};
+use shoal_benches::{chaos, failover, grow, ingest, leader, peers, point, repair, rot, scan, tpch};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -36,6 +36,12 @@ enum Bench {
     Rot(rot::RotArgs),
     /// TPC-H with a worker killed, cut off or frozen half way, and what failover costs otherwise
     Failover(failover::FailoverArgs),
+    /// The coordinator that leads killed again and again: how soon changes are accepted, and what queries at the others feel
+    Leader(leader::LeaderArgs),
+    /// A worker killed for good: how fast its shards are copied, beside plain copying, and what queries feel
+    Repair(repair::RepairArgs),
+    /// One more worker, until all hold as much; then every process restarted, one after the other; under queries
+    Grow(grow::GrowArgs),
     /// A process that a benchmark starts
     #[command(hide = true)]
     Peer {
@@ -75,6 +81,9 @@ fn run(bench: Bench) -> anyhow::Result<bool> {
             Bench::Chaos(args) => chaos::run(&args).await,
             Bench::Rot(args) => rot::run(&args).await,
             Bench::Failover(args) => failover::run(&args).await,
+            Bench::Leader(args) => leader::run(&args).await,
+            Bench::Repair(args) => repair::run(&args).await,
+            Bench::Grow(args) => grow::run(&args).await,
             Bench::Peer { .. } => Ok(true),
         }
     })

@@ -77,6 +77,12 @@ pub fn missed(bars: &[Bar]) -> Vec<String> {
     lines.collect()
 }
 
+/// A line where a number is less than it may be. What is not a number is less.
+pub fn at_least(key: &str, measured: f64, min: f64) -> Option<String> {
+    let is_reached = measured.partial_cmp(&min).is_some_and(Ordering::is_ge);
+    (!is_reached).then(|| format!("missed: {key} is {measured:.3}, and must be {min} at least"))
+}
+
 /// Writes a report as JSON.
 ///
 /// # Errors
@@ -199,6 +205,14 @@ mod tests {
         for measured in [1.5, f64::MAX, f64::NAN] {
             assert_eq!(missed(measured, None), none);
         }
+    }
+
+    #[test]
+    fn a_bar_from_below_is_missed_by_what_is_less_or_no_number() {
+        assert_eq!(at_least("ratio", 0.6, 0.6), None);
+        let line = at_least("ratio", 0.599, 0.6);
+        assert_eq!(line.as_deref(), Some("missed: ratio is 0.599, and must be 0.6 at least"));
+        assert!(at_least("ratio", f64::NAN, 0.6).is_some() && at_least("ratio", 1.0, f64::NAN).is_some());
     }
 
     #[test]

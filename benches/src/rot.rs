@@ -64,6 +64,8 @@ pub async fn run(args: &RotArgs) -> Result<bool> {
     let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
     options.import_roots = vec![data.dir().to_owned()];
     options.parent_dir = Some(data_root());
+    // It changes the files that are there at the start, again and again.
+    options.coordinator_args.push("--compaction=off".to_owned());
     let cluster = Cluster::start(&options)?;
     let mut client = cluster.connect().await?;
     for table in TpchTable::ALL {

@@ -151,6 +151,8 @@ pub async fn start_loaded(args: &TpchArgs, data: &TpchData) -> Result<(Arc<Clust
     options.threads = args.threads;
     options.import_roots = vec![data.dir().to_owned()];
     options.parent_dir = Some(data_root());
+    // Peers read the same files, which stay.
+    options.coordinator_args.push("--compaction=off".to_owned());
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
     let started = Instant::now();

@@ -39,12 +39,22 @@ pub struct CoordinatorConfig {
     pub write_buffer_bytes: usize,
     /// A worker that is away for so long is given up: its shards get others.
     pub dead_after: Duration,
+    /// Bytes in a second that one worker may copy of what only moves; 0: no limit.
+    pub move_bytes_per_second: u64,
+    /// The same of what has too few copies.
+    pub repair_bytes_per_second: u64,
+    /// Whether small segments are compacted in the background while it leads.
+    pub compaction: bool,
     /// How long running queries may take to finish when the node stops.
     pub grace: Duration,
 }
 
 /// How long a worker may be away by default before it is given up.
 pub const DEAD_AFTER: Duration = Duration::from_secs(300);
+/// What one worker copies by default in a second of what only moves.
+pub const MOVE_BYTES_PER_SECOND: u64 = 64 << 20;
+/// The same of what has too few copies.
+pub const REPAIR_BYTES_PER_SECOND: u64 = 256 << 20;
 
 impl CoordinatorConfig {
     /// The defaults, for a data directory.
@@ -65,6 +75,9 @@ impl CoordinatorConfig {
             query_memory_bytes: 1 << 30,
             write_buffer_bytes: 384 << 20,
             dead_after: DEAD_AFTER,
+            move_bytes_per_second: MOVE_BYTES_PER_SECOND,
+            repair_bytes_per_second: REPAIR_BYTES_PER_SECOND,
+            compaction: true,
             grace: Duration::from_secs(10),
         }
     }

@@ -35,6 +35,9 @@ pub enum Error {
     /// Who asks is not known.
     #[error("{0}")]
     Unauthenticated(String),
+    /// This coordinator is stopping, and did nothing of what it was asked for.
+    #[error("this coordinator is stopping and takes no new statements: connect to another one")]
+    Stopping,
     /// A defect of Shoal.
     #[error("{0} (this is a defect in Shoal; please report it)")]
     Internal(String),
@@ -76,6 +79,7 @@ impl Error {
             Self::Timeout(_) => ErrorCode::Timeout,
             Self::Unavailable(_) => ErrorCode::Unavailable,
             Self::Unauthenticated(_) => ErrorCode::Unauthenticated,
+            Self::Stopping => ErrorCode::Stopping,
             Self::Internal(_) | Self::Store(_) => ErrorCode::Internal,
             Self::Failure(failure) => failure.code,
             Self::Data(error) => error.code(),

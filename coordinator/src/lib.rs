@@ -1,8 +1,9 @@
 //! Shoal's coordinator: the front doors, the catalog, membership and
 //! placement, and the life of a query and of a write.
 //!
-//! It never reads a worker's disk and never runs a plan's leaves itself: it
-//! plans, routes, merges and retries.
+//! It never reads a worker's disk and never runs the leaves of a query's plan
+//! itself: it plans, routes, merges and retries. What it reads of segments, from
+//! workers, it writes anew: small ones that become one.
 
 pub mod catalog;
 pub mod cluster;

@@ -2,7 +2,7 @@
 //! and stopped in order.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 use shoal_data::{DataDir, ImportRoots};
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalog, CatalogOptions};
+use crate::cluster::repair::CopyRates;
 use crate::cluster::{Cluster, ClusterService, ConsensusService, ImportService};
 use crate::flight::{FlightDoor, connections};
 use crate::{CoordinatorConfig, Engine, Error};
@@ -54,8 +55,9 @@ impl Drop for QueryRuntime {
     }
 }
 
-/// Runs a coordinator on `listener` until `stop`; then accepts nothing new,
-/// lets running queries finish within the grace period, and returns.
+/// Runs a coordinator on `listener` until `stop`; then has another one lead,
+/// accepts nothing new, lets what runs finish within the grace period, and
+/// returns.
 ///
 /// # Errors
 /// `Invalid` where the data directory is in use or was written by a newer
@@ -80,8 +82,13 @@ pub async fn run(
     })
     .await?;
     let cluster_id = catalog.snapshot().cluster.clone();
-    let cluster = Arc::new(Cluster::new(catalog, config.dead_after));
-    let channels = Channels::new(tokio::runtime::Handle::current()).from_loopback(address.ip());
+    let rates = CopyRates {
+        move_bytes_per_second: config.move_bytes_per_second,
+        repair_bytes_per_second: config.repair_bytes_per_second,
+    };
+    let cluster = Arc::new(Cluster::new(catalog, config.dead_after).with_rates(rates));
+    let channels = Channels::new(tokio::runtime::Handle::current());
+    let channels = channels.from_loopback(address.ip()).in_zone(&config.zone);
     let import_roots = ImportRoots::new(&config.import_roots);
 
     // Ends what outlives the last query: heartbeats and loops.
@@ -93,15 +100,22 @@ pub async fn run(
 
     let queries = QueryRuntime::start()?;
     let compute = queries.handle();
-    let engine = Engine::new(&config, Arc::clone(&cluster), channels, import_roots.clone(), spool, compute)?;
+    let roots = import_roots.clone();
+    let engine = Engine::new(&config, Arc::clone(&cluster), channels.clone(), roots, spool, compute)?;
+
+    if config.compaction {
+        let (compacting, stop) = (engine.clone(), stop.clone());
+        tasks.spawn(async move { compacting.compact_in_background(stop).await });
+    }
 
     let server = builder()
         .add_service(ClusterService::new(Arc::clone(&cluster), end.clone()).into_server())
         .add_service(ConsensusService::new(Arc::clone(&cluster)).into_server())
         .add_service(ImportService::new(import_roots).into_server());
-    let server = server.add_service(FlightDoor::server(engine.clone()));
+    let server = server.add_service(FlightDoor::server(engine.clone(), channels));
+    let close = CancellationToken::new();
     let incoming =
-        Incoming::new(listener).take_until(stop.clone().cancelled_owned()).chain(stream::pending());
+        Incoming::new(listener).take_until(close.clone().cancelled_owned()).chain(stream::pending());
     let served = server.serve_with_incoming_shutdown(connections(incoming), end.clone().cancelled_owned());
     let served = tasks.spawn(served);
 
@@ -116,12 +130,17 @@ pub async fn run(
     data_dir.write_address(&address.to_string())?;
     tracing::info!(%address, cluster = %cluster_id, data_dir = %config.data_dir.display(), "coordinator is ready");
     stop.cancelled().await;
+    let stopping = Instant::now();
+    // Whoever is to lead next may have to connect here for its vote.
+    cluster.catalog().hand_over().await;
+    close.cancel();
 
     tracing::info!(grace = ?config.grace, "coordinator stops: waiting for running queries");
     let drained = async {
         engine.drain().await;
     };
-    if tokio::time::timeout(config.grace, drained).await.is_err() {
+    let left = config.grace.saturating_sub(stopping.elapsed());
+    if tokio::time::timeout(left, drained).await.is_err() {
         tracing::warn!("queries still run at the end of the grace period and are given up");
     }
     end.cancel();

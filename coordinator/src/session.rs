@@ -13,6 +13,8 @@ use crate::sql::ShoalConfig;
 
 /// Notices that are kept for a client that does not fetch them.
 const NOTICES_MAX: usize = 100;
+/// The setting that names the next write.
+const WRITE_ID_SETTING: &str = "shoal.write_id";
 /// Settings that the engine's correctness rests on.
 const FIXED_PREFIXES: [&str; 6] = [
     "distributed.",
@@ -39,15 +41,31 @@ pub struct Settings {
     pub options: Arc<ConfigOptions>,
     /// Those of `datafusion.*` that the session changed, for the workers.
     pub changed: Vec<(String, String)>,
+    /// The others that it changed.
+    changed_here: Vec<(String, String)>,
     /// Counts the changes, so that a cached plan knows when it is old.
     pub version: u64,
     defaults: Arc<ConfigOptions>,
 }
 
+impl Settings {
+    /// All that the session changed, as [`Session::set`] takes it in another one.
+    /// The id of its next write is not among them: that is for one write here.
+    pub fn all_changed(&self) -> impl Iterator<Item = &(String, String)> {
+        self.changed.iter().chain(&self.changed_here)
+    }
+}
+
 impl Session {
     /// A session with the given settings to begin with.
     pub(crate) fn new(id: String, user: &str, defaults: Arc<ConfigOptions>) -> Self {
-        let settings = Settings { options: Arc::clone(&defaults), changed: Vec::new(), version: 0, defaults };
+        let settings = Settings {
+            options: Arc::clone(&defaults),
+            changed: Vec::new(),
+            changed_here: Vec::new(),
+            version: 0,
+            defaults,
+        };
         Self {
             id,
             user: user.to_owned(),
@@ -104,9 +122,13 @@ impl Session {
         shoal
             .query_memory_bytes()
             .map_err(|error| Error::Invalid(format!("cannot set `{name}`: {error}")))?;
-        if name.starts_with("datafusion.") {
-            settings.changed.retain(|(changed, _)| *changed != name);
-            settings.changed.push((name, value));
+        if name != WRITE_ID_SETTING {
+            let changed = match name.starts_with("datafusion.") {
+                true => &mut settings.changed,
+                false => &mut settings.changed_here,
+            };
+            changed.retain(|(changed, _)| *changed != name);
+            changed.push((name, value));
         }
         settings.options = Arc::new(options);
         settings.version += 1;
@@ -119,7 +141,7 @@ impl Session {
         if id.is_empty() {
             return None;
         }
-        let cleared = self.set("shoal.write_id", Some(""));
+        let cleared = self.set(WRITE_ID_SETTING, Some(""));
         debug_assert!(cleared.is_ok(), "an empty write id can be set");
         Some(WriteId::new(id))
     }
@@ -168,6 +190,34 @@ mod tests {
         assert_eq!(session.settings().changed.len(), 2);
         session.set("datafusion.execution.batch_size", None).unwrap();
         assert_eq!(session.settings().options.execution.batch_size.get(), 8192);
+    }
+
+    #[test]
+    fn what_was_changed_can_be_set_in_another_session() {
+        let first = session();
+        for (name, value) in [
+            ("shoal.task_bytes", Some("1MiB")),
+            ("TIMEZONE", Some("+02:00")),
+            ("shoal.task_bytes", Some("7MiB")),
+            ("shoal.colocate", Some("false")),
+            ("shoal.colocate", None),
+            ("shoal.write_id", Some("w-1")),
+        ] {
+            first.set(name, value).unwrap();
+        }
+        let second = session();
+        for (name, value) in first.settings().all_changed() {
+            second.set(name, Some(value)).unwrap();
+        }
+        assert_eq!(second.take_write_id(), None);
+        first.take_write_id().unwrap();
+        let shown = |session: &Session| {
+            let entries = session.settings().options.entries();
+            entries.into_iter().map(|entry| (entry.key, entry.value)).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&first), shown(&second));
+        assert_eq!(ShoalConfig::of(&second.settings().options).task_bytes, 7 << 20);
+        assert_eq!(second.settings().all_changed().count(), 3);
     }
 
     #[test]

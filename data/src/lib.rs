@@ -30,6 +30,6 @@ pub use import_store::{ImportRoots, ImportStore};
 pub use key_hash::KeyHash;
 pub use scan_counter::{CountedReaders, Scanned, counted_segment};
 pub use segment::{ColumnStatistics, Segment, SegmentName, StatValue};
-pub use segment_writer::{EncodedSegment, SegmentWriter};
+pub use segment_writer::{EncodedSegment, SegmentWriter, SortedWriter};
 pub use shard_store::{Locate, Located, Replica, ShardStore};
 pub use table::{ReplicaCount, Table, TableLayout};

@@ -9,17 +9,21 @@ use arrow::datatypes::{DataType, SchemaRef};
 use bytes::Bytes;
 use datafusion::common::hash_utils::create_hashes;
 use datafusion::physical_plan::repartition::REPARTITION_RANDOM_STATE;
-use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 use shoal_proto::{SegmentId, TableId};
 
-use crate::{DataError, Segment, SegmentName, Table, checksum};
+use self::open::OpenSegment;
+use crate::{DataError, Segment, SegmentName, Table};
 
+mod open;
 mod order;
+mod sorted;
 mod statistics;
+
+pub use sorted::SortedWriter;
 
 /// Rows of one row group.
 pub const ROW_GROUP_ROWS: usize = 128 * 1024;
@@ -96,33 +100,30 @@ impl SegmentWriter {
             return Err(DataError::Layout("a segment has at least one row".into()));
         }
         let order = order::sorted(rows.columns(), &self.sort_key)?.map(UInt32Array::from);
-        let properties = self.properties(&rows)?;
-        let file = Vec::with_capacity(rows.num_rows() * 32);
-        let mut writer = ArrowWriter::try_new(file, self.columns.clone(), Some(properties))?;
-        let mut statistics = statistics::Collector::new(&self.columns);
+        let bounded: Vec<bool> =
+            rows.columns().iter().map(|column| !statistics::has_not_a_number(column)).collect();
+        let mut open = self.open(&rows, bounded, rows.num_rows() * 32)?;
         for start in (0..rows.num_rows()).step_by(GATHER_ROWS) {
             let length = GATHER_ROWS.min(rows.num_rows() - start);
             let gathered = match &order {
                 None => rows.slice(start, length),
                 Some(order) => take_record_batch(&rows, &order.slice(start, length))?,
             };
-            statistics.take(&gathered)?;
-            writer.write(&gathered)?;
+            open.write(&gathered)?;
         }
-        writer.flush()?;
-        let columns = statistics.finish(writer.flushed_row_groups(), &self.columns)?;
-        let bytes = Bytes::from(writer.into_inner()?);
-        let segment = Segment {
-            id,
-            table: self.table,
-            shard,
-            rows: rows.num_rows() as u64,
-            bytes: bytes.len() as u64,
-            crc32c: checksum::crc32c(&bytes),
-            columns,
-            replicas: Vec::new(),
-        };
-        Ok(EncodedSegment { segment, bytes })
+        open.finish(self.name(shard, id))
+    }
+
+    /// A segment without rows yet, for rows like these. Of columns that are
+    /// `bounded` bounds are kept: nothing in them may be not a number.
+    fn open(
+        &self,
+        sample: &RecordBatch,
+        bounded: Vec<bool>,
+        capacity_bytes: usize,
+    ) -> Result<OpenSegment, DataError> {
+        let properties = self.properties(sample, &bounded)?;
+        OpenSegment::new(&self.columns, properties, bounded, capacity_bytes)
     }
 
     /// The name that a segment of this table will have.
@@ -130,7 +131,7 @@ impl SegmentWriter {
         SegmentName { table: self.table, shard, segment: id }
     }
 
-    fn properties(&self, rows: &RecordBatch) -> Result<WriterProperties, DataError> {
+    fn properties(&self, rows: &RecordBatch, bounded: &[bool]) -> Result<WriterProperties, DataError> {
         let mut properties = segment_properties().set_data_page_row_count_limit(self.page_rows);
         if !self.sort_key.is_empty()
             && self.columns.fields().iter().all(|field| !field.data_type().is_nested())
@@ -142,9 +143,9 @@ impl SegmentWriter {
             });
             properties = properties.set_sorting_columns(Some(sorted.collect()));
         }
-        for (field, column) in self.columns.fields().iter().zip(rows.columns()) {
+        for (field, bounded) in self.columns.fields().iter().zip(bounded) {
             // Bounds leave such values out, and readers would skip their rows.
-            if statistics::has_not_a_number(column) {
+            if !bounded {
                 let path = ColumnPath::new(vec![field.name().clone()]);
                 properties = properties.set_column_statistics_enabled(path, EnabledStatistics::None);
             }

@@ -21,6 +21,7 @@ use object_store::{
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use parking_lot::Mutex;
+use shoal_proto::exchange::ReadLog;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
 
 use crate::block_sums::BlockSums;
@@ -83,6 +84,8 @@ pub struct Replica {
     pub worker: WorkerId,
     /// The URL at which it is reached.
     pub address: String,
+    /// Where it stands; may be empty.
+    pub zone: String,
 }
 
 /// The segments on this node's own disk, verified whenever they are read.
@@ -210,6 +213,8 @@ pub struct ShardStore {
     avoided: Arc<Mutex<HashMap<WorkerId, Instant>>>,
     /// When the local disk last did not answer.
     silent_disk: Arc<Mutex<Option<Instant>>>,
+    /// Where bytes from other zones are counted, besides the channels' zone.
+    log: Option<Arc<ReadLog>>,
 }
 
 impl ShardStore {
@@ -223,7 +228,14 @@ impl ShardStore {
             located: Arc::default(),
             avoided: Arc::default(),
             silent_disk: Arc::default(),
+            log: None,
         }
+    }
+
+    /// The same store for one query, which counts there what comes from other
+    /// zones.
+    pub fn counting(&self, log: Arc<ReadLog>) -> Self {
+        Self { log: Some(log), ..self.clone() }
     }
 
     /// All ranges from the local file in one hop to a blocking thread, each
@@ -276,15 +288,26 @@ impl ShardStore {
         Ok(located)
     }
 
-    /// Replicas in the order in which they are tried.
+    /// Replicas in the order in which they are tried: those of other zones after
+    /// those of this one, and those that failed lately last.
     fn in_order(&self, located: &Located) -> Vec<Replica> {
         let now = Instant::now();
         let mut avoided = self.avoided.lock();
         avoided.retain(|_, since| now.duration_since(*since) < AVOIDED_FOR);
-        let (last, mut first): (Vec<_>, Vec<_>) =
-            located.replicas.iter().cloned().partition(|replica| avoided.contains_key(&replica.worker));
-        first.extend(last);
-        first
+        let zone = self.channels.zone();
+        let mut replicas = located.replicas.clone();
+        replicas.sort_by_key(|it| (avoided.contains_key(&it.worker), zone.is_other(&it.zone)));
+        replicas
+    }
+
+    /// Counts bytes that a replica delivered.
+    fn count(&self, replica: &Replica, bytes: usize) {
+        let bytes = bytes as u64;
+        if self.channels.zone().received(&replica.zone, bytes)
+            && let Some(log) = &self.log
+        {
+            log.add_crossed(bytes);
+        }
     }
 
     /// One range from the first peer that delivers it whole.
@@ -310,7 +333,10 @@ impl ShardStore {
             let received =
                 file_stream::receive_all(&self.channels, &replica.address, &text, range.clone(), patience);
             match received.await {
-                Ok(bytes) => return Ok(bytes),
+                Ok(bytes) => {
+                    self.count(replica, bytes.len());
+                    return Ok(bytes);
+                }
                 Err(failure) => {
                     tracing::warn!(segment = %name, worker = %replica.worker, error = %failure, "peer cannot deliver");
                     self.avoided.lock().insert(replica.worker.clone(), Instant::now());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{ErrorCode, Failure};
+use crate::{ErrorCode, Failure, Zone};
 
 /// How long a connection may take to come up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -36,6 +36,8 @@ pub struct Channels {
     io: tokio::runtime::Handle,
     /// The loopback address that connections to this machine come from.
     source: Option<IpAddr>,
+    /// Where this process stands.
+    zone: Arc<Zone>,
     connect: Option<Connect>,
 }
 
@@ -52,7 +54,7 @@ impl fmt::Debug for Connect {
 impl Channels {
     /// Channels whose connections live on `io`.
     pub fn new(io: tokio::runtime::Handle) -> Self {
-        Self { open: Arc::default(), io, source: None, connect: None }
+        Self { open: Arc::default(), io, source: None, zone: Arc::default(), connect: None }
     }
 
     /// Has `connect` make channels, in another way than over TCP: such as through a
@@ -70,6 +72,18 @@ impl Channels {
         self.source =
             Some(address).filter(|address| address.is_loopback() && *address != Ipv4Addr::LOCALHOST);
         self
+    }
+
+    /// Channels of a node that stands in this zone; to be called before they are
+    /// shared.
+    pub fn in_zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Arc::new(Zone::named(zone));
+        self
+    }
+
+    /// Where this process stands, with what came over its channels from other zones.
+    pub fn zone(&self) -> &Zone {
+        &self.zone
     }
 
     /// The channel to `address` (a URL such as `http://10.0.0.7:9001`).

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 use datafusion::common::DataFusionError;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 /// What the caller does next.
@@ -33,11 +34,13 @@ pub enum ErrorCode {
     Internal = 10,
     /// The credentials are wrong or missing.
     Unauthenticated = 11,
+    /// The node is stopping and did nothing: another one does it.
+    Stopping = 12,
 }
 
 impl ErrorCode {
     /// Every code, for tables and tests.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Invalid,
         Self::NotFound,
         Self::AlreadyExists,
@@ -49,6 +52,7 @@ impl ErrorCode {
         Self::Corrupt,
         Self::Internal,
         Self::Unauthenticated,
+        Self::Stopping,
     ];
 
     /// The code with this number; an unknown number is a defect of a peer.
@@ -59,7 +63,7 @@ impl ErrorCode {
     /// Whether another attempt, on other replicas, can cure it.
     pub fn is_retryable(self) -> bool {
         match self {
-            Self::Unavailable | Self::Corrupt => true,
+            Self::Unavailable | Self::Corrupt | Self::Stopping => true,
             Self::Invalid
             | Self::NotFound
             | Self::AlreadyExists
@@ -82,7 +86,7 @@ impl ErrorCode {
             Self::Exhausted => Code::ResourceExhausted,
             Self::Cancelled => Code::Cancelled,
             Self::Timeout => Code::DeadlineExceeded,
-            Self::Unavailable => Code::Unavailable,
+            Self::Unavailable | Self::Stopping => Code::Unavailable,
             Self::Corrupt => Code::DataLoss,
             Self::Internal => Code::Internal,
             Self::Unauthenticated => Code::Unauthenticated,
@@ -120,6 +124,7 @@ impl ErrorCode {
             Self::Corrupt => "XX001",
             Self::Internal => "XX000",
             Self::Unauthenticated => "28000",
+            Self::Stopping => "57P01",
         }
     }
 }
@@ -189,6 +194,9 @@ impl Failure {
     /// The failure that a gRPC status stands for.
     pub fn from_status(status: &Status) -> Self {
         let mut failure = Self::new(ErrorCode::from_grpc(status.code()), status.message());
+        if failure.code == ErrorCode::Unavailable && status.metadata().contains_key(STOPPING_HEADER) {
+            failure.code = ErrorCode::Stopping;
+        }
         failure.worker =
             status.metadata().get(WORKER_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
         failure
@@ -207,9 +215,13 @@ impl Failure {
         failure
     }
 
-    /// The gRPC status for this failure; the worker travels as metadata.
+    /// The gRPC status for this failure; the worker travels as metadata, and so
+    /// does what gRPC has no code for.
     pub fn to_status(&self) -> Status {
         let mut status = Status::new(self.code.grpc(), self.message.clone());
+        if self.code == ErrorCode::Stopping {
+            status.metadata_mut().insert(STOPPING_HEADER, MetadataValue::from_static("1"));
+        }
         if let Some(worker) = &self.worker
             && let Ok(value) = worker.parse()
         {
@@ -247,6 +259,8 @@ fn plainly(message: &str) -> &str {
 }
 
 const WORKER_HEADER: &str = "x-shoal-worker";
+/// Tells a node that is stopping from one that cannot be reached.
+const STOPPING_HEADER: &str = "x-shoal-stopping";
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -302,6 +316,7 @@ mod tests {
             (ErrorCode::Corrupt, true),
             (ErrorCode::Internal, false),
             (ErrorCode::Unauthenticated, false),
+            (ErrorCode::Stopping, true),
         ];
         assert_eq!(expected, ErrorCode::ALL.map(|code| (code, code.is_retryable())));
     }

@@ -48,6 +48,12 @@ pub enum Step {
     WriteCommitted,
     /// The answer to the client is on its way.
     Replying,
+    /// A coordinator has begun to compact a shard.
+    CompactionBegun,
+    /// All new segments are durable on their workers; nothing is committed.
+    CompactionStaged,
+    /// They are in the catalog, in the place of the old ones.
+    CompactionCommitted,
     /// A batch of rows goes through the function `shoal_step`.
     TaskBatch,
 }
@@ -73,6 +79,10 @@ impl Step {
         Self::Replying,
     ];
 
+    /// Those that a coordinator takes that compacts a shard, in their order.
+    pub const OF_COMPACTION: [Self; 3] =
+        [Self::CompactionBegun, Self::CompactionStaged, Self::CompactionCommitted];
+
     /// Its name in the file of orders.
     pub fn name(self) -> &'static str {
         match self {
@@ -89,6 +99,9 @@ impl Step {
             Self::CommitLogged => "commit.logged",
             Self::WriteCommitted => "write.committed",
             Self::Replying => "reply.sent",
+            Self::CompactionBegun => "compaction.begun",
+            Self::CompactionStaged => "compaction.staged",
+            Self::CompactionCommitted => "compaction.committed",
             Self::TaskBatch => "task.batch",
         }
     }
@@ -185,7 +198,8 @@ mod tests {
 
     #[test]
     fn every_step_has_a_name_of_its_own() {
-        let steps = || Step::OF_WORKER.into_iter().chain(Step::OF_COORDINATOR).chain([Step::TaskBatch]);
+        let others = || Step::OF_COMPACTION.into_iter().chain([Step::TaskBatch]);
+        let steps = || Step::OF_WORKER.into_iter().chain(Step::OF_COORDINATOR).chain(others());
         let names: std::collections::BTreeSet<_> = steps().map(Step::name).collect();
         assert_eq!(names.len(), steps().count(), "{names:?}");
     }

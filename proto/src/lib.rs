@@ -11,11 +11,13 @@ pub mod fault;
 pub mod id;
 pub mod query_pool;
 pub mod server;
+pub mod zone;
 
 pub use channel::Channels;
 pub use error_code::{ErrorCode, Failure};
 pub use id::{QueryId, SegmentId, TableId, WorkerId, WriteId};
 pub use query_pool::QueryPool;
+pub use zone::Zone;
 
 /// Generated from `cluster.proto`: membership, locations and bytes.
 #[expect(missing_docs, clippy::allow_attributes, reason = "generated code")]

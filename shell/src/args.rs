@@ -114,6 +114,16 @@ pub struct CoordinatorArgs {
     /// A worker that is away for longer is given up: its shards are copied to others [default: 5m]
     #[arg(long, value_name = "DURATION")]
     pub dead_after: Option<String>,
+    /// What one worker copies in a second of shards that go there because it has less than others, or because another
+    /// is drained; 0: no limit [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub move_rate: Option<String>,
+    /// What one worker copies in a second of shards that have too few copies; 0: no limit [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub repair_rate: Option<String>,
+    /// Whether small segments of a shard become few in the background: on or off [default: on]
+    #[arg(long, value_name = "SWITCH")]
+    pub compaction: Option<String>,
     /// Memory of one query on each node [default: half of --memory-limit]
     #[arg(long, value_name = "SIZE")]
     pub query_memory_limit: Option<String>,

@@ -130,6 +130,9 @@ fn serve_coordinator(settings: CoordinatorSettings, force_new_cluster: bool) -> 
             query_memory_bytes: settings.query_memory_limit.0,
             write_buffer_bytes: usize::try_from(settings.write_buffer.0).unwrap_or(usize::MAX),
             dead_after: settings.dead_after,
+            move_bytes_per_second: settings.move_rate.0,
+            repair_bytes_per_second: settings.repair_rate.0,
+            compaction: settings.compaction,
             grace: settings.node.grace,
         };
         shoal_coordinator::node::run(config, listener, stop).await.map_err(anyhow::Error::from)

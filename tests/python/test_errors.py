@@ -82,12 +82,19 @@ def test_a_ticket_of_nobody_says_to_run_again(client):
         client.do_get(flight.Ticket(sql_messages.ticket(b"0123456789abcdef"))).read_all()
 
 
-def test_a_ticket_is_good_once(client):
+def test_a_ticket_is_good_again(client):
     info = client.get_flight_info(flight.FlightDescriptor.for_command(sql_messages.statement_query("SELECT 7 AS n")))
     ticket = info.endpoints[0].ticket
-    assert client.do_get(ticket).read_all().to_pydict() == {"n": [7]}
-    with pytest.raises(FLIGHT_ERRORS, match="run the statement again"):
-        client.do_get(ticket).read_all()
+    for _ in range(3):
+        assert client.do_get(ticket).read_all().to_pydict() == {"n": [7]}
+
+
+def test_a_ticket_whose_query_failed_tells_that_again(client):
+    sql = "SELECT 1 / (value - value) AS n FROM generate_series(1, 3)"
+    info = client.get_flight_info(flight.FlightDescriptor.for_command(sql_messages.statement_query(sql)))
+    for _ in range(2):
+        with pytest.raises(FLIGHT_ERRORS, match="(?i)zero"):
+            client.do_get(info.endpoints[0].ticket).read_all()
 
 
 def test_an_unknown_statement_says_to_prepare_again(client):

@@ -22,6 +22,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use http::HeaderMap;
 use parking_lot::Mutex;
+use shoal_data::ShardStore;
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::exchange::{QueryOptions, ReadLog, drive_stream, metrics_to_wire, task_metrics_to_wire};
 use shoal_proto::query::execution_server::{Execution, ExecutionServer};
@@ -59,15 +60,17 @@ pub struct ExecutionService {
 }
 
 impl ExecutionService {
-    /// Runs plans on `compute`, with the memory, disk and stores of `node`.
+    /// Runs plans on `compute`, with the memory, disk and stores of `node`;
+    /// segments are read through `shards`.
     pub fn new(
         worker_id: WorkerId,
         node: Arc<RuntimeEnv>,
+        shards: Arc<ShardStore>,
         channels: Channels,
         compute: Handle,
         threads: usize,
     ) -> Self {
-        let sessions = TaskSessions::new(worker_id.clone(), Arc::clone(&node), channels, threads);
+        let sessions = TaskSessions::new(worker_id.clone(), Arc::clone(&node), shards, channels, threads);
         let worker = Worker::from_session_builder(sessions.clone()).with_runtime_env(node);
         let pulses = Pulses::new();
         forget_ended_tasks(&compute, worker.clone(), pulses.clone());

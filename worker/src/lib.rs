@@ -13,6 +13,7 @@ pub mod heartbeat;
 pub mod identity;
 pub mod locate;
 pub mod node;
+mod pace;
 mod pulse;
 pub mod replicate;
 pub mod reports;

@@ -37,10 +37,11 @@ impl CoordinatorLocate {
             })?
             .map_err(|status| Failure::of_call(&status))?
             .into_inner();
-        let replicas = reply
-            .locations
-            .into_iter()
-            .map(|location| Replica { worker: WorkerId::new(location.worker), address: location.address });
+        let replicas = reply.locations.into_iter().map(|location| Replica {
+            worker: WorkerId::new(location.worker),
+            address: location.address,
+            zone: location.zone,
+        });
         Ok(Located { replicas: replicas.collect(), bytes: reply.bytes, crc32c: reply.crc32c })
     }
 }
@@ -73,6 +74,7 @@ mod tests {
     use tonic::{Request, Response, Status, Streaming};
 
     use super::*;
+    use crate::coordinators::DrainWord;
 
     /// What a coordinator does when it is asked.
     #[derive(Clone, Copy)]
@@ -142,7 +144,7 @@ mod tests {
     async fn whoever_is_connected_is_asked_first() {
         let (mute, other) = (coordinator(Answer::Never).await, coordinator(Answer::Known).await);
         let coordinators = Coordinators::new([mute, other.clone()]);
-        coordinators.heard(&other, false);
+        coordinators.heard(&other, false, DrainWord::default());
         assert_eq!(located(coordinators, LOCATE_MAX).await.unwrap().bytes, 7);
     }
 

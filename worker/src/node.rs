@@ -89,7 +89,7 @@ pub async fn run(
     })
     .await?;
 
-    let channels = Channels::new(Handle::current()).from_loopback(listening.ip());
+    let channels = Channels::new(Handle::current()).from_loopback(listening.ip()).in_zone(&config.zone);
     let locate = Arc::new(CoordinatorLocate::new(Arc::clone(&coordinators), channels.clone()));
     let replicator = Replicator::new(Arc::clone(&dir), channels.clone(), Handle::current());
     let local = Arc::new(LocalSegments::new(dir.path().to_owned(), Arc::new(replicator.clone())));
@@ -104,11 +104,12 @@ pub async fn run(
         .with_disk_manager_builder(spills)
         .with_metadata_cache_limit(footers)
         .build_arc()?;
-    register(&runtime, SHARD_STORE_URL, shards)?;
+    register(&runtime, SHARD_STORE_URL, Arc::clone(&shards) as Arc<dyn object_store::ObjectStore>)?;
     register(&runtime, IMPORT_STORE_URL, imports)?;
     register_object_stores(&runtime, &config.object_stores)?;
 
-    let execution = ExecutionService::new(worker.clone(), runtime, channels.clone(), compute, config.threads);
+    let execution =
+        ExecutionService::new(worker.clone(), runtime, shards, channels.clone(), compute, config.threads);
 
     let scrub = Scrub::new(Arc::clone(&dir), Arc::clone(&local), config.scrub_bytes_per_second);
     let _scrubbing = AbortOnDropHandle::new(tokio::spawn(scrub.clone().run()));

@@ -1,29 +1,38 @@
 //! Brings this worker's segments to what coordinators order: fetches
 //! copies from peers, removes what nobody needs.
+//!
+//! What is urgent and what only moves have a lane each, so that neither waits
+//! for the other.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use parking_lot::Mutex;
 use shoal_data::SegmentName;
 use shoal_data::file_stream::{self, STALL_MAX};
 use shoal_data::shard_store::ReportDamage;
-use shoal_proto::cluster::FetchRequest;
+use shoal_proto::cluster::{FetchRequest, Location};
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Error;
+use crate::pace::Pace;
 use crate::reports::{Reporters, Reports};
 use crate::segment_dir::{SegmentDir, Staging};
 use crate::segments::blocking;
 
-/// Copies that are made at a time.
-const FETCHES_MAX: usize = 2;
+/// Urgent copies that are made at a time: while one is made durable, the next
+/// one comes. More would only take from queries.
+const URGENT_MAX: usize = 2;
+/// Other copies that are made at a time: one can take all that the rate allows.
+const MOVES_MAX: usize = 1;
 
 /// How often a copy that is ordered looks whether the old one is removed.
 const REMOVAL_WAIT: Duration = Duration::from_millis(20);
@@ -39,11 +48,34 @@ struct Inner {
     /// Where the work is done: never on the heartbeat's thread.
     io: Handle,
     tasks: TaskTracker,
-    permits: Semaphore,
-    under_way: Mutex<HashSet<SegmentName>>,
+    urgent: Lane,
+    moves: Lane,
+    /// Copies that are being made or wait for that; cancelled is whichever is
+    /// urgent, from the start or by now.
+    under_way: Mutex<HashMap<SegmentName, CancellationToken>>,
     /// What is about to be removed. A copy that is ordered later waits for that.
     leaving: Mutex<HashSet<SegmentName>>,
     reporters: Reporters,
+}
+
+/// Copies of one kind: so many at a time, at one rate together.
+#[derive(Debug)]
+struct Lane {
+    permits: Semaphore,
+    pace: Mutex<Pace>,
+    /// As the newest order has it.
+    bytes_per_second: AtomicU64,
+}
+
+impl Lane {
+    fn of(copies: usize) -> Self {
+        Self { permits: Semaphore::new(copies), pace: Mutex::default(), bytes_per_second: AtomicU64::new(0) }
+    }
+
+    /// Counts bytes that came; how long to wait before more do.
+    fn pay(&self, bytes: u64) -> Duration {
+        self.pace.lock().pay(Instant::now(), bytes, self.bytes_per_second.load(Ordering::Relaxed))
+    }
 }
 
 impl ReportDamage for Replicator {
@@ -66,7 +98,8 @@ impl Replicator {
             channels,
             io,
             tasks: TaskTracker::new(),
-            permits: Semaphore::new(FETCHES_MAX),
+            urgent: Lane::of(URGENT_MAX),
+            moves: Lane::of(MOVES_MAX),
             under_way: Mutex::default(),
             leaving: Mutex::default(),
             reporters: Reporters::default(),
@@ -125,6 +158,11 @@ impl Replicator {
         self.0.reporters.subscribe()
     }
 
+    /// Bytes of rows, segments and copies that came from other zones.
+    pub fn cross_zone_bytes(&self) -> u64 {
+        self.0.channels.zone().crossed_bytes()
+    }
+
     /// The segment with this number was staged, and its sender is gone. Where it
     /// was begun before a coordinator was told what is here, it is adopted or
     /// discarded when all are told anew.
@@ -150,13 +188,11 @@ impl Replicator {
     async fn fetch_alone(&self, request: FetchRequest) -> Result<Option<(u64, u32)>, Error> {
         let name: SegmentName = request.name.parse()?;
         let result = (request.bytes, request.crc32c);
-        if !self.0.under_way.lock().insert(name) {
-            return Ok(None);
-        }
+        let Some(urgent) = self.begin(name, &request) else { return Ok(None) };
         while self.0.leaving.lock().contains(&name) {
             tokio::time::sleep(REMOVAL_WAIT).await;
         }
-        let done = self.fetch_once(name, &request).await;
+        let done = self.fetch_once(name, &request, &urgent).await;
         self.0.under_way.lock().remove(&name);
         done?;
         // What is about to be removed is as good as gone.
@@ -166,14 +202,61 @@ impl Replicator {
         Ok(Some(result))
     }
 
-    async fn fetch_once(&self, name: SegmentName, request: &FetchRequest) -> Result<(), Error> {
+    /// Takes note of a copy that is to be made: what becomes cancelled when it is
+    /// urgent. None where it is being made already; an urgent order hurries that.
+    fn begin(&self, name: SegmentName, request: &FetchRequest) -> Option<CancellationToken> {
+        self.lane(request.urgent).bytes_per_second.store(request.bytes_per_second, Ordering::Relaxed);
+        let mut under_way = self.0.under_way.lock();
+        let is_new = !under_way.contains_key(&name);
+        let urgent = under_way.entry(name).or_default();
+        if request.urgent {
+            urgent.cancel();
+        }
+        is_new.then(|| urgent.clone())
+    }
+
+    fn lane(&self, is_urgent: bool) -> &Lane {
+        if is_urgent { &self.0.urgent } else { &self.0.moves }
+    }
+
+    /// Waits for its turn; what becomes urgent meanwhile waits no longer than
+    /// others that are.
+    async fn turn(&self, urgent: &CancellationToken) -> Result<SemaphorePermit<'_>, Error> {
+        let turn = tokio::select! {
+            biased;
+            () = urgent.cancelled() => self.0.urgent.permits.acquire().await,
+            turn = self.0.moves.permits.acquire() => turn,
+        };
+        turn.map_err(|closed| Error::Internal(closed.to_string()))
+    }
+
+    /// Waits as long as the rate asks for after so many bytes.
+    async fn rest(&self, bytes: u64, urgent: &CancellationToken) {
+        let is_urgent = urgent.is_cancelled();
+        let wait = self.lane(is_urgent).pay(bytes);
+        if wait.is_zero() {
+            return;
+        }
+        if is_urgent {
+            tokio::time::sleep(wait).await;
+        } else {
+            let _until_urgent = tokio::time::timeout(wait, urgent.cancelled()).await;
+        }
+    }
+
+    async fn fetch_once(
+        &self,
+        name: SegmentName,
+        request: &FetchRequest,
+        urgent: &CancellationToken,
+    ) -> Result<(), Error> {
         if self.0.dir.bytes_of(&name) == Some(request.bytes) {
             return Ok(());
         }
-        let _permit = self.0.permits.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
+        let _turn = self.turn(urgent).await?;
         let mut tried = Vec::new();
         for peer in &request.from {
-            match self.fetch_from(name, request, &peer.address).await {
+            match self.fetch_from(name, request, peer, urgent).await {
                 Ok(()) => {
                     tracing::info!(segment = %name, from = %peer.worker, "copy made");
                     return Ok(());
@@ -193,20 +276,24 @@ impl Replicator {
         &self,
         name: SegmentName,
         request: &FetchRequest,
-        address: &str,
+        peer: &Location,
+        urgent: &CancellationToken,
     ) -> Result<(), Error> {
         let (bytes, crc32c) = (request.bytes, request.crc32c);
         let mut data =
-            file_stream::receive(&self.0.channels, address, &request.name, 0..bytes, STALL_MAX).await?;
+            file_stream::receive(&self.0.channels, &peer.address, &request.name, 0..bytes, STALL_MAX).await?;
         let dir = Arc::clone(&self.0.dir);
         let mut staging = blocking(move || dir.stage(name, bytes, crc32c)).await?;
         while let Some(chunk) = data.next().await {
             let chunk = chunk?;
+            let length = chunk.len() as u64;
+            self.0.channels.zone().received(&peer.zone, length);
             staging = blocking(move || {
                 staging.write(&chunk)?;
                 Ok(staging)
             })
             .await?;
+            self.rest(length, urgent).await;
         }
         blocking(move || Staging::finish(staging)).await?;
         Ok(())
@@ -232,3 +319,6 @@ impl Replicator {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use shoal_data::shard_store::LocalSegments;
 use shoal_proto::cluster::ScrubProgress;
 
 use crate::Error;
+use crate::pace::Pace;
 use crate::segment_dir::SegmentDir;
 use crate::segments::blocking;
 
@@ -54,6 +55,7 @@ impl Scrub {
         if self.bytes_per_second == 0 {
             return;
         }
+        let mut pace = Pace::default();
         loop {
             let held = self.dir.held();
             {
@@ -64,7 +66,7 @@ impl Scrub {
                 *round = Round { number, segments_total, bytes_total, ended, ..Round::default() };
             }
             for (name, bytes) in held {
-                self.look_at(name, bytes).await;
+                self.look_at(name, bytes, &mut pace).await;
             }
             self.round.lock().ended = Some(Instant::now());
             tokio::time::sleep(PAUSE).await;
@@ -90,7 +92,7 @@ impl Scrub {
 
     /// Reads one segment and its checksums, piece by piece, until one of them
     /// is not well.
-    async fn look_at(&self, name: SegmentName, bytes: u64) {
+    async fn look_at(&self, name: SegmentName, bytes: u64, pace: &mut Pace) {
         let local = Arc::clone(&self.local);
         let mut is_well = is_true(move || local.has_sums(&name)).await;
         for start in (0..bytes).step_by(PIECE_BYTES as usize) {
@@ -98,8 +100,8 @@ impl Scrub {
             let length = piece.end - piece.start;
             if is_well {
                 is_well = self.is_well(name, piece).await;
-                let taken = Duration::from_secs_f64(length as f64 / self.bytes_per_second as f64);
-                tokio::time::sleep(taken).await;
+                let wait = pace.pay(Instant::now(), length, self.bytes_per_second);
+                tokio::time::sleep(wait).await;
             }
             self.round.lock().bytes_done += length;
         }

@@ -199,9 +199,11 @@ impl SegmentDir {
         self.held.lock().values().sum()
     }
 
-    /// Bytes that are free on the disk.
-    pub fn free_bytes(&self) -> u64 {
-        rustix::fs::statvfs(&self.segments).map_or(0, |disk| disk.f_bavail * disk.f_frsize)
+    /// Bytes that are free on the disk, and that it has in all; none of either
+    /// where it cannot be asked.
+    pub fn disk_bytes(&self) -> (u64, u64) {
+        let asked = rustix::fs::statvfs(&self.segments);
+        asked.map_or((0, 0), |disk| (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize))
     }
 
     /// Starts a segment of so many bytes; takes the room for it at once.

@@ -23,10 +23,11 @@ use datafusion_distributed::{
     WorkerSessionBuilder,
 };
 use http::HeaderMap;
+use object_store::ObjectStore;
 use parking_lot::Mutex;
 use shoal_data::operators::OperatorCodec;
 use shoal_data::shard_store::SHARD_STORE_URL;
-use shoal_data::{CountedReaders, Scanned, scan_fault};
+use shoal_data::{CountedReaders, Scanned, ShardStore, scan_fault};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::{Channels, QueryId, QueryPool, WorkerId};
 
@@ -40,6 +41,7 @@ const TIME_ZONES_MAX: usize = 64;
 pub struct TaskSessions {
     worker: WorkerId,
     node: Arc<RuntimeEnv>,
+    shards: Arc<ShardStore>,
     channels: Channels,
     partitions: usize,
     /// Functions of a plain session, made once.
@@ -53,6 +55,8 @@ pub struct TaskSessions {
 #[derive(Debug)]
 pub struct QueryScope {
     runtime: Arc<RuntimeEnv>,
+    /// Where segments are read.
+    shards: Arc<ShardStore>,
     /// What was read from segments.
     pub scanned: Arc<Scanned>,
     /// What each attempt read. Held by its tasks, which stay until it is over.
@@ -77,12 +81,19 @@ impl QueryScope {
 impl TaskSessions {
     /// Sessions on the node's runtime; each plan runs with `partitions` or
     /// more, never with one: see the traps of the design.
-    pub fn new(worker: WorkerId, node: Arc<RuntimeEnv>, channels: Channels, threads: usize) -> Self {
+    pub fn new(
+        worker: WorkerId,
+        node: Arc<RuntimeEnv>,
+        shards: Arc<ShardStore>,
+        channels: Channels,
+        threads: usize,
+    ) -> Self {
         let mut plain = SessionStateBuilder::new().with_default_features();
         shoal_data::functions::register(&mut plain);
         Self {
             worker,
             node,
+            shards,
             channels,
             partitions: threads.max(2),
             plain: Arc::new(plain.build()),
@@ -106,6 +117,7 @@ impl TaskSessions {
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..self.node.as_ref().clone() };
         let scope = Arc::new(QueryScope {
             runtime: Arc::new(runtime),
+            shards: Arc::clone(&self.shards),
             scanned: Arc::default(),
             attempts: Mutex::default(),
         });
@@ -212,7 +224,7 @@ impl WorkerSessionBuilder for TaskSessions {
 }
 
 /// Gives every Parquet scan readers that keep footers and count what they
-/// read: a decoded plan comes with plain ones.
+/// read, and what of that crossed zones: a decoded plan comes with plain ones.
 ///
 /// # Errors
 /// None in practice; those of rebuilding a plan.
@@ -231,10 +243,13 @@ pub fn with_counted_readers(
         let Some(source) = config.file_source().downcast_ref::<ParquetSource>() else {
             return Ok(Transformed::no(node));
         };
-        let store = scope.runtime.object_store_registry.get_store(config.object_store_url.as_ref())?;
+        let is_of_segments = config.object_store_url.as_str().starts_with(SHARD_STORE_URL);
+        let store: Arc<dyn ObjectStore> = match is_of_segments {
+            true => Arc::new(scope.shards.counting(Arc::clone(reads))),
+            false => scope.runtime.object_store_registry.get_store(config.object_store_url.as_ref())?,
+        };
         let cache = scope.runtime.cache_manager.get_file_metadata_cache();
         let cached = CachedParquetFileReaderFactory::new(store, cache);
-        let is_of_segments = config.object_store_url.as_str().starts_with(SHARD_STORE_URL);
         let reads = is_of_segments.then(|| Arc::clone(reads));
         let mut readers = CountedReaders::new(Arc::new(cached), Arc::clone(&scope.scanned), reads);
         if source.filter().is_some() {

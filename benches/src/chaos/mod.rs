@@ -13,6 +13,7 @@ mod load;
 mod log;
 mod outcome;
 mod run;
+mod steps;
 mod victims;
 mod workers;
 
@@ -73,6 +74,12 @@ pub struct ChaosArgs {
     /// Have one more worker join, and one be drained, about once a minute
     #[arg(long)]
     pub joins: bool,
+    /// Drain one worker after the other for some seconds, and take that back
+    #[arg(long)]
+    pub drains: bool,
+    /// Have shards evened out every few seconds
+    #[arg(long)]
+    pub rebalances: bool,
     /// Give workers up that are away for so long, so that shards move all the time
     #[arg(long, value_name = "DURATION")]
     pub dead_after: Option<String>,
@@ -189,8 +196,8 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     Ok(causes.is_empty())
 }
 
-/// Strikes nodes, and has workers come and go, until the run is over; ends it
-/// early where that fails.
+/// Strikes nodes, and has workers come and go and shards move, until the run is
+/// over; ends it early where that fails.
 async fn disturbed(run: &Arc<Run>, load: &Load, args: &ChaosArgs, faults: &[Fault]) -> Result<Struck> {
     let seed = args.seed;
     let mut strikers: JoinSet<Result<Struck>> = JoinSet::new();
@@ -214,6 +221,22 @@ async fn disturbed(run: &Arc<Run>, load: &Load, args: &ChaosArgs, faults: &[Faul
         let seed = seed.wrapping_mul(1000).wrapping_add(3000);
         strikers.spawn_blocking(move || {
             workers::come_and_go(&run, seed, asker)?;
+            Ok(Struck::default())
+        });
+    }
+    if args.drains {
+        let (run, asker) = (Arc::clone(run), load.asker(args.clients + 3));
+        let seed = seed.wrapping_mul(1000).wrapping_add(4000);
+        strikers.spawn_blocking(move || {
+            steps::drain(&run, seed, asker);
+            Ok(Struck::default())
+        });
+    }
+    if args.rebalances {
+        let (run, asker) = (Arc::clone(run), load.asker(args.clients + 4));
+        let seed = seed.wrapping_mul(1000).wrapping_add(5000);
+        strikers.spawn_blocking(move || {
+            steps::rebalance(&run, seed, asker);
             Ok(Struck::default())
         });
     }

@@ -30,12 +30,18 @@ pub(super) struct Workers {
     names: Mutex<Vec<String>>,
     /// Of whoever strikes one, or has one come or go.
     turn: Mutex<()>,
+    /// Of whoever drains one.
+    drain_turn: Mutex<()>,
 }
 
 impl Workers {
     /// Those of a cluster.
     pub(super) fn of(cluster: &Cluster) -> Self {
-        Self { names: Mutex::new(cluster.worker_names()), turn: Mutex::default() }
+        Self {
+            names: Mutex::new(cluster.worker_names()),
+            turn: Mutex::default(),
+            drain_turn: Mutex::default(),
+        }
     }
 
     pub(super) fn names(&self) -> Vec<String> {
@@ -45,6 +51,11 @@ impl Workers {
     /// Waits until nobody else does anything to workers.
     pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock()
+    }
+
+    /// Waits until nobody else drains a worker.
+    pub(super) fn drain_turn(&self) -> MutexGuard<'_, ()> {
+        self.drain_turn.lock()
     }
 }
 
@@ -64,6 +75,7 @@ pub(super) fn come_and_go(run: &Run, seed: u64, mut asker: Asker) -> Result<()> 
         if run.workers.names().len() == usual {
             join(run)?;
         }
+        let _drain_turn = run.workers.drain_turn();
         let workers = run.workers.names();
         let Some(worker) = workers.choose(&mut random) else { continue };
         let is_to_stop = random.random_bool(0.5);
@@ -101,7 +113,7 @@ fn stop(run: &Run, worker: &str) -> Result<()> {
 }
 
 /// Drains a worker, or takes that back.
-fn alter(run: &Run, asker: &mut Asker, worker: &str, change: &str) {
+pub(super) fn alter(run: &Run, asker: &mut Asker, worker: &str, change: &str) {
     let sql = format!("ALTER WORKER '{worker}' {change}");
     let asked = Instant::now();
     let outcome = Handle::current().block_on(asker.update("drain", &sql, &sql));

@@ -55,6 +55,27 @@ impl Cluster {
         })
     }
 
+    /// Waits until every coordinator that can answer has caught up with the
+    /// others, and so counts the rows of this table; it must have some.
+    ///
+    /// # Errors
+    /// As [`Cluster::wait_until_joined`].
+    pub fn wait_until_caught_up(&self, table: &str) -> Result<()> {
+        self.asked_until("all caught up", &format!("SELECT count(*) FROM {table}"), |said| {
+            said.iter().all(|said| said.is_at_least(1)).then_some(())
+        })
+    }
+
+    /// Waits until no copy of a shard is still to come, as every coordinator says
+    /// that can answer.
+    ///
+    /// # Errors
+    /// As [`Cluster::wait_until_joined`].
+    pub fn wait_until_complete(&self) -> Result<()> {
+        let sql = "SELECT CASE WHEN count(*) = 0 THEN 1 ELSE 0 END FROM system.moves";
+        self.asked_until("all copies", sql, |said| said.iter().all(|said| said.is_at_least(1)).then_some(()))
+    }
+
     /// The name of the coordinator that leads, once most of those that can
     /// answer say that it does, and it can answer itself.
     ///

@@ -22,6 +22,9 @@ pub struct ClusterOptions {
     pub coordinator_args: Vec<String>,
     /// More arguments for each worker.
     pub worker_args: Vec<String>,
+    /// Zones of the coordinators, and of the workers, in turn; none: they have
+    /// none.
+    pub zones: Vec<String>,
     /// Environment of every node.
     pub env: Vec<(String, String)>,
     /// Where the cluster's directory is made; None: the system's directory
@@ -49,11 +52,18 @@ impl ClusterOptions {
             import_roots: Vec::new(),
             coordinator_args: Vec::new(),
             worker_args: Vec::new(),
+            zones: Vec::new(),
             env: Vec::new(),
             parent_dir: None,
             worker_dir: None,
             links: false,
             disk_bytes: None,
         }
+    }
+
+    /// What places a node, before which there are so many of its kind.
+    pub(super) fn zone_args(&self, before: usize) -> Vec<String> {
+        let zone = self.zones.iter().cycle().nth(before);
+        zone.map(|zone| vec!["--zone".to_owned(), zone.clone()]).unwrap_or_default()
     }
 }

@@ -104,6 +104,18 @@ pub enum Command {
         /// Whether they take the place of all that the table has.
         replace: bool,
     },
+    /// Puts segments of a shard in the place of others that have the same rows.
+    /// Of a table or segments that are gone it changes nothing.
+    Compact {
+        /// The table.
+        table: TableId,
+        /// The shard of which all of them are.
+        shard: u32,
+        /// What is taken out.
+        old: Vec<SegmentId>,
+        /// What comes in, with the workers on which it is durable.
+        new: Vec<Segment>,
+    },
     /// Remembers a worker that joined.
     RegisterWorker {
         /// The worker.
@@ -180,6 +192,21 @@ impl Command {
         }
     }
 
+    /// Whether it names segments that its coordinator staged, and of which nobody
+    /// else knows before.
+    pub(super) fn names_staged(&self) -> bool {
+        self.write().is_some() || matches!(self, Self::Compact { .. })
+    }
+
+    /// How many segments it brings.
+    pub fn segments(&self) -> usize {
+        match self {
+            Self::CommitWrite { segments, .. } => segments.len(),
+            Self::CreateTable { table, .. } | Self::ReplaceTable { table, .. } => table.segments.len(),
+            _ => 0,
+        }
+    }
+
     /// Whether it makes the catalog larger; those that make it smaller may use
     /// the last bytes of the disk.
     pub(super) fn adds(&self) -> bool {
@@ -192,6 +219,8 @@ impl Command {
             | Self::CreateView { .. }
             | Self::CreateExternal { .. }
             | Self::CommitWrite { .. } => true,
+            // Smaller in the end, but not in the log; it can wait for room.
+            Self::Compact { .. } => true,
             Self::DropSchema { .. }
             | Self::DropTable { .. }
             | Self::DropView { .. }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
@@ -14,13 +14,15 @@ use shoal_data::data_dir::make_dir;
 use shoal_proto::{Channels, Failure};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::command::{Command, Outcome};
 use super::raft::LogStore;
-use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted};
+use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted, Number, Settled};
 use super::raft::file::{Change, Identity, Opened, RaftFile};
 use super::raft::machine::{Dropped, Machine, Published};
+use super::raft::members::Turns;
 use super::raft::peers::Peers;
 use super::raft::types::{CoordinatorId, TypeConfig};
 use super::state::{CatalogError, State};
@@ -32,10 +34,10 @@ const SNAPSHOT_EVERY: u64 = 1_000;
 /// Entries that stay behind a snapshot, for coordinators that are behind.
 const LOG_KEPT: u64 = 1_000;
 /// How often a leader says that it is there.
-const HEARTBEAT: Duration = Duration::from_millis(100);
+const HEARTBEAT: Duration = Duration::from_millis(200);
 /// A follower that has not heard of the leader for the longer of them, and for a
 /// time between the two after that, wants to lead itself.
-const ELECTION: (Duration, Duration) = (Duration::from_millis(350), Duration::from_millis(600));
+const ELECTION: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(700));
 /// How long one piece of a snapshot may take on its way.
 const SNAPSHOT_PIECE_MAX: Duration = Duration::from_secs(10);
 /// How long a coordinator that is alone may take to lead.
@@ -44,8 +46,12 @@ const ALONE_MAX: Duration = Duration::from_secs(30);
 const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 /// How often a coordinator that is not counted in asks to be.
 const ENLIST_RETRY: Duration = Duration::from_millis(500);
+/// How often the state is asked for that has a change which was settled.
+const SETTLE_RETRY: Duration = Duration::from_secs(1);
 /// Reads that wait for the same answer of the leader.
 const READS_MAX: usize = 10_000;
+/// So long it may take to be counted in before that is worth a warning.
+const ENLIST_QUIET: Duration = Duration::from_secs(5);
 /// The number of the coordinator with which a cluster begins.
 const FIRST: CoordinatorId = 1;
 
@@ -147,14 +153,15 @@ impl Catalog {
                     let core = core.map(|core| (core.clone(), serve_reads(core)));
                     let raft = core.as_ref().ok().map(|(core, _)| core.raft.clone());
                     drop(started.send(core));
-                    stopped.cancelled().await;
-                    match raft {
-                        // It may wait for a disk that is full.
-                        Some(raft) => match tokio::time::timeout(SHUTDOWN_MAX, raft.shutdown()).await {
-                            Ok(ended) => ended.map_err(|error| error.to_string()),
-                            Err(_) => Err("it waits for its disk".to_owned()),
-                        },
-                        None => Ok(()),
+                    let Some(raft) = raft else { return Ok(()) };
+                    tokio::select! {
+                        () = stopped.cancelled() => {}
+                        why = end_of(&raft) => crash(&why),
+                    }
+                    // It may wait for a disk that is full.
+                    match tokio::time::timeout(SHUTDOWN_MAX, raft.shutdown()).await {
+                        Ok(ended) => ended.map_err(|error| error.to_string()),
+                        Err(_) => Err("it waits for its disk".to_owned()),
                     }
                 });
                 if let Err(error) = ended {
@@ -280,13 +287,18 @@ impl Catalog {
         self.core().change(command).boxed().await
     }
 
-    /// Sees to it that a change that is not settled is made or never made;
-    /// returns which, and takes as long as there is no majority.
-    ///
-    /// # Errors
-    /// Why it was not made.
-    pub async fn settle(&self, id: Uuid) -> Result<Outcome, Error> {
-        self.core().settle(id).boxed().await
+    /// Sees to it that a change that is not settled is made or never made, and
+    /// says which. What is made, or not made, is seen here then. Takes as long as
+    /// there is no majority.
+    pub async fn settle(&self, change: Number) -> Settled {
+        let settled = self.core().settle(change).boxed().await;
+        while let Err(error) = self.catch_up().await {
+            if self.core().raft.metrics().has_changed().is_err() {
+                return Settled::Unknown(error);
+            }
+            tokio::time::sleep(SETTLE_RETRY).await;
+        }
+        settled
     }
 
     /// The coordinators of the cluster, by number.
@@ -302,6 +314,12 @@ impl Catalog {
     /// Whether this coordinator leads, as far as it knows.
     pub fn is_leader(&self) -> bool {
         self.core().is_leader()
+    }
+
+    /// Has another coordinator lead, where this one does, so that it can stop
+    /// without being missed. Takes two seconds at most.
+    pub async fn hand_over(&self) {
+        self.core().hand_over().boxed().await;
     }
 
     /// The newest term of the consensus that this coordinator knows.
@@ -324,6 +342,7 @@ impl Catalog {
         let address = core.address.clone();
         let request = Enlist { coordinator: Some(core.me), address, may_forward: true };
         let mut said = String::new();
+        let since = Instant::now();
         loop {
             let is_in = |it: &Coordinator| it.is_self && it.is_voter && it.address == core.address;
             if self.coordinators().iter().any(is_in) {
@@ -340,7 +359,7 @@ impl Catalog {
                 Ok(_) => return,
                 Err(error) => {
                     let what = error.to_string();
-                    if what != said {
+                    if what != said && since.elapsed() >= ENLIST_QUIET {
                         tracing::warn!(%error, "this coordinator is not counted in yet");
                         said = what;
                     }
@@ -370,6 +389,22 @@ fn serve_reads(core: Core) -> mpsc::Sender<oneshot::Sender<Caught>> {
     reads
 }
 
+/// Waits until the consensus has ended, and says why.
+async fn end_of(raft: &Raft<TypeConfig>) -> String {
+    let mut metrics = raft.metrics();
+    match metrics.wait_for(|now| now.running_state.is_err()).await {
+        Ok(now) => now.running_state.as_ref().err().map(ToString::to_string).unwrap_or_default(),
+        Err(_) => "it panicked".to_owned(),
+    }
+}
+
+/// Ends the process: a coordinator without its consensus can neither read nor
+/// write, and the next start recovers what the disk holds.
+fn crash(why: &str) -> ! {
+    tracing::error!(why, "the catalog's consensus ended: ending, to recover at the next start");
+    std::process::abort()
+}
+
 async fn start(mut opened: Opened, options: CatalogOptions, channels: Channels) -> Result<Core, Error> {
     let CatalogOptions { address, join, .. } = options;
     let identity = match &opened.identity {
@@ -385,6 +420,7 @@ async fn start(mut opened: Opened, options: CatalogOptions, channels: Channels) 
         }
     };
     let Identity { cluster, coordinator } = identity;
+    tell_newest(&opened, coordinator);
     let published = Published::new(&cluster);
     let machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), published.clone())?;
     let log = LogStore::new(&mut opened);
@@ -398,14 +434,26 @@ async fn start(mut opened: Opened, options: CatalogOptions, channels: Channels) 
         raft.initialize(members).await.map_err(|error| failed(&error))?;
     }
     let path = opened.file.path().to_owned();
-    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published };
+    let turns = Turns::new(tokio::runtime::Handle::current());
+    let proposals = TaskTracker::new();
+    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns, proposals };
     let voters = core.raft.with_raft_state(|state| {
         state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>()
     });
     if voters.await.map_err(|error| failed(&error))? == [coordinator] {
         lead_alone(&core).await?;
     }
+    tokio::spawn(core.clone().complete_changes());
     Ok(core)
+}
+
+/// Says how new what it has is: where the others are lost, that is how to choose.
+fn tell_newest(opened: &Opened, coordinator: CoordinatorId) {
+    let of_log = opened.entries.values().next_back().map(|entry| entry.log_id);
+    let of_snapshot = opened.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
+    let newest = of_log.max(of_snapshot);
+    let (last_term, last_index) = newest.map_or((0, 0), |newest| (newest.leader_id.term, newest.index));
+    tracing::info!(coordinator, last_term, last_index, "the catalog of this coordinator is opened");
 }
 
 /// Nobody else can lead: there is nothing to wait for.

@@ -13,7 +13,7 @@ pub mod raft;
 
 pub use command::{Command, ExternalTable, Outcome, View, WorkerRecord, WriteRecord};
 pub use handle::{Catalog, CatalogOptions};
-pub use raft::core::{Answer, ChangeError, Coordinator, Enlist};
+pub use raft::core::{Answer, ChangeError, Coordinator, Enlist, Number, Settled};
 pub use raft::machine::Dropped;
 pub use raft::peers::Call;
 pub use raft::types::{CoordinatorId, Proposal, TypeConfig};

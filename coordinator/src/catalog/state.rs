@@ -12,6 +12,7 @@ use shoal_proto::{TableId, WorkerId, WriteId};
 
 use super::command::{Command, ExternalTable, Key, Named, Outcome, View, WorkerRecord, WriteRecord};
 
+mod compact;
 mod replicas;
 
 /// The schema that every cluster starts with.
@@ -209,6 +210,7 @@ impl State {
             Command::CommitWrite { write, table, segments, replace } => {
                 self.commit_write(write, table, segments, replace)
             }
+            Command::Compact { table, shard, old, new } => self.compact(table, shard, &old, new),
             Command::RegisterWorker { worker } => Ok(self.register_worker(worker)),
             Command::ExtendPlacement { table, placement } => Ok(self.extend_placement(table, placement)),
             Command::AddReplica { table, segment, worker } => Ok(self.add_replica(table, segment, worker)),

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use shoal_data::{Locate, Located, Replica, SegmentName, Table, TableLayout};
+use shoal_data::{Locate, Located, Replica, Segment, SegmentName, Table, TableLayout};
 use shoal_proto::cluster::{FetchRequest, ScrubProgress};
 use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::disk::Disk;
 use super::events::{Event, Events};
 use super::given_up::{GivenUp, GivenUps};
 use super::going::Going;
@@ -21,14 +22,19 @@ use super::membership::{LiveWorker, LiveWorkers, Membership};
 use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Candidate, Placement};
-use super::repair;
+use super::repair::{self, CopyRates};
+use super::silence::Silences;
 use crate::Error;
 use crate::catalog::{Catalog, State};
 
 mod beats;
+mod compacting;
 mod draining;
 mod leading;
+mod rebalance;
 mod upkeep;
+
+pub use rebalance::Rebalanced;
 
 /// How often silence is looked for.
 const SILENCE_TICK: Duration = Duration::from_millis(100);
@@ -37,6 +43,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// After so long an order to remove what a write staged is repeated: it may have
 /// been on its way when the order was given first.
 const DISCARD_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long a coordinator that starts gives workers that were there before.
+const JOIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// What all workers together have read for a query.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,11 +70,13 @@ pub struct Cluster {
     catalog: Catalog,
     pins: Pins,
     live: watch::Sender<Arc<LiveWorkers>>,
+    started: Instant,
     core: Mutex<Core>,
     outliers: Mutex<Outliers>,
     events: Events,
     /// After so long without a word a worker is given up.
     dead_after: Duration,
+    rates: CopyRates,
     /// Something may need repair.
     changed: Notify,
     streams: AtomicU64,
@@ -81,7 +92,7 @@ struct Core {
     joined: HashMap<WorkerId, (String, u64)>,
     /// Those of segments that nobody ever saw, until they are repeated.
     again: Vec<(Instant, WorkerId, SegmentName)>,
-    fetching: HashMap<WorkerId, HashMap<SegmentName, Instant>>,
+    fetching: HashMap<WorkerId, HashMap<SegmentName, Ordered>>,
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<(WorkerId, SegmentName)>,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
@@ -91,13 +102,20 @@ struct Core {
     times_lost: HashMap<WorkerId, u64>,
     /// What goes from workers once no coordinator needs it. Only of a leader.
     going: Going,
-    /// When each of the other coordinators was heard of last, by address.
-    heard: HashMap<String, Instant>,
+    /// Which other coordinators do not answer the leader, by address.
+    silences: Silences,
     /// The term in which this coordinator looks after the cluster; none: another
     /// one does.
     leads_in: Option<u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
+}
+
+/// A copy that was ordered.
+#[derive(Clone, Copy, Debug)]
+struct Ordered {
+    at: Instant,
+    is_urgent: bool,
 }
 
 /// Orders that wait for a worker's next beat.
@@ -113,6 +131,9 @@ struct Waiting {
     is_reporting: bool,
 }
 
+/// How long after a state without it a segment is among those that were dropped.
+const DROPPED_WITHIN: Duration = Duration::from_millis(20);
+
 /// The term of an order that holds in every term: nobody ever saw the segment.
 const ANY_TERM: u64 = u64::MAX;
 
@@ -122,15 +143,22 @@ impl Cluster {
     pub fn new(catalog: Catalog, dead_after: Duration) -> Self {
         Self {
             dead_after,
+            rates: CopyRates::default(),
             events: Events::default(),
             catalog,
             pins: Pins::default(),
             live: watch::Sender::new(Arc::default()),
+            started: Instant::now(),
             core: Mutex::default(),
             outliers: Mutex::default(),
             changed: Notify::new(),
             streams: AtomicU64::new(0),
         }
+    }
+
+    /// With copies at these rates.
+    pub fn with_rates(self, rates: CopyRates) -> Self {
+        Self { rates, ..self }
     }
 
     /// The catalog.
@@ -156,6 +184,18 @@ impl Cluster {
     /// Follows the live workers: a wake-up at each change.
     pub fn watch(&self) -> watch::Receiver<Arc<LiveWorkers>> {
         self.live.subscribe()
+    }
+
+    /// Waits until all workers that the catalog knows have joined, as long as this
+    /// coordinator has only just begun: it does not know who is there yet.
+    pub async fn workers_have_joined(&self) {
+        let give_up = self.started + JOIN_WITHIN;
+        let mut live = self.watch();
+        let all_joined = live.wait_for(|live| {
+            self.catalog.snapshot().workers().all(|known| live.get(&known.id).is_some())
+        });
+        // Some may be gone for good.
+        let _all_or_late = tokio::time::timeout_at(give_up.into(), all_joined).await;
     }
 
     /// Where the shards of a new table should live.
@@ -314,6 +354,15 @@ impl Cluster {
         }
     }
 
+    /// A segment that the catalog has, or that was dropped and may still be read.
+    fn named(&self, name: &SegmentName) -> Option<Arc<Segment>> {
+        let segment = self.catalog.snapshot().segment(name).cloned();
+        segment.or_else(|| {
+            self.pins.note(|| self.catalog.take_dropped());
+            self.pins.retired(name)
+        })
+    }
+
     fn publish(&self, core: &Core) {
         self.live.send_replace(Arc::new(core.membership.live()));
     }
@@ -342,14 +391,23 @@ impl Core {
 pub(crate) fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
     let is_draining = |id: &WorkerId| state.worker(id).is_some_and(|known| known.is_draining);
     let stays = |worker: &&LiveWorker| !worker.wants_drain && !is_draining(&worker.id);
-    let candidate = |worker: &LiveWorker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() };
+    let candidate = |worker: &LiveWorker| Candidate {
+        id: worker.id.clone(),
+        zone: worker.zone.clone(),
+        disk: Disk { free_bytes: worker.disk_free_bytes, total_bytes: worker.disk_total_bytes },
+    };
     live.workers.iter().filter(stays).map(candidate).collect()
 }
 
 #[async_trait]
 impl Locate for Cluster {
     async fn locate(&self, name: &SegmentName) -> Result<Located, Failure> {
-        let segment = self.catalog.snapshot().segment(name).cloned().or_else(|| self.pins.retired(name));
+        let mut segment = self.named(name);
+        if segment.is_none() {
+            // It may be dropped this very moment.
+            tokio::time::sleep(DROPPED_WITHIN).await;
+            segment = self.named(name);
+        }
         let segment = segment.ok_or_else(|| {
             Failure::new(ErrorCode::NotFound, format!("segment {name} is not in the catalog (any more)"))
         })?;
@@ -358,7 +416,11 @@ impl Locate for Cluster {
         let suspected = live.suspected.iter().filter(|worker| repair::has(&segment, worker));
         let replicas = repair::readable(&segment, &live)
             .chain(suspected)
-            .map(|worker| Replica { worker: worker.id.clone(), address: worker.address.clone() })
+            .map(|worker| Replica {
+                worker: worker.id.clone(),
+                address: worker.address.clone(),
+                zone: worker.zone.clone(),
+            })
             .collect();
         Ok(Located { replicas, bytes: segment.bytes, crc32c: segment.crc32c })
     }

@@ -112,6 +112,16 @@ impl Consensus for ConsensusService {
         let asked: Vec<shoal_data::SegmentName> = self.read(request, false)?;
         reply(&self.0.needs(&asked))
     }
+
+    async fn rebalance(&self, request: Request<Payload>) -> Reply {
+        self.read::<()>(request, false)?;
+        reply_or_failure(self.0.rebalance_here().await)
+    }
+
+    async fn elect(&self, request: Request<Payload>) -> Reply {
+        let leader = self.read(request, false)?;
+        reply_or_failure(self.0.catalog().consensus().elect_here(leader).await)
+    }
 }
 
 #[cfg(test)]

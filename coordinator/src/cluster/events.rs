@@ -40,6 +40,8 @@ pub enum EventKind {
     Drained,
     /// Shards get other workers.
     Moved,
+    /// Small segments became few.
+    Compacted,
 }
 
 impl EventKind {
@@ -53,6 +55,7 @@ impl EventKind {
             Self::Draining => "draining",
             Self::Drained => "drained",
             Self::Moved => "moved",
+            Self::Compacted => "compacted",
         }
     }
 }

@@ -70,8 +70,12 @@ pub struct LiveWorker {
     pub tasks_running: u32,
     /// Free space on its disk.
     pub disk_free_bytes: u64,
+    /// The size of its disk; 0 where it is not known.
+    pub disk_total_bytes: u64,
     /// Bytes of its segments.
     pub disk_used_bytes: u64,
+    /// Bytes that came to it from other zones since its start.
+    pub cross_zone_bytes: u64,
     /// It asks that its shards go to others: it is to stop then.
     pub wants_drain: bool,
     /// Since when it is known, without a break.
@@ -94,7 +98,9 @@ impl LiveWorker {
             memory_used_bytes: 0,
             tasks_running: 0,
             disk_free_bytes: 0,
+            disk_total_bytes: 0,
             disk_used_bytes: 0,
+            cross_zone_bytes: 0,
             wants_drain: false,
             joined_at: Instant::now(),
             holds: Arc::default(),
@@ -155,8 +161,12 @@ pub struct Vitals {
     pub tasks_running: u32,
     /// Free space on its disk.
     pub disk_free_bytes: u64,
+    /// The size of its disk; 0 where it is not known.
+    pub disk_total_bytes: u64,
     /// Bytes of its segments.
     pub disk_used_bytes: u64,
+    /// Bytes that came to it from other zones since its start.
+    pub cross_zone_bytes: u64,
     /// It is stopping: no new work.
     pub leaving: bool,
     /// It asks that its shards go to others.
@@ -218,7 +228,9 @@ impl Membership {
             memory_used_bytes: 0,
             tasks_running: 0,
             disk_free_bytes: 0,
+            disk_total_bytes: 0,
             disk_used_bytes: 0,
+            cross_zone_bytes: 0,
             wants_drain: joining.wants_drain,
             joined_at: now,
             holds: Arc::new(Holds::all_but(joining.lacks)),
@@ -257,7 +269,9 @@ impl Membership {
         worker.memory_used_bytes = vitals.memory_used_bytes;
         worker.tasks_running = vitals.tasks_running;
         worker.disk_free_bytes = vitals.disk_free_bytes;
+        worker.disk_total_bytes = vitals.disk_total_bytes;
         worker.disk_used_bytes = vitals.disk_used_bytes;
+        worker.cross_zone_bytes = vitals.cross_zone_bytes;
         let trust = if vitals.leaving { Trust::Leaving } else { Trust::Live };
         let changed = member.trust != trust || worker.wants_drain != vitals.wants_drain;
         worker.wants_drain = vitals.wants_drain;
@@ -308,6 +322,11 @@ impl Membership {
         {
             Arc::make_mut(&mut member.worker.holds).lacks.remove(name);
         }
+    }
+
+    /// All members, live or not.
+    pub fn members(&self) -> impl Iterator<Item = &WorkerId> {
+        self.members.keys()
     }
 
     /// Whether the worker is a member, live or not.

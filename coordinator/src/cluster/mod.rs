@@ -1,12 +1,15 @@
 //! Which workers there are, what they hold, where shards live, and what must
 //! be copied or removed.
 //!
-//! `membership`, `outliers`, `given_up`, `placement`, `moves`, `repair` and `pins` decide: they are given `now`
-//! and the state of things, and say what to do. `adapter` and `service` are
+//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `compaction`, `repair`, `silence` and `pins` decide:
+//! they are given `now` and the state of things, and say what to do. `adapter` and `service` are
 //! the locks, timers and RPC round them.
 
 pub mod adapter;
+pub mod arriving;
+pub mod compaction;
 pub mod consensus;
+pub mod disk;
 pub mod events;
 pub mod given_up;
 pub mod going;
@@ -18,8 +21,9 @@ pub mod pins;
 pub mod placement;
 pub mod repair;
 pub mod service;
+pub mod silence;
 
-pub use adapter::{Cluster, Progress};
+pub use adapter::{Cluster, Progress, Rebalanced};
 pub use consensus::ConsensusService;
 pub use events::{Event, EventKind};
 pub use given_up::GivenUp;

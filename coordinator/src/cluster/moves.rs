@@ -8,9 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 
+use super::disk::{Fill, fills, weights};
 use super::membership::LiveWorkers;
 use super::placement::{Candidate, rehome};
 use super::repair::has_all_copies;
@@ -25,7 +27,7 @@ const UNEVEN_MIN: f64 = 0.05;
 const CRUMB: u64 = 64;
 
 /// One shard that moves, for people to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     /// The table, with its schema.
     pub table: String,
@@ -96,33 +98,22 @@ fn lacking_of(
     Some(format!("{table} is to have {wanted}, and {others} can hold one: start another worker"))
 }
 
-/// A few moves that leave the workers with more even numbers of bytes; none where
-/// they are even enough. Tables of one group move together, and no two copies
-/// come into one zone that were not.
+/// A few moves that leave the workers with more even numbers of bytes, for the
+/// sizes of their disks; none where they are even enough. Tables of one group move
+/// together, no two copies come into one zone that were not, and nothing goes
+/// where there is less room than elsewhere.
 pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
-    let mut groups: Groups<'_> = BTreeMap::new();
-    for table in state.tables() {
-        if matches!(table.layout.replicas, ReplicaCount::Count(_)) {
-            groups.entry(&table.placement).or_default().push(table);
-        }
-    }
-    let mut groups: Vec<Group<'_>> =
-        groups.into_iter().map(|(placement, tables)| Group::new(placement, tables)).collect();
-    let mut load: BTreeMap<&WorkerId, u64> = workers.iter().map(|worker| (&worker.id, 0)).collect();
-    for group in &groups {
-        for (shard, bytes) in group.placement.iter().zip(&group.bytes) {
-            for worker in shard {
-                if let Some(load) = load.get_mut(worker) {
-                    *load += bytes;
-                }
-            }
-        }
-    }
+    let mut groups = grouped(state);
+    let mut load = load_of(workers, &groups);
     let zones: HashMap<&WorkerId, &str> =
         workers.iter().map(|worker| (&worker.id, worker.zone.as_str())).collect();
+    let mut sizes = sizes(workers);
     for _ in 0..MOVES_MAX {
-        let Some((from, to, index, shard)) = best_move(&groups, &load, &zones) else { break };
+        let Some((from, to, index, shard)) = best_move(&groups, &load, &zones, &sizes) else { break };
         let bytes = groups[index].bytes[shard];
+        if let Some(size) = sizes.get_mut(to) {
+            size.room_bytes = size.room_bytes.saturating_sub(bytes);
+        }
         for worker in groups[index].placement[shard].iter_mut().filter(|worker| **worker == *from) {
             worker.clone_from(to);
         }
@@ -133,24 +124,132 @@ pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
     changed.flat_map(Group::into_commands).collect()
 }
 
+/// Why [`even_out`] moves nothing, for people to read.
+pub fn why_not(state: &State, workers: &[Candidate]) -> String {
+    let (load, sizes) = (load_of(workers, &grouped(state)), sizes(workers));
+    let by_load = by_load(&load, &sizes);
+    let mean = mean(&load);
+    let (emptiest, fullest) = match by_load.as_slice() {
+        [] => return "no worker can take shards".to_owned(),
+        [only] => return format!("{} is the only worker that can take shards", only.id),
+        [emptiest, .., fullest] => (emptiest, fullest),
+    };
+    if fullest.bytes == 0 {
+        return "no table has rows in shards that could go elsewhere".to_owned();
+    }
+    let held =
+        format!("{} holds {} bytes and {} holds {}", fullest.id, fullest.bytes, emptiest.id, emptiest.bytes);
+    let are_even = by_load.iter().all(|one| by_load.iter().all(|other| is_even(one.gap_to(other), mean)));
+    if are_even {
+        return format!("workers hold as much as they should: {held}");
+    }
+    format!(
+        "{held}, and no shard can go that would make it more even: each is too large, is there already, would bring \
+         two copies into one zone, or finds no room"
+    )
+}
+
+fn grouped(state: &State) -> Vec<Group<'_>> {
+    let mut groups: Groups<'_> = BTreeMap::new();
+    for table in state.tables() {
+        if matches!(table.layout.replicas, ReplicaCount::Count(_)) {
+            groups.entry(&table.placement).or_default().push(table);
+        }
+    }
+    groups.into_iter().map(|(placement, tables)| Group::new(placement, tables)).collect()
+}
+
+/// Bytes that each of these workers is to hold.
+fn load_of<'a>(workers: &'a [Candidate], groups: &[Group<'_>]) -> BTreeMap<&'a WorkerId, u64> {
+    let mut load: BTreeMap<&WorkerId, u64> = workers.iter().map(|worker| (&worker.id, 0)).collect();
+    for group in groups {
+        for (shard, bytes) in group.placement.iter().zip(&group.bytes) {
+            for worker in shard {
+                if let Some(load) = load.get_mut(worker) {
+                    *load += bytes;
+                }
+            }
+        }
+    }
+    load
+}
+
+fn mean(load: &BTreeMap<&WorkerId, u64>) -> f64 {
+    load.values().sum::<u64>() as f64 / load.len() as f64
+}
+
+/// Whether a gap between two workers is not worth a move.
+fn is_even(gap: u64, mean: f64) -> bool {
+    gap == 0 || (gap as f64) < mean * UNEVEN_MIN
+}
+
+/// How much a worker should hold, against others, and what may still go there.
+#[derive(Clone, Copy)]
+struct Size {
+    weight: u64,
+    room_bytes: u64,
+}
+
+fn sizes(workers: &[Candidate]) -> BTreeMap<&WorkerId, Size> {
+    let weights = weights(workers);
+    let with_fills = workers.iter().zip(fills(workers));
+    let sized = with_fills.map(|(worker, fill)| {
+        let weight = weights.get(&worker.id).copied().unwrap_or(1);
+        let room_bytes = if fill == Fill::Roomy { worker.disk.room_bytes() } else { 0 };
+        (&worker.id, Size { weight, room_bytes })
+    });
+    sized.collect()
+}
+
+/// A worker with so many bytes.
+#[derive(Clone, Copy)]
+struct Loaded<'a> {
+    id: &'a WorkerId,
+    bytes: u64,
+    size: Size,
+}
+
+impl Loaded<'_> {
+    /// How full it is for its size, in parts of a byte for each unit of weight.
+    fn fullness(&self) -> u128 {
+        (u128::from(self.bytes) << 32) / u128::from(self.size.weight)
+    }
+
+    /// Bytes that it has more than another one: half of them would leave both
+    /// equally full for their sizes.
+    fn gap_to(&self, other: &Self) -> u64 {
+        let (heavy, light) = (u128::from(self.size.weight), u128::from(other.size.weight));
+        let over = (u128::from(self.bytes) * light).saturating_sub(u128::from(other.bytes) * heavy);
+        u64::try_from(2 * over / (heavy + light)).unwrap_or(u64::MAX)
+    }
+}
+
+/// The emptiest for their sizes first.
+fn by_load<'a>(load: &BTreeMap<&'a WorkerId, u64>, sizes: &BTreeMap<&WorkerId, Size>) -> Vec<Loaded<'a>> {
+    let loaded = load.iter().filter_map(|(&id, &bytes)| Some(Loaded { id, bytes, size: *sizes.get(id)? }));
+    let mut by_load: Vec<Loaded<'a>> = loaded.collect();
+    by_load.sort_unstable_by_key(|worker| (worker.fullness(), worker.id));
+    by_load
+}
+
 /// From whom to whom, and which shard of which group: the largest that fits, from
 /// the fullest that has one to the emptiest that can take one.
 fn best_move<'a>(
     groups: &[Group<'_>],
     load: &BTreeMap<&'a WorkerId, u64>,
     zones: &HashMap<&WorkerId, &str>,
+    sizes: &BTreeMap<&WorkerId, Size>,
 ) -> Option<(&'a WorkerId, &'a WorkerId, usize, usize)> {
-    let mean = load.values().sum::<u64>() as f64 / load.len() as f64;
-    let mut by_load: Vec<(u64, &'a WorkerId)> = load.iter().map(|(id, bytes)| (*bytes, *id)).collect();
-    by_load.sort_unstable();
-    for &(most, from) in by_load.iter().rev() {
-        for &(least, to) in &by_load {
-            let gap = most.saturating_sub(least);
-            if gap == 0 || (gap as f64) < mean * UNEVEN_MIN {
-                break;
+    let (by_load, mean) = (by_load(load, sizes), mean(load));
+    for fuller in by_load.iter().rev() {
+        for emptier in &by_load {
+            let gap = fuller.gap_to(emptier);
+            if is_even(gap, mean) || emptier.size.room_bytes == 0 {
+                continue;
             }
+            let (from, to) = (fuller.id, emptier.id);
             // More would swing the other way.
-            let bytes_max = gap / 4 * 3;
+            let bytes_max = (gap / 4 * 3).min(emptier.size.room_bytes);
             let movable = groups.iter().enumerate().flat_map(|(index, group)| {
                 let shards = group.placement.iter().zip(&group.bytes).enumerate();
                 let can_move = shards.filter(|(_, (workers, _))| may_move(workers, from, to, zones));

@@ -97,6 +97,14 @@ impl Pins {
         Pinned { state, guard }
     }
 
+    /// Takes note of what was dropped, without a look at whether it may go.
+    pub fn note(&self, dropped: impl FnOnce() -> Vec<Dropped>) {
+        let mut inner = self.0.lock();
+        for dropped in dropped() {
+            inner.retire(dropped);
+        }
+    }
+
     /// Takes what was dropped since the last call; returns the segments that
     /// no pin can read any more. Each is returned once.
     pub fn collect(&self, dropped: impl FnOnce() -> Vec<Dropped>) -> Vec<Dropped> {

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_data::{ReplicaCount, Table, TableLayout};
 use shoal_proto::WorkerId;
 
+use super::disk::{Disk, Fill, fills};
+
 /// Where the shards of a table live.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
@@ -23,12 +25,14 @@ pub struct Candidate {
     pub id: WorkerId,
     /// Its zone; workers without one share the empty zone.
     pub zone: String,
+    /// Where its shards would go.
+    pub disk: Disk,
 }
 
 /// Places a new table: with the newest table of as many shards and replicas,
 /// where that is whole on these workers, so that equal-numbered shards meet;
-/// otherwise spread over zones first, then evenly over workers. None without
-/// workers.
+/// otherwise spread over zones first, then evenly over workers. Those whose disks
+/// are full are left out, and the notice counts only the others. None without workers.
 pub fn place<'a>(
     layout: &TableLayout,
     workers: &[Candidate],
@@ -40,6 +44,9 @@ pub fn place<'a>(
     if workers.is_empty() {
         return None;
     }
+    let live = workers.len();
+    let mut fills = fills(&workers).into_iter();
+    workers.retain(|_| fills.next() != Some(Fill::Full));
     let wanted = match layout.replicas {
         ReplicaCount::All => workers.len(),
         ReplicaCount::Count(count) => count as usize,
@@ -47,8 +54,9 @@ pub fn place<'a>(
     let copies = wanted.min(workers.len());
     let notice = (copies < wanted).then(|| {
         format!(
-            "replicas = {wanted}, but there {} live: each shard gets {copies} for now",
-            if copies == 1 { "is 1 worker".to_owned() } else { format!("are {copies} workers") }
+            "replicas = {wanted}, but there {} live{}: each shard gets {copies} for now",
+            if copies == 1 { "is 1 worker".to_owned() } else { format!("are {copies} workers") },
+            if copies < live { " whose disks are not full" } else { "" }
         )
     });
     let shards = match layout.replicas {
@@ -85,8 +93,8 @@ fn group_of<'a>(
 /// The placement of a table as it should be: as many copies as it asks for, none
 /// on workers that `leave`; none where it is that already. All that leave stay
 /// where there are too few to take their place. Workers that are neither `workers` nor leave
-/// may come back, and keep what they have. Tables of one group get the same
-/// answer.
+/// may come back, and keep what they have. Nothing new goes where the disk is
+/// full. Tables of one group get the same answer.
 pub fn rehome(
     table: &Table,
     workers: &[Candidate],
@@ -104,7 +112,7 @@ pub fn rehome(
         let wanted = match table.layout.replicas {
             ReplicaCount::Count(count) => count as usize,
             ReplicaCount::All => {
-                let new = workers.iter().filter(|worker| !kept.contains(&worker.id));
+                let new = spread.open().filter(|worker| !kept.contains(&worker.id));
                 kept.len() + new.count()
             }
         };
@@ -137,11 +145,12 @@ fn spread(shards: usize, copies: usize, workers: &[Candidate]) -> Vec<Vec<Worker
     (0..shards).map(shard).collect()
 }
 
-/// Workers, by their index, and what each holds so far.
+/// Workers, by their index, what each holds so far, and how full it is.
 struct Spread<'a> {
     workers: &'a [Candidate],
     zones: BTreeMap<&'a str, Vec<usize>>,
     load: Vec<usize>,
+    fills: Vec<Fill>,
 }
 
 impl<'a> Spread<'a> {
@@ -150,7 +159,13 @@ impl<'a> Spread<'a> {
         for (index, worker) in workers.iter().enumerate() {
             zones.entry(&worker.zone).or_default().push(index);
         }
-        Self { workers, zones, load: vec![0; workers.len()] }
+        Self { workers, zones, load: vec![0; workers.len()], fills: fills(workers) }
+    }
+
+    /// Those that more can go to.
+    fn open(&self) -> impl Iterator<Item = &'a Candidate> {
+        let all = self.workers.iter().zip(&self.fills);
+        all.filter(|(_, fill)| **fill != Fill::Full).map(|(worker, _)| worker)
     }
 
     fn index_of(&self, id: &WorkerId) -> Option<usize> {
@@ -189,9 +204,10 @@ impl<'a> Spread<'a> {
             let in_zone = |zone: &Vec<usize>| {
                 let used = zone.iter().filter(|worker| chosen.contains(worker)).count();
                 let free = zone.iter().copied().filter(|worker| !chosen.contains(worker));
-                let worker = free.min_by_key(|worker| self.load[*worker])?;
+                let open = free.filter(|worker| self.fills[*worker] != Fill::Full);
+                let worker = open.min_by_key(|worker| (self.fills[*worker], self.load[*worker]))?;
                 let total: usize = zone.iter().map(|worker| self.load[*worker]).sum();
-                Some(((used, self.load[worker], total), worker))
+                Some(((used, self.fills[worker], self.load[worker], total), worker))
             };
             let Some((_, worker)) = self.zones.values().filter_map(in_zone).min() else {
                 break;

@@ -6,12 +6,39 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use shoal_data::{Segment, SegmentName, Table};
+use shoal_data::table::REPLICAS_DEFAULT;
+use shoal_data::{ReplicaCount, Segment, SegmentName, Table};
 use shoal_proto::cluster::{FetchRequest, Location};
 use shoal_proto::{TableId, WorkerId};
 
 use super::membership::{LiveWorker, LiveWorkers};
 use crate::catalog::State;
+use crate::config::{MOVE_BYTES_PER_SECOND, REPAIR_BYTES_PER_SECOND};
+
+/// How fast one worker makes copies; 0: no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyRates {
+    /// Of what only goes elsewhere.
+    pub move_bytes_per_second: u64,
+    /// Of what has too few copies.
+    pub repair_bytes_per_second: u64,
+}
+
+impl Default for CopyRates {
+    fn default() -> Self {
+        Self {
+            move_bytes_per_second: MOVE_BYTES_PER_SECOND,
+            repair_bytes_per_second: REPAIR_BYTES_PER_SECOND,
+        }
+    }
+}
+
+impl CopyRates {
+    /// That of copies which are urgent, or not.
+    pub fn bytes_per_second(self, is_urgent: bool) -> u64 {
+        if is_urgent { self.repair_bytes_per_second } else { self.move_bytes_per_second }
+    }
+}
 
 /// What follows from the report of a worker that joins.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -100,44 +127,59 @@ pub fn has_all_copies(table: &Table, segment: &Segment, live: &LiveWorkers) -> b
 }
 
 /// Copies that are missing on live workers and can be made from live workers, at
-/// most `per_worker_max` for each: those of which there are fewest first.
-/// `is_under_way` leaves out those that a worker makes already.
+/// most `per_worker_max` urgent ones for each, and as many others: those of which
+/// there are fewest first. `is_under_way` leaves out those that a worker makes
+/// already, as urgently as is said.
 pub fn missing(
     state: &State,
     live: &LiveWorkers,
     per_worker_max: usize,
-    is_under_way: impl Fn(&WorkerId, &SegmentName) -> bool,
+    is_under_way: impl Fn(&WorkerId, &SegmentName, bool) -> bool,
 ) -> Vec<(WorkerId, FetchRequest)> {
-    let mut lacking: Vec<(usize, &Segment, &WorkerId)> = Vec::new();
+    let mut lacking: Vec<(bool, usize, &Segment, &WorkerId)> = Vec::new();
     for table in state.tables() {
         for segment in &table.segments {
             let workers = live.workers.iter();
             let lacks = workers
-                .filter(|worker| table.should_hold(segment.shard, &worker.id) && !has(segment, worker))
-                .filter(|worker| !is_under_way(&worker.id, &segment.name()));
+                .filter(|worker| table.should_hold(segment.shard, &worker.id) && !has(segment, worker));
             for worker in lacks {
-                lacking.push((readable(segment, live).count(), segment, &worker.id));
+                let copies = readable(segment, live).count();
+                let is_urgent = are_too_few(table, copies);
+                if copies > 0 && !is_under_way(&worker.id, &segment.name(), is_urgent) {
+                    lacking.push((is_urgent, copies, segment, &worker.id));
+                }
             }
         }
     }
-    lacking.retain(|(copies, ..)| *copies > 0);
-    lacking.sort_by_key(|(copies, ..)| *copies);
+    lacking.sort_by_key(|(is_urgent, copies, ..)| (!is_urgent, *copies));
     let mut orders = Vec::new();
-    let mut given: HashMap<&WorkerId, usize> = HashMap::new();
-    for (_, segment, worker) in lacking {
-        let count = given.entry(worker).or_default();
+    let mut given: HashMap<(&WorkerId, bool), usize> = HashMap::new();
+    for (is_urgent, _, segment, worker) in lacking {
+        let count = given.entry((worker, is_urgent)).or_default();
         if *count < per_worker_max {
             *count += 1;
             let request = FetchRequest {
                 name: segment.name().to_string(),
                 bytes: segment.bytes,
                 crc32c: segment.crc32c,
-                from: sources(segment, live, orders.len()),
+                from: sources(segment, live, worker, orders.len()),
+                urgent: is_urgent,
+                ..FetchRequest::default()
             };
             orders.push((worker.clone(), request));
         }
     }
     orders
+}
+
+/// Whether so many copies that can be read are fewer than the table asks for; of
+/// one that is to be everywhere, fewer than other tables ask for.
+pub fn are_too_few(table: &Table, copies: usize) -> bool {
+    let wanted = match table.layout.replicas {
+        ReplicaCount::Count(count) => count,
+        ReplicaCount::All => REPLICAS_DEFAULT,
+    };
+    copies < wanted as usize
 }
 
 /// The live workers from which a segment can be read.
@@ -151,18 +193,21 @@ pub fn has(segment: &Segment, worker: &LiveWorker) -> bool {
     segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
 }
 
-/// Readable replicas, starting with another one for each `turn`.
-fn sources(segment: &Segment, live: &LiveWorkers, turn: usize) -> Vec<Location> {
-    let mut from: Vec<_> = live
-        .workers
-        .iter()
-        .filter(|worker| has(segment, worker))
-        .map(|worker| Location { worker: worker.id.to_string(), address: worker.address.clone() })
-        .collect();
+/// Readable replicas, starting with another one for each `turn`, but first those
+/// of the zone of the worker that copies.
+fn sources(segment: &Segment, live: &LiveWorkers, to: &WorkerId, turn: usize) -> Vec<Location> {
+    let location = |worker: &LiveWorker| Location {
+        worker: worker.id.to_string(),
+        address: worker.address.clone(),
+        zone: worker.zone.clone(),
+    };
+    let mut from: Vec<Location> = readable(segment, live).map(location).collect();
     if !from.is_empty() {
         let by = turn % from.len();
         from.rotate_left(by);
     }
+    let zone = live.get(to).map(|worker| worker.zone.as_str());
+    from.sort_by_key(|location| Some(location.zone.as_str()) != zone);
     from
 }
 

@@ -111,10 +111,11 @@ impl ClusterRpc for ClusterService {
     async fn locate(&self, request: Request<LocateRequest>) -> Result<Response<LocateReply>, Status> {
         let name: SegmentName = request.into_inner().name.parse().map_err(Error::from)?;
         let located = self.cluster.locate(&name).await.map_err(|failure: Failure| failure.to_status())?;
-        let locations = located
-            .replicas
-            .into_iter()
-            .map(|replica| Location { worker: replica.worker.to_string(), address: replica.address });
+        let locations = located.replicas.into_iter().map(|replica| Location {
+            worker: replica.worker.to_string(),
+            address: replica.address,
+            zone: replica.zone,
+        });
         Ok(Response::new(LocateReply {
             locations: locations.collect(),
             bytes: located.bytes,

@@ -34,9 +34,17 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         session.touch();
+        let change = match &prepared.statement {
+            // What holds up a coordinator that is stopping can be ended.
+            Statement::Kill(_) => None,
+            _ => Some(self.begin_change()?),
+        };
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
-        self.on_compute(async move { engine.update_here(&session, &prepared, parameters, write_id).await })
-            .await
+        self.on_compute(async move {
+            let _change = change;
+            engine.update_here(&session, &prepared, parameters, write_id).await
+        })
+        .await
     }
 
     async fn update_here(
@@ -47,7 +55,10 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         match &prepared.statement {
-            Statement::Query(_) | Statement::Explain { .. } | Statement::Availability(_) => {
+            Statement::Query(_)
+            | Statement::Explain { .. }
+            | Statement::Availability(_)
+            | Statement::Rebalance => {
                 Err(Error::Invalid("this statement gives rows: run it as a query".into()))
             }
             Statement::Insert(insert) => self.insert(session, prepared, insert, parameters, write_id).await,
@@ -77,6 +88,7 @@ impl Engine {
                 self.apply(Command::DrainWorker { worker: worker.clone(), is_draining: *is_draining }).await
             }
             Statement::RemoveCoordinator { coordinator } => self.remove_coordinator(coordinator).await,
+            Statement::Optimize { name } => self.optimize_table(session, prepared, name).await,
             Statement::Kill(query) => match self.cancel(*query) {
                 true => Ok(0),
                 false => Err(Error::NotFound(format!(
@@ -142,6 +154,7 @@ impl Engine {
         }
         let workers = self.cluster.live().workers.len();
         let layout = complete_layout(options, &columns, workers)?;
+        self.cluster.workers_have_joined().await;
         let placement = self.cluster.place(&layout)?;
         if let Some(notice) = placement.notice {
             session.notice(notice);

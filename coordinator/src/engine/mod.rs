@@ -2,10 +2,12 @@
 //! nothing of any protocol in it.
 
 mod availability;
+mod compaction;
 mod copy;
 mod ddl;
 mod many_rows;
 mod prepared;
+mod rebalance;
 mod runtime;
 mod select;
 mod write;
@@ -25,10 +27,11 @@ use shoal_data::ImportRoots;
 use shoal_proto::exchange::{QueryOptions, panic_failure};
 use shoal_proto::{Channels, Failure, QueryId, WriteId};
 use tokio::runtime::Handle;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
-use crate::catalog::State;
+use crate::catalog::{Coordinator, CoordinatorId, State};
 use crate::cluster::{Cluster, PinGuard};
 use crate::query::{Admission, Attempts, Certificate, Planning, Registry, StateTemplate, TIME_ZONE};
 use crate::session::Settings;
@@ -54,8 +57,12 @@ pub struct Engine {
     attempts: Attempts,
     admission: Admission,
     registry: Registry,
+    /// Statements that change something, for as long as each runs.
+    changes: TaskTracker,
     system: SystemTables,
     writes: WriteContext,
+    /// One compaction at a time.
+    compacting: Arc<tokio::sync::Mutex<()>>,
     imports: ImportRoots,
     object_stores: Arc<[String]>,
     compute: Handle,
@@ -147,16 +154,18 @@ impl Engine {
         compute: Handle,
     ) -> Result<Self, Error> {
         let attempts = Attempts::new(Arc::clone(&cluster), &config.zone, &spill_dir);
-        let runtime = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
+        let (runtime, shards) = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
         let registry = Registry::default();
         let admission = Admission::new(config.queries_max, config.queue_max, config.queue_timeout);
         Ok(Self {
-            template: Arc::new(StateTemplate::new(runtime, channels.clone(), imports.clone())),
+            template: Arc::new(StateTemplate::new(runtime, shards, channels.clone(), imports.clone())),
             attempts,
             system: SystemTables::new(Arc::clone(&cluster), registry.clone(), admission.clone()),
             writes: WriteContext::new(Arc::clone(&cluster), channels, config.write_buffer_bytes),
+            compacting: Arc::default(),
             query_memory_bytes: config.query_memory_bytes,
             sessions: Arc::default(),
+            changes: TaskTracker::new(),
             cluster,
             admission,
             registry,
@@ -166,9 +175,25 @@ impl Engine {
         })
     }
 
-    /// A new session for `user`; find it again with [`Engine::session`].
+    /// The number of this coordinator.
+    pub fn coordinator(&self) -> CoordinatorId {
+        self.cluster.catalog().consensus().me
+    }
+
+    /// The id of the cluster.
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster.catalog().consensus().cluster
+    }
+
+    /// The coordinators of the cluster, by number.
+    pub fn coordinators(&self) -> Vec<Coordinator> {
+        self.cluster.catalog().coordinators()
+    }
+
+    /// A new session for `user`; find it again with [`Engine::session`]. Its id
+    /// begins with the number of this coordinator, which alone knows it.
     pub fn open_session(&self, user: &str) -> Arc<Session> {
-        let id = Uuid::new_v4().simple().to_string();
+        let id = format!("{}-{}", self.coordinator(), Uuid::new_v4().simple());
         let session = Arc::new(Session::new(id.clone(), user, Arc::new(self.template.options())));
         let mut sessions = self.sessions.lock();
         if sessions.len() >= SESSIONS_MAX {
@@ -183,6 +208,20 @@ impl Engine {
         }
         sessions.insert(id, Arc::clone(&session));
         session
+    }
+
+    /// A session for one statement, with these settings. It has no id by which
+    /// [`Engine::session`] would find it.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the setting that cannot be as it is told.
+    pub fn passing_session(&self, user: &str, settings: &[(String, String)]) -> Result<Arc<Session>, Error> {
+        let id = Uuid::new_v4().simple().to_string();
+        let session = Session::new(id, user, Arc::new(self.template.options()));
+        for (name, value) in settings {
+            session.set(name, Some(value))?;
+        }
+        Ok(Arc::new(session))
     }
 
     /// The session with this id, unless it was closed or expired.
@@ -202,12 +241,25 @@ impl Engine {
         self.registry.cancel(query)
     }
 
-    /// Waits until nothing runs; new queries are refused from now on.
+    /// Waits until nothing runs; new statements are refused from now on, but
+    /// for those that an operator needs: system tables and `KILL QUERY`.
     pub async fn drain(&self) {
         self.admission.close();
+        self.changes.close();
+        self.changes.wait().await;
         while self.registry.live_count() > 0 {
             tokio::time::sleep(DRAIN_CHECK).await;
         }
+    }
+
+    /// Counts a statement that changes something, until this is dropped.
+    ///
+    /// # Errors
+    /// `Stopping`.
+    fn begin_change(&self) -> Result<TaskTrackerToken, Error> {
+        let change = self.changes.token();
+        // Looked at with the token in hand: whoever closes waits for that.
+        if self.changes.is_closed() { Err(Error::Stopping) } else { Ok(change) }
     }
 
     /// Where a running or recent query is.

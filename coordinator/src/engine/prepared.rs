@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use shoal_proto::Failure;
 
 use super::availability::availability_columns;
+use super::rebalance::moved_columns;
 use super::{Engine, Parameters, Scope};
 use crate::query::as_meant;
 use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
@@ -74,8 +75,8 @@ impl Prepared {
         &self.sql
     }
 
-    /// Columns of the result; empty for statements that change something
-    /// (DDL, DML, SET, KILL), which is how clients tell them apart.
+    /// Columns of the result; empty for statements that give no rows (DDL, DML,
+    /// SET, KILL), which is how clients tell them apart.
     pub fn columns(&self) -> &SchemaRef {
         &self.columns
     }
@@ -83,7 +84,13 @@ impl Prepared {
     /// Whether it is run with [`Engine::query`]; otherwise with
     /// [`Engine::update`].
     pub fn returns_rows(&self) -> bool {
-        matches!(self.statement, Statement::Query(_) | Statement::Explain { .. } | Statement::Availability(_))
+        matches!(
+            self.statement,
+            Statement::Query(_)
+                | Statement::Explain { .. }
+                | Statement::Availability(_)
+                | Statement::Rebalance
+        )
     }
 
     /// One field for each parameter, in order, named `$1`, `$2`, ...; a type
@@ -139,6 +146,7 @@ impl Engine {
             }
             Statement::Explain { query, .. } => (explain_columns(), Some(self.plan(&scope, query).await?)),
             Statement::Availability(query) => (availability_columns(), Some(self.plan(&scope, query).await?)),
+            Statement::Rebalance => (moved_columns(), None),
             Statement::Insert(insert) => (nothing(), Some(self.plan(&scope, insert).await?)),
             Statement::CreateTable(create) if create.query.is_some() => {
                 (nothing(), Some(self.plan_create(&scope, create).await?))

@@ -17,14 +17,15 @@ use url::Url;
 use crate::cluster::Cluster;
 use crate::{CoordinatorConfig, Error};
 
-/// The runtime of the coordinator's own part of plans.
+/// The runtime of the coordinator's own part of plans, and what it reads segments
+/// through.
 pub(super) fn coordinator_runtime(
     config: &CoordinatorConfig,
     cluster: &Arc<Cluster>,
     channels: &Channels,
     imports: &ImportRoots,
     spill_dir: PathBuf,
-) -> Result<Arc<RuntimeEnv>, Error> {
+) -> Result<(Arc<RuntimeEnv>, Arc<ShardStore>), Error> {
     let memory_bytes = usize::try_from(config.memory_limit_bytes).unwrap_or(usize::MAX);
     let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill_dir]));
     let runtime = RuntimeEnvBuilder::new()
@@ -34,9 +35,9 @@ pub(super) fn coordinator_runtime(
     let url = |text: &str| Url::parse(text).map_err(|error| Error::Internal(format!("`{text}`: {error}")));
     let locate = Arc::clone(cluster) as Arc<dyn shoal_data::shard_store::Locate>;
     // No directory of its own: a coordinator holds no segments.
-    let shards = ShardStore::new(None, locate, channels.clone());
-    runtime.register_object_store(&url(SHARD_STORE_URL)?, Arc::new(shards));
+    let shards = Arc::new(ShardStore::new(None, locate, channels.clone()));
+    runtime.register_object_store(&url(SHARD_STORE_URL)?, Arc::<ShardStore>::clone(&shards));
     runtime.register_object_store(&url(IMPORT_STORE_URL)?, Arc::new(ImportStore::on_disk(imports.clone())));
     register_object_stores(&runtime, &config.object_stores)?;
-    Ok(Arc::new(runtime))
+    Ok((Arc::new(runtime), shards))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrow::array::{RecordBatch, StringArray};
@@ -73,11 +74,13 @@ impl Engine {
                 let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
                 let rows = self.explain_availability(&scope, plan)?;
                 running.finished();
-                let schema = rows.schema();
-                let rows = futures::stream::iter([Ok(rows)]);
-                let stream: SendableRecordBatchStream =
-                    Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), rows));
-                Ok(QueryOutput { query, schema, stream })
+                Ok(one_batch(query, rows))
+            }
+            Statement::Rebalance => {
+                let rebalanced = self.rebalance(session).await;
+                let rows = rebalanced.inspect_err(|error| running.failed(&error.to_string()))?;
+                running.finished();
+                Ok(one_batch(query, rows))
             }
             _ => Err(Error::Invalid("this statement gives no rows: run it as an update".into())),
         }
@@ -182,8 +185,12 @@ impl Engine {
             }
             let text = explain_analyze(stream.plan(), stream.view(), verbose).await?;
             let record = stream.running().record();
-            let attempts = record.attempts.load(std::sync::atomic::Ordering::Relaxed);
+            let attempts = record.attempts.load(Ordering::Relaxed);
             let mut text = format!("{text}attempts: {attempts}\n");
+            if !self.attempts.zone().is_empty() {
+                let crossed = record.cross_zone_bytes.load(Ordering::Relaxed);
+                text.push_str(&format!("crossed zones: {crossed} bytes\n"));
+            }
             for loss in record.losses() {
                 text.push_str(&format!("lost: {loss}\n"));
             }
@@ -205,6 +212,14 @@ impl Engine {
         running.finished();
         explain_rows(rows)
     }
+}
+
+fn one_batch(query: QueryId, rows: RecordBatch) -> QueryOutput {
+    let schema = rows.schema();
+    let rows = futures::stream::iter([Ok(rows)]);
+    let stream: SendableRecordBatchStream =
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), rows));
+    QueryOutput { query, schema, stream }
 }
 
 fn explain_rows(rows: Vec<(&str, String)>) -> Result<RecordBatch, Error> {

@@ -14,9 +14,10 @@ use shoal_proto::{QueryId, WriteId};
 use super::ddl::{check_name, full_name, resolved};
 use super::many_rows::with_all_rows;
 use super::{Engine, Ingest, IngestMode, Parameters, Prepared, Scope};
-use crate::catalog::{ChangeError, Command, Outcome, WriteRecord};
+use crate::catalog::{ChangeError, Command, Outcome, Settled, WriteRecord};
+use crate::cluster::Cluster;
 use crate::sql::{Statement, TableOptions, plain_columns};
-use crate::write::WriteProgress;
+use crate::write::{Staged, WriteProgress};
 use crate::{Error, Session};
 
 /// How a write ends.
@@ -60,8 +61,10 @@ impl Engine {
     ) -> Result<Option<u64>, Error> {
         let Statement::Insert(_) = &prepared.statement else { return Ok(None) };
         session.touch();
+        let change = self.begin_change()?;
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
         self.on_compute(async move {
+            let _change = change;
             let Statement::Insert(insert) = &prepared.statement else { return Ok(None) };
             let scope = engine.scope_to_write(&session).await?;
             let plan = engine.unbound_plan_of(&session, &scope, &prepared, insert).await?;
@@ -139,8 +142,13 @@ impl Engine {
         input: SendableRecordBatchStream,
     ) -> Result<u64, Error> {
         session.touch();
+        let change = self.begin_change()?;
         let (engine, session) = (self.clone(), Arc::clone(session));
-        self.on_compute(async move { engine.ingest_here(&session, ingest, input).await }).await
+        self.on_compute(async move {
+            let _change = change;
+            engine.ingest_here(&session, ingest, input).await
+        })
+        .await
     }
 
     async fn ingest_here(
@@ -241,32 +249,54 @@ impl Engine {
         };
         // A task of its own: a client that goes away now must not leave segments
         // discarded that the catalog is about to name.
-        let cluster = Arc::clone(&self.cluster);
+        let committing = commit_staged(Arc::clone(&self.cluster), command, staged);
         let committing = tokio::spawn(async move {
-            let outcome = match cluster.catalog().change(command).await {
-                Ok(outcome) => outcome,
-                Err(ChangeError::Refused(error)) => return Err(error),
-                Err(ChangeError::Unsettled { id, error }) => {
-                    // The segments stay where they are until it is known.
-                    tokio::spawn(async move {
-                        if matches!(cluster.catalog().settle(id).await, Ok(Outcome::Done)) {
-                            staged.committed();
-                        }
-                    });
-                    return Err(error);
-                }
-            };
-            match outcome {
+            match committing.await? {
                 Outcome::Done => {
-                    staged.committed();
                     fault::point(Step::WriteCommitted);
                     Ok(rows)
                 }
-                // Somebody else's segments are in: ours are discarded.
+                // Somebody else's segments are in.
                 Outcome::AlreadyWritten { rows } => Ok(rows),
                 Outcome::Unchanged | Outcome::Table(_) | Outcome::Coordinator(_) => Ok(0),
             }
         });
         committing.await.map_err(|error| Error::Internal(format!("committing a write: {error}")))?
+    }
+}
+
+/// Makes a change that names staged segments. They are kept where it is made, and
+/// until it is known whether it is; otherwise they are discarded. To be run to its
+/// end, whoever goes away meanwhile.
+pub(super) async fn commit_staged(
+    cluster: Arc<Cluster>,
+    command: Command,
+    staged: Staged,
+) -> Result<Outcome, Error> {
+    match cluster.catalog().change(command).await {
+        Ok(Outcome::Done) => {
+            staged.committed();
+            Ok(Outcome::Done)
+        }
+        // Somebody else's segments are in, or nobody's.
+        Ok(outcome) => {
+            tokio::spawn(async move { staged.refused(cluster.catalog()).await });
+            Ok(outcome)
+        }
+        Err(ChangeError::Refused(error)) => {
+            tokio::spawn(async move { staged.refused(cluster.catalog()).await });
+            Err(error)
+        }
+        Err(ChangeError::Unsettled { change, error }) => {
+            // The segments stay where they are until it is known.
+            tokio::spawn(async move {
+                match cluster.catalog().settle(change).await {
+                    Settled::Made(Outcome::Done) => staged.committed(),
+                    Settled::Made(_) | Settled::NotMade(_) => staged.refused(cluster.catalog()).await,
+                    Settled::Unknown(error) => staged.left(&error),
+                }
+            });
+            Err(error)
+        }
     }
 }

@@ -17,10 +17,11 @@ use arrow_flight::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
-use shoal_proto::QueryId;
+use shoal_proto::{ErrorCode, Failure, QueryId};
 use tonic::Status;
 
 use super::metadata::{self, CATALOG};
+use super::query_ticket::QueryTicket;
 use super::rows::{result_schema, schema_bytes};
 use super::sessions::Clients;
 use super::status::{internal, invalid, not_found, status, unsupported};
@@ -31,8 +32,11 @@ use crate::{Prepared, Session};
 /// Bytes of one option that a client sets for its session.
 const OPTION_BYTES_MAX: usize = 64 * 1024;
 
+/// By which coordinators ask one another how the query of a ticket failed.
+pub(super) const FAILURE_ACTION: &str = "shoal.failure";
+
 /// What `ListActions` answers: name and description.
-const ACTIONS: [(&str, &str); 12] = [
+const ACTIONS: [(&str, &str); 13] = [
     ("CreatePreparedStatement", "plans a statement for many runs"),
     ("ClosePreparedStatement", "forgets a prepared statement"),
     ("CancelFlightInfo", "stops the query of a FlightInfo"),
@@ -45,6 +49,10 @@ const ACTIONS: [(&str, &str); 12] = [
     ("shoal.notices", "answers a JSON array of the notices since the last call"),
     ("shoal.cancel", "body: a query id; answers {\"cancelled\": bool}"),
     ("shoal.session", "answers the session's user as JSON"),
+    (
+        FAILURE_ACTION,
+        "for other coordinators; body: the handle in a ticket; answers how its query failed as JSON",
+    ),
 ];
 
 /// Every action there is.
@@ -78,14 +86,14 @@ pub(super) async fn act(
         "CancelFlightInfo" => {
             let request: CancelFlightInfoRequest = decoded(body)?;
             let info = request.info.ok_or_else(|| invalid("CancelFlightInfo names no FlightInfo"))?;
-            if !cancel(clients, &info)? {
+            if !cancel(clients, &info) {
                 return Err(not_found("the query of this FlightInfo has ended, or was never known"));
             }
             CancelFlightInfoResult { status: CancelStatus::Cancelled.into() }.encode_to_vec()
         }
         "CancelQuery" => {
             let request: ActionCancelQueryRequest = unpacked(body)?;
-            let cancelled = cancel(clients, &decoded(&request.info)?)?;
+            let cancelled = cancel(clients, &decoded(&request.info)?);
             let result = if cancelled { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };
             ActionCancelQueryResult { result: result.into() }.as_any().encode_to_vec()
         }
@@ -108,6 +116,10 @@ pub(super) async fn act(
         }
         "shoal.session" => {
             serde_json::to_vec(&serde_json::json!({ "user": session.user() })).map_err(internal)?
+        }
+        FAILURE_ACTION => {
+            let failure = clients.failures.lock().of(text_handle(body)?);
+            serde_json::to_vec(&failure).map_err(internal)?
         }
         unknown => {
             let known = ACTIONS.map(|(name, _)| name).join(", ");
@@ -165,17 +177,19 @@ fn announced(prepared: &Prepared) -> Result<ActionCreatePreparedStatementResult,
     Ok(result)
 }
 
-/// Stops what a `FlightInfo` stands for, whether or not it was fetched.
-fn cancel(clients: &Clients, info: &FlightInfo) -> Result<bool, Status> {
+/// Stops what a `FlightInfo` stands for, whether or not it was fetched. Its
+/// ticket is good nowhere then.
+fn cancel(clients: &Clients, info: &FlightInfo) -> bool {
     let mut cancelled = false;
+    let mut handles = Vec::new();
     for ticket in info.endpoint.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
         if let Ok(any) = Any::decode(ticket.ticket.clone())
             && let Ok(Some(ticket)) = any.unpack::<TicketStatementQuery>()
-            && let Some(pending) =
-                clients.pending.lock().take(text_handle(&ticket.statement_handle)?, Instant::now())
+            && let Ok(ticket) = QueryTicket::read(&ticket.statement_handle, clients.engine.cluster_id())
         {
-            cancelled = true;
-            clients.engine.cancel(pending.query);
+            let waiting = clients.pending.lock().take(&ticket.handle, Instant::now());
+            cancelled |= waiting.is_some();
+            handles.push(ticket.handle);
         }
     }
     if let Ok(details) = serde_json::from_slice::<serde_json::Value>(&info.app_metadata)
@@ -183,12 +197,26 @@ fn cancel(clients: &Clients, info: &FlightInfo) -> Result<bool, Status> {
     {
         cancelled |= cancel_query(clients, query);
     }
-    Ok(cancelled)
+    if cancelled {
+        for handle in handles {
+            forget(clients, &handle);
+        }
+    }
+    cancelled
 }
 
 fn cancel_query(clients: &Clients, query: QueryId) -> bool {
     let waiting = clients.pending.lock().take_where(Instant::now(), |pending| pending.query == query);
+    if let Some((handle, _)) = &waiting {
+        forget(clients, handle);
+    }
     clients.engine.cancel(query) || waiting.is_some()
+}
+
+/// Sees to it that the ticket of a query that was stopped does not begin it anew.
+fn forget(clients: &Clients, handle: &str) {
+    let stopped = Failure::new(ErrorCode::Cancelled, "the query was cancelled; run the statement again");
+    clients.failures.lock().keep(handle, stopped);
 }
 
 fn progress(clients: &Clients, query: QueryId) -> Result<Vec<u8>, Status> {

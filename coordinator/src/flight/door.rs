@@ -9,12 +9,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::Schema;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
 use arrow_flight::sql::{
     Any, Command, CommandPreparedStatementQuery, DoPutPreparedStatementResult, DoPutUpdateResult,
-    ProstMessageExt, TicketStatementQuery,
 };
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo,
@@ -25,16 +22,17 @@ use datafusion::common::ScalarValue;
 use futures::{Stream, StreamExt, stream};
 use prost::Message;
 use shoal_proto::fault::{self, Step};
-use shoal_proto::{QueryId, WriteId};
+use shoal_proto::{Channels, WriteId};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::actions::{self, no_substrait, no_transactions, text_handle};
-use super::rows::{FlightStream, encoded, encoded_batch, result_schema, schema_bytes, with_last_word};
+use super::home::other_maker;
+use super::rows::{FlightStream, encoded_batch, result_schema, schema_bytes};
 use super::sessions::Clients;
 use super::status::{guarded, internal, invalid, not_found, status, unsupported};
-use super::tickets::{Pending, Statement};
-use super::{ingest, metadata, parameters};
+use super::tickets::Statement;
+use super::{ingest, metadata, parameters, queries};
 use crate::{Engine, Error, Prepared, Session};
 
 /// The largest message that is taken or sent: a row of 20 MB is one message.
@@ -45,10 +43,11 @@ const DESCRIPTOR_BYTES_ECHOED_MAX: usize = 64 * 1024;
 /// The header by which a client names a write, to send it twice and have it
 /// happen once.
 const WRITE_ID_HEADER: &str = "shoal-write-id";
+/// The header by which a handshake tells which cluster answers, so that a
+/// client does not take another one for its own.
+const CLUSTER_HEADER: &str = "shoal-cluster";
 /// Bytes of a write's name.
 const WRITE_ID_BYTES_MAX: usize = 256;
-/// The ticket of a statement that ran already and has no rows.
-const DONE: &[u8] = b"done";
 
 type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -58,11 +57,11 @@ pub struct FlightDoor {
 }
 
 impl FlightDoor {
-    /// The service to add to a server. Serve it with
-    /// [`connections`](super::connections), so that sessions end with their
-    /// connections.
-    pub fn server(engine: Engine) -> FlightServiceServer<Self> {
-        FlightServiceServer::new(Self { clients: Clients::new(engine) })
+    /// The service to add to a server; `channels` lead to the other coordinators.
+    /// Serve it with [`connections`](super::connections), so that sessions end
+    /// with their connections.
+    pub fn server(engine: Engine, channels: Channels) -> FlightServiceServer<Self> {
+        FlightServiceServer::new(Self { clients: Clients::new(engine, channels) })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
@@ -77,8 +76,17 @@ impl FlightDoor {
 
     fn statement(&self, handle: &[u8]) -> Result<Arc<Statement>, Status> {
         let handle = text_handle(handle)?;
-        self.clients.statements.lock().get(handle, Instant::now()).ok_or_else(|| {
-            not_found("the prepared statement is unknown, closed or expired; prepare the statement again")
+        let known = self.clients.statements.lock().get(handle, Instant::now());
+        known.ok_or_else(|| {
+            not_found(match other_maker(self.engine(), handle) {
+                Some(maker) => format!(
+                    "the statement was prepared at {maker}, and no other coordinator knows it; prepare the statement \
+                     again here"
+                ),
+                None => {
+                    "the prepared statement is unknown, closed or expired; prepare the statement again".to_owned()
+                }
+            })
         })
     }
 
@@ -97,17 +105,10 @@ impl FlightDoor {
     ) -> Result<FlightInfo, Status> {
         if !prepared.returns_rows() {
             let rows = self.update(session, &prepared, bound, write_id).await?;
-            let details = serde_json::json!({ "rows_changed": rows });
-            // Clients show this as the row count of their cursor.
-            return Ok(info(&Schema::empty(), DONE.into(), &details)?.with_total_records(rows));
+            return queries::announce_done(rows);
         }
         let parameters = parameters::single_row(&prepared, bound)?;
-        let schema = result_schema(prepared.columns());
-        let query = QueryId::random();
-        let pending = Pending { session: Arc::clone(session), prepared, parameters, query };
-        let handle =
-            self.clients.pending.lock().put(session.id(), pending, Instant::now()).map_err(status)?;
-        info(&schema, handle.into(), &serde_json::json!({ "query_id": query.to_string() }))
+        queries::announce(&self.clients, session, prepared, parameters)
     }
 
     /// Runs a statement for each row of parameters: an INSERT of values as one
@@ -150,37 +151,6 @@ impl FlightDoor {
                 })?;
         }
         i64::try_from(rows_changed).map_err(internal)
-    }
-
-    /// Runs the query of a ticket.
-    async fn fetch(&self, handle: &[u8]) -> Result<FlightStream, Status> {
-        if handle == DONE {
-            return Ok(encoded_batch(RecordBatch::new_empty(Arc::new(Schema::empty()))));
-        }
-        let pending =
-            self.clients.pending.lock().take(text_handle(handle)?, Instant::now()).ok_or_else(|| {
-                not_found("the ticket is unknown, expired or was used before; run the statement again")
-            })?;
-        let Pending { session, prepared, parameters, query } = pending;
-        let output = self.engine().query(&session, &prepared, parameters, query).await.map_err(status)?;
-        let announced = result_schema(prepared.columns());
-        let types = |schema: &Schema| -> Vec<_> {
-            schema.fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect()
-        };
-        if types(&announced) != types(&result_schema(&output.schema)) {
-            return Err(invalid(
-                "the columns of the result are not those that were announced: a table or view has changed since; \
-                 prepare the statement again",
-            ));
-        }
-        let rows = encoded(Arc::clone(&announced), output.stream);
-        let engine = self.engine().clone();
-        Ok(with_last_word(rows, announced, move || {
-            let certificate = engine.certificate(query)?;
-            let certificate =
-                serde_json::json!({ "query_id": query.to_string(), "certificate": certificate });
-            Some(certificate.to_string().into())
-        }))
     }
 
     /// The columns that a command's result has.
@@ -230,7 +200,9 @@ impl FlightDoor {
         let junk = |what| invalid(format!("the ticket is none of this coordinator: {what}"));
         let any = Any::decode(request.get_ref().ticket.clone()).map_err(|error| junk(error.to_string()))?;
         match Command::try_from(any).map_err(|error| junk(error.to_string()))? {
-            Command::TicketStatementQuery(ticket) => self.fetch(&ticket.statement_handle).await,
+            Command::TicketStatementQuery(ticket) => {
+                queries::fetch(&self.clients, &ticket.statement_handle).await
+            }
             command => {
                 let kind = command.type_url().to_owned();
                 let session = self.session(request)?;
@@ -304,6 +276,8 @@ impl FlightDoor {
         let answer = HandshakeResponse { protocol_version: 0, payload: token.into() };
         let mut response = Response::new(Box::pin(stream::iter([Ok(answer)])) as Answer<_>);
         response.metadata_mut().insert("authorization", header);
+        let cluster: MetadataValue<_> = self.engine().catalog().cluster.parse().map_err(internal)?;
+        response.metadata_mut().insert(CLUSTER_HEADER, cluster);
         Ok(response)
     }
 }
@@ -383,15 +357,6 @@ impl FlightService for FlightDoor {
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
         Err(unsupported("DoExchange: use DoPut to send rows and DoGet to fetch them"))
     }
-}
-
-fn info(schema: &Schema, handle: Bytes, details: &serde_json::Value) -> Result<FlightInfo, Status> {
-    let ticket = TicketStatementQuery { statement_handle: handle }.as_any().encode_to_vec();
-    Ok(FlightInfo::new()
-        .try_with_schema(schema)
-        .map_err(internal)?
-        .with_endpoint(FlightEndpoint::new().with_ticket(Ticket::new(ticket)))
-        .with_app_metadata(details.to_string()))
 }
 
 fn rows_changed(record_count: i64) -> PutResult {

@@ -9,9 +9,14 @@
 mod actions;
 mod connection;
 mod door;
+mod failures;
+mod home;
 mod ingest;
+mod locations;
 mod metadata;
 mod parameters;
+mod queries;
+mod query_ticket;
 mod rows;
 mod sessions;
 mod sql_info;

@@ -13,10 +13,13 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use parking_lot::Mutex;
 use prost::Message;
+use shoal_proto::Channels;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 
 use super::connection::ConnectionDetails;
+use super::failures::Failures;
+use super::home::other_maker;
 use super::status::{invalid, status};
 use super::tickets::{PENDING_LIMITS, Pending, STATEMENT_LIMITS, Shelf, Statement};
 use crate::{Engine, Error, Session};
@@ -39,20 +42,25 @@ const OLD_TOKEN_HEADER: &str = "auth-token-bin";
 /// What the door remembers between calls.
 pub(super) struct Clients {
     pub(super) engine: Engine,
+    /// To the other coordinators.
+    pub(super) channels: Channels,
     pub(super) statements: Mutex<Shelf<Arc<Statement>>>,
     pub(super) pending: Mutex<Shelf<Pending>>,
+    pub(super) failures: Arc<Mutex<Failures>>,
     by_address: Mutex<HashMap<SocketAddr, ConnectionDetails>>,
     /// For sessions that end with their connection.
     itself: Weak<Self>,
 }
 
 impl Clients {
-    pub(super) fn new(engine: Engine) -> Arc<Self> {
-        let now = Instant::now();
+    pub(super) fn new(engine: Engine, channels: Channels) -> Arc<Self> {
+        let (coordinator, now) = (engine.coordinator(), Instant::now());
         Arc::new_cyclic(|itself| Self {
             engine,
-            statements: Mutex::new(Shelf::new(STATEMENT_LIMITS, now)),
-            pending: Mutex::new(Shelf::new(PENDING_LIMITS, now)),
+            channels,
+            statements: Mutex::new(Shelf::new(STATEMENT_LIMITS, coordinator, now)),
+            pending: Mutex::new(Shelf::new(PENDING_LIMITS, coordinator, now)),
+            failures: Arc::default(),
             by_address: Mutex::default(),
             itself: itself.clone(),
         })
@@ -84,11 +92,7 @@ impl Clients {
     ) -> Result<Arc<Session>, Status> {
         let user = match Credentials::of(metadata)? {
             Credentials::Token(token) => {
-                return self.engine.session(&token).ok_or_else(|| {
-                    status(Error::Unauthenticated(
-                        "the session of this token is unknown, closed or expired; connect again".into(),
-                    ))
-                });
+                return self.engine.session(&token).ok_or_else(|| self.unknown_session(&token));
             }
             Credentials::User(user) => user,
             Credentials::None => ANONYMOUS.to_owned(),
@@ -111,6 +115,18 @@ impl Clients {
             clients: self.itself.clone(),
         });
         Ok(session)
+    }
+
+    /// What was SET must not be lost without a word, so nothing goes on in a new
+    /// session by itself.
+    fn unknown_session(&self, token: &str) -> Status {
+        status(Error::Unauthenticated(match other_maker(&self.engine, token) {
+            Some(maker) => format!(
+                "the session of this token is at {maker}, and no other coordinator knows it or what was SET in it; \
+                 connect again here, and SET it again"
+            ),
+            None => "the session of this token is unknown, closed or expired; connect again".to_owned(),
+        }))
     }
 
     /// Ends a session, its statements and its queries that wait.
@@ -192,7 +208,7 @@ impl Credentials {
     }
 }
 
-fn checked_user(user: &str) -> Result<String, Status> {
+pub(super) fn checked_user(user: &str) -> Result<String, Status> {
     if user.len() > USER_BYTES_MAX {
         return Err(invalid(format!(
             "the user name has {} bytes; at most {USER_BYTES_MAX} are taken",

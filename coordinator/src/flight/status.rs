@@ -17,7 +17,7 @@ const MESSAGE_BYTES_MAX: usize = 2000;
 /// Flight SQL see nothing else.
 pub(super) fn status(error: impl Into<Failure>) -> Status {
     let failure = error.into();
-    Status::new(failure.code.grpc(), shortened(failure.to_string()))
+    Failure::new(failure.code, shortened(failure.to_string())).to_status()
 }
 
 /// The status for a request that is wrong.
@@ -83,6 +83,15 @@ mod tests {
     fn a_worker_is_named_in_the_message() {
         let failure = Failure::new(ErrorCode::Unavailable, "gone").at("w2");
         assert_eq!(status(failure).message(), "worker w2: gone");
+    }
+
+    #[test]
+    fn who_is_stopping_says_so_to_clients_that_look_for_it() {
+        let status = status(crate::Error::Stopping);
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        assert_eq!(Failure::from_status(&status).code, ErrorCode::Stopping);
+        let gone = super::status(Failure::new(ErrorCode::Unavailable, "gone"));
+        assert_eq!(Failure::from_status(&gone).code, ErrorCode::Unavailable);
     }
 
     #[tokio::test]

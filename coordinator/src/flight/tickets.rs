@@ -1,5 +1,6 @@
 //! What clients hold handles to: prepared statements, and queries that wait
 //! to be fetched. Both are bounded, for each session and in all, and expire.
+//! This coordinator alone knows them; `query_ticket` is what others can use.
 //!
 //! [`Shelf`] is pure: it is given the time and does no locking.
 
@@ -11,6 +12,8 @@ use datafusion::common::ScalarValue;
 use parking_lot::Mutex;
 use shoal_proto::QueryId;
 
+use super::home::new_handle;
+use crate::catalog::CoordinatorId;
 use crate::{Error, Prepared, Session};
 
 /// Prepared statements: one client rarely holds more than a few dozen.
@@ -64,6 +67,8 @@ pub(super) struct Limits {
 /// Values by handle, each owned by a session.
 pub(super) struct Shelf<T> {
     limits: Limits,
+    /// Whose handles they are.
+    coordinator: CoordinatorId,
     owners: HashMap<String, HashMap<String, Entry<T>>>,
     owner_of: HashMap<String, String>,
     swept: Instant,
@@ -75,8 +80,8 @@ struct Entry<T> {
 }
 
 impl<T: Clone> Shelf<T> {
-    pub(super) fn new(limits: Limits, now: Instant) -> Self {
-        Self { limits, owners: HashMap::new(), owner_of: HashMap::new(), swept: now }
+    pub(super) fn new(limits: Limits, coordinator: CoordinatorId, now: Instant) -> Self {
+        Self { limits, coordinator, owners: HashMap::new(), owner_of: HashMap::new(), swept: now }
     }
 
     /// Keeps `value` for `owner`; the handle to find it by, which nobody can
@@ -98,7 +103,7 @@ impl<T: Clone> Shelf<T> {
                 self.limits.total, self.limits.what
             )));
         }
-        let handle = uuid::Uuid::new_v4().simple().to_string();
+        let handle = new_handle(self.coordinator);
         self.owner_of.insert(handle.clone(), owner.to_owned());
         self.owners.entry(owner.to_owned()).or_default().insert(handle.clone(), Entry { value, used: now });
         Ok(handle)
@@ -127,10 +132,11 @@ impl<T: Clone> Shelf<T> {
         (now.duration_since(entry.used) < self.limits.idle).then_some(entry.value)
     }
 
-    /// Takes the first value that `wanted` accepts.
-    pub(super) fn take_where(&mut self, now: Instant, wanted: impl Fn(&T) -> bool) -> Option<T> {
+    /// Takes the first value that `wanted` accepts, with its handle.
+    pub(super) fn take_where(&mut self, now: Instant, wanted: impl Fn(&T) -> bool) -> Option<(String, T)> {
         let handle = self.find(wanted)?.to_owned();
-        self.take(&handle, now)
+        let value = self.take(&handle, now)?;
+        Some((handle, value))
     }
 
     /// Whether there is a value that `wanted` accepts.
@@ -186,7 +192,7 @@ mod tests {
 
     fn shelf() -> (Shelf<u32>, Instant) {
         let now = Instant::now();
-        (Shelf::new(LIMITS, now), now)
+        (Shelf::new(LIMITS, 1, now), now)
     }
 
     #[test]
@@ -237,9 +243,9 @@ mod tests {
     #[test]
     fn a_value_is_taken_once() {
         let (mut shelf, now) = shelf();
-        shelf.put("a", 7, now).unwrap();
+        let handle = shelf.put("a", 7, now).unwrap();
         assert!(shelf.any(|value| *value == 7));
-        assert_eq!(shelf.take_where(now, |value| *value == 7), Some(7));
+        assert_eq!(shelf.take_where(now, |value| *value == 7), Some((handle, 7)));
         assert_eq!(shelf.take_where(now, |value| *value == 7), None);
     }
 }

@@ -62,10 +62,13 @@ impl Admission {
     ///
     /// # Errors
     /// `Exhausted` where the queue is full, `Timeout` where the wait was too
-    /// long; each says the limit and the setting.
+    /// long; each says the limit and the setting. `Stopping` once it is closed.
     pub async fn admit(&self, at_place: impl FnOnce(u64)) -> Result<Permit, Error> {
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(Permit { _permit: permit });
+        }
+        if self.permits.is_closed() {
+            return Err(Error::Stopping);
         }
         if self.waiting() >= self.queue_max {
             return Err(Error::Exhausted(format!(
@@ -80,9 +83,7 @@ impl Admission {
         drop(waiting);
         match permit {
             Ok(Ok(permit)) => Ok(Permit { _permit: permit }),
-            Ok(Err(_closed)) => {
-                Err(Error::Unavailable("this coordinator is stopping and takes no new queries".into()))
-            }
+            Ok(Err(_closed)) => Err(Error::Stopping),
             Err(_) => Err(Error::Timeout(format!(
                 "the query waited {:?} for one of {} places and got none; try again later, or raise --max-queries or \
                  --queue-timeout",
@@ -123,6 +124,24 @@ mod tests {
         drop(running);
         drop(second.await.unwrap().unwrap());
         assert_eq!(admission.waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_refused_when_it_closes_and_who_runs_goes_on() {
+        let admission = Admission::new(1, 1, Duration::from_secs(5));
+        let running = admission.admit(|_| ()).await.unwrap();
+        let (queued, is_queued) = tokio::sync::oneshot::channel();
+        let waiting = {
+            let admission = admission.clone();
+            tokio::spawn(async move { admission.admit(|ticket| queued.send(ticket).unwrap()).await })
+        };
+        is_queued.await.unwrap();
+        admission.close();
+        let refused = waiting.await.unwrap().unwrap_err();
+        assert!(matches!(refused, Error::Stopping), "{refused}");
+        drop(running);
+        let refused = admission.admit(|_| ()).await.unwrap_err();
+        assert!(matches!(refused, Error::Stopping), "{refused}");
     }
 
     #[tokio::test]

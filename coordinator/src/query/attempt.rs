@@ -91,6 +91,11 @@ impl Attempts {
         Self { cluster, zone: zone.to_owned(), spool_dir: spool_dir.to_owned(), turn: Arc::default() }
     }
 
+    /// Where this coordinator stands; may be empty.
+    pub fn zone(&self) -> &str {
+        &self.zone
+    }
+
     /// The view for an attempt at `plan`.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod attempt;
 mod certificate;
 mod explain;
 mod guard;
+mod merged_rows;
 mod plain_text;
 mod planned_reads;
 mod pruning;

@@ -68,6 +68,8 @@ pub struct QueryRecord {
     pub attempts: AtomicU32,
     /// Segments that the plan reads.
     pub segments_total: AtomicU64,
+    /// Bytes that crossed zones for its result, once that is complete.
+    pub cross_zone_bytes: AtomicU64,
     changing: Mutex<Changing>,
     cancel: CancellationToken,
 }
@@ -172,6 +174,7 @@ impl Registry {
             bytes: AtomicU64::default(),
             attempts: AtomicU32::default(),
             segments_total: AtomicU64::default(),
+            cross_zone_bytes: AtomicU64::default(),
             changing: Mutex::new(Changing {
                 state: QueryState::Running,
                 ticket: None,

@@ -20,7 +20,7 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, SessionStateBuilderExt};
 use shoal_data::operators::OperatorCodec;
-use shoal_data::{ImportRoots, Table};
+use shoal_data::{ImportRoots, ShardStore, Table};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::{Channels, QueryPool, TableId};
 
@@ -56,7 +56,12 @@ pub struct StateTemplate {
 
 impl StateTemplate {
     /// A template over this coordinator's resources.
-    pub fn new(runtime: Arc<RuntimeEnv>, channels: Channels, imports: ImportRoots) -> Self {
+    pub fn new(
+        runtime: Arc<RuntimeEnv>,
+        shards: Arc<ShardStore>,
+        channels: Channels,
+        imports: ImportRoots,
+    ) -> Self {
         let config = SessionConfig::new()
             .with_information_schema(true)
             .with_default_catalog_and_schema("shoal", "public")
@@ -67,7 +72,9 @@ impl StateTemplate {
             // Without one, TIMESTAMP WITH TIME ZONE would be one without.
             .set_str("datafusion.execution.time_zone", TIME_ZONE)
             // External tables find it here.
-            .with_extension(Arc::new(imports));
+            .with_extension(Arc::new(imports))
+            // And scans that stay here read through this.
+            .with_extension(shards);
         let config = add_handlers(config);
         let mut builder = SessionStateBuilder::new()
             .with_default_features()
@@ -81,6 +88,11 @@ impl StateTemplate {
         let state =
             SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
         Self { state, channels }
+    }
+
+    /// The session that all others are made of.
+    pub(super) fn state(&self) -> &SessionState {
+        &self.state
     }
 
     /// The settings that a new session starts with.
@@ -199,6 +211,7 @@ impl Planning {
             cluster: failover.cluster,
             record: failover.record,
             channels: self.channels.clone(),
+            zone: view.zone().to_owned(),
             query: query.clone(),
             collect_metrics,
         };

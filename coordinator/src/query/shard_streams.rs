@@ -84,6 +84,8 @@ pub(crate) struct StreamContext {
     pub(crate) record: Option<Arc<QueryRecord>>,
     /// The way to workers.
     pub(crate) channels: Channels,
+    /// Where this coordinator stands; may be empty.
+    pub(crate) zone: String,
     /// Id, memory limit and settings.
     pub(crate) query: QueryOptions,
     /// Whether operators' metrics are brought back.

@@ -19,10 +19,10 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
-use object_store::ObjectMeta;
 use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore};
 use shoal_data::shard_store::SHARD_STORE_URL;
-use shoal_data::{CountedReaders, Segment, Table};
+use shoal_data::{CountedReaders, Segment, ShardStore, Table};
 use shoal_proto::exchange::ReadLog;
 
 use crate::sql::ShoalConfig;
@@ -89,7 +89,7 @@ impl ShardTable {
     }
 
     /// The order of the rows in each segment, where it has one.
-    fn ordering(&self) -> Option<LexOrdering> {
+    pub(super) fn ordering(&self) -> Option<LexOrdering> {
         let keys = self.table.layout.sort_key.iter().map(|name| {
             let column = Column::new_with_schema(name, &self.schema).ok()?;
             // As the segment writer sorts.
@@ -179,7 +179,11 @@ impl TableProvider for ShardTable {
             // For scans that stay on the coordinator: readers are not sent.
             let runtime = session.runtime_env();
             let cache = runtime.cache_manager.get_file_metadata_cache();
-            let cached = CachedParquetFileReaderFactory::new(runtime.object_store(&url)?, cache);
+            let store: Arc<dyn ObjectStore> = match session.config().get_extension::<ShardStore>() {
+                Some(shards) => Arc::new(shards.counting(Arc::clone(&reads))),
+                None => runtime.object_store(&url)?,
+            };
+            let cached = CachedParquetFileReaderFactory::new(store, cache);
             let readers = CountedReaders::new(Arc::new(cached), Arc::default(), Some(reads));
             source = source.with_parquet_file_reader_factory(Arc::new(readers));
         }

@@ -35,8 +35,13 @@ pub struct ViewWorker {
 pub struct View {
     /// Workers that may take tasks, the preferred ones first.
     workers: Vec<ViewWorker>,
-    /// For the shards of the tables in the query: which of `workers` can read
-    /// all of the shard from their own disk.
+    /// Workers of other zones, where those of this one can do without them. They
+    /// are numbered on from the others.
+    beyond: Vec<ViewWorker>,
+    /// Where the coordinator stands; may be empty.
+    zone: String,
+    /// For the shards of the tables in the query: which workers can read all of
+    /// the shard from their own disk.
     readable: HashMap<(TableId, u32), BTreeSet<usize>>,
     /// Shards of each table of the query.
     shards: BTreeMap<TableId, usize>,
@@ -52,8 +57,9 @@ pub struct View {
 
 impl View {
     /// The view of an attempt over `tables`. `turn` spreads small queries
-    /// over the workers; `avoid` are workers that failed an earlier attempt;
-    /// `zone` is preferred where it has workers.
+    /// over the workers; `avoid` are workers that failed an earlier attempt.
+    /// Where workers of `zone` can read all shards, no others take tasks; else
+    /// they are preferred.
     ///
     /// # Errors
     /// `Unavailable` where no worker is left, naming those that were tried.
@@ -67,8 +73,8 @@ impl View {
     ) -> Result<Self, Failure> {
         let mut workers = Vec::with_capacity(live.workers.len());
         for worker in live.workers.iter().filter(|worker| !avoid.contains(&worker.id)) {
-            let url =
-                worker_url(&worker.address, &worker.id).map_err(|error| Failure::from_datafusion(&error))?;
+            let url = worker_url(&worker.address, &worker.id, &worker.zone);
+            let url = url.map_err(|error| Failure::from_datafusion(&error))?;
             workers.push(ViewWorker {
                 id: worker.id.clone(),
                 url,
@@ -103,21 +109,33 @@ impl View {
                 readable.insert((table.id, shard), holders.collect());
             }
         }
+        let near = workers.iter().filter(|worker| worker.zone == zone).count();
+        let can_read_all = |holders: &BTreeSet<usize>| holders.first().is_some_and(|first| *first < near);
+        let is_enough = !zone.is_empty() && near > 0 && readable.values().all(can_read_all);
+        let beyond = if is_enough { workers.split_off(near) } else { Vec::new() };
         let shards = tables.iter().map(|table| (table.id, table.layout.shards as usize)).collect();
         let names = tables.iter().map(|table| (table.id, table.name.clone())).collect();
-        Ok(Self { workers, readable, shards, names, partitions, chosen: Mutex::default() })
+        let (zone, chosen) = (zone.to_owned(), Mutex::default());
+        Ok(Self { workers, beyond, zone, readable, shards, names, partitions, chosen })
     }
 
     /// A view in which nobody takes tasks: for plans that read no data.
     pub(crate) fn without_workers() -> Self {
         Self {
             workers: Vec::new(),
+            beyond: Vec::new(),
+            zone: String::new(),
             readable: HashMap::new(),
             shards: BTreeMap::new(),
             names: BTreeMap::new(),
             partitions: 1,
             chosen: Mutex::default(),
         }
+    }
+
+    /// Where the coordinator stands; may be empty.
+    pub fn zone(&self) -> &str {
+        &self.zone
     }
 
     /// Shards of a table of the query.
@@ -130,10 +148,12 @@ impl View {
         self.readable.values().any(BTreeSet::is_empty)
     }
 
-    /// The workers that can read all of a shard from their own disk.
+    /// The workers that can read all of a shard from their own disk, also those
+    /// that take no tasks.
     pub fn readers(&self, table: TableId, shard: u32) -> BTreeSet<WorkerId> {
         let readers = self.readable.get(&(table, shard)).into_iter().flatten();
-        readers.map(|&index| self.workers[index].id.clone()).collect()
+        let numbered = |&index: &usize| self.workers.iter().chain(&self.beyond).nth(index);
+        readers.filter_map(numbered).map(|worker| worker.id.clone()).collect()
     }
 
     /// The name of a table of the query.
@@ -165,8 +185,8 @@ impl View {
     }
 
     /// The one of `candidates` that can read the most of shards that weigh so
-    /// much each; of equal ones an idle one before a busy one, then the earlier
-    /// one, which the turn put there.
+    /// much each; of equal ones one of this zone, then an idle one before a busy
+    /// one, then the earlier one, which the turn put there.
     fn best_of(
         &self,
         candidates: impl Iterator<Item = usize>,
@@ -175,7 +195,8 @@ impl View {
         candidates.max_by_key(|index| {
             let read = shards.iter().filter(|(holders, _)| holders.contains(index));
             let covers: u64 = read.map(|(_, weight)| weight).sum();
-            (covers, Reverse(self.workers[*index].tasks_running), Reverse(*index))
+            let worker = &self.workers[*index];
+            (covers, worker.zone == self.zone, Reverse(worker.tasks_running), Reverse(*index))
         })
     }
 

@@ -117,8 +117,10 @@ impl ExecutionPlan for WholePlanExec {
         };
         let metrics = Arc::clone(&self.metrics);
         let reads = ReadLog::of(&context);
-        let rows = run_plan(&self.channels, &self.url, self.query.to_headers()?, request, move |ended| {
+        let (headers, crossed) = (self.query.to_headers()?, Arc::clone(&reads));
+        let rows = run_plan(&self.channels, &self.url, headers, request, crossed, move |ended| {
             reads.take_in(ended.reads.news(&mut 0));
+            reads.take_in_crossed(ended.reads.crossed_news(&mut 0));
             if let Some(wire) = ended.metrics {
                 *metrics.lock() = Some(wire.nodes.into_iter().map(metrics_from_wire).collect());
             }

@@ -18,7 +18,8 @@ impl World {
         if Arc::ptr_eq(before, &after) {
             return;
         }
-        if let Some(Command::CommitWrite { segments, .. }) = command {
+        if let Some(Command::CommitWrite { segments, .. } | Command::Compact { new: segments, .. }) = command
+        {
             for segment in segments {
                 let name = segment.name();
                 let is_given_up = self.context.seen.given_up.contains(&name);
@@ -26,10 +27,13 @@ impl World {
                 self.context.seen.committed.insert(name);
             }
         }
-        let is_wanted =
-            matches!(command, Some(Command::DropTable { .. } | Command::CommitWrite { replace: true, .. }));
+        let is_wanted = |name: &SegmentName| match command {
+            Some(Command::DropTable { .. } | Command::CommitWrite { replace: true, .. }) => true,
+            Some(Command::Compact { old, .. }) => old.contains(&name.segment),
+            _ => false,
+        };
         for segment in before.tables().flat_map(|table| &table.segments) {
-            let is_there = is_wanted || after.segment(&segment.name()).is_some();
+            let is_there = is_wanted(&segment.name()) || after.segment(&segment.name()).is_some();
             assert!(is_there, "{} is lost from the catalog by {command:?}", Brief(&segment.name()));
         }
         self.check_copies(&after);

@@ -31,6 +31,10 @@ pub(super) enum Wish {
     WriteAgain {
         id: WriteId,
     },
+    /// What a write staged goes, unless the catalog has it.
+    Discard {
+        write: u128,
+    },
 }
 
 /// The name of a table, by its number.

@@ -22,6 +22,7 @@ use crate::cluster::given_up::GivenUps;
 use crate::cluster::going::{Going, Needs};
 use crate::cluster::membership::{Membership, StreamNumber};
 use crate::cluster::pins::Pins;
+use crate::cluster::silence::Silences;
 
 mod beats;
 mod changes;
@@ -73,13 +74,19 @@ pub(super) struct Core {
     /// The newest join of each worker: in which life, and its number.
     joined: BTreeMap<WorkerId, (u32, u64)>,
     again: Vec<(Millis, WorkerId, SegmentName)>,
-    fetching: BTreeMap<WorkerId, BTreeMap<SegmentName, Millis>>,
+    fetching: BTreeMap<WorkerId, BTreeMap<SegmentName, Ordered>>,
     fetched: Vec<(WorkerId, SegmentName)>,
     pub(super) given_up: GivenUps,
     going: Going,
-    /// When each of the other coordinators was heard of last.
-    heard: BTreeMap<usize, Millis>,
+    /// Which other coordinators do not answer the leader, by name.
+    silences: Silences,
     leads_in: Option<u64>,
+}
+
+/// A copy that was ordered.
+struct Ordered {
+    at: Millis,
+    is_urgent: bool,
 }
 
 #[derive(Default)]
@@ -199,12 +206,11 @@ impl Coordinator {
             core.going.clear();
             core.fetched.clear();
             core.fetching.clear();
-            core.heard.clear();
+            core.silences.clear();
             if let Some(term) = leads {
                 context.note(format_args!("c{} looks after the workers in term {term}", self.me));
-                let members = core.membership.live();
-                for worker in members.workers.iter().chain(&members.suspected) {
-                    core.waiting.entry(worker.id.clone()).or_default().report = true;
+                for worker in core.membership.members() {
+                    core.waiting.entry(worker.clone()).or_default().report = true;
                 }
             }
         }

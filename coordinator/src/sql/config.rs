@@ -27,6 +27,8 @@ pub struct ShoalConfig {
     pub spool_memory: usize,
     /// Bytes of disk that they may wait on after that.
     pub spool_disk: usize,
+    /// Whether clients are told of all coordinators at which they can fetch rows.
+    pub locations: bool,
     /// Id of the next write of this session; used once, then empty again.
     pub write_id: String,
 }
@@ -40,6 +42,7 @@ impl Default for ShoalConfig {
             failover: true,
             spool_memory: 64 * MIB,
             spool_disk: 2 * GIB,
+            locations: false,
             write_id: String::new(),
         }
     }
@@ -87,6 +90,7 @@ impl ExtensionOptions for ShoalConfig {
             "failover" => self.failover = switch()?,
             "spool_memory" => self.spool_memory = size()?,
             "spool_disk" => self.spool_disk = size()?,
+            "locations" => self.locations = switch()?,
             "write_id" => value.clone_into(&mut self.write_id),
             _ => {
                 let names: Vec<String> = self.entries().into_iter().map(|entry| entry.key).collect();
@@ -138,6 +142,12 @@ impl ExtensionOptions for ShoalConfig {
                 size_text(self.spool_disk),
                 "Disk of the coordinator that they may wait on after that. A result that is larger is handed out as \
                  it comes from there on.",
+            ),
+            entry(
+                "locations",
+                self.locations.to_string(),
+                "Whether a FlightInfo names all coordinators as places to fetch the rows from. Drivers then connect \
+                 to the first of them for that, and go on to the next where no answer begins there.",
             ),
             entry(
                 "write_id",

@@ -79,6 +79,11 @@ pub enum Statement {
         /// What is set.
         options: Vec<ast::SqlOption>,
     },
+    /// `OPTIMIZE TABLE`.
+    Optimize {
+        /// Which.
+        name: ObjectName,
+    },
     /// `ALTER WORKER ... [CANCEL] DRAIN`.
     DrainWorker {
         /// Which.
@@ -91,6 +96,8 @@ pub enum Statement {
         /// Its number, or its URL.
         coordinator: String,
     },
+    /// REBALANCE.
+    Rebalance,
 }
 
 /// COPY, in either direction.

@@ -12,14 +12,15 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
-use shoal_data::{ReplicaCount, Table};
+use shoal_data::ReplicaCount;
 use shoal_proto::WorkerId;
 use shoal_proto::cluster::ScrubProgress;
 
 use crate::Error;
 use crate::catalog::{Coordinator, State};
+use crate::cluster::arriving::arriving;
 use crate::cluster::repair::has;
-use crate::cluster::{Cluster, GivenUp, LiveWorkers};
+use crate::cluster::{Cluster, GivenUp};
 use crate::query::{Admission, Certificate, Registry};
 
 /// The schema that holds them.
@@ -142,6 +143,8 @@ impl SystemTables {
             ("segments", Arc::new(all.clone().map(|index| alive(index).map(held)).collect::<UInt64Array>())),
             ("disk_used_bytes", number(|worker| worker.disk_used_bytes)),
             ("disk_free_bytes", number(|worker| worker.disk_free_bytes)),
+            ("disk_total_bytes", number(|worker| worker.disk_total_bytes)),
+            ("cross_zone_bytes", number(|worker| worker.cross_zone_bytes)),
             ("times_lost", unsigned(known.iter().map(|worker| self.cluster.times_lost(&worker.id)))),
             (
                 "ejected_ms",
@@ -190,11 +193,11 @@ impl SystemTables {
     }
 
     fn moves(&self, snapshot: &State) -> Columns {
-        let live = self.cluster.live();
+        let (live, draining) = (self.cluster.live(), self.cluster.drained());
         let mut rows = Vec::new();
         for table in snapshot.tables() {
             for shard in 0..table.layout.shards {
-                for arriving in arriving(table, shard, &live) {
+                for arriving in arriving(table, shard, &live, &draining) {
                     rows.push((table, shard, arriving));
                 }
             }
@@ -204,9 +207,12 @@ impl SystemTables {
             ("table", text(rows.iter().map(|(table, ..)| table.name.as_str()))),
             ("shard", Arc::new(rows.iter().map(|(_, shard, _)| Some(*shard)).collect::<UInt32Array>())),
             ("worker", text(rows.iter().map(|(.., arriving)| arriving.worker.as_str()))),
-            ("state", text(rows.iter().map(|(.., arriving)| arriving.state))),
-            ("segments_left", unsigned(rows.iter().map(|(.., arriving)| arriving.segments))),
-            ("bytes_left", unsigned(rows.iter().map(|(.., arriving)| arriving.bytes))),
+            ("kind", text(rows.iter().map(|(.., arriving)| arriving.kind.name()))),
+            ("state", text(rows.iter().map(|(.., it)| if it.is_waiting { "waiting" } else { "copying" }))),
+            ("segments_done", unsigned(rows.iter().map(|(.., arriving)| arriving.done.segments))),
+            ("segments_left", unsigned(rows.iter().map(|(.., arriving)| arriving.left.segments))),
+            ("bytes_done", unsigned(rows.iter().map(|(.., arriving)| arriving.done.bytes))),
+            ("bytes_left", unsigned(rows.iter().map(|(.., arriving)| arriving.left.bytes))),
         ]
     }
 
@@ -368,31 +374,6 @@ fn table_lists(certificates: &[Known]) -> ArrayRef {
         Some(certificates.iter().map(Option::is_some).collect::<Vec<_>>().into()),
     );
     Arc::new(list)
-}
-
-/// A copy of a shard that is not complete yet.
-struct Arriving {
-    worker: WorkerId,
-    state: &'static str,
-    segments: u64,
-    bytes: u64,
-}
-
-/// What is still to come of a shard to workers that should hold it.
-fn arriving(table: &Table, shard: u32, live: &LiveWorkers) -> Vec<Arriving> {
-    let workers = table.placement.get(shard as usize).into_iter().flatten();
-    let arriving = workers.map(|id| {
-        let worker = live.get(id);
-        let left = table.shard_segments(shard).filter(|segment| match worker {
-            Some(worker) => !has(segment, worker),
-            None => !segment.replicas.contains(id),
-        });
-        let (segments, bytes) =
-            left.fold((0, 0), |(segments, bytes), segment| (segments + 1, bytes + segment.bytes));
-        let state = if worker.is_some() { "copying" } else { "waiting" };
-        Arriving { worker: id.clone(), state, segments, bytes }
-    });
-    arriving.filter(|arriving| arriving.segments > 0).collect()
 }
 
 /// Lines of text in one; none where there are none.

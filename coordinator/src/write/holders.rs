@@ -1,12 +1,13 @@
 //! What a write needs to know of the cluster, and to tell it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use shoal_data::SegmentName;
 use shoal_proto::{WorkerId, WriteId};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, LiveWorkers};
 use crate::cluster::membership::BEAT_INTERVAL;
 
 /// A worker that has not been live for so long is not about to be.
@@ -16,6 +17,9 @@ const LOST_AFTER: Duration = BEAT_INTERVAL.saturating_mul(2);
 pub trait SegmentHolders: Send + Sync {
     /// Where a worker is reached that is live, or only suspected.
     fn address(&self, worker: &WorkerId) -> Option<String>;
+
+    /// Returns when the worker can be reached.
+    fn joined<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()>;
 
     /// Returns when the worker is not live and does not become so soon: it is
     /// silent, gone, or not to be reached.
@@ -40,6 +44,19 @@ impl SegmentHolders for Cluster {
         let live = self.live();
         let suspected = || live.suspected.iter().find(|suspected| suspected.id == *worker);
         live.get(worker).or_else(suspected).map(|worker| worker.address.clone())
+    }
+
+    fn joined<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mut live = self.watch();
+            let is_there = |live: &Arc<LiveWorkers>| {
+                live.get(worker).is_some() || live.suspected.iter().any(|suspected| suspected.id == *worker)
+            };
+            if live.wait_for(is_there).await.is_err() {
+                // The cluster is going away, and nobody joins any more.
+                std::future::pending().await
+            }
+        })
     }
 
     fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {

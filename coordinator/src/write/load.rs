@@ -15,6 +15,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::shard_writer::{ShardRows, ShardWriter};
 use super::{RowShape, SegmentHolders, WriteProgress, stage};
 use crate::Error;
+use crate::catalog::Catalog;
 
 /// Rows that all writes of a coordinator hold together, unless configured.
 pub const BUFFER_BYTES_DEFAULT: usize = 384 * 1024 * 1024;
@@ -73,13 +74,33 @@ pub struct Staged {
     pub segments: Vec<Segment>,
     /// Rows in them.
     pub rows: u64,
-    names: Arc<StagedNames>,
+    pub(super) names: Arc<StagedNames>,
 }
 
 impl Staged {
     /// The catalog names the segments now; they are kept.
     pub fn committed(self) {
         self.names.names.lock().clear();
+    }
+
+    /// The catalog does not name them, and never will: they are discarded, once
+    /// the newest catalog says so, too.
+    pub async fn refused(self, catalog: &Catalog) {
+        if let Err(error) = catalog.catch_up().await {
+            self.left(&error);
+            return;
+        }
+        let state = catalog.snapshot();
+        if self.segments.iter().any(|segment| state.segment(&segment.name()).is_some()) {
+            self.committed();
+        }
+    }
+
+    /// Nobody knows whether the catalog names them: whoever looks after the
+    /// workers removes them where it does not.
+    pub fn left(self, why: &Error) {
+        let left = std::mem::take(&mut *self.names.names.lock());
+        tracing::warn!(write_id = %self.names.write, segments = left.len(), %why, "staged segments are left");
     }
 }
 
@@ -100,7 +121,12 @@ pub(super) struct StagedNames {
 }
 
 impl StagedNames {
-    fn add(&self, name: SegmentName, workers: &[WorkerId]) {
+    pub(super) fn new(context: &WriteContext, write: WriteId) -> Arc<Self> {
+        let holders = context.holders.clone();
+        Arc::new(Self { holders, write, token: WriteId::random(), names: Mutex::default() })
+    }
+
+    pub(super) fn add(&self, name: SegmentName, workers: &[WorkerId]) {
         self.names.lock().push((name, workers.to_vec()));
         self.holders.protect(&self.token, name, workers);
     }
@@ -150,12 +176,7 @@ pub async fn write(
     progress: Arc<WriteProgress>,
 ) -> Result<Staged, Error> {
     let _running = Running::start(&context.writes);
-    let names = Arc::new(StagedNames {
-        holders: context.holders.clone(),
-        write: write_id.clone(),
-        token: WriteId::random(),
-        names: Mutex::default(),
-    });
+    let names = StagedNames::new(context, write_id.clone());
     let mut shape = RowShape::new(
         &format!("the input for table `{}`", table.full_name()),
         &table.columns,

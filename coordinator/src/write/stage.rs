@@ -10,6 +10,7 @@ use shoal_data::{EncodedSegment, Segment};
 use shoal_proto::cluster::segments_client::SegmentsClient;
 use shoal_proto::cluster::{StageHeader, StageRequest, stage_request};
 use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::WriteContext;
@@ -23,10 +24,14 @@ const STAGE_TIMEOUT: Duration = Duration::from_secs(60);
 const STAGE_BYTES_PER_SECOND_MIN: u64 = 1024 * 1024;
 /// A connection may turn out to be stale; then it is made anew once.
 const TRIES: usize = 2;
+/// How long a worker that is not live is waited for, where the others are not
+/// enough: it may be about to join, here or after a restart of either.
+const WORKER_WAIT: Duration = Duration::from_secs(5);
 
 /// Sends the segment to all of `workers` at once and waits for each; once a
 /// majority has it, only for those that are live: a copy for a silent one is
-/// made when it is back. The result names those on which it is durable.
+/// made when it is back. Without a majority those that are not live are waited
+/// for, for some seconds. The result names those on which it is durable.
 ///
 /// # Errors
 /// Where they are no majority: the worst of the workers' own errors, with all
@@ -50,7 +55,7 @@ pub(super) async fn stage(
                 context.holders().lost(worker).await;
             };
             tokio::select! {
-                sent = send(context, write_id, segment, bytes, worker) => {
+                sent = send(context, write_id, segment, bytes, worker, is_enough) => {
                     if sent.is_ok() && durable.fetch_add(1, Ordering::Relaxed) + 1 >= majority {
                         is_enough.cancel();
                     }
@@ -101,12 +106,18 @@ async fn send(
     segment: &Segment,
     bytes: &Bytes,
     worker: &WorkerId,
+    is_enough: &CancellationToken,
 ) -> Result<(), Failure> {
-    let unavailable = |message: &str| Failure::new(ErrorCode::Unavailable, message).at(worker.as_str());
+    let give_up = Instant::now() + WORKER_WAIT;
     let mut tries = TRIES;
     loop {
         let Some(address) = context.holders().address(worker) else {
-            return Err(unavailable("is not live"));
+            tokio::select! {
+                () = context.holders().joined(worker) => continue,
+                () = is_enough.cancelled() => {}
+                () = sleep_until(give_up) => {}
+            }
+            return Err(Failure::new(ErrorCode::Unavailable, "is not live").at(worker.as_str()));
         };
         tries -= 1;
         match send_once(context, write_id, segment, bytes, &address).await {

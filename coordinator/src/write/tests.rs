@@ -24,7 +24,7 @@ use shoal_proto::server::{self, Incoming};
 use shoal_proto::{Channels, ErrorCode, TableId, WorkerId, WriteId};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{SegmentHolders, WriteContext, WriteProgress, write};
+use super::{SegmentHolders, WriteContext, WriteProgress, compact, write};
 
 /// A worker's segments, and how it fails.
 #[derive(Clone, Default)]
@@ -79,6 +79,14 @@ struct FakeCluster {
 impl SegmentHolders for FakeCluster {
     fn address(&self, worker: &WorkerId) -> Option<String> {
         self.addresses.lock().get(worker).cloned()
+    }
+
+    fn joined<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            while !self.addresses.lock().contains_key(worker) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
     }
 
     fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {
@@ -250,6 +258,39 @@ async fn rows_without_a_key_are_dealt_evenly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_catalog_names_is_not_discarded_whatever_the_answer_was() {
+    use crate::catalog::{Catalog, Command, WriteRecord};
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
+    let fixture = Fixture::new(0).await;
+    let table = table(2, &["k"]);
+    catalog.apply(Command::ReserveTable).await.unwrap();
+    let create = Command::CreateTable { table: table.clone(), if_not_exists: false, write: None };
+    catalog.apply(create).await.unwrap();
+    let (named, unnamed) = (rows(100, 10), rows(50, 10));
+    let named = fixture.write(&table, named).await.unwrap();
+    let unnamed = fixture.write(&table, unnamed).await.unwrap();
+    let write = WriteRecord { id: "w".into(), rows: named.rows };
+    let segments = named.segments.clone();
+    catalog.apply(Command::CommitWrite { write, table: table.id, segments, replace: false }).await.unwrap();
+    named.refused(&catalog).await;
+    assert!(fixture.cluster.discarded.lock().is_empty());
+    let count = unnamed.segments.len();
+    unnamed.refused(&catalog).await;
+    assert_eq!(fixture.cluster.discarded.lock().len(), count);
+    assert!(fixture.cluster.protected.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_committed_is_left_and_not_protected_any_more() {
+    let fixture = Fixture::new(0).await;
+    let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();
+    staged.left(&crate::Error::Unavailable("nobody knows".to_owned()));
+    assert!(fixture.cluster.protected.lock().is_empty());
+    assert!(fixture.cluster.discarded.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn staged_segments_are_protected_until_dropped_then_discarded() {
     let fixture = Fixture::new(0).await;
     let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();
@@ -340,6 +381,20 @@ async fn without_a_majority_nothing_is_written_and_the_reasons_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_about_to_join_are_waited_for() {
+    let fixture = Fixture::new(0).await;
+    let known = std::mem::take(&mut *fixture.cluster.addresses.lock());
+    let table = table(2, &["k"]);
+    let writing = fixture.write(&table, rows(100, 10));
+    let joining = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fixture.cluster.addresses.lock().extend(known);
+    };
+    let (staged, ()) = tokio::join!(writing, joining);
+    assert!(staged.unwrap().segments.iter().all(|segment| segment.replicas.len() >= 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn full_disks_are_told_as_such() {
     let fixture = Fixture::new(0).await;
     for store in &fixture.stores[1..] {
@@ -370,6 +425,48 @@ async fn one_full_disk_of_three_is_done_without() {
     assert!(fixture.cluster.suspected.lock().is_empty());
     staged.committed();
     assert!(fixture.cluster.discarded.lock().is_empty());
+}
+
+#[tokio::test]
+async fn rows_that_are_compacted_stay_in_their_shard_and_come_to_all_of_its_workers() {
+    let fixture = Fixture::new(0).await;
+    // Without a key a write would deal them.
+    let table = table(3, &[]);
+    let staged = compact(&fixture.context, &table, 2, &[], rows(10_000, 100)).await.unwrap();
+    assert_eq!((staged.segments.len(), staged.rows), (1, 10_000));
+    assert_eq!(staged.segments[0].replicas, workers());
+    let expected: BTreeMap<u32, Vec<i64>> = BTreeMap::from([(2, (0..10_000).collect())]);
+    for worker in 0..3 {
+        assert_eq!(fixture.keys(worker), expected, "worker {worker}");
+    }
+    assert_eq!(fixture.cluster.protected.lock().values().map(HashSet::len).sum::<usize>(), 1);
+    staged.committed();
+    assert!(fixture.cluster.protected.lock().is_empty());
+    assert!(fixture.cluster.discarded.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_compaction_that_fails_or_is_given_up_leaves_nothing() {
+    let fixture = Fixture::new(0).await;
+    let table = table(1, &["k"]);
+    drop(compact(&fixture.context, &table, 0, &[], rows(100, 10)).await.unwrap());
+    assert_eq!(fixture.cluster.discarded.lock().len(), 1);
+    fixture.assert_nothing_is_left();
+    let gone = || Err(DataFusionError::Execution("the segment is gone".to_owned()));
+    for (input, why) in [
+        (vec![Ok(batch(0..10)), gone()], "the segment is gone"),
+        (vec![Ok(batch(10..20)), Ok(batch(0..10))], "not in the order of their sort key"),
+    ] {
+        let error = compact(&fixture.context, &table, 0, &[], stream(input)).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        fixture.assert_nothing_is_left();
+    }
+    for store in &fixture.stores[1..] {
+        store.is_full.store(true, Ordering::Relaxed);
+    }
+    let error = compact(&fixture.context, &table, 0, &[], rows(100, 10)).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Exhausted);
+    fixture.assert_nothing_is_left();
 }
 
 #[tokio::test(flavor = "multi_thread")]

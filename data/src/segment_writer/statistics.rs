@@ -37,6 +37,11 @@ impl Collector {
         Ok(())
     }
 
+    /// The first of the `bounded` columns that has a value that is not a number.
+    pub(super) fn unbounded(&self, bounded: &[bool]) -> Option<usize> {
+        self.columns.iter().zip(bounded).position(|(seen, bounded)| seen.not_a_number && *bounded)
+    }
+
     /// One entry for each column, from the bounds in the file's row groups.
     pub(super) fn finish(
         self,

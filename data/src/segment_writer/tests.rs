@@ -12,7 +12,7 @@ use parquet::file::metadata::PageIndexPolicy;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ColumnStatistics, KeyHash, ReplicaCount, StatValue, TableLayout};
+use crate::{ColumnStatistics, KeyHash, ReplicaCount, StatValue, TableLayout, checksum};
 
 fn table(columns: SchemaRef, sort_key: &[&str]) -> Table {
     Table {
@@ -146,6 +146,103 @@ fn a_segment_without_rows_is_refused() {
     let batch = record_batch!(("k", Int64, [1])).unwrap().slice(0, 0);
     let table = table(batch.schema(), &[]);
     assert!(SegmentWriter::new(&table).unwrap().encode(0, SegmentId::random(), vec![batch]).is_err());
+}
+
+/// What a writer of sorted rows makes of these batches, for segments that were
+/// encoded before.
+fn merged(
+    sort_key: &[&str],
+    before: &[EncodedSegment],
+    batches: Vec<RecordBatch>,
+    bytes_max: usize,
+) -> Result<Vec<EncodedSegment>, DataError> {
+    let table = table(batches[0].schema(), sort_key);
+    let before: Vec<_> = before.iter().map(|encoded| Arc::new(encoded.segment.clone())).collect();
+    let mut writer = SortedWriter::new(&table, 1, &before, bytes_max)?;
+    let mut segments = Vec::new();
+    for batch in batches {
+        segments.extend(writer.push(batch)?);
+    }
+    segments.extend(writer.finish()?);
+    Ok(segments)
+}
+
+#[test]
+fn merged_rows_make_the_segment_that_all_of_them_together_make() {
+    let batch = |keys: std::ops::Range<i64>| {
+        let floats: ArrayRef = Arc::new(keys.clone().map(|key| key as f64 / 8.0).collect::<Float64Array>());
+        let texts: ArrayRef = Arc::new(
+            keys.clone().map(|key| (key % 3 > 0).then(|| format!("text {key}"))).collect::<StringArray>(),
+        );
+        let keys: ArrayRef = Arc::new(keys.collect::<Int64Array>());
+        RecordBatch::try_from_iter_with_nullable([
+            ("k", keys, false),
+            ("f", floats, true),
+            ("s", texts, true),
+        ])
+        .unwrap()
+    };
+    let rows = ROW_GROUP_ROWS as i64 + 5_000;
+    let parts: Vec<_> = (0..rows).step_by(7_000).map(|from| batch(from..rows.min(from + 7_000))).collect();
+    for sort_key in [vec!["k"], vec!["k", "s"], vec![]] {
+        let before: Vec<_> = parts.iter().map(|part| encode(std::slice::from_ref(part), &sort_key)).collect();
+        let whole = encode(&parts, &sort_key);
+        let segments = merged(&sort_key, &before, parts.clone(), usize::MAX).unwrap();
+        let [segment] = segments.as_slice() else { panic!("{} segments", segments.len()) };
+        assert_eq!(decode(segment), decode(&whole));
+        assert_eq!((segment.segment.rows, segment.segment.shard), (rows as u64, 1));
+        assert_eq!(segment.segment.columns, whole.segment.columns);
+        assert_eq!(segment.segment.crc32c, checksum::crc32c(&segment.bytes));
+        assert_eq!(segment.segment.bytes, segment.bytes.len() as u64);
+    }
+}
+
+#[test]
+fn merged_rows_that_are_out_of_order_are_refused() {
+    let batch = |keys: Vec<Option<i64>>| record_batch!(("k", Int64, keys)).unwrap();
+    for batches in [
+        vec![batch(vec![Some(1), Some(3), Some(2)])],
+        vec![batch(vec![Some(1), Some(3)]), batch(vec![Some(2)])],
+        vec![batch(vec![Some(1), None]), batch(vec![Some(2)])],
+    ] {
+        let error = merged(&["k"], &[], batches.clone(), usize::MAX).unwrap_err();
+        assert!(error.to_string().contains("not in the order of their sort key"), "{error}");
+        assert_eq!(merged(&[], &[], batches, usize::MAX).unwrap().len(), 1);
+    }
+    let equal = vec![batch(vec![Some(1), Some(1)]), batch(vec![Some(1), None]), batch(vec![None])];
+    assert_eq!(merged(&["k"], &[], equal, usize::MAX).unwrap().len(), 1);
+}
+
+#[test]
+fn a_merged_segment_ends_where_it_is_large_enough() {
+    // Nothing that could be compressed.
+    let values: Int64Array = (0..200_000_i64).map(|n| n.wrapping_mul(0x1e37_79b9_7f4a_7c15)).collect();
+    let schema = Arc::new(Schema::new(vec![Field::new("v", DataType::Int64, false)]));
+    let whole = RecordBatch::try_new(schema.clone(), vec![Arc::new(values)]).unwrap();
+    let batches: Vec<_> = (0..10).map(|part| whole.slice(part * 20_000, 20_000)).collect();
+    let segments = merged(&[], &[], batches, 300_000).unwrap();
+    assert!((3..=6).contains(&segments.len()), "{} segments", segments.len());
+    let rows: Vec<_> = segments.iter().map(decode).collect();
+    assert_eq!(concat_batches(&schema, &rows).unwrap().column(0), whole.column(0));
+    assert_eq!(segments.iter().map(|encoded| encoded.segment.rows).sum::<u64>(), 200_000);
+    assert!(merged(&[], &[], vec![whole.slice(0, 0)], 1).unwrap().is_empty());
+}
+
+#[test]
+fn what_is_not_a_number_is_found_in_merged_segments_too() {
+    let batch = |keys: [i64; 2], values: [f64; 2]| {
+        record_batch!(("k", Int64, keys.to_vec()), ("f", Float64, values.to_vec())).unwrap()
+    };
+    let parts = [batch([1, 2], [1.0, f64::NAN]), batch([3, 4], [2.0, 3.0])];
+    let before: Vec<_> = parts.iter().map(|part| encode(std::slice::from_ref(part), &["k"])).collect();
+    let segments = merged(&["k"], &before, parts.to_vec(), usize::MAX).unwrap();
+    assert_eq!(segments[0].segment.columns[1], ColumnStatistics::default());
+    let reader = ParquetRecordBatchReaderBuilder::try_new(segments[0].bytes.clone()).unwrap();
+    assert!(reader.metadata().row_group(0).column(1).statistics().is_none());
+    assert!(reader.metadata().row_group(0).column(0).statistics().is_some());
+    // One that nobody told of would be lost to readers.
+    let error = merged(&["k"], &before[1..], parts.to_vec(), usize::MAX).unwrap_err();
+    assert!(error.to_string().contains("column `f`"), "{error}");
 }
 
 proptest! {

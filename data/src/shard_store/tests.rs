@@ -112,9 +112,16 @@ impl ReportDamage for Damage {
 }
 
 const BYTES: &[u8] = b"0123456789abcdefghij";
+/// Where the peers stand, in turn.
+const ZONES: [&str; 2] = ["south", "north"];
 
 /// A node without the segment, and peers of these manners, in that order.
 async fn fixture(manners: &[Manner]) -> Fixture {
+    fixture_in("", manners).await
+}
+
+/// The same, of a node in this zone.
+async fn fixture_in(zone: &str, manners: &[Manner]) -> Fixture {
     let mut replicas = Vec::new();
     let mut asked = Vec::new();
     for (index, manner) in manners.iter().enumerate() {
@@ -127,13 +134,14 @@ async fn fixture(manners: &[Manner]) -> Fixture {
         replicas.push(Replica {
             worker: WorkerId::new(format!("w{index}")),
             address: format!("http://{address}"),
+            zone: ZONES[index % ZONES.len()].to_owned(),
         });
         asked.push(count);
     }
     let located = Located { replicas, bytes: BYTES.len() as u64, crc32c: crc32c::crc32c(BYTES) };
     let located = Arc::new(Everywhere(Mutex::new(located), AtomicUsize::new(0)));
     let local = tempfile::tempdir().unwrap();
-    let channels = Channels::new(tokio::runtime::Handle::current());
+    let channels = Channels::new(tokio::runtime::Handle::current()).in_zone(zone);
     let locate: Arc<dyn Locate> = Arc::<Everywhere>::clone(&located);
     let damage = Arc::new(Damage::default());
     let report: Arc<dyn ReportDamage> = Arc::<Damage>::clone(&damage);
@@ -183,6 +191,24 @@ async fn a_local_segment_needs_nobody_else() {
     assert_eq!(whole.bytes().await.unwrap(), BYTES);
     assert_eq!(fixture.asked(), [0]);
     assert_eq!(fixture.located.1.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_peer_of_the_same_zone_comes_first_and_bytes_from_another_count() {
+    let fixture = fixture_in("north", &[Manner::Honest, Manner::NoMark]).await;
+    let log = Arc::new(ReadLog::new());
+    let store = fixture.store.counting(Arc::clone(&log));
+    let crossed = || (log.crossed_bytes(), fixture.store.channels.zone().crossed_bytes());
+    // The second one is near, and delivers nothing whole.
+    assert_eq!(store.get_range(&fixture.path(), 5..8).await.unwrap(), "567");
+    assert_eq!((fixture.asked(), crossed()), (vec![1, 1], (3, 3)));
+    // It is avoided now; others count for themselves.
+    assert_eq!(fixture.read(0..10).await.unwrap().len(), 10);
+    assert_eq!((fixture.asked(), crossed()), (vec![2, 1], (3, 13)));
+
+    let south = fixture_in("south", &[Manner::Honest, Manner::Honest]).await;
+    south.read(0..10).await.unwrap();
+    assert_eq!((south.asked(), south.store.channels.zone().crossed_bytes()), (vec![1, 0], 0));
 }
 
 #[tokio::test]
@@ -236,7 +262,8 @@ async fn a_dead_peer_is_passed_over() {
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", gone.local_addr().unwrap());
     drop(gone);
-    fixture.located.0.lock().replicas.insert(0, Replica { worker: "gone".into(), address });
+    let gone = Replica { worker: "gone".into(), address, zone: String::new() };
+    fixture.located.0.lock().replicas.insert(0, gone);
     assert_eq!(fixture.read(0..4).await.unwrap(), "0123");
 }
 

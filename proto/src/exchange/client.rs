@@ -22,15 +22,15 @@ use tonic::transport::Channel;
 use tonic::{Extensions, Request};
 use url::Url;
 
-use super::address::{address_of, worker_of};
+use super::address::{address_of, worker_of, zone_of};
 use super::frames::{decode_frames, transport_failure};
 use super::metrics::task_metrics_from_wire;
 use super::reads::ReadLog;
 use crate::channel::MESSAGE_BYTES_MAX;
 use crate::query::execution_client::ExecutionClient;
 use crate::query::{
-    BroadcastHead, NoHead, PartitionRequest, RepartitionHead, RunRequest, SetPlan, TaskMetrics, ToWorker,
-    partition_request, to_coordinator, to_worker,
+    BroadcastHead, Frame, NoHead, PartitionRequest, RepartitionHead, RunRequest, SetPlan, TaskMetrics,
+    ToWorker, frame, partition_request, to_coordinator, to_worker,
 };
 use crate::{Channels, Failure};
 
@@ -61,12 +61,32 @@ impl ChannelResolver for ExchangeResolver {
 struct ExchangeClient {
     client: ExecutionClient<Channel>,
     worker: String,
+    from: Source,
 }
 
 impl ExchangeClient {
     fn new(channels: &Channels, url: &Url) -> Result<Self> {
         let channel = channels.get(&address_of(url)?)?;
-        Ok(Self { client: execution_client(channel), worker: worker_of(url).to_owned() })
+        let from = Source { zone: zone_of(url), channels: channels.clone() };
+        Ok(Self { client: execution_client(channel), worker: worker_of(url).to_owned(), from })
+    }
+}
+
+/// Where frames come from.
+#[derive(Clone)]
+struct Source {
+    zone: String,
+    channels: Channels,
+}
+
+impl Source {
+    /// Counts a frame that came, where it crossed zones.
+    fn count(&self, frame: &Frame, log: &ReadLog) {
+        let Some(frame::Part::Message(message)) = &frame.part else { return };
+        let bytes = (message.header.len() + message.body.len()) as u64;
+        if self.channels.zone().received(&self.zone, bytes) {
+            log.add_crossed(bytes);
+        }
     }
 }
 
@@ -85,7 +105,8 @@ pub struct Ended {
 }
 
 /// Runs a whole plan on one worker. `plan` has one output partition and is
-/// encoded with the codec of `datafusion-distributed`. `on_end` is told when
+/// encoded with the codec of `datafusion-distributed`. What comes from another zone
+/// counts in `crossed`, also where the end never comes. `on_end` is told when
 /// all rows have come, and may turn the end into a failure.
 ///
 /// # Errors
@@ -95,13 +116,15 @@ pub fn run_plan(
     url: &Url,
     headers: HeaderMap,
     request: RunRequest,
+    crossed: Arc<ReadLog>,
     on_end: impl FnOnce(Ended) -> std::result::Result<(), Failure> + Send + 'static,
 ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-    let ExchangeClient { mut client, worker } = ExchangeClient::new(channels, url)?;
+    let ExchangeClient { mut client, worker, from } = ExchangeClient::new(channels, url)?;
     let frames = futures::stream::once(async move {
         Ok::<_, tonic::Status>(client.run(with_headers(headers, request)).await?.into_inner())
     })
-    .try_flatten();
+    .try_flatten()
+    .inspect_ok(move |frame| from.count(frame, &crossed));
     let reads = Arc::new(ReadLog::new());
     let on_end = {
         let reads = Arc::clone(&reads);
@@ -199,11 +222,13 @@ impl ExchangeClient {
         let (client, unread) = (Some(self.client.clone()), request.clone());
         let mut unread = Unread { client, headers: headers.clone(), request: unread };
         let mut client = self.client.clone();
+        let (from, crossed) = (self.from.clone(), Arc::clone(&reads));
         let frames = futures::stream::once(async move {
             unread.is_read();
             Ok::<_, tonic::Status>(client.partition(with_headers(headers, request)).await?.into_inner())
         })
-        .try_flatten();
+        .try_flatten()
+        .inspect_ok(move |frame| from.count(frame, &crossed));
         decode_frames(frames, self.worker.clone(), reads, |_| Ok(()))
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::reads::ReadLog;
-use crate::query::{Complete, Frame, Message, TableReads, TaskMetrics, frame};
+use crate::query::{Complete, Frame, Message, TableReads, TaskMetrics, ZoneBytes, frame};
 use crate::{ErrorCode, Failure};
 
 /// Batches are cut so that a frame stays about this size; one row may be
@@ -43,16 +43,20 @@ pub async fn drive_stream(
         let (stream, reads) = open.await?;
         send_rows(stream, &reads, &frames).await
     });
-    let (end, reads) = match driven.catch_unwind().await {
+    let failed =
+        |failure: Failure| Frame { part: Some(failure_part(failure.at(worker))), ..Frame::default() };
+    let end = match driven.catch_unwind().await {
         Ok(Ok(Some(sent))) => {
-            (frame::Part::Complete(Complete { rows: sent.rows, metrics: metrics() }), sent.reads)
+            let Sent { rows, reads, crossed } = sent;
+            let complete = frame::Part::Complete(Complete { rows, metrics: metrics() });
+            Frame { part: Some(complete), reads, crossed }
         }
         Ok(Ok(None)) => return,
-        Ok(Err(error)) => (failure_part(Failure::from_datafusion(&error).at(worker)), Vec::new()),
-        Err(panic) => (failure_part(panic_failure(panic.as_ref()).at(worker)), Vec::new()),
+        Ok(Err(error)) => failed(Failure::from_datafusion(&error)),
+        Err(panic) => failed(panic_failure(panic.as_ref())),
     };
     // A reader that is gone needs no end.
-    let _gone = frames.send(Ok(Frame { part: Some(end), reads })).await;
+    let _gone = frames.send(Ok(end)).await;
 }
 
 /// A stream whose rows were all sent.
@@ -60,6 +64,8 @@ struct Sent {
     rows: u64,
     /// What was read for it and not told yet.
     reads: Vec<TableReads>,
+    /// What crossed zones for it.
+    crossed: Vec<ZoneBytes>,
 }
 
 /// Sends all rows; none when the reader went away.
@@ -68,7 +74,7 @@ async fn send_rows(
     reads: &ReadLog,
     frames: &mpsc::Sender<std::result::Result<Frame, Status>>,
 ) -> Result<Option<Sent>> {
-    let mut told = 0;
+    let (mut told, mut told_crossed) = (0, 0);
     let rows = Arc::new(AtomicU64::new(0));
     let schema = stream.schema();
     let counted = {
@@ -94,12 +100,20 @@ async fn send_rows(
         let Some(data) = data else { break };
         let data = data.map_err(from_flight)?;
         let message = Message { header: data.data_header, body: data.data_body };
-        let frame = Frame { part: Some(frame::Part::Message(message)), reads: reads.news(&mut told) };
+        let frame = Frame {
+            part: Some(frame::Part::Message(message)),
+            reads: reads.news(&mut told),
+            crossed: reads.crossed_news(&mut told_crossed),
+        };
         if frames.send(Ok(frame)).await.is_err() {
             return Ok(None);
         }
     }
-    Ok(Some(Sent { rows: rows.load(Ordering::Relaxed), reads: reads.news(&mut told) }))
+    Ok(Some(Sent {
+        rows: rows.load(Ordering::Relaxed),
+        reads: reads.news(&mut told),
+        crossed: reads.crossed_news(&mut told_crossed),
+    }))
 }
 
 /// The failure that a caught panic is.
@@ -121,7 +135,7 @@ fn failure_part(failure: Failure) -> frame::Part {
 }
 
 /// Rows from frames. `worker` is whom to blame when the frames stop without
-/// an end; `reads` takes in what was read for the rows. `on_end` gets what the
+/// an end; `reads` takes in what was read, and what crossed zones, for the rows. `on_end` gets what the
 /// completion mark carries; its failure is the end of the stream.
 pub fn decode_frames(
     frames: impl Stream<Item = std::result::Result<Frame, Status>> + Send + 'static,
@@ -135,6 +149,7 @@ pub fn decode_frames(
         frames.map(Some).chain(futures::stream::once(async { None })).filter_map(move |mut frame| {
             if let Some(Ok(frame)) = &mut frame {
                 reads.take_in(std::mem::take(&mut frame.reads));
+                reads.take_in_crossed(std::mem::take(&mut frame.crossed));
             }
             let item = match frame {
                 Some(Ok(Frame { part: Some(part), .. })) => match part {

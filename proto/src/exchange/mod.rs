@@ -11,7 +11,7 @@ mod metrics;
 mod options;
 mod reads;
 
-pub use address::{address_of, worker_of, worker_url};
+pub use address::{address_of, worker_of, worker_url, zone_of};
 pub use client::{Ended, ExchangeResolver, run_plan};
 pub use frames::{compact, decode_frames, drive_stream, panic_failure};
 pub use metrics::{metrics_from_wire, metrics_to_wire, task_metrics_from_wire, task_metrics_to_wire};

@@ -1,6 +1,6 @@
 //! What was read of tables for one attempt at a query, as sums: small enough to
 //! travel with the rows, and enough to tell whether each segment of a plan was
-//! read once.
+//! read once. With it goes how many bytes crossed zones.
 //!
 //! What should have been read is not known here.
 
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::TableId;
-use crate::query::TableReads;
+use crate::query::{TableReads, ZoneBytes};
 
 /// Segments of one table, as sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +42,8 @@ impl Reads {
 pub struct ReadLog {
     id: u64,
     entries: Mutex<Entries>,
+    /// Bytes from other zones, by the log that counts: they only grow.
+    crossed: Mutex<BTreeMap<u64, u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +83,7 @@ impl Default for ReadLog {
 impl ReadLog {
     /// Nothing read yet.
     pub fn new() -> Self {
-        Self { id: Uuid::new_v4().as_u64_pair().1, entries: Mutex::default() }
+        Self { id: Uuid::new_v4().as_u64_pair().1, entries: Mutex::default(), crossed: Mutex::default() }
     }
 
     /// The log of the attempt that a plan runs in; one of its own where the
@@ -150,6 +152,40 @@ impl ReadLog {
         .collect()
     }
 
+    /// Bytes came here from another zone.
+    pub fn add_crossed(&self, bytes: u64) {
+        *self.crossed.lock().entry(self.id).or_default() += bytes;
+    }
+
+    /// Takes in what came to other nodes. The same may come again, and older after
+    /// newer.
+    pub fn take_in_crossed(&self, told: Vec<ZoneBytes>) {
+        if told.is_empty() {
+            return;
+        }
+        let mut crossed = self.crossed.lock();
+        for ZoneBytes { log, bytes } in told {
+            let known = crossed.entry(log).or_default();
+            *known = bytes.max(*known);
+        }
+    }
+
+    /// All that crossed zones where that is more than `seen`, which is brought up
+    /// to now.
+    pub fn crossed_news(&self, seen: &mut u64) -> Vec<ZoneBytes> {
+        let crossed = self.crossed.lock();
+        let bytes: u64 = crossed.values().sum();
+        if std::mem::replace(seen, bytes) == bytes {
+            return Vec::new();
+        }
+        crossed.iter().map(|(&log, &bytes)| ZoneBytes { log, bytes }).collect()
+    }
+
+    /// All bytes that are known to have crossed zones.
+    pub fn crossed_bytes(&self) -> u64 {
+        self.crossed.lock().values().sum()
+    }
+
     /// All that is known, by table.
     pub fn by_table(&self) -> BTreeMap<TableId, Reads> {
         let mut tables: BTreeMap<TableId, Reads> = BTreeMap::new();
@@ -177,5 +213,24 @@ mod tests {
         assert!(log.news(&mut seen).is_empty());
         log.add_segment(TableId(2), 7);
         assert_eq!(log.news(&mut seen).len(), 1, "only what is new");
+    }
+
+    #[test]
+    fn bytes_that_crossed_zones_count_once_however_often_they_are_told() {
+        let [near, far, first] = [(); 3].map(|()| ReadLog::new());
+        let mut seen = 0;
+        assert!(near.crossed_news(&mut seen).is_empty());
+        near.add_crossed(5);
+        let early = near.crossed_news(&mut seen);
+        assert!(near.crossed_news(&mut seen).is_empty());
+        near.add_crossed(2);
+        far.add_crossed(30);
+        far.take_in_crossed(near.crossed_news(&mut seen));
+        // By two ways, and the older after the newer.
+        first.take_in_crossed(far.crossed_news(&mut 0));
+        first.take_in_crossed(near.crossed_news(&mut 0));
+        first.take_in_crossed(early);
+        first.add_crossed(100);
+        assert_eq!((near.crossed_bytes(), far.crossed_bytes(), first.crossed_bytes()), (7, 37, 137));
     }
 }

@@ -21,6 +21,8 @@ use super::{Address, Addresses, ClientError, Progress};
 
 /// How long the handshake and the small calls may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The header by which a handshake tells which cluster answers.
+const CLUSTER_HEADER: &str = "shoal-cluster";
 
 /// A session with a coordinator. Clones share it.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub struct Client {
     user: String,
     /// The coordinators that may be connected to in place of this one.
     pub(super) known: Arc<RwLock<Addresses>>,
+    /// Id of its cluster; none where the coordinator, an older one, does not say.
+    pub(super) cluster: Option<String>,
     pub(super) flight: FlightServiceClient<Channel>,
     authorization: Option<AsciiMetadataValue>,
 }
@@ -47,7 +51,8 @@ impl Client {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let user = address.user().unwrap_or(user).to_owned();
         let known = Arc::new(RwLock::new(address.clone().into()));
-        let mut client = Self { address: address.clone(), user, known, flight, authorization: None };
+        let mut client =
+            Self { address: address.clone(), user, known, cluster: None, flight, authorization: None };
         client.open_session().await?;
         Ok(client)
     }
@@ -60,6 +65,21 @@ impl Client {
     /// Whose session it is.
     pub fn user(&self) -> &str {
         &self.user
+    }
+
+    /// Refuses to go on in another cluster than this: what it has is nothing of
+    /// ours, and what it lacks is not lost.
+    pub(super) fn in_cluster(mut self, expected: Option<&str>) -> Result<Self, ClientError> {
+        if let (Some(cluster), Some(expected)) = (self.cluster.as_deref(), expected)
+            && cluster != expected
+        {
+            return Err(ClientError::Unreachable {
+                address: self.address.to_string(),
+                cause: format!("it belongs to another cluster ({cluster})"),
+            });
+        }
+        self.cluster = self.cluster.take().or_else(|| expected.map(str::to_owned));
+        Ok(self)
     }
 
     async fn open_session(&mut self) -> Result<(), ClientError> {
@@ -79,6 +99,8 @@ impl Client {
             .cloned()
             .ok_or_else(|| ClientError::protocol("the handshake gave no bearer token"))?;
         self.authorization = Some(token);
+        let cluster = answer.metadata().get(CLUSTER_HEADER).and_then(|id| id.to_str().ok());
+        self.cluster = cluster.map(str::to_owned);
         Ok(())
     }
 

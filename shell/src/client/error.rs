@@ -32,6 +32,9 @@ pub enum ClientError {
     /// The coordinator does not know the session any more.
     #[error("{0}")]
     SessionEnded(Failure),
+    /// The coordinator is stopping, and did nothing.
+    #[error("{0}")]
+    Stopping(Failure),
     /// The coordinator refused the statement, or it failed.
     #[error("{0}")]
     Statement(Failure),
@@ -61,9 +64,16 @@ impl ClientError {
         Self::File { what: what.into(), source }
     }
 
-    /// Whether the session is gone, with its connection or without.
+    /// Whether the session is gone, with its connection or without, or is of no
+    /// more use.
     pub fn session_is_gone(&self) -> bool {
-        matches!(self, Self::Lost { .. } | Self::SessionEnded(_))
+        matches!(self, Self::Lost { .. } | Self::SessionEnded(_) | Self::Stopping(_))
+    }
+
+    /// Whether the session is gone, and the coordinator did nothing of what it
+    /// was asked for.
+    pub fn nothing_was_done(&self) -> bool {
+        matches!(self, Self::SessionEnded(_) | Self::Stopping(_))
     }
 
     /// The exit status that tells scripts what kind of error it was: 1 the
@@ -71,7 +81,7 @@ impl ClientError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 3,
-            Self::Unreachable { .. } | Self::Lost { .. } | Self::SessionEnded(_) => 2,
+            Self::Unreachable { .. } | Self::Lost { .. } | Self::SessionEnded(_) | Self::Stopping(_) => 2,
             Self::Statement(_) | Self::File { .. } | Self::Content(_) => 1,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Output(_) => 1,
@@ -82,7 +92,9 @@ impl ClientError {
     /// The SQLSTATE, where there is one.
     pub fn sqlstate(&self) -> Option<&'static str> {
         match self {
-            Self::SessionEnded(failure) | Self::Statement(failure) => Some(failure.code.sqlstate()),
+            Self::SessionEnded(failure) | Self::Stopping(failure) | Self::Statement(failure) => {
+                Some(failure.code.sqlstate())
+            }
             Self::Unreachable { .. } | Self::Lost { .. } => Some(ErrorCode::Unavailable.sqlstate()),
             Self::Cancelled => Some(ErrorCode::Cancelled.sqlstate()),
             Self::Usage(_) | Self::File { .. } | Self::Content(_) | Self::Output(_) => None,
@@ -111,6 +123,7 @@ impl From<Status> for ClientError {
         let failure = Failure::from_status(&status);
         match status.code() {
             Code::Unauthenticated => Self::SessionEnded(failure),
+            _ if failure.code == ErrorCode::Stopping => Self::Stopping(failure),
             _ => Self::Statement(failure),
         }
     }
@@ -170,5 +183,14 @@ mod tests {
     fn an_unknown_token_is_an_ended_session() {
         let error = ClientError::from(Status::unauthenticated("session expired"));
         assert!(matches!(error, ClientError::SessionEnded(_)));
+    }
+
+    #[test]
+    fn a_coordinator_that_is_stopping_is_left() {
+        let failure = Failure::new(ErrorCode::Stopping, "stopping");
+        let error = ClientError::from(failure.to_status());
+        assert!(matches!(error, ClientError::Stopping(_)) && error.session_is_gone());
+        assert!(error.nothing_was_done());
+        assert!(!ClientError::from(Status::unavailable("no live replica")).session_is_gone());
     }
 }

@@ -27,7 +27,7 @@ impl Client {
     /// credentials are refused.
     pub async fn connect(addresses: &Addresses, user: &str) -> Result<Self, ClientError> {
         let order: Vec<Address> = addresses.iter().cloned().collect();
-        let client = first_to_answer(&order, user).await?;
+        let client = first_to_answer(&order, user, None).await?;
         client.known.write().clone_from(addresses);
         Ok(client)
     }
@@ -76,7 +76,8 @@ impl Client {
         let (mut pause, pause_max) = PAUSE;
         let mut last = None;
         loop {
-            let outcome = timeout_at(give_up, first_to_answer(order, self.user())).await;
+            let outcome =
+                timeout_at(give_up, first_to_answer(order, self.user(), self.cluster.as_deref())).await;
             match outcome {
                 Ok(Ok(mut client)) => {
                     client.known = Arc::clone(&self.known);
@@ -93,8 +94,13 @@ impl Client {
     }
 }
 
-/// A session with the first of these that answers.
-async fn first_to_answer(order: &[Address], user: &str) -> Result<Client, ClientError> {
+/// A session with the first of these that answers, in this cluster where one is
+/// known.
+async fn first_to_answer(
+    order: &[Address],
+    user: &str,
+    cluster: Option<&str>,
+) -> Result<Client, ClientError> {
     let mut failures = Vec::new();
     for address in order {
         let opening = Client::open(address, user);
@@ -102,7 +108,7 @@ async fn first_to_answer(order: &[Address], user: &str) -> Result<Client, Client
             [_only] => opening.await,
             _ => timeout(ANSWERS_WITHIN, opening).await.unwrap_or_else(|_| Err(silent(address))),
         };
-        match opened {
+        match opened.and_then(|client| client.in_cluster(cluster)) {
             Ok(client) => return Ok(client),
             Err(error) if another_may_answer(&error) => failures.push((address, error)),
             Err(error) => return Err(error),
@@ -114,7 +120,7 @@ async fn first_to_answer(order: &[Address], user: &str) -> Result<Client, Client
 /// Whether it is this coordinator that is in the way, and not what was asked.
 fn another_may_answer(error: &ClientError) -> bool {
     match error {
-        ClientError::Unreachable { .. } | ClientError::Lost { .. } => true,
+        ClientError::Unreachable { .. } | ClientError::Lost { .. } | ClientError::Stopping(_) => true,
         ClientError::Statement(failure) => failure.code.is_retryable(),
         _ => false,
     }

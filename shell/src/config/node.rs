@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
-use shoal_coordinator::config::DEAD_AFTER;
+use shoal_coordinator::config::{DEAD_AFTER, MOVE_BYTES_PER_SECOND, REPAIR_BYTES_PER_SECOND};
 use shoal_worker::config::SCRUB_BYTES_PER_SECOND_DEFAULT;
 
 use super::value::quoted;
@@ -79,6 +79,13 @@ pub struct CoordinatorSettings {
     pub queue_timeout: Duration,
     /// How long a worker may be away before its shards get others.
     pub dead_after: Duration,
+    /// Bytes in a second that one worker may copy of what only moves; 0: no
+    /// limit.
+    pub move_rate: ByteSize,
+    /// The same of what has too few copies.
+    pub repair_rate: ByteSize,
+    /// Whether small segments become few in the background.
+    pub compaction: bool,
     /// Memory for queries and writes in this process.
     pub memory_limit: ByteSize,
     /// Memory of one query on each node.
@@ -162,6 +169,9 @@ impl CoordinatorSettings {
         let queue_limit = layers.value("queue_limit", || 1000)?;
         let queue_timeout = layers.value("queue_timeout", || Duration::from_secs(60))?;
         let dead_after = layers.value("dead_after", || DEAD_AFTER)?;
+        let move_rate = layers.value("move_rate", || ByteSize(MOVE_BYTES_PER_SECOND))?;
+        let repair_rate = layers.value("repair_rate", || ByteSize(REPAIR_BYTES_PER_SECOND))?;
+        let compaction = layers.value("compaction", || true)?;
         let memory_limit = layers.value("memory_limit", || share_of_memory(25))?;
         let query_memory_limit = layers.value("query_memory_limit", || ByteSize(memory_limit.0 / 2))?;
         let write_buffer = layers.value("write_buffer", || ByteSize(WRITE_BUFFER_BYTES))?;
@@ -175,6 +185,9 @@ impl CoordinatorSettings {
             queue_limit,
             queue_timeout,
             dead_after,
+            move_rate,
+            repair_rate,
+            compaction,
             memory_limit,
             query_memory_limit,
             write_buffer,

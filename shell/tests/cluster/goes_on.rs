@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use shoal_benches::{Cluster, ClusterOptions};
 
 use crate::demo::assert_gone;
-use crate::fixture::options;
+use crate::fixture::{options, own};
 use crate::talk::Talk;
 
 /// How long something that must come may take.
@@ -43,9 +43,7 @@ fn the_shell_goes_on_at_another_coordinator() {
     let said = folder.path().join("said");
     // It learns of the third.
     let uri = format!("shoal://{first},{second}");
-    let mut talk = Talk::begin(
-        shoal().args(["sql", &uri, "--format", "csv"]).stderr(std::fs::File::create(&said).unwrap()),
-    );
+    let mut talk = Talk::begin_with_notices(shoal().args(["sql", &uri, "--format", "csv"]), &said);
     let sum = "SELECT 'sum ' || sum(k) AS said FROM kept;";
     talk.ask(
         &format!(
@@ -74,6 +72,29 @@ fn the_shell_goes_on_at_another_coordinator() {
         "{said}"
     );
     assert!(!said.contains("ERROR"), "{said}");
+}
+
+#[test]
+fn the_shell_never_goes_on_in_another_cluster() {
+    let (ours, other) = (own(1), own(1));
+    let _logs = (ours.show_logs_on_failure(), other.show_logs_on_failure());
+    let place = |cluster: &Cluster| cluster.address("coordinator").unwrap().to_string();
+    let (here, there) = (place(&ours), place(&other));
+    let folder = tempfile::tempdir().unwrap();
+    let said = folder.path().join("said");
+    let mut talk = Talk::begin_with_notices(
+        shoal().args(["sql", &format!("shoal://{here},{there}"), "--format", "csv"]),
+        &said,
+    );
+    let sum = "SELECT 'sum ' || sum(k) AS said FROM kept;";
+    talk.ask(&format!("CREATE TABLE kept (k BIGINT);\nINSERT INTO kept VALUES (1), (2);\n{sum}"), "sum 3");
+    ours.kill("coordinator").unwrap();
+    // It tries for some seconds, and ends; the other cluster would have answered.
+    let ended = talk.end_after("SELECT 'answered' AS said;");
+    let said = std::fs::read_to_string(said).unwrap();
+    assert_eq!(ended.code(), Some(2), "{said}");
+    assert!(said.contains(&format!("{there}: it belongs to another cluster (")), "{said}");
+    assert!(!said.contains("now connected to"), "{said}");
 }
 
 /// A demo with all its coordinators, and little else.

@@ -10,11 +10,15 @@ mod bad_input;
 #[cfg(test)]
 mod certificates;
 #[cfg(test)]
+mod compaction;
+#[cfg(test)]
 mod coordinators;
 #[cfg(test)]
 mod cuts;
 #[cfg(test)]
 mod demo;
+#[cfg(test)]
+mod endpoints;
 #[cfg(test)]
 mod failover;
 #[cfg(test)]
@@ -40,6 +44,8 @@ mod python;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod rolling;
+#[cfg(test)]
 mod rot;
 #[cfg(test)]
 mod settled;
@@ -55,3 +61,5 @@ mod stragglers;
 mod talk;
 #[cfg(test)]
 mod write_faults;
+#[cfg(test)]
+mod zones;

@@ -11,6 +11,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use rustix::process::{Pid, Signal, kill_process};
 use shoal_benches::disk::files_below;
+use shoal_benches::small_disk::SmallDisk;
 use shoal_benches::{Client, ClientError, Cluster, ClusterOptions};
 use tokio::task::JoinHandle;
 
@@ -283,6 +284,117 @@ async fn bytes_on_each(client: &mut Client, workers: usize) -> Vec<i64> {
         bytes.push(client.number(&sum).await.unwrap());
     }
     bytes
+}
+
+#[test]
+fn nothing_goes_to_a_full_disk_until_there_is_room() {
+    if let Some(why) = SmallDisk::refusal() {
+        eprintln!("no disk was filled up, because none can be mounted here: {why}");
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions { disk_bytes: Some(128 << 20), ..options(3) }).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        let room = "worker = 'worker-1' AND disk_total_bytes = 134217728 AND disk_free_bytes";
+        wait_for(&mut client, "workers", &format!("{room} > 100000000"), 1).await;
+        cluster.disk("worker-1").unwrap().fill().unwrap();
+        wait_for(&mut client, "workers", &format!("{room} < 1000000"), 1).await;
+
+        make_rows(&mut client, "shards = 6, replicas = 2").await;
+        let there = count("shards", "array_has(workers, 'worker-1')");
+        let asking = Asking::begin(&cluster).await;
+        let since = Instant::now();
+        while since.elapsed() < STAYS {
+            assert_eq!(client.number(&there).await.unwrap(), 0, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        wait_for_copies(&mut client, 2).await;
+        client.notices().await.unwrap();
+        client.update("CREATE TABLE three (k BIGINT) WITH (shards = 4, replicas = 3)").await.unwrap();
+        let notices = client.notices().await.unwrap().join("; ");
+        assert!(notices.contains("there are 2 workers live whose disks are not full"), "{notices}");
+        assert_eq!(client.number(&there).await.unwrap(), 0, "{}", shown(&mut client).await);
+        client.update("INSERT INTO three VALUES (1), (2), (3)").await.unwrap();
+
+        cluster.disk("worker-1").unwrap().empty().unwrap();
+        // A part of the one, and a copy of each shard of the other.
+        let moved = "\"table\" = 'moved' AND array_has(workers, 'worker-1')";
+        let since = Instant::now();
+        while client.number(&count("shards", moved)).await.unwrap() == 0 {
+            assert!(since.elapsed() < MOVED_WITHIN, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        wait_for(&mut client, "shards", "\"table\" = 'three' AND replicas_live = 3", 4).await;
+        wait_for(&mut client, "moves", "TRUE", 0).await;
+        check_answer(&mut client).await;
+        asking.end().await;
+    });
+}
+
+#[test]
+fn a_rebalance_waits_for_nobody_whichever_coordinator_is_asked() {
+    let cluster = Cluster::start(&ClusterOptions { coordinators: 3, ..options(3) }).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let leader = cluster.leader().unwrap();
+        let mut followers = cluster.coordinator_names().into_iter().filter(|name| *name != leader);
+        let mut client = cluster.connect_to(&followers.next_back().unwrap()).await.unwrap();
+        make_rows(&mut client, "shards = 12, replicas = 2").await;
+        let rows = client.query("REBALANCE").await.unwrap();
+        assert_eq!(rows.iter().map(|batch| batch.num_rows()).sum::<usize>(), 0);
+        let notices = client.notices().await.unwrap().join("; ");
+        assert!(notices.contains("nothing to move: "), "{notices}");
+
+        cluster.kill("worker-3").unwrap();
+        wait_for(&mut client, "workers", "worker = 'worker-3' AND state = 'lost'", 1).await;
+        cluster.add_worker().unwrap();
+        cluster.wait_until_joined(3).unwrap();
+        let there = count("shards", "array_has(workers, 'worker-4')");
+        let since = Instant::now();
+        while since.elapsed() < STAYS {
+            assert_eq!(client.number(&there).await.unwrap(), 0, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        let to = client.text("REBALANCE").await.unwrap();
+        let to: Vec<&str> = to.lines().collect();
+        assert!(to.len() >= 4 && to.iter().all(|worker| *worker == "worker-4"), "{to:?}");
+        assert_eq!(client.number(&there).await.unwrap(), i64::try_from(to.len()).unwrap());
+        wait_for(&mut client, "moves", "worker = 'worker-4'", 0).await;
+        check_answer(&mut client).await;
+
+        cluster.restart("worker-3").unwrap();
+        cluster.wait_until_joined(4).unwrap();
+        wait_for_copies(&mut client, 2).await;
+        check_answer(&mut client).await;
+        let error = client.update("REBALANCE").await.unwrap_err().message;
+        assert!(error.contains("run it as a query"), "{error}");
+    });
+}
+
+#[test]
+fn what_only_moves_is_slow_and_what_is_in_danger_is_not() {
+    // A byte a second: no copy comes to its end at that.
+    let coordinator_args = ["--move-rate", "1"].map(str::to_owned).to_vec();
+    let cluster = Cluster::start(&ClusterOptions { coordinator_args, ..options(3) }).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        make_rows(&mut client, "shards = 6, replicas = 2").await;
+        let asking = Asking::begin(&cluster).await;
+        client.update("ALTER WORKER 'worker-1' DRAIN").await.unwrap();
+        let moves = "kind = 'drain' AND state = 'copying' AND segments_done = 0 AND bytes_left > 0";
+        wait_for(&mut client, "moves", moves, 4).await;
+        let since = Instant::now();
+        while since.elapsed() < STAYS {
+            let moving = client.number(&count("moves", moves)).await.unwrap();
+            assert_eq!(moving, 4, "{}", shown(&mut client).await);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        // The copies that were to leave are lost before there are others.
+        cluster.kill("worker-1").unwrap();
+        wait_for(&mut client, "moves", "TRUE", 0).await;
+        wait_for_copies(&mut client, 2).await;
+        asking.end().await;
+        check_answer(&mut client).await;
+    });
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! A shell that is talked to: it is typed to, and what it prints is waited for.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,8 @@ pub(crate) struct Talk {
     child: Child,
     /// What it prints.
     lines: mpsc::Receiver<String>,
+    /// Where its notices go, to be shown when the test fails.
+    notices: Option<PathBuf>,
 }
 
 impl Talk {
@@ -29,7 +33,14 @@ impl Talk {
                 }
             }
         });
-        Self { child, lines }
+        Self { child, lines, notices: None }
+    }
+
+    /// As [`Talk::begin`], with its notices and errors in a file.
+    pub(crate) fn begin_with_notices(command: &mut Command, file: &Path) -> Self {
+        let mut begun = Self::begin(command.stderr(File::create(file).unwrap()));
+        begun.notices = Some(file.to_owned());
+        begun
     }
 
     /// Types lines; the first line printed from then on that begins so.
@@ -59,6 +70,14 @@ impl Talk {
         drop(self.child.stdin.take());
         assert!(self.child.wait().unwrap().success());
     }
+
+    /// Types lines after which it ends by itself; how it ended.
+    pub(crate) fn end_after(mut self, typed: &str) -> ExitStatus {
+        let mut input = self.child.stdin.take().unwrap();
+        writeln!(input, "{typed}").unwrap();
+        drop(input);
+        self.child.wait().unwrap()
+    }
 }
 
 impl Drop for Talk {
@@ -67,6 +86,11 @@ impl Drop for Talk {
         if matches!(self.child.try_wait(), Ok(None)) {
             let _gone = kill_process(Pid::from_child(&self.child), Signal::TERM);
             let _ended = self.child.wait();
+        }
+        if let Some(file) = &self.notices
+            && std::thread::panicking()
+        {
+            eprintln!("--- what the shell said\n{}", std::fs::read_to_string(file).unwrap_or_default());
         }
     }
 }

@@ -41,6 +41,8 @@ impl Fixture {
         let orders = dir.path().join("orders");
         let mut options = options(3);
         options.env.push((FILE_VARIABLE.to_owned(), orders.display().to_string()));
+        // The orders are for the writes alone, and what is staged is theirs.
+        options.coordinator_args.push("--compaction=off".to_owned());
         Self { cluster: Cluster::start(&options).unwrap(), orders, _dir: dir }
     }
 

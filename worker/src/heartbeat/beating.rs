@@ -205,18 +205,21 @@ impl Beating {
 
     fn next_beat(&self, reports: &Reports) -> Beat {
         let parts = &self.worker.parts;
+        let (disk_free_bytes, disk_total_bytes) = parts.dir.disk_bytes();
         Beat {
             worker: parts.identity.name().to_string(),
             incarnation: self.worker.incarnation.clone(),
             memory_used_bytes: parts.status.memory_used_bytes(),
             tasks_running: parts.status.tasks_running(),
-            disk_free_bytes: parts.dir.free_bytes(),
+            disk_free_bytes,
+            disk_total_bytes,
             disk_used_bytes: parts.dir.used_bytes(),
             fetched: reports.take_fetched().iter().map(ToString::to_string).collect(),
             progress: parts.status.progress(),
             leaving: self.worker.wishes.leave.is_cancelled(),
             scrub: Some(parts.scrub.progress()),
             drain: self.worker.wishes.drain.is_cancelled(),
+            cross_zone_bytes: parts.replicator.cross_zone_bytes(),
         }
     }
 

@@ -319,7 +319,7 @@ fn held(dir: &Arc<SegmentDir>) -> FetchRequest {
     let mut staging = dir.stage(name, 4, crc32c).unwrap();
     staging.write(&bytes).unwrap();
     staging.finish().unwrap();
-    FetchRequest { name: name.to_string(), bytes: 4, crc32c, from: Vec::new() }
+    FetchRequest { name: name.to_string(), bytes: 4, crc32c, ..FetchRequest::default() }
 }
 
 #[tokio::test]

@@ -69,6 +69,9 @@ pub(super) async fn make_alone(mut opened: Opened, address: &str) -> Result<(), 
             )));
         }
     }
+    // In the same change: they still have their data, and what is in it must not
+    // come back as that of a member.
+    machine.dismiss_all_but(identity.coordinator)?;
     let known = opened.vote.map_or(0, |vote| vote.leader_id.term).max(last.leader_id.term);
     let term = known + TERMS_SKIPPED;
     let meta = SnapshotMeta {

@@ -36,6 +36,36 @@ async fn a_closed_catalog_opens_as_it_was() {
     assert_eq!(again, Outcome::AlreadyWritten { rows: 10 });
 }
 
+#[tokio::test]
+async fn it_is_noticed_that_the_consensus_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = CatalogOptions {
+        dir: dir.path().to_owned(),
+        address: "http://127.0.0.1:1".to_owned(),
+        listening: std::net::Ipv4Addr::LOCALHOST.into(),
+        join: Vec::new(),
+        force_new_cluster: false,
+    };
+    let opened = RaftFile::open(&dir.path().join(FILE), &options.address).unwrap();
+    let core = start(opened, options).await.unwrap();
+    assert!(end_of(&core.raft).now_or_never().is_none());
+    core.raft.shutdown().await.unwrap();
+    assert!(!end_of(&core.raft).await.is_empty());
+}
+
+/// In its old term it would not know up to where its log was acknowledged.
+#[tokio::test]
+async fn each_start_leads_in_a_term_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut before = 0;
+    for _ in 0..3 {
+        let catalog = Catalog::alone(dir.path()).await.unwrap();
+        assert!(catalog.is_leader());
+        assert!(catalog.term() > before, "{} after {before}", catalog.term());
+        before = catalog.term();
+    }
+}
+
 /// What a kill -9 leaves: the file as it is at some moment, without a close.
 #[tokio::test]
 async fn every_acknowledged_command_is_there_after_a_crash() {
@@ -174,6 +204,22 @@ async fn a_full_disk_refuses_and_the_catalog_lives() {
     assert_eq!(json(&Catalog::alone(dir.path()).await.unwrap()), after);
 }
 
+#[tokio::test]
+async fn a_change_that_is_too_large_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::alone(dir.path()).await.unwrap();
+    let id = with_table(&catalog).await;
+    let before = json(&catalog);
+    let segments = vec![segment(id, 0, "w1"); 100_000];
+    let write = crate::catalog::WriteRecord { id: "x".into(), rows: 1 };
+    let command = Command::CommitWrite { write, table: id, segments, replace: false };
+    let refused = catalog.apply(command).await.unwrap_err();
+    assert_eq!(refused.code(), shoal_proto::ErrorCode::Exhausted, "{refused}");
+    let message = refused.to_string();
+    assert!(message.contains("100000 segments") && message.contains("several parts"), "{message}");
+    assert_eq!(json(&catalog), before);
+}
+
 /// Opens a catalog as one of several, at a URL where nobody listens.
 async fn alone_again(dir: &std::path::Path) -> Result<Catalog, Error> {
     Catalog::open(CatalogOptions {
@@ -207,6 +253,23 @@ async fn what_is_left_of_a_cluster_becomes_one_of_its_own() {
     assert!(catalog.snapshot().table_by_id(id).is_some());
     let members: Vec<_> = catalog.coordinators().into_iter().map(|it| (it.id, it.address)).collect();
     assert_eq!(members, [(1, "http://127.0.0.1:2".to_owned())]);
+    // The other one still has what it had: it is not taken in with that, nor is
+    // one of which this one never heard.
+    for coordinator in [2, 3] {
+        assert!(catalog.snapshot().is_dismissed(coordinator), "{coordinator}");
+        let request = Enlist {
+            coordinator: Some(coordinator),
+            address: "http://127.0.0.1:1".to_owned(),
+            may_forward: false,
+        };
+        let refused = catalog.consensus().enlist_here(&request).await.unwrap_err();
+        assert!(refused.message.contains("was removed from the cluster"), "{refused}");
+    }
+    assert!(!catalog.snapshot().is_dismissed(1));
+    let Ok(Outcome::Coordinator(next)) = catalog.apply(Command::ReserveCoordinator).await else {
+        panic!("no number");
+    };
+    assert!(!catalog.snapshot().is_dismissed(next) && next > 3, "{next}");
     with_table(&catalog).await;
     drop(catalog);
     let catalog = Catalog::alone(dir.path()).await.unwrap();

@@ -1,20 +1,23 @@
 //! One coordinator's part in the consensus: changes and reads of the catalog,
 //! here or at the leader.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::FutureExt;
 use openraft::error::{ClientWriteError, RaftError};
-use openraft::{BasicNode, ChangeMembers, Raft, ServerState};
+use openraft::{BasicNode, Raft, ServerState};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_proto::{ErrorCode, Failure};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::file::to_json;
 use super::machine::Published;
+use super::members::Turns;
 use super::peers::{Call, Peers};
 use super::types::{CoordinatorId, Proposal, Reply, TypeConfig};
 use crate::Error;
@@ -25,16 +28,12 @@ use crate::catalog::disk;
 const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How long a read may.
 const READ_MAX: Duration = Duration::from_secs(5);
-/// How long a coordinator may take to be taken in or let go.
-const MEMBERSHIP_MAX: Duration = Duration::from_secs(60);
-/// How long the one that is asked to see to that may take.
-const ENLIST_MAX: Duration = Duration::from_secs(90);
 /// After so long another coordinator is looked for.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
-/// Entries that a coordinator may lack when it becomes a voter.
-const LAG_MAX: u64 = 10;
 /// How often who leads is asked for while nobody does.
 const LEADER_POLL: Duration = Duration::from_millis(50);
+/// Bytes of one change: it must reach a majority before anything else does.
+const COMMAND_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What the leader answers, or that it is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,6 +83,24 @@ pub struct Enlisted {
     pub coordinator: CoordinatorId,
 }
 
+/// Under which a change is sent, each time that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Number {
+    id: Uuid,
+    since: u64,
+}
+
+/// What became of a change in the end.
+#[derive(Debug)]
+pub enum Settled {
+    /// It was made.
+    Made(Outcome),
+    /// Why it was not made, and never will be.
+    NotMade(Error),
+    /// Nobody knows, and nobody will.
+    Unknown(Error),
+}
+
 /// Why a change did not come about.
 #[derive(Debug)]
 pub enum ChangeError {
@@ -92,7 +109,7 @@ pub enum ChangeError {
     /// Nobody knows whether it was made, or still will be.
     Unsettled {
         /// What [`Core::settle`] needs.
-        id: Uuid,
+        change: Number,
         /// Why.
         error: Error,
     },
@@ -109,10 +126,10 @@ impl From<ChangeError> for Error {
 type Metrics = openraft::RaftMetrics<CoordinatorId, BasicNode>;
 
 /// Where a call to the leader ended without an answer.
-struct Unanswered {
+pub(super) struct Unanswered {
     /// Whether a leader may have got it.
     is_sent: bool,
-    why: Failure,
+    pub(super) why: Failure,
 }
 
 /// The consensus, for this coordinator.
@@ -134,6 +151,11 @@ pub struct Core {
     pub peers: Peers,
     /// What was applied.
     pub published: Published,
+    /// Changes of the members, one after the other.
+    pub turns: Turns,
+    /// Proposals that this one is about to take as the leader; closed while it
+    /// has another one lead.
+    pub proposals: TaskTracker,
 }
 
 impl Core {
@@ -185,7 +207,7 @@ impl Core {
 
     /// Asks whoever leads, and whoever leads next, until there is an answer or
     /// the time is over. `here` is what this coordinator does as the leader.
-    async fn at_leader<T, F>(
+    pub(super) async fn at_leader<T, F>(
         &self,
         call: Call,
         request: &(impl Serialize + Sync),
@@ -245,6 +267,30 @@ impl Core {
         }
     }
 
+    /// Has whoever leads do something that the log does not do by itself; `here`
+    /// is how this coordinator does it. Where the leader goes away it may be done
+    /// twice.
+    ///
+    /// # Errors
+    /// What the leader says; `Unavailable` where nobody leads for so long.
+    pub async fn ask_leader<T, F>(
+        &self,
+        call: Call,
+        request: &(impl Serialize + Sync),
+        limit: Duration,
+        here: impl Fn() -> F + Sync,
+    ) -> Result<T, Error>
+    where
+        T: DeserializeOwned + Send,
+        F: Future<Output = Result<Answer<T>, Failure>> + Send,
+    {
+        let asked = self.at_leader(call, request, (limit, limit), here).await;
+        asked.map_err(|Unanswered { why, .. }| match why.code {
+            ErrorCode::Unavailable => self.unreached("", &why),
+            _ => why.into(),
+        })
+    }
+
     fn nobody_leads(&self) -> Failure {
         let all = self.coordinators();
         let voters = all.iter().filter(|it| it.is_voter);
@@ -285,12 +331,16 @@ impl Core {
     }
 
     async fn make(&self, term: Option<u64>, command: Command) -> Result<Outcome, ChangeError> {
-        let proposal = Proposal { id: Uuid::new_v4(), from: self.me, term, command: Some(command) };
-        match self.propose(&proposal).await {
-            Ok(reply) => outcome(reply).map_err(ChangeError::Refused),
+        check_size(&command).map_err(ChangeError::Refused)?;
+        let change = self.number();
+        match self.propose(&self.proposal(change, term, Some(command))).await {
+            Ok(reply) => match outcome(reply) {
+                Some(outcome) => outcome.map_err(ChangeError::Refused),
+                None => Err(ChangeError::Unsettled { change, error: forgotten() }),
+            },
             Err(Unanswered { is_sent: true, why }) => {
                 let what = "; whether the change was made is not known: look before you try again";
-                Err(ChangeError::Unsettled { id: proposal.id, error: self.unreached(what, &why) })
+                Err(ChangeError::Unsettled { change, error: self.unreached(what, &why) })
             }
             Err(Unanswered { why, .. }) if why.code == ErrorCode::Unavailable => {
                 Err(ChangeError::Refused(self.unreached("; nothing was changed", &why)))
@@ -301,12 +351,18 @@ impl Core {
 
     /// Sees to it that a change that is not settled is made or never made.
     /// Takes as long as there is no majority.
-    pub async fn settle(&self, id: Uuid) -> Result<Outcome, Error> {
+    pub async fn settle(&self, change: Number) -> Settled {
         loop {
-            match self.propose(&Proposal { id, from: self.me, term: None, command: None }).await {
-                Ok(reply) => return outcome(reply),
+            match self.propose(&self.proposal(change, None, None)).await {
+                Ok(reply) => {
+                    return match outcome(reply) {
+                        Some(Ok(outcome)) => Settled::Made(outcome),
+                        Some(Err(error)) => Settled::NotMade(error),
+                        None => Settled::Unknown(forgotten()),
+                    };
+                }
                 Err(Unanswered { why, .. }) if self.raft.metrics().has_changed().is_err() => {
-                    return Err(why.into());
+                    return Settled::Unknown(why.into());
                 }
                 Err(Unanswered { why, .. }) => tracing::warn!(%why, "a change is not settled yet"),
             }
@@ -320,12 +376,20 @@ impl Core {
     /// # Errors
     /// `Unavailable` without a majority; `Invalid` where another one leads by now.
     pub async fn apply_all(&self, term: u64) -> Result<(), Error> {
-        let nothing = Proposal { id: Uuid::new_v4(), from: self.me, term: Some(term), command: None };
-        match self.propose(&nothing).await {
+        match self.propose(&self.proposal(self.number(), Some(term), None)).await {
             Ok(Reply::Abandoned) => Ok(()),
-            Ok(reply) => outcome(reply).map(drop),
+            Ok(reply) => outcome(reply).unwrap_or_else(|| Err(forgotten())).map(drop),
             Err(Unanswered { why, .. }) => Err(why.into()),
         }
+    }
+
+    /// A number for a change that is made from now on.
+    fn number(&self) -> Number {
+        Number { id: Uuid::new_v4(), since: self.published.applied.borrow().entries }
+    }
+
+    fn proposal(&self, Number { id, since }: Number, term: Option<u64>, command: Option<Command>) -> Proposal {
+        Proposal { id, from: self.me, since, term, command }
     }
 
     async fn propose(&self, proposal: &Proposal) -> Result<Reply, Unanswered> {
@@ -347,6 +411,11 @@ impl Core {
     /// # Errors
     /// `Exhausted` where the disk of this coordinator is full.
     pub async fn propose_here(&self, proposal: Proposal) -> Result<Answer<(u64, Reply)>, Failure> {
+        let _proposing = self.proposals.token();
+        // Looked at with the token in hand: whoever closes waits for that.
+        if self.proposals.is_closed() {
+            return Ok(Answer::NotLeader);
+        }
         if proposal.command.as_ref().is_some_and(Command::adds) && !disk::has_room(&self.path) {
             return Err(Failure::new(
                 ErrorCode::Exhausted,
@@ -399,172 +468,42 @@ impl Core {
         }
     }
 
-    /// Takes a coordinator in, or gives it a number first.
-    ///
-    /// # Errors
-    /// `Invalid` for one that was removed; `Unavailable` without a majority.
-    pub async fn enlist(&self, request: &Enlist) -> Result<Enlisted, Error> {
-        let limits = (MEMBERSHIP_MAX, MEMBERSHIP_MAX);
-        let request = Enlist { may_forward: false, ..request.clone() };
-        let enlisted = self.at_leader(Call::Enlist, &request, limits, || self.enlist_here(&request)).await;
-        enlisted.map_err(|unanswered| unanswered.why.into())
-    }
-
-    /// [`Self::enlist`] for one that knows no leader, through any of these
-    /// coordinators.
-    ///
-    /// # Errors
-    /// What each of them says.
-    pub async fn enlist_through(
-        peers: &Peers,
-        coordinators: &[String],
-        request: &Enlist,
-    ) -> Result<Enlisted, Error> {
-        let mut failures = Vec::new();
-        for other in coordinators {
-            match peers.call((None, other), Call::Enlist, request, ENLIST_MAX).await {
-                Ok(Answer::Done(enlisted)) => return Ok(enlisted),
-                Ok(Answer::NotLeader) => failures.push(format!("{other} does not know who leads")),
-                Ok(Answer::Failed(failure)) | Err(failure) => failures.push(format!("{other}: {failure}")),
-            }
-        }
-        Err(Error::Unavailable(format!(
-            "no coordinator took this one in ({}); --join names one that runs, or leave it out to start a new \
-             cluster",
-            failures.join("; ")
-        )))
-    }
-
     /// Whether it knows who leads.
     pub fn knows_leader(&self) -> bool {
         self.leader().is_some()
     }
+}
 
-    /// [`Self::enlist`], as the leader.
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn enlist_here(&self, request: &Enlist) -> Result<Answer<Enlisted>, Failure> {
-        if !self.is_leader() {
-            return Ok(Answer::NotLeader);
-        }
-        shoal_proto::channel::endpoint(&request.address)?;
-        let Some(coordinator) = request.coordinator else {
-            let outcome = self.change(Command::ReserveCoordinator).await.map_err(Error::from)?;
-            let Outcome::Coordinator(coordinator) = outcome else {
-                return Err(Failure::new(ErrorCode::Internal, "no number for a coordinator"));
-            };
-            return Ok(Answer::Done(Enlisted { cluster: self.cluster.clone(), coordinator }));
-        };
-        if self.published.state.borrow().is_dismissed(coordinator) {
-            return Err(Failure::new(
-                ErrorCode::Invalid,
-                format!(
-                    "coordinator {coordinator} was removed from the cluster: stop it, or start it with an \
-                     empty --data-dir and --join to add it anew"
-                ),
-            ));
-        }
-        let known = self.coordinators().into_iter().find(|it| it.id == coordinator);
-        let node = BasicNode::new(&request.address);
-        match &known {
-            None => {
-                self.change_members(ChangeMembers::AddNodes(BTreeMap::from([(coordinator, node)]))).await?
-            }
-            Some(known) if known.address != request.address => {
-                tracing::info!(coordinator, address = request.address, "coordinator has another address");
-                self.change_members(ChangeMembers::SetNodes(BTreeMap::from([(coordinator, node)]))).await?;
-            }
-            Some(_) => {}
-        }
-        if !known.is_some_and(|known| known.is_voter) {
-            self.wait_until_caught_up(coordinator).await?;
-            self.change_members(ChangeMembers::AddVoterIds(BTreeSet::from([coordinator]))).await?;
-            tracing::info!(coordinator, address = request.address, "coordinator joins");
-        }
-        Ok(Answer::Done(Enlisted { cluster: self.cluster.clone(), coordinator }))
+fn check_size(command: &Command) -> Result<(), Error> {
+    let bytes = to_json(command)?.len();
+    if bytes <= COMMAND_BYTES_MAX {
+        return Ok(());
     }
+    let what = match command.segments() {
+        0 => String::new(),
+        segments => format!(" ({segments} segments)"),
+    };
+    Err(Error::Exhausted(format!(
+        "this change of the catalog takes {bytes} bytes{what}, and one may take {COMMAND_BYTES_MAX}; nothing was \
+         changed; load in several parts"
+    )))
+}
 
-    /// A voter that is far behind would make a majority harder to reach.
-    async fn wait_until_caught_up(&self, coordinator: CoordinatorId) -> Result<(), Failure> {
-        let wait = self.raft.wait(Some(MEMBERSHIP_MAX));
-        let caught_up = wait.metrics(
-            |metrics| {
-                let replicated = metrics.replication.as_ref().and_then(|all| all.get(&coordinator).copied());
-                // One that never answered has nothing, however short the log is.
-                let matched = replicated.flatten().map(|log| log.index);
-                metrics.last_log_index.zip(matched).is_some_and(|(last, matched)| matched + LAG_MAX >= last)
-            },
-            "the coordinator has the log",
-        );
-        caught_up.await.map(drop).map_err(|error| {
-            Failure::new(
-                ErrorCode::Unavailable,
-                format!("coordinator {coordinator} does not catch up with the catalog: {error}"),
-            )
-        })
-    }
-
-    /// Removes a coordinator for good.
-    ///
-    /// # Errors
-    /// `NotFound`, `Invalid` for the last one, `Unavailable` without a majority.
-    pub async fn dismiss(&self, coordinator: CoordinatorId) -> Result<(), Error> {
-        let limits = (MEMBERSHIP_MAX, MEMBERSHIP_MAX);
-        let here = || self.dismiss_here(coordinator);
-        let dismissed = self.at_leader(Call::Dismiss, &coordinator, limits, here).await;
-        dismissed.map_err(|unanswered| unanswered.why.into())
-    }
-
-    /// [`Self::dismiss`], as the leader.
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn dismiss_here(&self, coordinator: CoordinatorId) -> Result<Answer<()>, Failure> {
-        if !self.is_leader() {
-            return Ok(Answer::NotLeader);
+/// What came of a change; none where nobody knows.
+fn outcome(reply: Reply) -> Option<Result<Outcome, Error>> {
+    match reply {
+        Reply::Done(outcome) => Some(Ok(outcome)),
+        Reply::Refused(error) => Some(Err(error.into())),
+        Reply::Abandoned => {
+            Some(Err(Error::Unavailable("the change was given up before a majority had it".to_owned())))
         }
-        let all = self.coordinators();
-        let Some(known) = all.iter().find(|it| it.id == coordinator) else {
-            if self.published.state.borrow().is_dismissed(coordinator) {
-                return Ok(Answer::Done(()));
-            }
-            let numbers: Vec<_> = all.iter().map(|it| it.id.to_string()).collect();
-            return Err(Failure::new(
-                ErrorCode::NotFound,
-                format!("there is no coordinator {coordinator}; there are {}", numbers.join(", ")),
-            ));
-        };
-        if all.iter().filter(|it| it.is_voter).count() == 1 && known.is_voter {
-            return Err(Failure::new(
-                ErrorCode::Invalid,
-                format!("coordinator {coordinator} is the only one: start another one with --join first"),
-            ));
-        }
-        self.change(Command::DismissCoordinator { coordinator }).await.map_err(Error::from)?;
-        let ids = BTreeSet::from([coordinator]);
-        let change =
-            if known.is_voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
-        self.change_members(change).await?;
-        tracing::info!(coordinator, "coordinator is removed");
-        Ok(Answer::Done(()))
-    }
-
-    async fn change_members(&self, change: ChangeMembers<CoordinatorId, BasicNode>) -> Result<(), Failure> {
-        // What is taken out is not kept as one that only follows.
-        let retain = !matches!(change, ChangeMembers::RemoveVoters(_));
-        let changed = self.raft.change_membership(change, retain).await;
-        changed.map(drop).map_err(|error| Failure::new(ErrorCode::Unavailable, error.to_string()))
+        Reply::Forgotten | Reply::Nothing => None,
     }
 }
 
-fn outcome(reply: Reply) -> Result<Outcome, Error> {
-    match reply {
-        Reply::Done(outcome) => Ok(outcome),
-        Reply::Refused(error) => Err(error.into()),
-        Reply::Abandoned => {
-            Err(Error::Unavailable("the change was given up before a majority had it".to_owned()))
-        }
-        Reply::Nothing => Err(Error::Internal("a change without an answer".to_owned())),
-    }
+fn forgotten() -> Error {
+    Error::Unavailable(
+        "the catalog has changed too often meanwhile to say whether the change was made: look before you try again"
+            .to_owned(),
+    )
 }

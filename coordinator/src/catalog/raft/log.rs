@@ -13,6 +13,9 @@ use parking_lot::Mutex;
 use super::file::{Change, Opened, RaftFile, to_json};
 use super::types::{CoordinatorId, Entry, LogId, StorageError, TypeConfig, Vote};
 
+/// Bytes that are sent to a follower at once, unless one entry has more.
+const APPEND_BYTES_MAX: usize = 512 * 1024;
+
 /// The log. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct LogStore {
@@ -22,18 +25,36 @@ pub struct LogStore {
 
 #[derive(Debug)]
 struct Log {
-    entries: BTreeMap<u64, Entry>,
+    entries: BTreeMap<u64, Kept>,
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
 }
 
+#[derive(Debug)]
+struct Kept {
+    entry: Entry,
+    /// As it is encoded.
+    bytes: usize,
+}
+
 impl LogStore {
-    /// The log that a file held when it was opened.
+    /// The log that a file held when it was opened. Who led asks for votes anew:
+    /// openraft would let it lead on in its old term, in which it does not know
+    /// up to where its log was acknowledged.
     pub fn new(opened: &mut Opened) -> Self {
+        let me = opened.identity.as_ref().map(|identity| identity.coordinator);
+        let leads_no_more = |vote: Vote| match me {
+            Some(me) if vote.leader_id.voted_for == Some(me) => Vote { committed: false, ..vote },
+            _ => vote,
+        };
+        let entries = std::mem::take(&mut opened.entries).into_iter().map(|(index, entry)| {
+            let bytes = to_json(&entry).map_or(0, |json| json.len());
+            (index, Kept { entry, bytes })
+        });
         let log = Log {
-            entries: std::mem::take(&mut opened.entries),
-            vote: opened.vote,
+            entries: entries.collect(),
+            vote: opened.vote.map(leads_no_more),
             committed: opened.committed,
             purged: opened.purged,
         };
@@ -50,7 +71,22 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, StorageError> {
-        Ok(self.log.lock().entries.range(range).map(|(_, entry)| entry.clone()).collect())
+        Ok(self.log.lock().entries.range(range).map(|(_, kept)| kept.entry.clone()).collect())
+    }
+
+    /// As many as a follower can take before openraft loses patience.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        let log = self.log.lock();
+        let mut entries = Vec::new();
+        let mut sum = 0;
+        for kept in log.entries.range(start..end).map(|(_, kept)| kept) {
+            sum += kept.bytes;
+            if sum > APPEND_BYTES_MAX && !entries.is_empty() {
+                break;
+            }
+            entries.push(kept.entry.clone());
+        }
+        Ok(entries)
     }
 }
 
@@ -59,7 +95,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
         let log = self.log.lock();
-        let last = log.entries.values().next_back().map(|entry| entry.log_id);
+        let last = log.entries.values().next_back().map(|kept| kept.entry.log_id);
         Ok(LogState { last_purged_log_id: log.purged, last_log_id: last.or(log.purged) })
     }
 
@@ -96,9 +132,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut log = self.log.lock();
             for entry in entries {
+                let index = entry.log_id.index;
                 let json = to_json(&entry).map_err(|error| StorageIOError::write_logs(&error))?;
-                encoded.push((entry.log_id.index, json));
-                log.entries.insert(entry.log_id.index, entry);
+                log.entries.insert(index, Kept { entry, bytes: json.len() });
+                encoded.push((index, json));
             }
         }
         self.file.append(encoded, flushed).map_err(|error| StorageIOError::write_logs(&error))?;

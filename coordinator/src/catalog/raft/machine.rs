@@ -20,13 +20,16 @@ use super::types::{
     CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig,
 };
 use crate::Error;
-use crate::catalog::{CatalogError, State, disk};
+use crate::catalog::{CatalogError, Command, Outcome, State, disk};
 
 /// What snapshots are written as, and the newest that is read.
 const SNAPSHOT_FORMAT: u64 = 1;
 /// Commands whose replies are remembered. One that is sent again later than that
-/// many others would be applied twice; whoever sends again does so for seconds.
+/// many others is not applied, and its sender told that nobody knows.
 const RECENT_MAX: usize = 4_096;
+
+/// Numbers that lost coordinators may have given without this one.
+const NUMBERS_SKIPPED: u64 = 100;
 
 /// How often a snapshot that finds no room on the disk looks again.
 const ROOM_RETRY: Duration = Duration::from_secs(1);
@@ -73,38 +76,51 @@ impl Published {
 
 /// The replies to the newest commands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(from = "Vec<(Uuid, Reply)>", into = "Vec<(Uuid, Reply)>")]
+#[serde(from = "KeptRecent", into = "KeptRecent")]
 pub struct Recent {
     replies: HashMap<Uuid, Reply>,
-    order: VecDeque<Uuid>,
+    /// Oldest first, each with the entries of the log up to it.
+    order: VecDeque<(Uuid, u64)>,
+    /// Entries of the log up to the last one whose reply is not remembered.
+    forgotten: u64,
+}
+
+/// As it is in a snapshot.
+#[derive(Serialize, Deserialize)]
+struct KeptRecent {
+    replies: Vec<(Uuid, u64, Reply)>,
+    forgotten: u64,
 }
 
 impl Recent {
-    fn insert(&mut self, id: Uuid, reply: Reply) {
+    fn insert(&mut self, id: Uuid, entries: u64, reply: Reply) {
         self.replies.insert(id, reply);
-        self.order.push_back(id);
+        self.order.push_back((id, entries));
         while self.order.len() > RECENT_MAX {
-            if let Some(oldest) = self.order.pop_front() {
+            if let Some((oldest, entries)) = self.order.pop_front() {
                 self.replies.remove(&oldest);
+                self.forgotten = self.forgotten.max(entries);
             }
         }
     }
 }
 
-impl From<Vec<(Uuid, Reply)>> for Recent {
-    fn from(replies: Vec<(Uuid, Reply)>) -> Self {
-        let mut recent = Self::default();
-        for (id, reply) in replies {
-            recent.insert(id, reply);
+impl From<KeptRecent> for Recent {
+    fn from(kept: KeptRecent) -> Self {
+        let mut recent = Self { forgotten: kept.forgotten, ..Self::default() };
+        for (id, entries, reply) in kept.replies {
+            recent.insert(id, entries, reply);
         }
         recent
     }
 }
 
-impl From<Recent> for Vec<(Uuid, Reply)> {
-    fn from(mut recent: Recent) -> Self {
-        let order = std::mem::take(&mut recent.order);
-        order.into_iter().filter_map(|id| Some((id, recent.replies.remove(&id)?))).collect()
+impl From<Recent> for KeptRecent {
+    fn from(recent: Recent) -> Self {
+        let Recent { mut replies, order, forgotten } = recent;
+        let in_order =
+            order.into_iter().filter_map(|(id, entries)| Some((id, entries, replies.remove(&id)?)));
+        Self { replies: in_order.collect(), forgotten }
     }
 }
 
@@ -175,11 +191,14 @@ impl Applied {
                 self.membership = Membership::new(Some(entry.log_id), membership);
                 Reply::Nothing
             }
-            EntryPayload::Normal(Proposal { id, from, term, command }) => {
+            EntryPayload::Normal(Proposal { id, from, since, term, command }) => {
                 if let Some(reply) = self.recent.replies.get(&id) {
                     return reply.clone();
                 }
-                // Nobody asks one that was removed what its writes stage.
+                if since < self.recent.forgotten {
+                    return Reply::Forgotten;
+                }
+                // Nobody asks one that was removed what it stages.
                 let is_refused = state.is_dismissed(from);
                 let is_late = term.is_some_and(|term| term != entry.log_id.leader_id.term);
                 let reply = match command {
@@ -188,12 +207,12 @@ impl Applied {
                         "it was decided by a leader that does not lead any more".to_owned(),
                     )),
                     None => Reply::Abandoned,
-                    Some(command) if is_refused && command.write().is_some() => Reply::Refused(
+                    Some(command) if is_refused && command.names_staged() => Reply::Refused(
                         CatalogError::Invalid(format!("coordinator {from} was removed from the cluster")),
                     ),
                     Some(command) => state.apply(command).map_or_else(Reply::Refused, Reply::Done),
                 };
-                self.recent.insert(id, reply.clone());
+                self.recent.insert(id, entry.log_id.index + 1, reply.clone());
                 reply
             }
         }
@@ -230,6 +249,26 @@ impl Machine {
     /// `Internal` for a state that cannot be encoded.
     pub fn encoded(&self) -> Result<Vec<u8>, Error> {
         encode(&self.applied.state, &self.applied.recent)
+    }
+
+    /// Dismisses all coordinators but this one: those that may have come while
+    /// others led, too, whose numbers are not given again.
+    ///
+    /// # Errors
+    /// `Invalid` for a state that takes no such command.
+    pub fn dismiss_all_but(&mut self, me: CoordinatorId) -> Result<(), Error> {
+        let mut state = State::clone(&self.applied.state);
+        let mut last = me;
+        for _ in 0..NUMBERS_SKIPPED {
+            if let Outcome::Coordinator(number) = state.apply(Command::ReserveCoordinator)? {
+                last = last.max(number);
+            }
+        }
+        for coordinator in (1..=last).filter(|number| *number != me) {
+            state.apply(Command::DismissCoordinator { coordinator })?;
+        }
+        self.applied.state = Arc::new(state);
+        Ok(())
     }
 
     fn replace(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), Error> {

@@ -3,7 +3,9 @@
 
 pub mod core;
 pub mod file;
+mod handover;
 pub mod machine;
+pub mod members;
 pub mod peers;
 pub mod types;
 

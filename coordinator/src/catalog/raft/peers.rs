@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use openraft::BasicNode;
 use openraft::error::{
-    InstallSnapshotError, NetworkError, PayloadTooLarge, RPCError, RaftError, RemoteError, Unreachable,
+    Infallible, InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable,
 };
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
@@ -17,11 +17,15 @@ use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::consensus::Payload;
 use shoal_proto::consensus::consensus_client::ConsensusClient;
 use shoal_proto::{Channels, ErrorCode, Failure};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::types::{CoordinatorId, TypeConfig};
+use super::types::{CoordinatorId, LogId, TypeConfig, Vote};
 
 /// How often a coordinator that cannot be reached is tried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// How long it may take to keep entries, which openraft asks for again at each
+/// heartbeat.
+const APPEND_MAX: Duration = Duration::from_secs(5);
 
 /// What a coordinator is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,10 @@ pub enum Call {
     Dismiss,
     /// What it needs of some segments.
     Needs,
+    /// To give shards other workers, as the leader.
+    Rebalance,
+    /// To lead in place of the leader that asks.
+    Elect,
 }
 
 /// The other coordinators of a cluster. Cheap to clone.
@@ -95,6 +103,8 @@ impl Peers {
                 Call::Enlist => client.enlist(payload).await,
                 Call::Dismiss => client.dismiss(payload).await,
                 Call::Needs => client.needs(payload).await,
+                Call::Rebalance => client.rebalance(payload).await,
+                Call::Elect => client.elect(payload).await,
             }
         };
         let answer = tokio::time::timeout(limit, asked).await.map_err(|_| {
@@ -122,7 +132,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = Peer;
 
     async fn new_client(&mut self, target: CoordinatorId, node: &BasicNode) -> Peer {
-        Peer { peers: self.clone(), target, address: node.addr.clone() }
+        Peer { peers: self.clone(), target, address: node.addr.clone(), under_way: None }
     }
 }
 
@@ -132,24 +142,66 @@ pub struct Peer {
     peers: Peers,
     target: CoordinatorId,
     address: String,
+    under_way: Option<UnderWay>,
 }
 
 type Failed<E> = RPCError<CoordinatorId, BasicNode, RaftError<CoordinatorId, E>>;
+type Appended = Result<AppendEntriesResponse<CoordinatorId>, Failed<Infallible>>;
+
+/// Entries that were sent and not answered yet.
+#[derive(Debug)]
+struct UnderWay {
+    vote: Vote,
+    previous: Option<LogId>,
+    last: LogId,
+    answer: AbortOnDropHandle<Appended>,
+}
+
+impl UnderWay {
+    /// Whether this request asks for them again, and perhaps for more.
+    fn is_of(&self, request: &AppendEntriesRequest<TypeConfig>) -> bool {
+        self.vote == request.vote
+            && self.previous == request.prev_log_id
+            && request.entries.iter().any(|entry| entry.log_id == self.last)
+    }
+}
 
 impl Peer {
     async fn ask<T: DeserializeOwned, E: std::error::Error + DeserializeOwned>(
         &self,
         call: Call,
         json: Vec<u8>,
-        option: &RPCOption,
+        limit: Duration,
     ) -> Result<T, Failed<E>> {
-        let answer: Result<Result<T, RaftError<CoordinatorId, E>>, Failure> =
-            self.peers.send((Some(self.target), &self.address), call, json, option.hard_ttl()).await;
-        match answer {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(refused)) => Err(RPCError::RemoteError(RemoteError::new(self.target, refused))),
-            Err(failure) => Err(RPCError::Unreachable(Unreachable::new(&failure))),
-        }
+        ask(&self.peers, (self.target, &self.address), call, json, limit).await
+    }
+
+    fn begin_append(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+        last: LogId,
+    ) -> Result<UnderWay, NetworkError> {
+        let json = encode(request)?;
+        let (peers, target, address) = (self.peers.clone(), self.target, self.address.clone());
+        let asking = async move { ask(&peers, (target, &address), Call::Append, json, APPEND_MAX).await };
+        let answer = AbortOnDropHandle::new(tokio::spawn(asking));
+        Ok(UnderWay { vote: request.vote, previous: request.prev_log_id, last, answer })
+    }
+}
+
+async fn ask<T: DeserializeOwned, E: std::error::Error + DeserializeOwned>(
+    peers: &Peers,
+    (target, address): (CoordinatorId, &str),
+    call: Call,
+    json: Vec<u8>,
+    limit: Duration,
+) -> Result<T, Failed<E>> {
+    let answer: Result<Result<T, RaftError<CoordinatorId, E>>, Failure> =
+        peers.send((Some(target), address), call, json, limit).await;
+    match answer {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(refused)) => Err(RPCError::RemoteError(RemoteError::new(target, refused))),
+        Err(failure) => Err(RPCError::Unreachable(Unreachable::new(&failure))),
     }
 }
 
@@ -158,17 +210,31 @@ fn encode(request: &impl Serialize) -> Result<Vec<u8>, NetworkError> {
 }
 
 impl RaftNetwork<TypeConfig> for Peer {
+    /// openraft waits for one heartbeat and then asks for the same again, for
+    /// ever if it takes longer: what is under way is waited for, not sent again.
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
-    ) -> Result<AppendEntriesResponse<CoordinatorId>, Failed<openraft::error::Infallible>> {
-        let json = encode(&request)?;
-        let entries = u64::try_from(request.entries.len()).unwrap_or(u64::MAX);
-        if json.len() > MESSAGE_BYTES_MAX / 2 && entries > 1 {
-            return Err(RPCError::PayloadTooLarge(PayloadTooLarge::new_entries_hint(entries / 2)));
+    ) -> Appended {
+        let Some(last) = request.entries.last().map(|entry| entry.log_id) else {
+            // It only says that there is a leader, and need not wait.
+            return self.ask(Call::Append, encode(&request)?, option.hard_ttl()).await;
+        };
+        let under_way = match self.under_way.take().filter(|under_way| under_way.is_of(&request)) {
+            Some(under_way) => under_way,
+            None => self.begin_append(&request, last)?,
+        };
+        let UnderWay { last: sent, answer, .. } = self.under_way.insert(under_way);
+        let sent = *sent;
+        let answer = answer.await;
+        self.under_way = None;
+        match answer.map_err(|error| NetworkError::new(&error))? {
+            Ok(AppendEntriesResponse::Success) if sent != last => {
+                Ok(AppendEntriesResponse::PartialSuccess(Some(sent)))
+            }
+            answer => answer,
         }
-        self.ask(Call::Append, json, &option).await
     }
 
     async fn install_snapshot(
@@ -176,18 +242,21 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<CoordinatorId>, Failed<InstallSnapshotError>> {
-        self.ask(Call::InstallSnapshot, encode(&request)?, &option).await
+        self.ask(Call::InstallSnapshot, encode(&request)?, option.hard_ttl()).await
     }
 
     async fn vote(
         &mut self,
         request: VoteRequest<CoordinatorId>,
         option: RPCOption,
-    ) -> Result<VoteResponse<CoordinatorId>, Failed<openraft::error::Infallible>> {
-        self.ask(Call::Vote, encode(&request)?, &option).await
+    ) -> Result<VoteResponse<CoordinatorId>, Failed<Infallible>> {
+        self.ask(Call::Vote, encode(&request)?, option.hard_ttl()).await
     }
 
     fn backoff(&self) -> Backoff {
         Backoff::new(std::iter::repeat(RETRY_INTERVAL))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,6 +43,10 @@ pub struct Proposal {
     /// The coordinator that wants it; 0 in logs from before this was told.
     #[serde(default)]
     pub from: CoordinatorId,
+    /// Entries of the log that were applied there when it was made: it is none
+    /// of them. The same each time that it is sent.
+    #[serde(default)]
+    pub since: u64,
     /// The term in which its coordinator decided it as the leader: it is refused in
     /// any other. None for what anybody may want.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,4 +66,7 @@ pub enum Reply {
     Refused(CatalogError),
     /// It was given up before it came.
     Abandoned,
+    /// So many others came since it was made that nobody knows whether it was
+    /// applied before; it was not now.
+    Forgotten,
 }

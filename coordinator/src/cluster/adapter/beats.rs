@@ -76,12 +76,13 @@ impl Cluster {
         let is_spared = |name: &SegmentName| protected.contains(name) || self.pins.retired(name).is_some();
         let live = core.membership.live();
         let state = self.catalog.snapshot();
+        self.pins.note(|| self.catalog.take_dropped());
         let mut reconciled = repair::reconcile(&state, &live, &id, &held, is_spared);
         // Until it hears of this term it may remove some of that for an older leader.
         let may_lose = request.term < self.catalog.term();
         let mut is_to_report = false;
-        if !self.catalog.is_leader() {
-            // Whoever leads sees to both.
+        if core.leads_in.is_none() {
+            // Whoever leads sees to both; this one, once it has begun to, asks again.
             reconciled.adopt.clear();
             reconciled.discard.clear();
         } else {
@@ -155,7 +156,9 @@ impl Cluster {
             memory_used_bytes: beat.memory_used_bytes,
             tasks_running: beat.tasks_running,
             disk_free_bytes: beat.disk_free_bytes,
+            disk_total_bytes: beat.disk_total_bytes,
             disk_used_bytes: beat.disk_used_bytes,
+            cross_zone_bytes: beat.cross_zone_bytes,
             leaving: beat.leaving,
             wants_drain: beat.drain,
         };

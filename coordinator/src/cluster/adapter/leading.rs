@@ -43,12 +43,12 @@ impl Cluster {
             core.going.clear();
             core.fetched.clear();
             core.fetching.clear();
-            core.heard.clear();
+            core.silences.clear();
             if leads.is_some() {
                 tracing::info!(term, "this coordinator looks after the workers now");
-                let members = core.membership.live();
-                for worker in members.workers.iter().chain(&members.suspected) {
-                    core.waiting.entry(worker.id.clone()).or_default().report = true;
+                // Also those that have not beaten yet, or are suspected: they may by and by.
+                for worker in core.membership.members() {
+                    core.waiting.entry(worker.clone()).or_default().report = true;
                 }
             }
         }
@@ -86,17 +86,19 @@ impl Cluster {
         let now = Instant::now();
         {
             let mut core = self.core.lock();
+            let mut may_answer_yet = false;
             for (other, said) in others.iter().zip(said) {
-                let since = core.heard.entry(other.address.clone()).or_insert(now);
                 match said {
                     Ok(needs) => {
-                        *since = now;
+                        core.silences.answered(&other.address);
                         answers.push(Some(needs));
                     }
-                    Err(_) if now.saturating_duration_since(*since) > UNHEARD_MAX => answers.push(None),
-                    // Perhaps it answers the next time.
-                    Err(_) => return,
+                    Err(_) if core.silences.failed(now, &other.address) > UNHEARD_MAX => answers.push(None),
+                    Err(_) => may_answer_yet = true,
                 }
+            }
+            if may_answer_yet {
+                return;
             }
         }
         // Another one may lead by now, and have decided otherwise. And a change that is

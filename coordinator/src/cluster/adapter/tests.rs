@@ -147,6 +147,25 @@ async fn a_committed_segment_is_never_removed_by_mistake() {
 }
 
 #[tokio::test]
+async fn who_begins_to_lead_asks_all_members_what_they_hold() {
+    let cluster = cluster().await;
+    let stray = segment(with_table(&cluster).await, 0, "w1").name();
+    // Elected, and not at work yet.
+    cluster.core.lock().leads_in = None;
+    let silent = cluster.join(request("silent", &[stray])).await.unwrap();
+    assert!(silent.discard.is_empty(), "nobody looks after the workers yet");
+    let suspected = connect(&cluster, "suspected", &[]).await;
+    cluster.suspect(&"suspected".into(), "test");
+    let live = connect(&cluster, "live", &[]).await;
+    cluster.lead();
+    for (worker, stream) in [("silent", cluster.open_stream()), ("suspected", suspected), ("live", live)] {
+        assert!(beat(&cluster, worker, stream).report, "{worker} is not asked");
+        assert!(!beat(&cluster, worker, stream).report, "{worker} is asked twice");
+    }
+    assert_eq!(join(&cluster, "silent", &[stray]).await, [stray.to_string()]);
+}
+
+#[tokio::test]
 async fn a_dropped_table_stays_readable_until_its_readers_are_done() {
     let cluster = cluster().await;
     let id = with_table(&cluster).await;
@@ -401,4 +420,5 @@ async fn connect(cluster: &Cluster, worker: &str, held: &[SegmentName]) -> Strea
     stream
 }
 
+mod compacting;
 mod moving;

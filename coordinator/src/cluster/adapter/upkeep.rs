@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use shoal_proto::WorkerId;
 
-use super::{Cluster, Core, candidates};
-use crate::catalog::{Command, Dropped, Outcome, WorkerRecord};
+use super::{Cluster, Core, Ordered, candidates};
+use crate::catalog::{Command, Dropped, Outcome, State, WorkerRecord};
 use crate::cluster::events::EventKind;
 use crate::cluster::given_up::{GivenUp, News};
 use crate::cluster::moves::{self, Moved};
 use crate::cluster::repair;
 
-/// Copies that one worker makes at a time.
+/// Urgent copies that one worker has orders for at a time, and as many others: it
+/// makes fewer at a time, and is not to wait for the next order.
 const FETCHES_MAX: usize = 16;
 /// Moves of one table that are told one by one.
 const MOVES_TOLD_MAX: usize = 16;
@@ -103,12 +104,8 @@ impl Cluster {
         let live = self.live();
         let state = self.catalog.snapshot();
         let workers = candidates(&live, &state);
-        let (leave, leads_in) = {
-            let core = self.core.lock();
-            let leave: BTreeSet<WorkerId> = core.given_up.all().map(|(id, _)| id.clone()).collect();
-            (leave, core.leads_in)
-        };
-        let Some(term) = leads_in else { return };
+        let Some(term) = self.core.lock().leads_in else { return };
+        let leave = self.leaving();
         let mut commands = moves::mend(&state, &workers, &leave);
         if commands.is_empty() {
             commands = moves::surplus(&state, &live, &leave);
@@ -117,20 +114,36 @@ impl Cluster {
         // Evenness can wait until all that are expected are here and complete.
         if commands.is_empty()
             && state.workers().all(is_there)
-            && repair::missing(&state, &live, 1, |_, _| false).is_empty()
+            && repair::missing(&state, &live, 1, |_, _, _| false).is_empty()
         {
             commands = moves::even_out(&state, &workers);
         }
-        let told: Vec<_> = commands.iter().map(|command| moves::changes(&state, command)).collect();
+        self.carry_out(term, &state, commands).await;
+    }
+
+    /// Those whose shards should leave them.
+    pub(super) fn leaving(&self) -> BTreeSet<WorkerId> {
+        self.core.lock().given_up.all().map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Carries out what was decided on in this state by the leader of this term, and
+    /// tells it; the shards that go elsewhere by that.
+    pub(super) async fn carry_out(&self, term: u64, state: &State, commands: Vec<Command>) -> Vec<Moved> {
+        let changes: Vec<_> = commands.iter().map(|command| moves::changes(state, command)).collect();
         let making = commands.into_iter().map(|command| self.catalog.apply_in(term, command));
         let outcomes = join_all(making).await;
-        for (moved, outcome) in told.iter().zip(outcomes) {
+        let mut moved = Vec::new();
+        for (changes, outcome) in changes.into_iter().zip(outcomes) {
             match outcome {
-                Ok(Outcome::Done) => self.tell_moved(moved),
+                Ok(Outcome::Done) => {
+                    self.tell_moved(&changes);
+                    moved.extend(changes);
+                }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "shards not moved"),
             }
         }
+        moved
     }
 
     /// Few moves one by one, many in one line.
@@ -157,18 +170,22 @@ impl Cluster {
         let mut core = self.core.lock();
         let core = &mut *core;
         for fetching in core.fetching.values_mut() {
-            fetching.retain(|_, since| now.saturating_duration_since(*since) < FETCH_MAX);
+            fetching.retain(|_, ordered| now.saturating_duration_since(ordered.at) < FETCH_MAX);
         }
         let fetching = &core.fetching;
-        let orders = repair::missing(&state, &live, FETCHES_MAX, |worker, name| {
-            let under_way = fetching.get(worker);
-            under_way.is_some_and(|names| names.len() >= FETCHES_MAX || names.contains_key(name))
+        let orders = repair::missing(&state, &live, FETCHES_MAX, |worker, name, is_urgent| {
+            let Some(ordered) = fetching.get(worker) else { return false };
+            // What only moved may be urgent by now.
+            let is_ordered = ordered.get(name).is_some_and(|it| it.is_urgent || !is_urgent);
+            is_ordered || ordered.values().filter(|it| it.is_urgent == is_urgent).count() >= FETCHES_MAX
         });
-        for (worker, request) in orders {
+        for (worker, mut request) in orders {
             let Ok(name) = request.name.parse() else {
                 continue;
             };
-            core.fetching.entry(worker.clone()).or_default().insert(name, now);
+            let is_urgent = request.urgent;
+            request.bytes_per_second = self.rates.bytes_per_second(is_urgent);
+            core.fetching.entry(worker.clone()).or_default().insert(name, Ordered { at: now, is_urgent });
             core.waiting.entry(worker).or_default().fetch.push(request);
         }
     }

@@ -42,6 +42,13 @@ impl Node {
     }
 
     async fn start_in(dir: TempDir, address: SocketAddr, join: &[&Node]) -> Self {
+        let node = Self::begin_in(dir, address, join).await;
+        node.enlist().await;
+        node
+    }
+
+    /// As [`Self::start_in`], and not counted in yet.
+    async fn begin_in(dir: TempDir, address: SocketAddr, join: &[&Node]) -> Self {
         let (listener, address) = server::bind(address).await.unwrap();
         let join = join.iter().map(|node| format!("http://{}", node.address)).collect();
         let catalog = open(dir.path(), address, join).await.unwrap();
@@ -52,9 +59,7 @@ impl Node {
             .add_service(service)
             .serve_with_incoming_shutdown(Incoming::new(listener), end.clone().cancelled_owned());
         let served = tokio::spawn(async move { served.await.unwrap() });
-        let node = Self { cluster, served, end, address, dir };
-        node.enlist().await;
-        node
+        Self { cluster, served, end, address, dir }
     }
 
     /// Ends it; where it was, to start it again.
@@ -145,6 +150,46 @@ async fn two_of_three_go_on_and_one_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_hands_over_and_no_change_is_lost() {
+    let first = Node::start(&[]).await;
+    let second = Node::start(&[&first]).await;
+    let third = Node::start(&[&first]).await;
+    assert!(first.is_leader());
+    let (on_first, on_third) = (Catalog::clone(&first), Catalog::clone(&third));
+    let changes = tokio::spawn(async move {
+        for number in 0..100 {
+            let on = if number % 2 == 0 { &on_first } else { &on_third };
+            assert_eq!(on.apply(schema(format!("s{number}"))).await.unwrap(), Outcome::Done);
+        }
+    });
+    until("changes are made", || first.snapshot().has_schema("s10")).await;
+    first.hand_over().await;
+    // Without that it would lead until it is stopped.
+    let leads = first.coordinators().into_iter().find(|it| it.is_leader).unwrap();
+    assert!(!leads.is_self, "{leads:?}");
+    until("the next one leads", || second.is_leader() || third.is_leader()).await;
+    changes.await.unwrap();
+    // It goes on as one that follows, and hands over nothing.
+    first.hand_over().await;
+    assert_eq!(first.apply(schema("after")).await.unwrap(), Outcome::Done);
+    for node in [&first, &second, &third] {
+        node.catch_up().await.unwrap();
+        assert!(node.snapshot().has_schema("s99") && node.snapshot().has_schema("after"));
+    }
+    assert_eq!(first.json(), second.json());
+    first.stop().await;
+    assert_eq!(second.apply(schema("without_first")).await.unwrap(), Outcome::Done);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_alone_hands_over_nothing() {
+    let only = Node::start(&[]).await;
+    only.hand_over().await;
+    assert!(only.is_leader());
+    assert_eq!(only.apply(schema("s")).await.unwrap(), Outcome::Done);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_coordinator_stays_out() {
     let first = Node::start(&[]).await;
     let second = Node::start(&[&first]).await;
@@ -169,6 +214,100 @@ async fn a_removed_coordinator_stays_out() {
     third.apply(schema("t")).await.unwrap();
     let last = third.dismiss(third.consensus().me).await.unwrap_err().to_string();
     assert!(last.contains("is the only one"), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leads_rebalances_whoever_is_asked() {
+    let first = Node::start(&[]).await;
+    let second = Node::start(&[&first]).await;
+    until("the first one leads", || first.is_leader()).await;
+    for node in [&first, &second] {
+        let rebalanced = node.cluster.rebalance().await.unwrap();
+        assert_eq!(rebalanced.why_not, "no worker can take shards");
+    }
+    first.stop().await;
+    let alone = second.cluster.rebalance().await.unwrap_err().to_string();
+    assert!(alone.contains("no majority of the coordinators"), "{alone}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_come_at_once_are_taken_in_one_after_the_other() {
+    let first = Node::start(&[]).await;
+    let begin = async || {
+        let anywhere = (Ipv4Addr::LOCALHOST, 0).into();
+        Node::begin_in(tempfile::tempdir().unwrap(), anywhere, &[&first]).await
+    };
+    let (second, third) = (begin().await, begin().await);
+    let request = |node: &Node| crate::catalog::Enlist {
+        coordinator: Some(node.consensus().me),
+        address: format!("http://{}", node.address),
+        may_forward: false,
+    };
+    let (one, other) = (request(&second), request(&third));
+    let leader = first.consensus();
+    let (one, other) = tokio::join!(leader.enlist_here(&one), leader.enlist_here(&other));
+    for taken in [one, other] {
+        assert!(matches!(taken, Ok(Answer::Done(_))), "{taken:?}");
+    }
+    until("all count", || first.coordinators().iter().filter(|it| it.is_voter).count() == 3).await;
+}
+
+type Members = openraft::ChangeMembers<u64, openraft::BasicNode>;
+
+/// Begins a change of the members, and is gone between its two halves.
+async fn leave_half_way(node: &Node, change: Members) {
+    let raft = &node.consensus().raft;
+    let mut metrics = raft.metrics();
+    let is_joint = |now: &openraft::RaftMetrics<u64, openraft::BasicNode>| {
+        now.membership_config.membership().get_joint_config().len() > 1
+    };
+    let since = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            joint = metrics.wait_for(is_joint) => {
+                assert!(joint.is_ok());
+                return;
+            }
+            // The one before may still be on its way to a majority.
+            changed = raft.change_membership(change.clone(), false) => {
+                assert!(changed.is_err() && since.elapsed() < SOON, "it was not left half-way: {changed:?}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_members_that_was_left_half_way_is_completed() {
+    let first = Node::start(&[]).await;
+    let _second = Node::start(&[&first]).await;
+    let voters =
+        || -> Vec<u64> { first.coordinators().iter().filter(|it| it.is_voter).map(|it| it.id).collect() };
+    let is_done = |expected: &[u64]| {
+        !first.consensus().is_changing()
+            && voters() == expected
+            && first.coordinators().len() == expected.len()
+    };
+    for gone in [8, 9] {
+        let nobody = openraft::BasicNode::new("http://127.0.0.1:1");
+        let raft = &first.consensus().raft;
+        let since = Instant::now();
+        // The change before may still be on its way to a majority.
+        while let Err(error) = raft.add_learner(gone, nobody.clone(), false).await {
+            assert!(since.elapsed() < SOON, "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        leave_half_way(&first, Members::AddVoterIds([gone].into())).await;
+        until("it is added", || is_done(&[1, 2, gone])).await;
+        if gone == 8 {
+            leave_half_way(&first, Members::RemoveVoters([gone].into())).await;
+        } else {
+            // Whoever removes it is gone before the first half.
+            first.apply(Command::DismissCoordinator { coordinator: gone }).await.unwrap();
+        }
+        until("it is removed", || is_done(&[1, 2])).await;
+    }
 }
 
 #[tokio::test]

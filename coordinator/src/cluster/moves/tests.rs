@@ -9,6 +9,7 @@ use shoal_data::{Segment, SegmentName};
 use super::*;
 use crate::catalog::state::tests::{create, segment, table};
 use crate::catalog::{Outcome, WorkerRecord};
+use crate::cluster::disk::Disk;
 use crate::cluster::placement::place;
 use crate::cluster::{Holds, LiveWorker, repair};
 
@@ -19,7 +20,7 @@ const ROUNDS_MAX: usize = 100;
 fn workers(text: &str) -> Vec<Candidate> {
     let worker = |text: &str| {
         let (id, zone) = text.split_once(':').unwrap_or((text, ""));
-        Candidate { id: id.into(), zone: zone.to_owned() }
+        Candidate { id: id.into(), zone: zone.to_owned(), disk: Disk::default() }
     };
     text.split_whitespace().map(worker).collect()
 }
@@ -80,7 +81,7 @@ fn set_replicas(state: &mut State, name: &str, replicas: ReplicaCount) {
 
 /// Makes copies that are missing, at most so many on each worker; how many.
 fn copy_some(state: &mut State, live: &LiveWorkers, per_worker_max: usize) -> usize {
-    let orders = repair::missing(state, live, per_worker_max, |_, _| false);
+    let orders = repair::missing(state, live, per_worker_max, |_, _, _| false);
     for (worker, request) in &orders {
         let name: SegmentName = request.name.parse().unwrap();
         let worker = worker.clone();
@@ -383,6 +384,81 @@ fn new_workers_in_every_zone_get_their_part() {
     even(&mut state, &workers("w1:a w2:b w3:a w4:b"));
     let even: BTreeMap<WorkerId, u64> = ids("w1 w2 w3 w4").into_iter().map(|id| (id, 20)).collect();
     assert_eq!(loads(&state), even);
+}
+
+/// The workers with disks of so many bytes, of which so many are free.
+fn with_disks(workers: Vec<Candidate>, disks: &[(u64, u64)]) -> Vec<Candidate> {
+    let with_disk = |(worker, (free_bytes, total_bytes)): (Candidate, &(u64, u64))| Candidate {
+        disk: Disk { free_bytes: *free_bytes, total_bytes: *total_bytes },
+        ..worker
+    };
+    workers.into_iter().zip(disks).map(with_disk).collect()
+}
+
+#[test]
+fn nothing_goes_where_there_is_less_room_and_what_is_there_may_leave() {
+    const TB: u64 = 1_000_000_000_000;
+    let one = || {
+        let mut state = State::new("c");
+        add(&mut state, Count(1), shards("w1, w1, w1, w1, w2"), &[10, 10, 10, 10, 10]);
+        state
+    };
+    let moved = |disks: &[(u64, u64)]| {
+        let state = one();
+        let commands = even_out(&state, &with_disks(workers("w1 w2 w3"), disks));
+        let moved = commands.iter().flat_map(|command| changes(&state, command));
+        moved.flat_map(|moved| moved.to).collect::<BTreeSet<_>>()
+    };
+    let set_of = |text: &str| set(&ids(text));
+    assert_eq!(moved(&[(TB / 2, TB); 3]), set_of("w2 w3"));
+    // All on one file system, however full.
+    assert_eq!(moved(&[(TB / 50, TB); 3]), set_of("w2 w3"));
+    assert_eq!(moved(&[(TB / 2, TB), (TB / 2, TB), (TB / 20, TB)]), set_of("w2"));
+    assert_eq!(moved(&[(TB / 2, TB), (TB / 2, TB), (0, TB)]), set_of("w2"));
+    // The fullest is the one that shards leave.
+    assert_eq!(moved(&[(0, TB), (TB / 2, TB), (TB / 2, TB)]), set_of("w2 w3"));
+}
+
+#[test]
+fn no_more_goes_to_a_disk_than_fits() {
+    let mut state = State::new("c");
+    add(&mut state, Count(1), shards("w1, w1, w1, w1, w1, w1"), &[1_000; 6]);
+    // A fiftieth of 5,000 stays free: there is room for two.
+    let here = with_disks(workers("w1 w2"), &[(2_100, 5_000), (2_100, 5_000)]);
+    let commands = even_out(&state, &here);
+    assert_eq!(commands.iter().flat_map(|command| changes(&state, command)).count(), 2);
+}
+
+#[test]
+fn a_larger_disk_holds_more() {
+    let mut state = State::new("c");
+    add(&mut state, Count(1), vec![ids("w1"); 40], &[10 << 20; 40]);
+    let here = with_disks(workers("w1 w2"), &[(90 << 30, 100 << 30), (290 << 30, 300 << 30)]);
+    even(&mut state, &here);
+    let loads = loads(&state);
+    let held = |worker: &str| loads[&WorkerId::from(worker)] >> 20;
+    assert_eq!(held("w1") + held("w2"), 400);
+    assert!((90..=110).contains(&held("w1")), "{loads:?}");
+    assert!(even_out(&state, &here).is_empty());
+}
+
+#[test]
+fn where_nothing_moves_it_is_said_why() {
+    let check = |placed: &str, bytes: &[u64], here: &[Candidate], expected: &str| {
+        let mut state = State::new("c");
+        add(&mut state, Count(1), shards(placed), bytes);
+        assert!(even_out(&state, here).is_empty(), "{placed}: something moves");
+        let said = why_not(&state, here);
+        assert!(said.contains(expected), "{placed}: {said}");
+    };
+    check("w1", &[10], &[], "no worker can take shards");
+    check("w1", &[10], &workers("w1"), "w1 is the only worker that can take shards");
+    check("w1, w2", &[], &workers("w1 w2"), "no table has rows");
+    let even = "workers hold as much as they should: w1 holds 1010 bytes and w2 holds 1000";
+    check("w1, w1, w2", &[1_000, 10, 1_000], &workers("w1 w2"), even);
+    check("w1", &[10], &workers("w1 w2"), "w1 holds 10 bytes and w2 holds 0, and no shard can go");
+    let full = with_disks(workers("w1 w2"), &[(1 << 40, 1 << 40), (0, 1 << 40)]);
+    check("w1, w1, w1", &[10; 3], &full, "finds no room");
 }
 
 #[test]

@@ -35,6 +35,17 @@ fn a_segment_stays_until_the_last_reader_is_done() {
 }
 
 #[test]
+fn what_was_noted_can_be_read_and_goes_later() {
+    let pins = Pins::default();
+    let gone = dropped(5);
+    let name = gone.segment.name();
+    pins.note(|| vec![gone]);
+    assert!(pins.retired(&name).is_some());
+    assert_eq!(pins.collect(Vec::new).len(), 1);
+    assert!(pins.retired(&name).is_none());
+}
+
+#[test]
 fn readers_of_newer_versions_hold_nothing_back() {
     let pins = Pins::default();
     let newer = pins.pin_newest(|| state(5));

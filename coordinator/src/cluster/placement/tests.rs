@@ -18,8 +18,8 @@ fn workers(zones: &[usize]) -> Vec<Candidate> {
     let mut workers = Vec::new();
     for (zone, count) in zones.iter().enumerate() {
         for index in 0..*count {
-            workers
-                .push(Candidate { id: WorkerId::new(format!("w{zone}-{index}")), zone: format!("z{zone}") });
+            let id = WorkerId::new(format!("w{zone}-{index}"));
+            workers.push(Candidate { id, zone: format!("z{zone}"), disk: Disk::default() });
         }
     }
     workers
@@ -246,4 +246,70 @@ fn a_reference_table_is_on_whoever_stays() {
     assert_eq!(rehomed(ReplicaCount::All, &[0], &all, &[]), ids);
     assert_eq!(rehomed(ReplicaCount::All, &[0, 1, 2], &all, &[0, 1, 2]), ids, "copies are given up");
     assert_eq!(rehomed(ReplicaCount::All, &[0], &all[..1], &[0]), ids[..1], "nobody can take it over");
+}
+
+/// The workers with disks of which so many hundredths are free.
+fn with_disks(workers: Vec<Candidate>, free: &[u64]) -> Vec<Candidate> {
+    const HUNDREDTH: u64 = 10 << 30;
+    let with_disk = |(worker, free): (Candidate, &u64)| {
+        let disk = Disk { free_bytes: free * HUNDREDTH, total_bytes: 100 * HUNDREDTH };
+        Candidate { disk, ..worker }
+    };
+    workers.into_iter().zip(free).map(with_disk).collect()
+}
+
+#[test]
+fn a_new_table_goes_where_there_is_room() {
+    let check = |zones: &[usize], free: &[u64], replicas: ReplicaCount, expected: &[usize]| {
+        let all = workers(zones);
+        let expected: BTreeSet<WorkerId> = expected.iter().map(|at| all[*at].id.clone()).collect();
+        let disks = with_disks(all.clone(), free);
+        let placement = place(&layout(2, replicas), &disks, std::iter::empty()).unwrap();
+        let placed: BTreeSet<WorkerId> = placement.shards.iter().flatten().cloned().collect();
+        assert_eq!(placed, expected, "{free:?}, {replicas:?}");
+        placement.notice
+    };
+    let two = ReplicaCount::Count(2);
+    assert_eq!(check(&[3], &[0, 50, 50], two, &[1, 2]), None);
+    assert_eq!(check(&[3], &[5, 50, 50], two, &[1, 2]), None, "tight ones come last");
+    assert_eq!(check(&[3], &[5, 5, 50], two, &[0, 1, 2]), None, "and they come");
+    // Rather two zones than room; there is none on a full disk.
+    assert_eq!(check(&[2, 1], &[50, 50, 5], two, &[0, 1, 2]), None);
+    assert_eq!(check(&[2, 1], &[50, 50, 0], two, &[0, 1]), None);
+    assert_eq!(check(&[3], &[0, 0, 0], two, &[0, 1, 2]), None);
+    assert_eq!(check(&[3], &[50, 0, 50], ReplicaCount::All, &[0, 2]), None);
+    let notice = check(&[3], &[0, 50, 50], ReplicaCount::Count(3), &[1, 2]);
+    let expected =
+        "replicas = 3, but there are 2 workers live whose disks are not full: each shard gets 2 for now";
+    assert_eq!(notice.as_deref(), Some(expected));
+}
+
+#[test]
+fn a_group_on_a_full_disk_is_not_joined() {
+    let layout = layout(4, ReplicaCount::Count(2));
+    let all = workers(&[4]);
+    let first = place(&layout, &all[..2], std::iter::empty()).unwrap();
+    let tables = [table(1, layout.clone(), first.shards.clone())];
+    let on = |free: &[u64]| place(&layout, &with_disks(all.clone(), free), tables.iter()).unwrap().shards;
+    assert_eq!(on(&[5, 50, 50, 50]), first.shards, "joins are worth more than room");
+    assert!(on(&[0, 50, 50, 50]).iter().flatten().all(|id| *id != all[0].id));
+}
+
+#[test]
+fn what_is_missing_goes_where_there_is_room_and_waits_where_there_is_none() {
+    let wanted = layout(2, ReplicaCount::Count(2));
+    let all = workers(&[3]);
+    let ids: Vec<WorkerId> = all.iter().map(|worker| worker.id.clone()).collect();
+    let placed = vec![ids[..2].to_vec(), ids[..2].to_vec()];
+    let table = table(1, wanted, placed.clone());
+    let leave = BTreeSet::from([ids[0].clone()]);
+    let to = |free: &[u64]| {
+        rehome(&table, &with_disks(all.clone(), free), &leave).unwrap_or_else(|| placed.clone())
+    };
+    let moved = vec![vec![ids[1].clone(), ids[2].clone()]; 2];
+    assert_eq!(to(&[50, 50, 50]), moved);
+    assert_eq!(to(&[50, 50, 5]), moved, "it has room for some");
+    assert_eq!(to(&[50, 50, 0]), placed);
+    // What is on a full disk stays there.
+    assert_eq!(to(&[50, 0, 50]), moved);
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use shoal_data::ReplicaCount;
 use shoal_proto::TableId;
 
 use super::*;
@@ -42,7 +41,7 @@ fn live(workers: &[(&str, &[SegmentName])]) -> LiveWorkers {
 }
 
 fn ordered(state: &State, live: &LiveWorkers) -> Vec<(String, String, Vec<String>)> {
-    let orders = missing(state, live, 100, |_, _| false);
+    let orders = missing(state, live, 100, |_, _, _| false);
     let from = |request: &FetchRequest| request.from.iter().map(|from| from.worker.clone()).collect();
     let mut orders: Vec<_> = orders
         .iter()
@@ -64,6 +63,26 @@ fn a_copy_that_is_missing_is_fetched_from_who_has_it() {
     assert!(ordered(&state, &live(&[("w1", &[]), ("w3", &[])])).is_empty());
     // The catalog counts on a worker that lost the file.
     assert!(ordered(&state, &live(&[("w1", &[name]), ("w2", &[])])).is_empty());
+}
+
+#[test]
+fn a_copy_comes_from_the_same_zone_where_it_can() {
+    let mut held = segment(TableId(2), 0, "w1");
+    held.replicas.extend(["w2", "w4"].map(WorkerId::from));
+    let state = catalog(std::slice::from_ref(&held));
+    let from = |zone_of_w3: &str| {
+        let mut live = live(&[("w1", &[]), ("w2", &[]), ("w3", &[]), ("w4", &[])]);
+        for (worker, zone) in live.workers.iter_mut().zip(["a", "b", zone_of_w3, "b"]) {
+            zone.clone_into(&mut worker.zone);
+        }
+        let mut orders = ordered(&state, &live);
+        let (worker, _, from) = orders.remove(0);
+        assert_eq!((worker.as_str(), orders.len()), ("w3", 0));
+        from
+    };
+    assert_eq!(from("a"), ["w1", "w2", "w4"]);
+    assert_eq!(from("b"), ["w2", "w4", "w1"]);
+    assert_eq!(from(""), ["w1", "w2", "w4"]);
 }
 
 #[test]
@@ -92,10 +111,10 @@ fn copies_are_ordered_a_few_at_a_time_and_not_twice() {
     let segments: Vec<_> = (0..10).map(|_| segment(TableId(1), 0, "w1")).collect();
     let state = catalog(&segments);
     let live = live(&[("w1", &[]), ("w2", &[])]);
-    assert_eq!(missing(&state, &live, 3, |_, _| false).len(), 3);
-    assert!(missing(&state, &live, 3, |_, _| true).is_empty());
+    assert_eq!(missing(&state, &live, 3, |_, _, _| false).len(), 3);
+    assert!(missing(&state, &live, 3, |_, _, _| true).is_empty());
     let first = segments[0].name();
-    let rest = missing(&state, &live, 100, |_, name| *name == first);
+    let rest = missing(&state, &live, 100, |_, name, _| *name == first);
     assert_eq!(rest.len(), 9);
 }
 
@@ -109,13 +128,47 @@ fn what_has_fewest_copies_is_copied_first() {
     let state = catalog(&[safe.clone(), in_danger.clone(), counted_only.clone()]);
     let live = live(&[("w1", &[]), ("w2", &[]), ("w3", &[])]);
     let to_w3 = |per_worker_max: usize| {
-        let orders = missing(&state, &live, per_worker_max, |_, _| false).into_iter();
+        let orders = missing(&state, &live, per_worker_max, |_, _, _| false).into_iter();
         let to_w3 = orders.filter(|(worker, _)| worker.as_str() == "w3");
         to_w3.map(|(_, request)| request.name).collect::<Vec<_>>()
     };
     let names = [in_danger, counted_only, safe].map(|segment| segment.name().to_string());
     assert_eq!(to_w3(3), names, "a copy on a worker that is away does not count");
     assert_eq!(to_w3(1), names[..1]);
+}
+
+#[test]
+fn what_has_too_few_copies_is_urgent_and_comes_first() {
+    let placed_elsewhere = |replicas: &[&str]| {
+        let replicas = replicas.iter().copied().map(WorkerId::from).collect();
+        Segment { replicas, ..segment(TableId(1), 0, "") }
+    };
+    // Both should be on `w1` and `w2`. Of the first there are two copies, of which
+    // one is to go.
+    let [moves, lost] = [&["w1", "w3"][..], &["w1", "w9"]].map(placed_elsewhere);
+    let state = catalog(&[moves.clone(), lost.clone()]);
+    let to_w2 = |live: &LiveWorkers, per_worker_max: usize| {
+        let orders = missing(&state, live, per_worker_max, |_, _, _| false).into_iter();
+        let to_w2 = orders.filter(|(worker, _)| worker.as_str() == "w2");
+        to_w2.map(|(_, request)| (request.name, request.urgent)).collect::<Vec<_>>()
+    };
+    let [moves, lost] = [moves, lost].map(|segment| segment.name().to_string());
+    let all = live(&[("w1", &[]), ("w2", &[]), ("w3", &[])]);
+    let expected = [(lost.clone(), true), (moves.clone(), false)];
+    assert_eq!(to_w2(&all, 10), expected);
+    assert_eq!(to_w2(&all, 1), expected, "what moves keeps nothing urgent from being ordered");
+    // Whoever has the other copy is away.
+    let fewer = live(&[("w1", &[]), ("w2", &[])]);
+    assert_eq!(to_w2(&fewer, 10), [(moves, true), (lost, true)]);
+}
+
+#[test]
+fn a_table_that_is_everywhere_is_in_danger_as_others_are() {
+    let state = catalog(&[]);
+    let is_urgent =
+        |table: u64, copies: usize| are_too_few(state.table_by_id(TableId(table)).unwrap(), copies);
+    assert_eq!([0, 1, 2, 3].map(|copies| is_urgent(1, copies)), [true, true, false, false]);
+    assert_eq!([1, 2, 3, 4].map(|copies| is_urgent(2, copies)), [true, true, false, false]);
 }
 
 #[test]

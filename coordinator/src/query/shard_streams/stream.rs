@@ -323,7 +323,9 @@ impl ShardStream {
         let headers = self.context.query.to_headers()?;
         let (shard, reads) = (Arc::clone(&self.shard), ReadLog::of(&self.task));
         let (record, from) = (self.context.record.clone(), worker.clone());
-        let rows = run_plan(&self.context.channels, url, headers, request, move |ended| {
+        let crossed = Arc::clone(&reads);
+        let rows = run_plan(&self.context.channels, url, headers, request, crossed, move |ended| {
+            reads.take_in_crossed(ended.reads.crossed_news(&mut 0));
             // Also a run that began in the middle reads the shard from its start.
             take_in_shard(&shard.plan, shard.shard, &ended.reads, &reads)?;
             record.inspect(|record| record.streamed_by(from));
@@ -363,7 +365,8 @@ impl ShardStream {
     }
 
     /// The live worker, of those that are not to be avoided, that reads the shard
-    /// from its own disk; of equals one that is not slow, then the idlest.
+    /// from its own disk; of equals one that is not slow, then one of this zone,
+    /// then the idlest.
     fn best_worker(&self, avoid: &BTreeSet<WorkerId>) -> Result<Option<(WorkerId, Url)>, Failure> {
         let live = self.context.cluster.live();
         let others = live.workers.iter().filter(|worker| !avoid.contains(&worker.id));
@@ -371,10 +374,13 @@ impl ShardStream {
         let ejected = self.context.cluster.outliers().lock().ejected(all, Instant::now());
         let best = others.max_by_key(|worker| {
             let is_reader = self.shard.readers.contains(&worker.id);
-            (is_reader, !ejected.contains(&worker.id), std::cmp::Reverse(worker.tasks_running))
+            let is_near = worker.zone == self.context.zone;
+            let is_well = !ejected.contains(&worker.id);
+            (is_reader, is_well, is_near, std::cmp::Reverse(worker.tasks_running))
         });
         let Some(best) = best else { return Ok(None) };
-        let url = worker_url(&best.address, &best.id).map_err(|error| Failure::from_datafusion(&error))?;
+        let url = worker_url(&best.address, &best.id, &best.zone);
+        let url = url.map_err(|error| Failure::from_datafusion(&error))?;
         Ok(Some((best.id.clone(), url)))
     }
 }

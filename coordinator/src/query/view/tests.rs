@@ -105,6 +105,63 @@ fn what_is_nearer_comes_first() {
     }
 }
 
+/// Workers of these zones, `a` the first.
+fn live_in(zones: &[&str]) -> LiveWorkers {
+    let names = ["a", "b", "c", "d"];
+    let mut live = live(&names[..zones.len()]);
+    for (worker, zone) in live.workers.iter_mut().zip(zones) {
+        (*zone).clone_into(&mut worker.zone);
+    }
+    live
+}
+
+#[test]
+fn a_zone_that_has_all_shards_needs_no_other() {
+    let live = live_in(&["north", "south", "north", "south"]);
+    let view = |table: &Arc<Table>, zone: &str, avoid: &[&str]| {
+        let avoid = avoid.iter().copied().map(WorkerId::from).collect();
+        View::new(&live, &[Arc::clone(table)], &avoid, zone, 1, 2).unwrap()
+    };
+    let names = |view: &View| view.workers().iter().map(|it| it.id.to_string()).collect::<BTreeSet<_>>();
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let both = table(1, &[&["a", "b"], &["c", "d"], &["a", "d"]]);
+    let north = view(&both, "north", &[]);
+    assert_eq!(names(&north), set(&["a", "c"]));
+    assert!(!north.lacks_readers());
+    for tasks in 1..4 {
+        let workers = north.task_workers(tasks);
+        assert!(workers.iter().all(|&worker| worker < 2), "a task beyond the zone: {workers:?}");
+        for (shard, task) in north.deal(&loads(&both), tasks).into_iter().enumerate() {
+            let is_local = both.placement[shard].contains(&north.workers()[workers[task]].id);
+            assert!(is_local || tasks == 1, "shard {shard} of {tasks} tasks is read from elsewhere");
+        }
+    }
+    // Where it has to go on elsewhere, it is known who else has the shard.
+    assert_eq!(north.readers(both.id, 0), BTreeSet::from(["a".into(), "b".into()]));
+    assert_eq!(names(&view(&both, "south", &[])), set(&["b", "d"]));
+    for (zone, avoid) in [("", vec![]), ("east", vec![]), ("north", vec!["a"])] {
+        let view = view(&both, zone, &avoid);
+        assert_eq!(view.workers().len(), 4 - avoid.len(), "{zone} without {avoid:?}");
+        assert!(!view.lacks_readers());
+    }
+    // One shard is in the south only.
+    let view = view(&table(2, &[&["a", "b"], &["d"]]), "north", &[]);
+    assert_eq!(view.workers().len(), 4);
+}
+
+#[test]
+fn of_workers_that_have_as_much_one_of_the_zone_is_taken_even_if_it_is_busy() {
+    let mut live = live_in(&["south", "north", "south"]);
+    live.workers[1].tasks_running = 9;
+    // The second shard is not in the north: all may take tasks.
+    let held = table(1, &[&["a", "b"], &["c"]]);
+    let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), "north", 0, 2).unwrap();
+    let chosen = view.assign_whole(&BTreeMap::from([((held.id, 0), 10)]));
+    assert_eq!(chosen.id.as_str(), "b");
+    let chosen = view.assign_whole(&BTreeMap::from([((held.id, 1), 10)]));
+    assert_eq!(chosen.id.as_str(), "c");
+}
+
 #[test]
 fn hashed_tasks_land_where_their_shards_are() {
     // Shard i on three of four workers, as placement puts them.

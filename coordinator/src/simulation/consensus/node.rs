@@ -17,7 +17,7 @@ use super::network::{self, PORT};
 use super::seen::Seen;
 use crate::Error;
 use crate::catalog::raft::file::RaftFile;
-use crate::catalog::{Catalog, CatalogOptions, ChangeError, Command};
+use crate::catalog::{Catalog, CatalogOptions, ChangeError, Command, Settled};
 use crate::cluster::{Cluster, ConsensusService};
 use crate::config::DEAD_AFTER;
 
@@ -79,11 +79,10 @@ async fn change(catalog: &Catalog, seen: &Seen, start: u64) {
         match catalog.change(command).await {
             Ok(_) => seen.made(name),
             Err(ChangeError::Refused(_)) => seen.never(name),
-            Err(ChangeError::Unsettled { id, .. }) => match catalog.settle(id).await {
-                Ok(_) => seen.made(name),
-                // Any other error is of a consensus that has ended.
-                Err(error) if error.to_string().contains("given up") => seen.never(name),
-                Err(_) => {}
+            Err(ChangeError::Unsettled { change, .. }) => match catalog.settle(change).await {
+                Settled::Made(_) => seen.made(name),
+                Settled::NotMade(_) => seen.never(name),
+                Settled::Unknown(_) => {}
             },
         }
     }

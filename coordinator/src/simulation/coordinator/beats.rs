@@ -77,15 +77,16 @@ impl Coordinator {
         }
         self.core.joined.insert(id.clone(), (life, report.number));
         let held: HashMap<SegmentName, u64> = report.held.iter().map(|name| (*name, BYTES)).collect();
-        let is_leader = self.is_leader();
         let core = &mut self.core;
         let protected = core.staged();
+        let dropped = take(&mut self.dropped);
+        self.pins.note(|| dropped);
         let is_spared = |name: &SegmentName| protected.contains(name) || self.pins.retired(name).is_some();
         let live = core.membership.live();
         let mut reconciled = repair::reconcile(&self.state, &live, &id, &held, is_spared);
         let may_lose = report.term < self.term;
         let mut is_to_report = false;
-        if !is_leader {
+        if core.leads_in.is_none() {
             reconciled.adopt.clear();
             reconciled.discard.clear();
         } else {

@@ -42,7 +42,7 @@ impl Asked {
 pub(in crate::simulation) fn names(command: &Command, worker: &WorkerId) -> bool {
     match command {
         Command::AddReplica { worker: added, .. } => added == worker,
-        Command::CommitWrite { segments, .. } => {
+        Command::CommitWrite { segments, .. } | Command::Compact { new: segments, .. } => {
             segments.iter().any(|segment| segment.replicas.contains(worker))
         }
         _ => false,
@@ -89,24 +89,19 @@ impl Coordinator {
     ) -> u128 {
         let id = u128::from(context.new_id());
         let deadline = Some(context.now + CHANGE_MAX);
-        self.ask(context, (id, term, command), why, deadline);
+        let (from, since) = (self.me as u64 + 1, self.entries);
+        let proposal = Proposal { id: Uuid::from_u128(id), from, since, term, command };
+        self.ask(context, proposal, why, deadline);
         id
     }
 
     /// Sees to it that a change is made or never made.
-    pub(super) fn settle(&mut self, context: &mut Context, id: u128) {
-        self.ask(context, (id, None, None), Why::Settle, None);
+    fn settle(&mut self, context: &mut Context, change: Proposal) {
+        self.ask(context, Proposal { term: None, command: None, ..change }, Why::Settle, None);
     }
 
-    fn ask(
-        &mut self,
-        context: &mut Context,
-        (id, term, command): (u128, Option<u64>, Option<Command>),
-        why: Why,
-        deadline: Option<Millis>,
-    ) {
-        let from = self.me as u64 + 1;
-        let proposal = Proposal { id: Uuid::from_u128(id), from, term, command };
+    fn ask(&mut self, context: &mut Context, proposal: Proposal, why: Why, deadline: Option<Millis>) {
+        let id = proposal.id.as_u128();
         let asked = Asked { proposal, why, deadline, again_at: 0, is_sent: false, answer: None };
         self.asked.insert(id, asked);
         self.ask_leader(context, id);
@@ -163,14 +158,18 @@ impl Coordinator {
     }
 
     fn end_change(&mut self, context: &mut Context, id: u128) {
-        let Some(Asked { why, is_sent, answer, .. }) = self.asked.remove(&id) else { return };
+        let Some(Asked { proposal, why, is_sent, answer, .. }) = self.asked.remove(&id) else { return };
         let ended: Ended = answer.map(|(_, reply)| reply).ok_or(is_sent);
         match why {
             Why::Record(worker, name) => self.recorded(context, id, (worker, name), ended),
             Why::Place => self.placed(context, id),
             Why::ApplyAll => self.all_applied(context, &ended),
             Why::Register => self.registered(context, id, &ended),
-            Why::Commit => self.committed(context, id, ended),
+            Why::Commit if matches!(ended, Err(true) | Ok(Reply::Forgotten)) => {
+                self.unsettled(context, id);
+                self.settle(context, proposal);
+            }
+            Why::Commit => self.committed(context, id, &ended),
             Why::Settle => self.settled(context, id, &ended),
             Why::Client => {}
             Why::Reserve(table) => {
@@ -218,13 +217,20 @@ impl Coordinator {
                 Wish::Query => self.begin_query(context, version),
                 Wish::Write { id, lot } => self.begin_write(context, write_id(id), lot),
                 Wish::WriteAgain { id } => self.begin_write(context, id, 0),
+                Wish::Discard { write } => self.discard_refused(context, write),
             }
         }
     }
 
     pub(super) fn look_after_reads(&mut self, context: &mut Context) {
         let now = context.now;
-        self.reads.retain(|_, read| now < read.deadline);
+        let over: Vec<u128> =
+            self.reads.iter().filter(|(_, read)| now >= read.deadline).map(|(id, _)| *id).collect();
+        for id in over {
+            if let Some(Read { wish: Wish::Discard { write }, .. }) = self.reads.remove(&id) {
+                self.leave_write(context, write);
+            }
+        }
         let unanswered: Vec<u128> = self
             .reads
             .iter()

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::mem::replace;
+use std::time::Duration;
 
 use shoal_data::SegmentName;
 use shoal_proto::WorkerId;
 
-use super::Coordinator;
 use super::changes::{Ended, Why};
+use super::{Coordinator, Ordered};
 use crate::catalog::raft::types::Reply;
 use crate::catalog::{Command, Dropped, Outcome, WorkerRecord};
 use crate::cluster::adapter::candidates;
@@ -19,12 +20,12 @@ use crate::simulation::network::Node;
 use crate::simulation::trace::Briefs;
 
 /// After so long without a word a worker is given up.
-const DEAD_AFTER: Millis = 3_000;
+const DEAD_AFTER: Duration = Duration::from_secs(3);
 /// How long another coordinator may take to say what it needs.
 const ANSWER_MAX: Millis = 500;
 /// After so long without a word of a coordinator its queries are not waited for.
-const UNHEARD_MAX: Millis = 4_000;
-/// Copies that one worker makes at a time.
+const UNHEARD_MAX: Duration = Duration::from_secs(4);
+/// Urgent copies that one worker has orders for at a time, and as many others.
 const FETCHES_MAX: usize = 4;
 /// After so long a copy that was ordered is ordered again.
 const FETCH_MAX: Millis = 3_000;
@@ -92,9 +93,8 @@ impl Coordinator {
         };
         let is_member = |id: &WorkerId| membership.is_member(id);
         let wants_drain = |id: &WorkerId| membership.wants_drain(id);
-        let dead_after = std::time::Duration::from_millis(DEAD_AFTER);
         let now = context.instant();
-        for news in given_up.update(now, dead_after, &self.state, is_member, wants_drain, is_written_to) {
+        for news in given_up.update(now, DEAD_AFTER, &self.state, is_member, wants_drain, is_written_to) {
             context.note(format_args!("c{} gives {} up: {:?}", self.me, news.worker, news.why));
         }
     }
@@ -177,7 +177,7 @@ impl Coordinator {
             return;
         }
         answers.push(Some(needs));
-        self.core.heard.insert(from, context.now);
+        self.core.silences.answered(&format!("c{from}"));
         if left.is_empty() {
             self.all_answered(context);
         }
@@ -190,13 +190,14 @@ impl Coordinator {
             Round::Asking { left, deadline, .. } if now >= *deadline => left.iter().copied().collect(),
             _ => return,
         };
+        let mut may_answer_yet = false;
         for other in &silent {
-            let since = *self.core.heard.entry(*other).or_insert(now);
-            if now - since <= UNHEARD_MAX {
-                // Perhaps it answers the next time.
-                self.place_anew(context);
-                return;
-            }
+            may_answer_yet |=
+                self.core.silences.failed(context.instant(), &format!("c{other}")) <= UNHEARD_MAX;
+        }
+        if may_answer_yet {
+            self.place_anew(context);
+            return;
         }
         if let Round::Asking { answers, .. } = &mut self.round {
             answers.extend(silent.iter().map(|_| None));
@@ -263,7 +264,7 @@ impl Coordinator {
         let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
         if commands.is_empty()
             && state.workers().all(is_there)
-            && repair::missing(&state, &live, 1, |_, _| false).is_empty()
+            && repair::missing(&state, &live, 1, |_, _, _| false).is_empty()
         {
             commands = moves::even_out(&state, &workers);
         }
@@ -303,17 +304,19 @@ impl Coordinator {
         let now = context.now;
         let live = self.core.membership.live();
         for fetching in self.core.fetching.values_mut() {
-            fetching.retain(|_, since| now - *since < FETCH_MAX);
+            fetching.retain(|_, ordered| now - ordered.at < FETCH_MAX);
         }
         let fetching = &self.core.fetching;
-        let orders = repair::missing(&self.state, &live, FETCHES_MAX, |worker, name| {
-            let under_way = fetching.get(worker);
-            under_way.is_some_and(|names| names.len() >= FETCHES_MAX || names.contains_key(name))
+        let orders = repair::missing(&self.state, &live, FETCHES_MAX, |worker, name, is_urgent| {
+            let Some(ordered) = fetching.get(worker) else { return false };
+            let is_ordered = ordered.get(name).is_some_and(|it| it.is_urgent || !is_urgent);
+            is_ordered || ordered.values().filter(|it| it.is_urgent == is_urgent).count() >= FETCHES_MAX
         });
         for (worker, request) in orders {
             context.note(format_args!("c{} has {worker} copy {}", self.me, request.name));
             let name = request.name.parse().unwrap();
-            self.core.fetching.entry(worker.clone()).or_default().insert(name, now);
+            let ordered = Ordered { at: now, is_urgent: request.urgent };
+            self.core.fetching.entry(worker.clone()).or_default().insert(name, ordered);
             self.core.waiting.entry(worker).or_default().fetch.push(request);
         }
         self.rest(context);

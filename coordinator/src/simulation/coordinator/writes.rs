@@ -15,7 +15,7 @@ use crate::catalog::raft::types::Reply;
 use crate::catalog::{Command, Outcome, WriteRecord};
 use crate::cluster::adapter::candidates;
 use crate::cluster::placement::place;
-use crate::simulation::client::{layout, new_table};
+use crate::simulation::client::{Wish, layout, new_table};
 use crate::simulation::context::{Context, Message, Millis};
 use crate::simulation::network::Node;
 use crate::simulation::trace::Brief;
@@ -30,10 +30,21 @@ const SEGMENTS_MAX: usize = 7;
 pub(super) struct Write {
     id: WriteId,
     table: TableId,
-    replaces: bool,
+    kind: Kind,
     segments: Vec<Staging>,
     step: Step,
 }
+
+/// What a write is for.
+enum Kind {
+    /// New rows; whether they take the place of all that there are.
+    Add { replaces: bool },
+    /// A segment that takes the place of others of its shard.
+    Compact { shard: u32, old: Vec<SegmentId>, rows: u64 },
+}
+
+/// Rows of a new segment.
+const ROWS: u64 = 10;
 
 /// A segment on its way to its workers.
 struct Staging {
@@ -52,6 +63,8 @@ enum Step {
     Committing,
     /// Nobody knows whether it is committed.
     Settling,
+    /// It is not; the newest catalog is asked once more.
+    Refused,
 }
 
 impl Write {
@@ -80,9 +93,15 @@ impl Coordinator {
             return;
         }
         let table = tables[lot % tables.len()];
-        let replaces = table.segments.len() >= SEGMENTS_MAX || context.chance.one_in(12);
-        let is_of_all = context.chance.one_in(3);
         let one = u32::try_from(lot).unwrap_or_default() % table.layout.shards;
+        let old: Vec<_> = table.shard_segments(one).collect();
+        let kind = if old.len() > 1 && context.chance.one_in(5) {
+            let rows = old.iter().map(|segment| segment.rows).sum();
+            Kind::Compact { shard: one, old: old.iter().map(|segment| segment.id).collect(), rows }
+        } else {
+            Kind::Add { replaces: table.segments.len() >= SEGMENTS_MAX || context.chance.one_in(12) }
+        };
+        let is_of_all = matches!(kind, Kind::Add { .. }) && context.chance.one_in(3);
         let shards = (0..table.layout.shards).filter(|shard| is_of_all || *shard == one);
         let shards: Vec<(u32, Vec<WorkerId>)> =
             shards.filter_map(|shard| Some((shard, table.placement.get(shard as usize)?.clone()))).collect();
@@ -107,7 +126,7 @@ impl Coordinator {
             segments.push(Staging { name, workers, durable_on: BTreeSet::new(), failed_on });
         }
         let step = Step::Staging(context.now + STAGE_MAX);
-        self.writes.insert(token, Write { id, table, replaces, segments, step });
+        self.writes.insert(token, Write { id, table, kind, segments, step });
         self.look_after_write(context, token);
     }
 
@@ -179,20 +198,24 @@ impl Coordinator {
                 self.look_after_write(context, token);
             }
             Step::Staged(at) if context.now >= at => self.commit(context, token),
-            Step::Staged(_) | Step::Committing | Step::Settling => {}
+            Step::Staged(_) | Step::Committing | Step::Settling | Step::Refused => {}
         }
     }
 
     fn commit(&mut self, context: &mut Context, token: u128) {
         let Some(write) = self.writes.get_mut(&token) else { return };
         write.step = Step::Committing;
+        let rows = match &write.kind {
+            Kind::Add { .. } => ROWS,
+            Kind::Compact { rows, .. } => *rows,
+        };
         let segments = write.segments.iter().map(|staging| {
             let durable = staging.workers.iter().filter(|worker| staging.durable_on.contains(*worker));
             Segment {
                 id: staging.name.segment,
                 table: staging.name.table,
                 shard: staging.name.shard,
-                rows: 10,
+                rows,
                 bytes: BYTES,
                 crc32c: 7,
                 columns: vec![ColumnStatistics::default()],
@@ -200,9 +223,16 @@ impl Coordinator {
             }
         });
         let segments: Vec<Segment> = segments.collect();
-        let record = WriteRecord { id: write.id.clone(), rows: 10 };
-        let (table, replace) = (write.table, write.replaces);
-        let command = Command::CommitWrite { write: record, table, segments, replace };
+        let table = write.table;
+        let command = match &write.kind {
+            Kind::Add { replaces } => {
+                let record = WriteRecord { id: write.id.clone(), rows: ROWS };
+                Command::CommitWrite { write: record, table, segments, replace: *replaces }
+            }
+            Kind::Compact { shard, old, .. } => {
+                Command::Compact { table, shard: *shard, old: old.clone(), new: segments }
+            }
+        };
         let id = self.change(context, None, Some(command), Why::Commit);
         // Under the number of its change from here on, where it is looked for.
         if let Some(write) = self.writes.remove(&token) {
@@ -213,7 +243,7 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn committed(&mut self, context: &mut Context, id: u128, ended: Ended) {
+    pub(super) fn committed(&mut self, context: &mut Context, id: u128, ended: &Ended) {
         match ended {
             Ok(Reply::Done(Outcome::Done)) => {
                 let Some(write) = self.writes.remove(&id) else { return };
@@ -225,25 +255,58 @@ impl Coordinator {
                 }
                 context.seen.version = context.seen.version.max(self.state.version);
             }
-            Err(true) => {
-                if let Some(write) = self.writes.get_mut(&id) {
-                    write.step = Step::Settling;
-                    context.note(format_args!("c{} does not know of {}", self.me, write.id.as_str()));
-                    context.seen.unsettled.push(write.id.clone());
-                }
-                self.settle(context, id);
+            // Somebody else's segments are in, or nobody's.
+            Ok(_) | Err(_) => self.refuse(context, id),
+        }
+    }
+
+    /// Nobody knows whether a write is committed, and its client is told so.
+    pub(super) fn unsettled(&mut self, context: &mut Context, id: u128) {
+        if let Some(write) = self.writes.get_mut(&id) {
+            write.step = Step::Settling;
+            context.note(format_args!("c{} does not know of {}", self.me, write.id.as_str()));
+            if matches!(write.kind, Kind::Add { .. }) {
+                context.seen.unsettled.push(write.id.clone());
             }
-            Ok(_) | Err(false) => self.give_up_write(context, id),
         }
     }
 
     pub(super) fn settled(&mut self, context: &mut Context, id: u128, ended: &Ended) {
-        if matches!(ended, Ok(Reply::Done(Outcome::Done))) {
+        match ended {
+            Ok(Reply::Done(Outcome::Done)) => {
+                self.writes.remove(&id);
+                self.core.protected.remove(&id);
+            }
+            Ok(Reply::Forgotten) => self.leave_write(context, id),
+            Ok(_) | Err(_) => self.refuse(context, id),
+        }
+    }
+
+    /// `Staged::refused`: what was staged goes once the newest catalog says so, too.
+    fn refuse(&mut self, context: &mut Context, id: u128) {
+        if let Some(write) = self.writes.get_mut(&id) {
+            write.step = Step::Refused;
+            self.read(context, Wish::Discard { write: id });
+        }
+    }
+
+    /// The same, with the newest catalog here.
+    pub(super) fn discard_refused(&mut self, context: &mut Context, id: u128) {
+        let Some(write) = self.writes.get(&id) else { return };
+        if write.segments.iter().any(|staging| self.state.segment(&staging.name).is_some()) {
             self.writes.remove(&id);
             self.core.protected.remove(&id);
         } else {
             self.give_up_write(context, id);
         }
+    }
+
+    /// `Staged::left`: whoever leads removes what the catalog does not name.
+    pub(super) fn leave_write(&mut self, context: &mut Context, id: u128) {
+        if let Some(write) = self.writes.remove(&id) {
+            context.note(format_args!("c{} leaves {}", self.me, write.id.as_str()));
+        }
+        self.core.protected.remove(&id);
     }
 
     /// What it staged goes, as nobody ever saw it.

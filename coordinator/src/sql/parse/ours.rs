@@ -1,4 +1,4 @@
-//! Statements that no other parser knows: KILL, COPY, ALTER WORKER and ALTER CLUSTER.
+//! Statements that no other parser knows: KILL, COPY, OPTIMIZE, REBALANCE, ALTER WORKER and ALTER CLUSTER.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +26,11 @@ pub(super) fn parse_ours(
     let parsed = match (first.as_deref(), second.as_deref()) {
         (Some("KILL"), _) => parse_kill(&mut parser),
         (Some("COPY"), _) => parse_copy(&mut parser),
+        (Some("REBALANCE"), _) => {
+            parser.next_token();
+            Ok(Statement::Rebalance)
+        }
+        (Some("OPTIMIZE"), _) => parse_optimize(&mut parser),
         (Some("ALTER"), Some("WORKER")) => parse_alter_worker(&mut parser),
         (Some("ALTER"), Some("CLUSTER")) => parse_alter_cluster(&mut parser),
         _ => return Ok(None),
@@ -62,6 +67,14 @@ fn parse_kill(parser: &mut Parser) -> Result<Statement, ParserError> {
         ))
     })?;
     Ok(Statement::Kill(query))
+}
+
+fn parse_optimize(parser: &mut Parser) -> Result<Statement, ParserError> {
+    parser.next_token();
+    if !take_word(parser, "table") {
+        return Err(ParserError::ParserError("expected OPTIMIZE TABLE name".into()));
+    }
+    Ok(Statement::Optimize { name: parser.parse_object_name(false)? })
 }
 
 fn parse_alter_worker(parser: &mut Parser) -> Result<Statement, ParserError> {

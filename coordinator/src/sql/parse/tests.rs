@@ -25,6 +25,8 @@ fn statements_are_told_apart() {
         Statement::AlterTable { .. } => "alter table",
         Statement::DrainWorker { .. } => "drain",
         Statement::RemoveCoordinator { .. } => "remove",
+        Statement::Rebalance => "rebalance",
+        Statement::Optimize { .. } => "optimize",
     };
     for (sql, expected) in [
         ("SELECT 1;", "query"),
@@ -53,8 +55,11 @@ fn statements_are_told_apart() {
         ("alter table IF EXISTS s.\"T\" set (replicas = 'all');", "alter table"),
         ("ALTER WORKER 'w1' DRAIN", "drain"),
         ("alter worker w1 cancel drain;", "drain"),
+        ("OPTIMIZE TABLE t", "optimize"),
+        ("optimize table s.\"T\";", "optimize"),
         ("ALTER CLUSTER REMOVE COORDINATOR 2", "remove"),
         ("alter cluster remove coordinator 'http://10.0.0.7:7400';", "remove"),
+        ("/* now */ Rebalance;", "rebalance"),
     ] {
         assert_eq!(kind(sql), expected, "{sql}");
     }
@@ -97,6 +102,9 @@ fn what_is_wrong_is_said() {
         ("ALTER TABLE t ADD COLUMN b INT", "ALTER TABLE t SET (replicas = 2) is"),
         ("ALTER TABLE t SET (replicas = 2), SET (replicas = 3)", "this ALTER TABLE is not supported"),
         ("ALTER TABLE t SET (replicas)", "Expected: ="),
+        ("OPTIMIZE t", "expected OPTIMIZE TABLE name"),
+        ("OPTIMIZE TABLE", "Expected: identifier"),
+        ("OPTIMIZE TABLE t FINAL", "nothing expected after the statement, found FINAL"),
         ("ALTER WORKER", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
         ("ALTER WORKER 7 DRAIN", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
         ("ALTER WORKER w1", "expected ALTER WORKER 'name' [CANCEL] DRAIN"),
@@ -111,6 +119,7 @@ fn what_is_wrong_is_said() {
         ("ALTER CLUSTER REMOVE COORDINATOR c2", "with a number or a 'URL'"),
         ("ALTER CLUSTER REMOVE COORDINATOR 2, 3", "nothing expected after the statement, found ,"),
         ("ALTER CLUSTER ADD COORDINATOR 'http://10.0.0.7:7400'", "shoal coordinator --join URL"),
+        ("REBALANCE t", "nothing expected after the statement, found t"),
     ] {
         let message = refuse(sql);
         assert!(message.contains(part), "{sql}: {message}");

@@ -136,6 +136,24 @@ fn a_worker_drains_where_the_layer_that_wins_says_so() {
 }
 
 #[test]
+fn a_coordinator_compacts_unless_the_layer_that_wins_says_no() {
+    let here = ["--data-dir", "c"];
+    let check = |flags: &[&str], environment: &[(&str, &str)], file: Option<&str>, expected: bool| {
+        let (outcome, _folder) = coordinator(&[here.as_slice(), flags].concat(), environment, file);
+        let (settings, document) = outcome.unwrap();
+        assert_eq!(settings.compaction, expected, "{document}");
+        assert!(document.contains(&format!("compaction = {expected}")), "{document}");
+    };
+    check(&[], &[], None, true);
+    let file = Some("compaction = false");
+    check(&[], &[], file, false);
+    check(&[], &[("SHOAL_COMPACTION", "on")], file, true);
+    check(&["--compaction", "off"], &[("SHOAL_COMPACTION", "on")], file, false);
+    let (outcome, _folder) = coordinator(&[here.as_slice(), &["--compaction=never"]].concat(), &[], None);
+    assert!(outcome.unwrap_err().to_string().contains("not true or false"));
+}
+
+#[test]
 fn unknown_keys_are_refused_with_the_nearest_known_one() {
     let text = "data_dir = 'w'\n\nmemory_limt = '1GiB'\n";
     assert_eq!(

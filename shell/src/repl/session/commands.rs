@@ -214,8 +214,8 @@ impl Session {
         self.interrupts.forget();
         let client = self.client.clone();
         match self.interrupts.guard(client.collect(sql)).await {
-            Err(error @ (ClientError::Lost { .. } | ClientError::SessionEnded(_))) => {
-                self.reconnect(matches!(error, ClientError::SessionEnded(_))).await?;
+            Err(lost) if lost.session_is_gone() => {
+                self.reconnect(&lost).await?;
                 let client = self.client.clone();
                 self.interrupts.guard(client.collect(sql)).await
             }

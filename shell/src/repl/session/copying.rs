@@ -22,8 +22,8 @@ impl Session {
         if let Err(lost) = &outcome
             && lost.session_is_gone()
         {
-            let refused = matches!(lost, ClientError::SessionEnded(_));
-            outcome = match self.reconnect(refused).await {
+            let refused = lost.nothing_was_done();
+            outcome = match self.reconnect(lost).await {
                 Ok(()) => self.copy_once(copy, &write_id).await,
                 Err(error) => Err(error),
             };

@@ -19,8 +19,8 @@ impl Session {
         stage: Stage,
         lost: ClientError,
     ) -> Result<(), ClientError> {
-        let refused = matches!(lost, ClientError::SessionEnded(_));
-        let outcome = match self.reconnect(refused).await {
+        let refused = lost.nothing_was_done();
+        let outcome = match self.reconnect(&lost).await {
             Err(error) => Err(error),
             Ok(()) if may_be_repeated(sql, stage, refused) => {
                 let mut again = Stage::Planning;
@@ -38,16 +38,16 @@ impl Session {
     }
 
     /// Connects again, says so, and sets again what was set.
-    pub(super) async fn reconnect(&mut self, refused: bool) -> Result<(), ClientError> {
+    pub(super) async fn reconnect(&mut self, lost: &ClientError) -> Result<(), ClientError> {
         let place = self.options.screen.progress_place();
         let mut monitor = Monitor::start(place, "connecting");
         let before = self.client.address().clone();
         let mut client = self.client.clone();
         let connecting = async {
-            if refused {
-                client.renew().await?;
-            } else {
-                client.reconnect().await?;
+            match lost {
+                // It answers.
+                ClientError::SessionEnded(_) => client.renew().await?,
+                _ => client.reconnect().await?,
             }
             Ok::<_, ClientError>(client)
         };
@@ -55,10 +55,10 @@ impl Session {
         drop(monitor);
         self.client.learn_coordinators();
         let now = self.client.address();
-        let what = if refused {
-            format!("session at {before} ended")
-        } else {
-            format!("connection to {before} lost")
+        let what = match lost {
+            ClientError::SessionEnded(_) => format!("session at {before} ended"),
+            ClientError::Stopping(_) => format!("{before} is stopping"),
+            _ => format!("connection to {before} lost"),
         };
         let then =
             if *now == before { "connected again".to_owned() } else { format!("now connected to {now}") };

@@ -20,13 +20,16 @@ pub(super) enum Stage {
 }
 
 /// Whether a statement may be run again in the next session. `refused`: the
-/// coordinator did not know the session, and did nothing.
+/// coordinator did not know the session, or is stopping, and did nothing.
 pub(super) fn may_be_repeated(sql: &str, stage: Stage, refused: bool) -> bool {
     match stage {
         Stage::Planning | Stage::Querying => true,
         // The write's id makes the second time do nothing; COPY TO writes the
-        // same files again, and a setting is set once, however often.
-        Stage::Changing => refused || matches!(tag(sql).as_str(), "INSERT" | "COPY" | "SET" | "RESET"),
+        // same files again, a setting is set once, however often, and what was
+        // compacted stays as it is.
+        Stage::Changing => {
+            refused || matches!(tag(sql).as_str(), "INSERT" | "COPY" | "SET" | "RESET" | "OPTIMIZE")
+        }
         Stage::Showing => false,
     }
 }
@@ -119,6 +122,7 @@ mod tests {
             ("copy t from 'x.csv'", true),
             ("/* note */ SET a.b = 1", true),
             ("RESET a.b", true),
+            ("OPTIMIZE TABLE t", true),
             ("CREATE TABLE t (k INT)", false),
             ("CREATE TABLE t AS SELECT 1", false),
             ("DROP TABLE t", false),

@@ -37,7 +37,10 @@ impl Settings {
     pub(super) fn note_write(&mut self, outcome: &Result<(), ClientError>) {
         match outcome {
             Err(
-                ClientError::Lost { .. } | ClientError::SessionEnded(_) | ClientError::Unreachable { .. },
+                ClientError::Lost { .. }
+                | ClientError::SessionEnded(_)
+                | ClientError::Stopping(_)
+                | ClientError::Unreachable { .. },
             ) => {}
             Ok(()) | Err(_) => self.forget(WRITE_ID),
         }

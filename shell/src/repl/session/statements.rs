@@ -79,7 +79,18 @@ impl Session {
         }
         let shown = outcome?;
         self.say_rows(&shown, bytes, elapsed);
+        // A change that gives rows.
+        if tag(sql) == "REBALANCE" {
+            self.say_notices().await;
+        }
         Ok(())
+    }
+
+    async fn say_notices(&mut self) {
+        let notices = self.interrupts.guard(self.client.notices()).await.unwrap_or_default();
+        for notice in notices {
+            self.print_notice(&notice);
+        }
     }
 
     async fn show_rows(
@@ -163,10 +174,7 @@ impl Session {
     }
 
     async fn after_change(&mut self, sql: &str, rows: i64, elapsed: Duration) -> Result<(), ClientError> {
-        let notices = self.interrupts.guard(self.client.notices()).await.unwrap_or_default();
-        for notice in notices {
-            self.print_notice(&notice);
-        }
+        self.say_notices().await;
         let tag = tag(sql);
         if !self.options.quiet {
             self.say_change(&tag, rows, elapsed);

@@ -6,7 +6,6 @@ use openraft::{CommittedLeaderId, StorageError};
 use tempfile::TempDir;
 
 use super::*;
-use crate::catalog::command::{Command, Outcome};
 use crate::catalog::raft::file::Opened;
 use crate::catalog::raft::log::LogStore;
 
@@ -37,13 +36,48 @@ fn openraft_finds_no_fault() {
     Suite::test_all(OnDisk).unwrap();
 }
 
+#[tokio::test]
+async fn who_led_does_not_lead_on_after_a_restart() {
+    use openraft::Vote;
+    use openraft::storage::RaftLogStorage;
+    let dir = tempfile::tempdir().unwrap();
+    let identity = crate::catalog::raft::file::Identity { cluster: "c".to_owned(), coordinator: 1 };
+    opened(&dir).file.change(Change::Identity(identity)).await.unwrap();
+    for (voted_for, is_kept) in [(1, false), (2, true)] {
+        let vote = Vote::new_committed(7, voted_for);
+        let (mut log, machine) = open(&dir);
+        log.save_vote(&vote).await.unwrap();
+        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+        drop((log, machine));
+        let (mut log, _machine) = open(&dir);
+        let read = log.read_vote().await.unwrap().unwrap();
+        assert_eq!((read.leader_id, read.committed), (vote.leader_id, is_kept));
+    }
+}
+
 fn entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
-    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, term: None, command }) }
+    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, since: index, term: None, command }) }
 }
 
 fn schema(name: &str) -> Option<Command> {
     Some(Command::CreateSchema { name: name.to_owned(), if_not_exists: false })
+}
+
+#[tokio::test]
+async fn a_follower_is_sent_what_it_can_take_at_once() {
+    use openraft::RaftLogReader;
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = opened(&dir);
+    let large = |index| entry(index, Uuid::new_v4(), schema(&"x".repeat(200_000)));
+    opened.entries = (1..=6).map(|index| (index, large(index))).collect();
+    opened.entries.insert(7, entry(7, Uuid::new_v4(), schema(&"x".repeat(2_000_000))));
+    let mut log = LogStore::new(&mut opened);
+    for (start, expected) in [(1, vec![1, 2]), (3, vec![3, 4]), (6, vec![6]), (7, vec![7])] {
+        let entries = log.limited_get_log_entries(start, 8).await.unwrap();
+        let sent: Vec<_> = entries.iter().map(|entry| entry.log_id.index).collect();
+        assert_eq!(sent, expected, "from {start}");
+    }
 }
 
 #[tokio::test]
@@ -77,23 +111,64 @@ async fn what_is_given_up_is_never_applied_and_what_was_applied_is_not_given_up(
     assert!(state.has_schema("early") && !state.has_schema("late"));
 }
 
+/// An entry that was made when nothing was applied yet.
+fn old_entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
+    let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
+    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, since: 0, term: None, command }) }
+}
+
+#[tokio::test]
+async fn nobody_is_told_that_what_is_forgotten_was_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut machine) = open(&dir);
+    let id = Uuid::new_v4();
+    machine.apply([old_entry(1, id, schema("s"))]).await.unwrap();
+    let last = 1 + RECENT_MAX as u64;
+    let others = (2..last).map(|index| entry(index, Uuid::new_v4(), None));
+    machine.apply(others.collect::<Vec<_>>()).await.unwrap();
+    let remembered = machine.apply([old_entry(last, id, None)]).await.unwrap();
+    assert_eq!(remembered, [Reply::Done(Outcome::Done)]);
+    machine.apply([entry(last + 1, Uuid::new_v4(), None)]).await.unwrap();
+    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    is_forgotten(&mut machine, last + 2, id).await;
+    drop((log, machine));
+    let (_log, mut machine) = open(&dir);
+    is_forgotten(&mut machine, last + 2, id).await;
+}
+
+async fn is_forgotten(machine: &mut Machine, next: u64, id: Uuid) {
+    let entries = [
+        old_entry(next, id, None),
+        old_entry(next + 1, id, schema("again")),
+        entry(next + 2, Uuid::new_v4(), schema("new")),
+    ];
+    let replies = machine.apply(entries).await.unwrap();
+    assert_eq!(replies, [Reply::Forgotten, Reply::Forgotten, Reply::Done(Outcome::Done)]);
+    assert!(!machine.published.state.borrow().has_schema("again"));
+}
+
 #[tokio::test]
 async fn a_coordinator_that_was_removed_writes_nothing() {
     use crate::catalog::state::tests::{commit, create, segment, table};
     let dir = tempfile::tempdir().unwrap();
     let (_, mut machine) = open(&dir);
     let id = shoal_proto::TableId(1);
+    let before = segment(id, 0, "w1");
+    let compact =
+        Command::Compact { table: id, shard: 0, old: vec![before.id], new: vec![segment(id, 0, "w1")] };
     let entries = [
         entry(1, Uuid::new_v4(), Some(Command::ReserveTable)),
         entry(2, Uuid::new_v4(), Some(create(table(id, "t")))),
-        entry(3, Uuid::new_v4(), Some(commit("before", &segment(id, 0, "w1")))),
+        entry(3, Uuid::new_v4(), Some(commit("before", &before))),
         entry(4, Uuid::new_v4(), Some(Command::DismissCoordinator { coordinator: 1 })),
         entry(5, Uuid::new_v4(), Some(commit("after", &segment(id, 0, "w1")))),
+        entry(6, Uuid::new_v4(), Some(compact)),
     ];
     let replies = machine.apply(entries).await.unwrap();
     assert_eq!(replies[2], Reply::Done(Outcome::Done));
-    assert!(matches!(replies[4], Reply::Refused(_)), "{replies:?}");
-    assert_eq!(machine.published.state.borrow().table_by_id(id).unwrap().segments.len(), 1);
+    assert!(replies[4..].iter().all(|reply| matches!(reply, Reply::Refused(_))), "{replies:?}");
+    let state = Arc::clone(&machine.published.state.borrow());
+    assert_eq!(state.table_by_id(id).unwrap().segments, [Arc::new(before)]);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Shards leave workers, and come to them.
 
 use super::*;
+use crate::cluster::moves::Moved;
 
 /// A table `t` on `w1`, `w2` and `w3`: two copies of three shards, a segment in
 /// each. The segments, by shard.
@@ -195,6 +196,30 @@ async fn all_shards_leave_a_worker_that_is_drained() {
     assert_eq!(shards_on(&cluster, "w1"), 2);
 }
 
+#[tokio::test]
+async fn what_only_moved_becomes_urgent_when_a_copy_is_lost() {
+    let cluster = cluster().await;
+    let w1 = connect(&cluster, "w1", &[]).await;
+    let w2 = connect(&cluster, "w2", &[]).await;
+    connect(&cluster, "w3", &[]).await;
+    let segments = with_copies(&cluster).await;
+    apply(&cluster, Command::DrainWorker { worker: "w1".into(), is_draining: true }).await;
+    let now = Instant::now();
+    cluster.give_up(now);
+    cluster.place_anew().await;
+    let ordered = || {
+        cluster.order_copies(now);
+        let fetch = beat(&cluster, "w2", w2).fetch;
+        fetch.into_iter().map(|it| (it.name, it.urgent, it.bytes_per_second)).collect::<Vec<_>>()
+    };
+    let (name, rates) = (segments[2].name().to_string(), CopyRates::default());
+    assert_eq!(ordered(), [(name.clone(), false, rates.move_bytes_per_second)]);
+    assert!(ordered().is_empty(), "it is being made");
+    cluster.disconnected(&"w1".into(), w1);
+    assert_eq!(ordered(), [(name, true, rates.repair_bytes_per_second)]);
+    assert!(ordered().is_empty());
+}
+
 /// A beat of a worker that is to stop once nothing is left on it.
 fn beat_to_drain(cluster: &Cluster, worker: &str, stream: StreamNumber) -> Orders {
     let (worker, incarnation) = (worker.to_owned(), "one".to_owned());
@@ -274,6 +299,35 @@ async fn a_worker_that_cannot_be_drained_is_told_what_is_missing() {
     cluster.place_anew().await;
     assert_eq!(word(), (false, lacks.to_owned()));
     assert_eq!(beat(&cluster, "w1", w1).drain_lacks, "", "it does not ask");
+}
+
+#[tokio::test]
+async fn a_rebalance_waits_for_nobody() {
+    let cluster = cluster().await;
+    let w1 = connect(&cluster, "w1", &[]).await;
+    for worker in ["w2", "w3"] {
+        connect(&cluster, worker, &[]).await;
+    }
+    with_copies(&cluster).await;
+    cluster.disconnected(&"w1".into(), w1);
+    connect(&cluster, "w4", &[]).await;
+    cluster.give_up(Instant::now());
+    cluster.place_anew().await;
+    assert_eq!(shards_on(&cluster, "w4"), 0, "w1 is expected back");
+    let Rebalanced { moved, why_not } = cluster.rebalance().await.unwrap();
+    let moved: Vec<String> = moved.iter().map(Moved::to_string).collect();
+    assert_eq!(
+        (moved.as_slice(), why_not.as_str()),
+        (&["public.t, shard 2: from w3 to w4".to_owned()][..], "")
+    );
+    assert_eq!(placed(&cluster), shards(["w1 w2", "w2 w3", "w4 w1"]));
+    assert_eq!(kinds(&cluster), ["lost", "moved"]);
+    // w2 holds 200 bytes and w4 half of that: a shard would turn it round.
+    let Rebalanced { moved, why_not } = cluster.rebalance().await.unwrap();
+    assert!(moved.is_empty(), "{moved:?}");
+    for part in ["w2 holds 200 bytes", "no shard can go", "copies are still being made"] {
+        assert!(why_not.contains(part), "{why_not}");
+    }
 }
 
 #[tokio::test]

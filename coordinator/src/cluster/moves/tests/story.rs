@@ -42,7 +42,8 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 /// Two workers in each of three zones.
 fn worker(number: usize) -> Candidate {
-    Candidate { id: WorkerId::new(format!("w{number}")), zone: format!("z{}", number % 3) }
+    let zone = format!("z{}", number % 3);
+    Candidate { id: WorkerId::new(format!("w{number}")), zone, disk: Disk::default() }
 }
 
 /// A catalog, and who is there.
@@ -74,7 +75,7 @@ impl Model {
     }
 
     fn join(&mut self, number: usize) {
-        let Candidate { id, zone } = worker(number);
+        let Candidate { id, zone, .. } = worker(number);
         self.here.insert(id.clone());
         self.dead.remove(&id);
         let worker = WorkerRecord { id, address: String::new(), zone, is_draining: false };
@@ -88,7 +89,12 @@ impl Model {
     fn candidates(&self) -> Vec<Candidate> {
         let known = self.state.workers();
         let staying = known.filter(|worker| !worker.is_draining && self.here.contains(&worker.id));
-        staying.map(|worker| Candidate { id: worker.id.clone(), zone: worker.zone.clone() }).collect()
+        let candidate = |worker: &WorkerRecord| Candidate {
+            id: worker.id.clone(),
+            zone: worker.zone.clone(),
+            disk: Disk::default(),
+        };
+        staying.map(candidate).collect()
     }
 
     fn leave(&self) -> BTreeSet<WorkerId> {
@@ -177,7 +183,7 @@ impl Model {
             let before = self.state.version;
             self.take(Step::TakeOut);
             self.take(Step::Mend);
-            let is_complete = repair::missing(&self.state, &self.live(), 1, |_, _| false).is_empty();
+            let is_complete = repair::missing(&self.state, &self.live(), 1, |_, _, _| false).is_empty();
             if self.state.version == before && is_complete && self.is_all_there() {
                 self.take(Step::EvenOut);
             }

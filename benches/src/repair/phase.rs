@@ -1,0 +1,161 @@
+//! One worker that is gone for good, from its death until all copies are there
+//! again, and the same files copied plainly.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use shoal_data::sample::TpchTable;
+
+use super::plain_copy;
+use crate::client::Client;
+use crate::cluster::Cluster;
+use crate::disk::files_below;
+use crate::report::say;
+use crate::tpch_data::data_root;
+
+/// Copies of each shard of the large tables.
+const REPLICAS: usize = 3;
+/// Copies that each worker makes at a time.
+const COPIES_AT_A_TIME: usize = 2;
+/// How long the death may take to be found out, and the repair to be made.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(600);
+/// How often it is looked how far it is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A worker that dies, and how many are left then.
+pub(super) struct Phase {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) dead: String,
+    pub(super) workers_left: usize,
+}
+
+/// What a repair came to.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Repaired {
+    /// When the first copy was ordered, and when the last one was there.
+    #[serde(skip)]
+    pub(super) began: Instant,
+    #[serde(skip)]
+    pub(super) ended: Instant,
+    bytes: u64,
+    seconds: f64,
+    /// Of plain copying; not a number before [`Phase::compare`].
+    pub(super) copy_mb_per_s: f64,
+}
+
+impl Repaired {
+    pub(super) fn megabytes(&self) -> f64 {
+        self.bytes as f64 / 1e6
+    }
+
+    pub(super) fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    pub(super) fn mb_per_s(&self) -> f64 {
+        self.megabytes() / self.seconds
+    }
+
+    pub(super) fn ratio_copy(&self) -> f64 {
+        self.mb_per_s() / self.copy_mb_per_s
+    }
+}
+
+impl fmt::Display for Repaired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (megabytes, rate) = (self.megabytes(), self.mb_per_s());
+        write!(f, "{megabytes:.0} MB copied in {:.2} s, {rate:.0} MB/s", self.seconds)
+    }
+}
+
+/// A condition on rows of `system.segments`: not of a table that is everywhere.
+fn is_sharded() -> String {
+    let everywhere = TpchTable::ALL.into_iter().filter(|table| table.keys().is_none());
+    let names: Vec<String> = everywhere.map(|table| format!("'{table}'")).collect();
+    format!("\"table\" NOT IN ({})", names.join(", "))
+}
+
+impl Phase {
+    /// Kills the worker, and waits until all copies are there again.
+    ///
+    /// # Errors
+    /// When that does not come to pass.
+    pub(super) async fn repair(&self, client: &mut Client) -> Result<Repaired> {
+        let (dead, is_sharded) = (&self.dead, is_sharded());
+        let bytes = client
+            .number(&format!(
+                "SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM system.segments \
+                 WHERE array_has(replicas, '{dead}') AND {is_sharded}"
+            ))
+            .await?;
+        ensure!(bytes > 0, "{dead} holds nothing");
+        let killing = tokio::task::spawn_blocking({
+            let (cluster, dead) = (Arc::clone(&self.cluster), dead.clone());
+            move || cluster.kill(&dead)
+        });
+        killing.await.context("the worker was not killed")??;
+
+        // Shards have other workers, and copies are under way, from here on.
+        let ordered = "SELECT count(*) FROM system.moves WHERE state = 'copying'";
+        let began = wait_until(client, "a copy is ordered", ordered, |count| count > 0).await?;
+        let missing = format!(
+            "SELECT count(*) FROM system.segments \
+             WHERE array_length(array_remove(replicas, '{dead}')) < {REPLICAS} AND {is_sharded}"
+        );
+        let ended = wait_until(client, "all copies are there", &missing, |count| count == 0).await?;
+        Ok(Repaired {
+            began,
+            ended,
+            bytes: u64::try_from(bytes)?,
+            seconds: (ended - began).as_secs_f64(),
+            copy_mb_per_s: f64::NAN,
+        })
+    }
+
+    /// Copies the files of the dead worker plainly, as many at a time as the
+    /// workers that are left made copies.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub(super) async fn compare(&self, repaired: Repaired) -> Result<Repaired> {
+        let mut files = files_below(&self.cluster.data_dir(&self.dead)?.join("segments"));
+        files.retain(|path| path.extension().is_some_and(|end| end == "parquet"));
+        let at_a_time = COPIES_AT_A_TIME * self.workers_left;
+        let copying = tokio::task::spawn_blocking(move || copy_away(&files, at_a_time));
+        let copied = copying.await.context("the files were not copied")??;
+        let megabytes = copied.bytes as f64 / 1e6;
+        let rate = megabytes / copied.took.as_secs_f64();
+        let took = copied.took.as_secs_f64();
+        say(format!("plainly: {megabytes:.0} MB copied in {took:.2} s, {rate:.0} MB/s"));
+        Ok(Repaired { copy_mb_per_s: rate, ..repaired })
+    }
+}
+
+/// Copies files to the disk where the workers have theirs, and removes the
+/// copies.
+fn copy_away(files: &[PathBuf], at_a_time: usize) -> Result<plain_copy::Copied> {
+    let into = tempfile::tempdir_in(data_root()).context("make a directory for copies")?;
+    plain_copy::copy(files, into.path(), at_a_time)
+}
+
+/// Asks until the number is as wanted; when it was seen to be so.
+async fn wait_until(
+    client: &mut Client,
+    what: &str,
+    sql: &str,
+    is_so: impl Fn(i64) -> bool,
+) -> Result<Instant> {
+    let since = Instant::now();
+    loop {
+        let number = client.number(sql).await?;
+        if is_so(number) {
+            return Ok(Instant::now());
+        }
+        ensure!(since.elapsed() < REPAIRED_WITHIN, "after {REPAIRED_WITHIN:?} still not: {what} ({number})");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}

@@ -1,0 +1,103 @@
+//! A leader that is about to stop has another one lead first, so that changes
+//! and queries need not wait until it is missed.
+
+use std::time::Duration;
+
+use openraft::ServerState;
+use shoal_proto::{ErrorCode, Failure};
+use tokio::time::timeout;
+
+use super::core::{Answer, Coordinator, Core};
+use super::peers::Call;
+use super::types::CoordinatorId;
+
+/// How long all of it may take. Nobody waits for more than that would cost.
+const HANDOVER_MAX: Duration = Duration::from_secs(2);
+/// How long another coordinator may take to say that it tries.
+const ANSWER_MAX: Duration = Duration::from_millis(300);
+/// How long it may take to lead before it is asked again. With five coordinators
+/// it needs the votes of some that promised this one to wait for it, for 0.6 s.
+const ELECTED_MAX: Duration = Duration::from_millis(200);
+
+impl Core {
+    /// Has another coordinator lead, where this one does. Changes wait meanwhile,
+    /// here and elsewhere, and are made by the next one.
+    pub async fn hand_over(&self) {
+        let is_alone = self.coordinators().iter().filter(|it| it.is_voter).count() < 2;
+        if is_alone || self.raft.metrics().borrow().state != ServerState::Leader {
+            return;
+        }
+        // No entry may come that the next one lacks: its log would be refused.
+        self.proposals.close();
+        self.raft.runtime_config().elect(false);
+        let handing = async {
+            self.proposals.wait().await;
+            let heirs = self.heirs().await;
+            self.ask_to_lead(&heirs).await
+        };
+        match timeout(HANDOVER_MAX, handing).await {
+            Ok(next) => tracing::info!(next, "another coordinator leads now"),
+            Err(_) => tracing::warn!("no other coordinator leads within {HANDOVER_MAX:?}"),
+        }
+        self.raft.runtime_config().elect(true);
+        self.proposals.reopen();
+    }
+
+    /// The other voters that have the whole log, once there is one.
+    async fn heirs(&self) -> Vec<Coordinator> {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let whole: Vec<CoordinatorId> = {
+                let metrics = metrics.borrow_and_update();
+                let last = metrics.last_log_index;
+                let logs = metrics.replication.iter().flatten();
+                let whole = logs.filter(|(_, log)| log.map(|log| log.index) == last);
+                whole.map(|(id, _)| *id).collect()
+            };
+            let others = self.coordinators().into_iter().filter(|it| it.is_voter && !it.is_self);
+            let heirs: Vec<Coordinator> = others.filter(|it| whole.contains(&it.id)).collect();
+            if !heirs.is_empty() || metrics.changed().await.is_err() {
+                return heirs;
+            }
+        }
+    }
+
+    /// Asks one of them to lead, and the next where it does not answer, until
+    /// somebody does; who.
+    async fn ask_to_lead(&self, heirs: &[Coordinator]) -> CoordinatorId {
+        let mut metrics = self.raft.metrics();
+        let mut turn = 0;
+        loop {
+            if let Some(heir) = heirs.get(turn % heirs.len().max(1)) {
+                let to = (Some(heir.id), heir.address.as_str());
+                let asked: Result<Answer<()>, Failure> =
+                    self.peers.call(to, Call::Elect, &self.me, ANSWER_MAX).await;
+                if !matches!(asked, Ok(Answer::Done(()))) {
+                    turn += 1;
+                }
+            }
+            let another = async {
+                let leads =
+                    metrics.wait_for(|now| now.current_leader.is_some_and(|leader| leader != self.me));
+                leads.await.ok().and_then(|now| now.current_leader)
+            };
+            if let Ok(Some(next)) = timeout(ELECTED_MAX, another).await {
+                return next;
+            }
+        }
+    }
+
+    /// Tries to lead in place of `leader`, which asks for it.
+    ///
+    /// # Errors
+    /// `Unavailable` where this one is stopping.
+    pub async fn elect_here(&self, leader: CoordinatorId) -> Result<Answer<()>, Failure> {
+        let known = self.raft.metrics().borrow().current_leader;
+        if known.is_none_or(|known| known == leader) {
+            tracing::info!(leader, "the leader stops: this coordinator wants to lead");
+            let begun = self.raft.trigger().elect().await;
+            begun.map_err(|error| Failure::new(ErrorCode::Unavailable, error.to_string()))?;
+        }
+        Ok(Answer::Done(()))
+    }
+}

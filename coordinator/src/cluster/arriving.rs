@@ -1,0 +1,176 @@
+//! Copies of shards that are still to come to workers, for people to read.
+//!
+//! Pure: what is left to do follows from the catalog and who is alive.
+
+use std::collections::BTreeSet;
+
+use shoal_data::{Segment, Table};
+use shoal_proto::WorkerId;
+
+use super::membership::LiveWorkers;
+use super::repair::{are_too_few, has, readable};
+
+/// Why a shard comes to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// There are fewer live copies than the table asks for.
+    Repair,
+    /// It leaves a worker that is drained.
+    Drain,
+    /// The worker has less than others, or nothing yet of a table that is to be
+    /// everywhere.
+    Even,
+}
+
+impl Kind {
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Repair => "repair",
+            Self::Drain => "drain",
+            Self::Even => "even",
+        }
+    }
+}
+
+/// Segments of a shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// How many.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Part {
+    fn add(&mut self, segment: &Segment) {
+        self.segments += 1;
+        self.bytes += segment.bytes;
+    }
+}
+
+/// A shard that is not complete yet on a worker that should hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arriving {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Why it comes there.
+    pub kind: Kind,
+    /// Whether the worker is waited for.
+    pub is_waiting: bool,
+    /// What is there.
+    pub done: Part,
+    /// What is not.
+    pub left: Part,
+}
+
+/// What is still to come of a shard to workers that should hold it. `draining`
+/// are those that copies leave.
+pub fn arriving(
+    table: &Table,
+    shard: u32,
+    live: &LiveWorkers,
+    draining: &BTreeSet<WorkerId>,
+) -> Vec<Arriving> {
+    let workers = table.placement.get(shard as usize).into_iter().flatten();
+    let arriving = workers.map(|id| {
+        let worker = live.get(id);
+        let (mut done, mut left) = (Part::default(), Part::default());
+        let mut kind = Kind::Even;
+        for segment in table.shard_segments(shard) {
+            let is_there = match worker {
+                Some(worker) => has(segment, worker),
+                None => segment.replicas.contains(id),
+            };
+            if is_there {
+                done.add(segment);
+            } else {
+                left.add(segment);
+                kind = worse(kind, kind_of(table, segment, live, draining));
+            }
+        }
+        Arriving { worker: id.clone(), kind, is_waiting: worker.is_none(), done, left }
+    });
+    arriving.filter(|arriving| arriving.left.segments > 0).collect()
+}
+
+fn kind_of(table: &Table, segment: &Segment, live: &LiveWorkers, draining: &BTreeSet<WorkerId>) -> Kind {
+    if are_too_few(table, readable(segment, live).count()) {
+        return Kind::Repair;
+    }
+    let leaves = |id: &WorkerId| draining.contains(id) && !table.should_hold(segment.shard, id);
+    if segment.replicas.iter().any(leaves) { Kind::Drain } else { Kind::Even }
+}
+
+fn worse(one: Kind, other: Kind) -> Kind {
+    match (one, other) {
+        (Kind::Repair, _) | (_, Kind::Repair) => Kind::Repair,
+        (Kind::Drain, _) | (_, Kind::Drain) => Kind::Drain,
+        (Kind::Even, Kind::Even) => Kind::Even,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use shoal_data::ReplicaCount;
+    use shoal_proto::TableId;
+
+    use super::*;
+    use crate::catalog::state::tests::{segment, table};
+    use crate::cluster::LiveWorker;
+
+    /// A table of two copies whose first shard is placed so, with segments on
+    /// these workers.
+    fn held_by(placed: &[&str], segments: &[&[&str]]) -> Table {
+        let ids = |names: &[&str]| names.iter().copied().map(WorkerId::from).collect::<Vec<_>>();
+        let mut held = table(TableId(1), "t");
+        held.layout.replicas = ReplicaCount::Count(2);
+        held.placement[0] = ids(placed);
+        let segments = segments.iter().map(|on| Segment { replicas: ids(on), ..segment(held.id, 0, "") });
+        held.segments = segments.map(Arc::new).collect();
+        held
+    }
+
+    fn shown(table: &Table, live: &[&str], draining: &[&str]) -> Vec<(String, &'static str, bool, [u64; 4])> {
+        let workers = live.iter().map(|name| LiveWorker::named(*name)).collect();
+        let live = LiveWorkers { workers, ..LiveWorkers::default() };
+        let draining = draining.iter().copied().map(WorkerId::from).collect();
+        let shown = |it: Arriving| {
+            let numbers = [it.done.segments, it.done.bytes, it.left.segments, it.left.bytes];
+            (it.worker.to_string(), it.kind.name(), it.is_waiting, numbers)
+        };
+        arriving(table, 0, &live, &draining).into_iter().map(shown).collect()
+    }
+
+    #[test]
+    fn what_is_complete_is_not_shown() {
+        let whole = held_by(&["w1", "w2"], &[&["w1", "w2"], &["w2", "w1", "w3"]]);
+        assert!(shown(&whole, &["w1", "w2"], &[]).is_empty());
+        assert!(shown(&whole, &["w1"], &[]).is_empty(), "what w2 has it has when it is back, too");
+    }
+
+    #[test]
+    fn each_copy_says_why_it_is_made_and_how_far_it_is() {
+        // The first of three segments has come to w3, in the place of w1.
+        let moving = held_by(&["w2", "w3"], &[&["w1", "w2", "w3"], &["w1", "w2"], &["w1", "w2"]]);
+        let to_w3 = |kind: &'static str, is_waiting: bool| {
+            vec![("w3".to_owned(), kind, is_waiting, [1, 100, 2, 200])]
+        };
+        let all = ["w1", "w2", "w3"];
+        assert_eq!(shown(&moving, &all, &[]), to_w3("even", false));
+        assert_eq!(shown(&moving, &all, &["w1"]), to_w3("drain", false));
+        assert_eq!(shown(&moving, &all, &["w2"]), to_w3("even", false), "w2 is not left");
+        // With one live copy it is urgent, whatever it was made for.
+        assert_eq!(shown(&moving, &["w2", "w3"], &["w1"]), to_w3("repair", false));
+        assert_eq!(shown(&moving, &["w1", "w2"], &["w1"]), to_w3("drain", true));
+    }
+
+    #[test]
+    fn one_segment_in_danger_makes_the_shard_so() {
+        let moving = held_by(&["w2", "w3"], &[&["w1", "w2"], &["w2"]]);
+        let expected = vec![("w3".to_owned(), "repair", false, [0, 0, 2, 200])];
+        assert_eq!(shown(&moving, &["w1", "w2", "w3"], &["w1"]), expected);
+    }
+}

@@ -1,0 +1,530 @@
+//! Many small segments of a shard become few, and nobody who asks notices: not
+//! while it happens, and whatever happens to the nodes and the table meanwhile.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use shoal_benches::answer::{FLOAT_TOLERANCE, Numbers};
+use shoal_benches::disk::files_below;
+use shoal_benches::{Answer, Client, ClientError, Cluster, ClusterOptions, Oracle};
+use shoal_proto::fault::Step;
+use tokio::task::JoinHandle;
+use tonic::Code;
+
+use crate::fixture::{Obedient, in_time, options, own, session};
+use crate::settled::wait_until_settled;
+
+/// Rows of one write.
+const ROWS: i64 = 200;
+/// How long something that must happen may take on a machine that does other
+/// things: also after a compaction that failed, and rests.
+const HAPPENS_WITHIN: Duration = Duration::from_secs(90);
+/// How often it is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How long one try of a write may take: a coordinator may have been killed.
+const TRY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a node's log has for each order that it obeys.
+const OBEYED: &str = "a fault was ordered";
+/// By key, by text with nulls, and in no order at all.
+const LAYOUTS: [(&str, &str); 3] = [
+    ("many", "shards = 2, replicas = 3, shard_key = 'k', sort_key = 'k'"),
+    ("by_text", "shards = 2, replicas = 3, shard_key = 'w', sort_key = 's, k'"),
+    ("dealt", "shards = 3, replicas = 3"),
+];
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Runtime::new().unwrap().block_on(test);
+}
+
+/// A cluster of three workers that compacts nothing unless it is asked.
+fn when_asked(coordinators: usize) -> Obedient {
+    let coordinator_args = vec!["--compaction=off".to_owned()];
+    Obedient::start(ClusterOptions { coordinators, coordinator_args, ..options(3) })
+}
+
+fn create(table: &str, layout: &str) -> String {
+    format!(
+        "CREATE TABLE {table} (k BIGINT NOT NULL, w BIGINT NOT NULL, s VARCHAR, f DOUBLE, d DECIMAL(12, 2)) \
+         WITH ({layout})"
+    )
+}
+
+/// One write: its keys lie between those of all others.
+fn insert(table: &str, write: i64) -> String {
+    format!(
+        "INSERT INTO {table} SELECT value * 1000 + {write}, {write}, \
+         CASE WHEN value % 5 = 0 THEN NULL ELSE 'row ' || (value % 37) END, \
+         CASE WHEN value % 7 = 0 THEN CAST('NaN' AS DOUBLE) ELSE CAST(value AS DOUBLE) / 8 END, \
+         CASE WHEN value % 11 = 0 THEN NULL ELSE CAST(value AS DECIMAL(12, 2)) END \
+         FROM generate_series(1, {ROWS})"
+    )
+}
+
+async fn make_many(client: &mut Client, writes: std::ops::Range<i64>) {
+    if writes.start == 0 {
+        client.update(&create(LAYOUTS[0].0, LAYOUTS[0].1)).await.unwrap();
+    }
+    for write in writes {
+        assert_eq!(client.update(&insert("many", write)).await.unwrap(), ROWS);
+    }
+}
+
+/// Rows, writes, and keys.
+async fn look(client: &mut Client) -> Result<(i64, i64, i64), ClientError> {
+    let batches = client.query("SELECT count(*), count(DISTINCT w), count(DISTINCT k) FROM many").await?;
+    let batch = batches.iter().find(|batch| batch.num_rows() > 0).expect("no row");
+    let number = |index: usize| batch.column(index).as_primitive::<Int64Type>().value(0);
+    Ok((number(0), number(1), number(2)))
+}
+
+/// So many writes are there, each whole and once.
+async fn check(client: &mut Client, writes: i64) {
+    assert_eq!(in_time(look(client)).await.unwrap(), (writes * ROWS, writes, writes * ROWS));
+}
+
+/// Segments of the shard that has most of them.
+async fn most_segments(client: &mut Client) -> i64 {
+    client.number("SELECT max(segments) FROM system.shards").await.unwrap()
+}
+
+/// Waits until no shard has more segments.
+async fn wait_until_few(client: &mut Client, segments: i64) {
+    let since = Instant::now();
+    loop {
+        let most = most_segments(client).await;
+        if most <= segments {
+            return;
+        }
+        assert!(since.elapsed() < HAPPENS_WITHIN, "a shard still has {most} segments");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Begins to compact, as a statement of its own.
+async fn optimizing(cluster: &Cluster) -> JoinHandle<Result<i64, ClientError>> {
+    let mut client = cluster.connect().await.unwrap();
+    tokio::spawn(async move { in_time(client.update("OPTIMIZE TABLE many")).await })
+}
+
+/// Has a node do something at a step.
+fn order(obedient: &Obedient, node: &str, step: Step, action: &str) {
+    let pid = obedient.cluster.pid(node).unwrap();
+    obedient.order(&format!("{pid} {} {action}\n", step.name()));
+}
+
+/// How often a node has come to a step at which it had orders.
+fn obeyed(cluster: &Cluster, node: &str) -> usize {
+    let log = std::fs::read(cluster.dir().join(format!("{node}.log"))).unwrap();
+    String::from_utf8_lossy(&log).matches(OBEYED).count()
+}
+
+/// Compacts, and waits until all that is staged for a shard could be committed.
+async fn stalled(obedient: &Obedient) -> JoinHandle<Result<i64, ClientError>> {
+    let cluster = &obedient.cluster;
+    let before = obeyed(cluster, "coordinator");
+    order(obedient, "coordinator", Step::CompactionStaged, "stall");
+    let optimizing = optimizing(cluster).await;
+    let since = Instant::now();
+    while obeyed(cluster, "coordinator") == before {
+        assert!(since.elapsed() < HAPPENS_WITHIN, "nothing was staged");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    optimizing
+}
+
+async fn wait_until_crashed(cluster: &Cluster, node: &str) {
+    let since = Instant::now();
+    while !cluster.crashed().iter().any(|crashed| crashed == node) {
+        assert!(since.elapsed() < HAPPENS_WITHIN, "{node} still runs");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Names of the segments that are on a worker's disk.
+fn segments_on(cluster: &Cluster, worker: &str) -> BTreeSet<String> {
+    let files = files_below(&cluster.data_dir(worker).unwrap().join("segments"));
+    let names = files.iter().filter_map(|path| path.file_name()?.to_str()?.strip_suffix(".parquet"));
+    names.map(str::to_owned).collect()
+}
+
+/// Looks at the table all the time, while somebody writes.
+struct Asking {
+    sent: Arc<AtomicI64>,
+    acknowledged: Arc<AtomicI64>,
+    is_over: Arc<AtomicBool>,
+    answers: JoinHandle<usize>,
+}
+
+impl Asking {
+    async fn begin(cluster: &Cluster) -> Self {
+        let (sent, acknowledged) = (Arc::<AtomicI64>::default(), Arc::<AtomicI64>::default());
+        let is_over = Arc::<AtomicBool>::default();
+        let mut client = session(cluster).await;
+        let answers = tokio::spawn({
+            let (sent, acknowledged) = (Arc::clone(&sent), Arc::clone(&acknowledged));
+            let is_over = Arc::clone(&is_over);
+            async move {
+                let mut answers = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    let at_least = acknowledged.load(Ordering::SeqCst);
+                    let (rows, writes, keys) = in_time(look(&mut client)).await.unwrap();
+                    let at_most = sent.load(Ordering::SeqCst);
+                    assert_eq!((rows, keys), (writes * ROWS, writes * ROWS), "after {answers} right answers");
+                    assert!((at_least..=at_most).contains(&writes), "{at_least} <= {writes} <= {at_most}");
+                    answers += 1;
+                }
+                answers
+            }
+        });
+        Self { sent, acknowledged, is_over, answers }
+    }
+
+    /// Every answer was right, and there were some.
+    async fn end(self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        let answers = self.answers.await.unwrap();
+        assert!(answers > 0, "nothing was asked");
+    }
+}
+
+#[test]
+fn many_small_writes_become_few_segments_and_no_query_notices() {
+    const WRITES: i64 = 40;
+    let cluster = own(3);
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        let mut client = cluster.connect().await.unwrap();
+        client.update(&create(LAYOUTS[0].0, LAYOUTS[0].1)).await.unwrap();
+        let asking = Asking::begin(&cluster).await;
+        for write in 0..WRITES {
+            client.flight().set_header("shoal-write-id", format!("many-{write}"));
+            asking.sent.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(client.update(&insert("many", write)).await.unwrap(), ROWS);
+            asking.acknowledged.fetch_add(1, Ordering::SeqCst);
+        }
+        // Seven small ones, and larger ones, each of which has more rows than
+        // those before it.
+        wait_until_few(&mut client, 10).await;
+        let told =
+            "SELECT count(*) FROM system.events WHERE kind = 'compacted' AND message LIKE 'public.many,%'";
+        let since = Instant::now();
+        while client.number(told).await.unwrap() == 0 {
+            assert!(since.elapsed() < HAPPENS_WITHIN, "nothing is told");
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        asking.end().await;
+
+        // A compaction is no write, and a write is known after its segments are gone.
+        let writes = "SELECT count(*) FROM system.writes";
+        assert_eq!(client.number(writes).await.unwrap(), WRITES);
+        client.flight().set_header("shoal-write-id", "many-0");
+        assert_eq!(client.update(&insert("many", 0)).await.unwrap(), ROWS);
+        assert_eq!(client.number(writes).await.unwrap(), WRITES);
+        check(&mut client, WRITES).await;
+        wait_until_settled(&cluster, 3).await;
+        check(&mut client, WRITES).await;
+    });
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+/// What is asked of a cluster, and of plain DataFusion.
+const QUESTIONS: [&str; 8] = [
+    "SELECT count(*), sum(k), min(k), max(k), count(DISTINCT w), min(s), max(s) FROM many",
+    "SELECT w, count(*), count(s), count(f), sum(d) FROM many GROUP BY w ORDER BY w",
+    "SELECT k, w, s, d FROM many ORDER BY k LIMIT 100",
+    "SELECT s, k FROM many ORDER BY s, k LIMIT 100",
+    "SELECT count(*) FROM many WHERE f > 1000000",
+    "SELECT count(*) FROM many WHERE s IS NULL AND d IS NULL",
+    "SELECT k, w, s, f, d FROM many WHERE k BETWEEN 7000 AND 9000 ORDER BY k",
+    "SELECT a.k, b.w FROM many a JOIN many b ON a.k = b.k + 1 WHERE a.s = 'row 3' ORDER BY 1",
+];
+
+/// The questions that were answered otherwise than by plain DataFusion.
+async fn differences(client: &mut Client, oracle: &Oracle, table: &str) -> Vec<String> {
+    let mut differences = Vec::new();
+    for question in QUESTIONS {
+        let sql = question.replace("many", table);
+        let expected = oracle.expect(&sql, Numbers::Exact).await.unwrap();
+        let (schema, batches) = in_time(client.query_with_schema(&sql)).await.unwrap();
+        let answer = Answer::new(&schema, &batches, Numbers::Exact).unwrap();
+        let compared = expected.answer.compare(&answer, expected.order.as_deref(), FLOAT_TOLERANCE);
+        differences.extend(compared.err().map(|difference| format!("{sql}: {difference}")));
+    }
+    differences
+}
+
+#[test]
+fn a_table_that_is_optimized_answers_as_before_from_one_segment_a_shard() {
+    const WRITES: i64 = 9;
+    let obedient = when_asked(1);
+    let cluster = &obedient.cluster;
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        let oracle = Oracle::new(2);
+        let mut client = session(cluster).await;
+        for (table, layout) in LAYOUTS {
+            oracle.run(&create(table, layout)).await.unwrap();
+            client.update(&create(table, layout)).await.unwrap();
+            for write in 0..WRITES {
+                oracle.run(&insert(table, write)).await.unwrap();
+                client.update(&insert(table, write)).await.unwrap();
+            }
+            assert_eq!(differences(&mut client, &oracle, table).await, Vec::<String>::new());
+        }
+        assert!(most_segments(&mut client).await >= 3, "there is nothing to compact");
+        let rows_of_shards =
+            "SELECT \"table\" || ' ' || shard || ' ' || \"rows\" FROM system.shards ORDER BY 1";
+        let rows_before = client.text(rows_of_shards).await.unwrap();
+        for (table, _) in LAYOUTS {
+            assert_eq!(in_time(client.update(&format!("OPTIMIZE TABLE public.{table}"))).await.unwrap(), 0);
+            let notices = client.notices().await.unwrap();
+            assert!(notices.len() == 1 && notices[0].contains(&format!("public.{table},")), "{notices:?}");
+            assert_eq!(differences(&mut client, &oracle, table).await, Vec::<String>::new());
+        }
+        assert_eq!(most_segments(&mut client).await, 1);
+        // Whatever deals rows to shards has no part in it.
+        assert_eq!(client.text(rows_of_shards).await.unwrap(), rows_before);
+        client.update("OPTIMIZE TABLE many").await.unwrap();
+        assert_eq!(client.notices().await.unwrap(), ["nothing to compact in public.many"]);
+        wait_until_settled(cluster, 3).await;
+        for (table, _) in LAYOUTS {
+            assert_eq!(differences(&mut client, &oracle, table).await, Vec::<String>::new());
+        }
+
+        client.update("CREATE VIEW seen AS SELECT k FROM many").await.unwrap();
+        for (sql, why) in [
+            ("OPTIMIZE TABLE seen", "is a view"),
+            ("OPTIMIZE TABLE mny", "Did you mean `public.many`"),
+            ("OPTIMIZE TABLE nowhere.many", "not found"),
+        ] {
+            let error = client.update(sql).await.unwrap_err();
+            assert!(error.message.contains(why), "{sql}: {error}");
+        }
+    });
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+#[test]
+fn a_query_that_began_before_ends_over_the_old_segments() {
+    let obedient = when_asked(1);
+    let cluster = &obedient.cluster;
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        let mut client = cluster.connect().await.unwrap();
+        make_many(&mut client, 0..6).await;
+        let sum = client.number("SELECT sum(k) FROM many").await.unwrap();
+        let old = segments_on(cluster, "worker-1");
+        let before = obedient.obeyed();
+        obedient.hold(&obedient.workers());
+        let asked = tokio::spawn({
+            let mut asking = session(cluster).await;
+            let sql = "SELECT sum(s) FROM (SELECT w, sum(shoal_step(k)) AS s FROM many GROUP BY w)";
+            async move { in_time(asking.number(sql)).await }
+        });
+        obedient.wait_until_obeyed(&before, 1).await;
+        in_time(client.update("OPTIMIZE TABLE many")).await.unwrap();
+        assert_eq!(most_segments(&mut client).await, 1);
+        assert!(!asked.is_finished(), "it did not wait");
+        assert!(segments_on(cluster, "worker-1").is_superset(&old), "a query still reads what is gone");
+        check(&mut client, 6).await;
+        obedient.order("");
+        assert_eq!(asked.await.unwrap().unwrap(), sum);
+        // Now nobody needs them.
+        wait_until_settled(cluster, 3).await;
+        assert!(segments_on(cluster, "worker-1").is_disjoint(&old));
+    });
+}
+
+#[test]
+fn what_happens_to_a_table_while_it_is_compacted_counts() {
+    let obedient = when_asked(1);
+    let cluster = &obedient.cluster;
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        let mut client = cluster.connect().await.unwrap();
+        make_many(&mut client, 0..4).await;
+        // Rows that are written meanwhile stay.
+        let optimized = stalled(&obedient).await;
+        make_many(&mut client, 4..6).await;
+        check(&mut client, 6).await;
+        obedient.order("");
+        assert_eq!(optimized.await.unwrap().unwrap(), 0);
+        check(&mut client, 6).await;
+
+        // Copies that are too many meanwhile are taken out, and then come back.
+        make_many(&mut client, 6..8).await;
+        let optimized = stalled(&obedient).await;
+        client.update("ALTER TABLE many SET (replicas = 1)").await.unwrap();
+        let since = Instant::now();
+        let placed = "SELECT max(array_length(workers)) FROM system.shards";
+        while client.number(placed).await.unwrap() > 1 {
+            assert!(since.elapsed() < HAPPENS_WITHIN, "the shards stay where they are");
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        obedient.order("");
+        optimized.await.unwrap().unwrap();
+        check(&mut client, 8).await;
+        client.update("ALTER TABLE many SET (replicas = 3)").await.unwrap();
+        wait_until_settled(cluster, 3).await;
+        check(&mut client, 8).await;
+
+        // A statement that is stopped leaves everything as it was.
+        make_many(&mut client, 8..10).await;
+        let segments = "SELECT segment FROM system.segments ORDER BY 1";
+        let before = client.text(segments).await.unwrap();
+        let optimized = stalled(&obedient).await;
+        let id = "SELECT id FROM system.queries WHERE state = 'running' AND sql LIKE 'OPTIMIZE%'";
+        let id = client.text(id).await.unwrap();
+        client.update(&format!("KILL QUERY '{}'", id.trim())).await.unwrap();
+        let error = optimized.await.unwrap().unwrap_err();
+        assert!(error.message.contains("cancelled"), "{error}");
+        obedient.order("");
+        wait_until_settled(cluster, 3).await;
+        assert_eq!(client.text(segments).await.unwrap(), before);
+        check(&mut client, 10).await;
+
+        // Of a table that is dropped nothing is left.
+        let optimized = stalled(&obedient).await;
+        client.update("DROP TABLE many").await.unwrap();
+        obedient.order("");
+        let error = optimized.await.unwrap().unwrap_err();
+        assert!(error.message.contains("dropped while it was compacted"), "{error}");
+        wait_until_settled(cluster, 3).await;
+        for worker in cluster.worker_names() {
+            assert_eq!(segments_on(cluster, &worker), BTreeSet::new(), "{worker}");
+        }
+    });
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+#[test]
+fn a_worker_killed_at_any_step_of_a_compaction_costs_no_row_and_no_copy() {
+    let obedient = when_asked(1);
+    let cluster = &obedient.cluster;
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        let mut client = cluster.connect().await.unwrap();
+        let mut writes = 0;
+        for (index, step) in Step::OF_WORKER.into_iter().enumerate() {
+            let victim = format!("worker-{}", index % 3 + 1);
+            eprintln!("{victim} is killed at {}", step.name());
+            make_many(&mut client, writes..writes + 3).await;
+            writes += 3;
+            wait_until_settled(cluster, 3).await;
+            order(&obedient, &victim, step, "kill");
+            let optimized = optimizing(cluster).await;
+            wait_until_crashed(cluster, &victim).await;
+            obedient.order("");
+            match optimized.await.unwrap() {
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.code, Code::Unavailable, "{error}"),
+            }
+            check(&mut client, writes).await;
+            // Whatever was compacted has all of its copies, also on the one that is away.
+            let fewer = "SELECT count(*) FROM system.segments WHERE array_length(replicas) < 3";
+            assert_eq!(client.number(fewer).await.unwrap(), 0, "{}", step.name());
+            cluster.restart(&victim).unwrap();
+            cluster.wait_until_joined(3).unwrap();
+            wait_until_settled(cluster, 3).await;
+            check(&mut client, writes).await;
+            in_time(client.update("OPTIMIZE TABLE many")).await.unwrap();
+            assert_eq!(most_segments(&mut client).await, 1, "{}", step.name());
+            check(&mut client, writes).await;
+        }
+        // One that dies when all is staged has what is then committed.
+        make_many(&mut client, writes..writes + 3).await;
+        let optimized = stalled(&obedient).await;
+        cluster.kill("worker-2").unwrap();
+        obedient.order("");
+        optimized.await.unwrap().unwrap();
+        check(&mut client, writes + 3).await;
+        cluster.restart("worker-2").unwrap();
+        cluster.wait_until_joined(3).unwrap();
+        wait_until_settled(cluster, 3).await;
+        check(&mut client, writes + 3).await;
+    });
+}
+
+/// Writes through any coordinator that takes it, under one id.
+async fn write(cluster: &Cluster, write: i64) {
+    let since = Instant::now();
+    let names = cluster.coordinator_names();
+    for name in names.iter().cycle() {
+        let sending = async {
+            let mut client = Client::connect(&cluster.url_of(name).unwrap()).await?;
+            client.flight().set_header("shoal-write-id", format!("many-{write}"));
+            client.update(&insert("many", write)).await
+        };
+        match tokio::time::timeout(TRY_TIMEOUT, sending).await {
+            Ok(Ok(rows)) => return assert_eq!(rows, ROWS),
+            Ok(Err(error)) => assert!(since.elapsed() < HAPPENS_WITHIN, "write {write}: {error}"),
+            Err(_) => assert!(since.elapsed() < HAPPENS_WITHIN, "write {write}: no answer"),
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+#[test]
+fn a_leader_killed_while_it_compacts_leaves_it_to_the_next_one() {
+    let obedient = Obedient::start(ClusterOptions { coordinators: 3, ..options(3) });
+    let cluster = &obedient.cluster;
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        cluster.connect().await.unwrap().update(&create(LAYOUTS[0].0, LAYOUTS[0].1)).await.unwrap();
+        let mut writes = 0;
+        for step in Step::OF_COMPACTION {
+            let leader = cluster.leader().unwrap();
+            eprintln!("{leader} leads, and is killed at {}", step.name());
+            order(&obedient, &leader, step, "kill");
+            // More than a shard may keep: one of them is due in any case.
+            for _ in 0..16 {
+                write(cluster, writes).await;
+                writes += 1;
+            }
+            wait_until_crashed(cluster, &leader).await;
+            obedient.order("");
+            let survivor = cluster.coordinator_names().into_iter().find(|name| *name != leader).unwrap();
+            let mut client = cluster.connect_to(&survivor).await.unwrap();
+            check(&mut client, writes).await;
+            wait_until_few(&mut client, 10).await;
+            check(&mut client, writes).await;
+            cluster.restart(&leader).unwrap();
+            cluster.wait_until_voting(3).unwrap();
+            cluster.wait_until_joined(3).unwrap();
+            for name in cluster.coordinator_names() {
+                check(&mut cluster.connect_to(&name).await.unwrap(), writes).await;
+            }
+            // What the dead one had staged is gone, too.
+            wait_until_settled(cluster, 3).await;
+        }
+    });
+}
+
+#[test]
+fn a_table_that_is_optimized_at_all_coordinators_at_once_keeps_its_rows() {
+    let obedient = when_asked(3);
+    let cluster = &obedient.cluster;
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        let mut client = cluster.connect().await.unwrap();
+        make_many(&mut client, 0..8).await;
+        let mut optimizing = Vec::new();
+        for name in cluster.coordinator_names() {
+            let mut client = cluster.connect_to(&name).await.unwrap();
+            let optimized = async move { in_time(client.update("OPTIMIZE TABLE many")).await };
+            optimizing.push(tokio::spawn(optimized));
+        }
+        for optimized in optimizing {
+            optimized.await.unwrap().unwrap();
+        }
+        check(&mut client, 8).await;
+        assert_eq!(most_segments(&mut client).await, 1);
+        wait_until_settled(cluster, 3).await;
+        check(&mut client, 8).await;
+    });
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}

@@ -1,0 +1,104 @@
+//! Workers in two zones: what is read in the zone of the coordinator that is
+//! asked, and how many bytes cross zones where that cannot be.
+
+use shoal_benches::{Client, Cluster, ClusterOptions};
+
+use crate::fixture::{in_time, is_distributed, options, session, wait_until};
+
+const ROWS: i64 = 40_000;
+/// Read row by row, summed up, exchanged between workers, looked up, and joined.
+const QUERIES: [&str; 5] = [
+    "SELECT k, s FROM zoned WHERE k % 7 = 1",
+    "SELECT count(*), sum(k) FROM zoned WHERE s <> ''",
+    "SELECT g, count(*), max(s) FROM zoned GROUP BY g ORDER BY g",
+    "SELECT s FROM zoned WHERE k = 4711",
+    "SELECT count(*) FROM zoned JOIN zoned AS other ON zoned.k = other.g",
+];
+
+/// Workers and coordinators in the zones `a` and `b`, in turn.
+fn zoned(coordinators: usize) -> Cluster {
+    let zones = ["a", "b"].map(str::to_owned).to_vec();
+    Cluster::start(&ClusterOptions { coordinators, zones, ..options(4) }).unwrap()
+}
+
+async fn make_rows(client: &mut Client, options: &str) {
+    for sql in [
+        format!(
+            "CREATE TABLE zoned (k BIGINT NOT NULL, g BIGINT NOT NULL, s VARCHAR) WITH (shard_key = 'k', {options})"
+        ),
+        format!(
+            "INSERT INTO zoned SELECT value, value % 1000, md5(CAST(value AS VARCHAR)) \
+             FROM generate_series(1, {ROWS})"
+        ),
+    ] {
+        client.update(&sql).await.unwrap();
+    }
+}
+
+/// How many bytes crossed zones for a query, and what it did.
+async fn crossed(client: &mut Client, sql: &str) -> (u64, String) {
+    let text = in_time(client.text(&format!("EXPLAIN ANALYZE {sql}"))).await.unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("crossed zones: ")?.strip_suffix(" bytes"));
+    (line.expect(&text).parse().unwrap(), text)
+}
+
+#[test]
+fn what_a_zone_has_all_of_crosses_to_no_other_until_it_is_gone() {
+    let cluster = zoned(3);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        make_rows(&mut client, "shards = 8, replicas = 2").await;
+        let placed = "SELECT count(*) FROM system.workers \
+                      WHERE zone = CASE WHEN worker IN ('worker-1', 'worker-3') THEN 'a' ELSE 'b' END";
+        assert_eq!(client.number(placed).await.unwrap(), 4);
+        for (coordinator, elsewhere) in
+            [("coordinator", ["worker-2", "worker-4"]), ("coordinator-2", ["worker-1", "worker-3"])]
+        {
+            let mut client = cluster.connect_to(coordinator).await.unwrap();
+            // With failover a shard that is late is read elsewhere, too.
+            for set in ["SET shoal.task_bytes = 1", "SET shoal.failover = false"] {
+                client.update(set).await.unwrap();
+            }
+            for sql in QUERIES {
+                let (bytes, text) = crossed(&mut client, sql).await;
+                assert_eq!(bytes, 0, "{coordinator}: {sql}\n{text}");
+                let is_elsewhere = elsewhere.iter().any(|worker| text.contains(worker));
+                assert!(!is_elsewhere, "{coordinator}: {sql}\n{text}");
+                assert!(is_distributed(&text) || !sql.contains("GROUP BY"), "nothing is exchanged: {text}");
+            }
+        }
+        let none = "SELECT count(*) FROM system.workers WHERE cross_zone_bytes > 0";
+        assert_eq!(client.number(none).await.unwrap(), 0);
+
+        // The other zone has all of it, too.
+        for worker in ["worker-1", "worker-3"] {
+            cluster.kill(worker).unwrap();
+        }
+        for sql in QUERIES {
+            let (bytes, text) = crossed(&mut client, sql).await;
+            assert!(bytes > 0, "{sql}\n{text}");
+        }
+        assert_eq!(client.number("SELECT count(*) FROM zoned").await.unwrap(), ROWS);
+        // What is asked for there still stays there.
+        let mut there = cluster.connect_to("coordinator-2").await.unwrap();
+        let (bytes, text) = crossed(&mut there, QUERIES[2]).await;
+        assert_eq!(bytes, 0, "{text}");
+    });
+}
+
+#[test]
+fn what_no_zone_has_all_of_crosses_and_is_counted() {
+    let cluster = zoned(1);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        make_rows(&mut client, "shards = 8, replicas = 1").await;
+        // Its rows are exchanged between workers of both zones.
+        let (bytes, text) = crossed(&mut client, QUERIES[2]).await;
+        assert!(bytes > 0 && is_distributed(&text), "{text}");
+        let told = "SELECT count(*) FROM system.workers WHERE cross_zone_bytes > 0";
+        wait_until(&mut client, told).await;
+        // What each shard comes to goes to the coordinator.
+        let (bytes, text) = crossed(&mut client, QUERIES[1]).await;
+        assert!(bytes > 0, "{text}");
+    });
+}

@@ -1,0 +1,117 @@
+//! Claims about copies, from a peer that serves its segments.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use shoal_data::DataDir;
+use shoal_data::shard_store::LocalSegments;
+use shoal_proto::cluster::Location;
+use shoal_proto::server::{self, Incoming};
+use shoal_proto::{SegmentId, TableId};
+use tempfile::TempDir;
+
+use super::*;
+use crate::segments::SegmentService;
+
+/// Some time for a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+/// Far from being through with anything while a test runs.
+const CRAWL: u64 = 1;
+
+/// A worker's segments, and who copies them.
+struct Node {
+    dir: Arc<SegmentDir>,
+    replicator: Replicator,
+    _lock: DataDir,
+    _root: TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let lock = locked(root.path());
+        let dir = Arc::new(SegmentDir::open(&lock).unwrap());
+        let channels = Channels::new(Handle::current()).in_zone("north");
+        let replicator = Replicator::new(Arc::clone(&dir), channels, Handle::current());
+        Self { dir, replicator, _lock: lock, _root: root }
+    }
+
+    /// Serves what is here; where.
+    async fn serve(&self) -> Location {
+        let local = LocalSegments::new(self.dir.path().to_owned(), Arc::new(self.replicator.clone()));
+        let (dir, replicator) = (Arc::clone(&self.dir), self.replicator.clone());
+        let service = SegmentService::new("source".into(), dir, Arc::new(local), replicator);
+        let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let served = server::builder().add_service(service.files_server());
+        tokio::spawn(served.serve_with_incoming(Incoming::new(listener)));
+        let zone = "south".to_owned();
+        Location { worker: "source".to_owned(), address: format!("http://{address}"), zone }
+    }
+
+    /// Writes a segment; the order to copy it from there.
+    fn write(&self, from: &Location) -> FetchRequest {
+        let name = SegmentName { table: TableId(3), shard: 0, segment: SegmentId::random() };
+        let data = Bytes::from(vec![7; 5_000]);
+        let (bytes, crc32c) = (data.len() as u64, crc32c::crc32c(&data));
+        let mut staging = self.dir.stage(name, bytes, crc32c).unwrap();
+        staging.write(&data).unwrap();
+        staging.finish().unwrap();
+        let from = vec![from.clone()];
+        FetchRequest { name: name.to_string(), bytes, crc32c, from, ..FetchRequest::default() }
+    }
+
+    fn has(&self, request: &FetchRequest) -> bool {
+        self.dir.bytes_of(&request.name.parse().unwrap()) == Some(request.bytes)
+    }
+}
+
+fn locked(path: &Path) -> DataDir {
+    DataDir::lock(path).unwrap()
+}
+
+async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let waited = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(SOON, waited).await.is_ok(), "still waited for: {what}");
+}
+
+#[tokio::test]
+async fn what_is_urgent_waits_for_nothing_that_only_moves() {
+    let (source, target) = (Node::new(), Node::new());
+    let from = source.serve().await;
+    let moves = [source.write(&from), source.write(&from)];
+    let slow = |request: &FetchRequest| FetchRequest { bytes_per_second: CRAWL, ..request.clone() };
+    target.replicator.obey(moves.iter().map(slow).collect(), &[]);
+    eventually("both are under way", || target.replicator.0.under_way.lock().len() == 2).await;
+    let urgent = FetchRequest { urgent: true, ..source.write(&from) };
+    let fetched = tokio::time::timeout(SOON, target.replicator.fetch(urgent.clone())).await;
+    assert_eq!(fetched.expect("it waits").unwrap(), (urgent.bytes, urgent.crc32c));
+    assert!(target.has(&urgent));
+    assert!(!moves.iter().any(|request| target.has(request)), "a move keeps to no rate");
+
+    // One crawls and one has not begun: both are urgent by now.
+    let hurried = moves.iter().map(|request| FetchRequest { urgent: true, ..request.clone() });
+    target.replicator.obey(hurried.collect(), &[]);
+    eventually("both are here", || moves.iter().all(|request| target.has(request))).await;
+    eventually("nothing is under way", || target.replicator.0.under_way.lock().is_empty()).await;
+    assert_eq!(target.replicator.cross_zone_bytes(), 3 * urgent.bytes);
+}
+
+#[tokio::test]
+async fn a_rate_holds_for_what_is_urgent_too() {
+    let (source, target) = (Node::new(), Node::new());
+    let from = source.serve().await;
+    let order = source.write(&from);
+    let slow = FetchRequest { urgent: true, bytes_per_second: CRAWL, ..order.clone() };
+    target.replicator.obey(vec![slow], &[]);
+    let has_begun = || target.replicator.0.urgent.permits.available_permits() < URGENT_MAX;
+    eventually("it has begun", has_begun).await;
+    // Others that may go at any rate are not held up by it.
+    let other = source.write(&from);
+    let fetched = tokio::time::timeout(SOON, target.replicator.fetch(other.clone())).await;
+    fetched.expect("it waits").unwrap();
+    assert!(target.has(&other) && !target.has(&order));
+}
