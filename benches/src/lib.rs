@@ -23,6 +23,7 @@ pub mod process;
 pub mod repair;
 pub mod report;
 pub mod rot;
+pub mod scale;
 pub mod scan;
 mod slow;
 pub mod slt;

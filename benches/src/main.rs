@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use shoal_benches::peers::PeerCommand;
-use shoal_benches::{chaos, failover, grow, ingest, leader, peers, point, repair, rot, scan, tpch};
+use shoal_benches::{chaos, failover, grow, ingest, leader, peers, point, repair, rot, scale, scan, tpch};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -42,6 +42,8 @@ enum Bench {
     Repair(repair::RepairArgs),
     /// One more worker, until all hold as much; then every process restarted, one after the other; under queries
     Grow(grow::GrowArgs),
+    /// What a coordinator needs for many workers and segments, and what breaks first
+    Scale(scale::ScaleArgs),
     /// A process that a benchmark starts
     #[command(hide = true)]
     Peer {
@@ -84,6 +86,7 @@ fn run(bench: Bench) -> anyhow::Result<bool> {
             Bench::Leader(args) => leader::run(&args).await,
             Bench::Repair(args) => repair::run(&args).await,
             Bench::Grow(args) => grow::run(&args).await,
+            Bench::Scale(args) => scale::run(&args).await,
             Bench::Peer { .. } => Ok(true),
         }
     })

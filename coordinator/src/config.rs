@@ -77,7 +77,7 @@ impl CoordinatorConfig {
             dead_after: DEAD_AFTER,
             move_bytes_per_second: MOVE_BYTES_PER_SECOND,
             repair_bytes_per_second: REPAIR_BYTES_PER_SECOND,
-            compaction: true,
+            compaction: false,
             grace: Duration::from_secs(10),
         }
     }

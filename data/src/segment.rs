@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 use uuid::Uuid;
 
-use crate::DataError;
+use crate::{DataError, PackedStatistics};
 
 /// The name by which plans and nodes speak of a segment. It says nothing of
 /// where the bytes are: `table/shard/segment.parquet`.
@@ -58,14 +58,28 @@ impl FromStr for SegmentName {
             return Err(wrong());
         };
         let segment = file.strip_suffix(".parquet").ok_or_else(wrong)?;
-        let name = Self {
+        // One name, one spelling: "+1", "01" or an upper-case id are refused. Plans
+        // of many segments are read name by name, so nothing is written out for it.
+        if ![table, shard].into_iter().all(is_plain_number) || !is_plain_id(segment) {
+            return Err(wrong());
+        }
+        Ok(Self {
             table: TableId(table.parse().map_err(|_| wrong())?),
             shard: shard.parse().map_err(|_| wrong())?,
             segment: SegmentId(Uuid::parse_str(segment).map_err(|_| wrong())?),
-        };
-        // One name, one spelling: "+1", "01" or an upper-case id are refused.
-        (name.to_string() == text).then_some(name).ok_or_else(wrong)
+        })
     }
+}
+
+/// Whether a number is written as this program writes it.
+fn is_plain_number(text: &str) -> bool {
+    let has_other = text.bytes().any(|byte| !byte.is_ascii_digit());
+    !text.is_empty() && !has_other && (text == "0" || !text.starts_with('0'))
+}
+
+/// Whether an id is written as this program writes it.
+fn is_plain_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// One immutable Parquet file of one shard, as the catalog records it.
@@ -84,7 +98,7 @@ pub struct Segment {
     /// CRC-32C of the whole file.
     pub crc32c: u32,
     /// One entry for each column of the table, in their order.
-    pub columns: Vec<ColumnStatistics>,
+    pub columns: PackedStatistics,
     /// The workers on which it is durable.
     pub replicas: Vec<WorkerId>,
 }
@@ -120,12 +134,36 @@ pub enum StatValue {
     Int(i64),
     /// Unsigned integers.
     UInt(u64),
-    /// Finite floats.
+    /// Finite floats, as text: numbers in JSON are read back a little off.
+    #[serde(with = "exact_float")]
     Float(f64),
     /// The unscaled value of a decimal, as text.
     Decimal(String),
     /// Text of at most [`TEXT_BYTES_MAX`].
     Text(String),
+}
+
+mod exact_float {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        /// By versions that wrote numbers.
+        Number(f64),
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match Written::deserialize(deserializer)? {
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+            Written::Number(number) => Ok(number),
+        }
+    }
 }
 
 /// Longer text is not kept as a bound.
@@ -225,6 +263,11 @@ mod tests {
             format!("+7/3/{}.parquet", name.segment),
             format!("7/3/{}.parquet/..", name.segment),
             format!("7/3/{}.csv", name.segment),
+            format!("7//{}.parquet", name.segment),
+            format!("7/3x/{}.parquet", name.segment),
+            format!("7/99999999999/{}.parquet", name.segment),
+            format!("7/3/{}.parquet", name.segment.0.hyphenated()),
+            format!("7/00/{}.parquet", name.segment),
             format!("7/3/{}.parquet", name.segment.to_string().to_uppercase()),
         ] {
             assert!(wrong.parse::<SegmentName>().is_err(), "{wrong} was taken");
@@ -259,5 +302,23 @@ mod tests {
         }
         assert_eq!(StatValue::from_scalar(&ScalarValue::Float64(Some(f64::NAN))), None);
         assert_eq!(StatValue::from_scalar(&ScalarValue::Utf8(Some("x".repeat(257)))), None);
+    }
+
+    #[test]
+    fn floats_are_read_back_bit_for_bit() {
+        let mut bits = 1_u64;
+        let made = std::iter::from_fn(|| {
+            // Knuth's generator.
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            Some(f64::from_bits(bits))
+        });
+        let floats = made.filter(|float| float.is_finite()).take(10_000);
+        for float in floats.chain([0.0, -0.0, 0.1, f64::MIN_POSITIVE, f64::MAX, f64::MIN, 5e-324]) {
+            let json = serde_json::to_string(&StatValue::Float(float)).unwrap();
+            let StatValue::Float(read) = serde_json::from_str(&json).unwrap() else { panic!("{json}") };
+            assert_eq!(read.to_bits(), float.to_bits(), "{json}");
+        }
+        // As it was written before.
+        assert_eq!(serde_json::from_str::<StatValue>("{\"float\":0.5}").unwrap(), StatValue::Float(0.5));
     }
 }

@@ -121,7 +121,7 @@ pub struct CoordinatorArgs {
     /// What one worker copies in a second of shards that have too few copies; 0: no limit [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub repair_rate: Option<String>,
-    /// Whether small segments of a shard become few in the background: on or off [default: on]
+    /// Whether small segments of a shard become few in the background: on or off [default: off]
     #[arg(long, value_name = "SWITCH")]
     pub compaction: Option<String>,
     /// Memory of one query on each node [default: half of --memory-limit]

@@ -104,6 +104,7 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     options.import_roots = vec![data.dir().to_owned()];
     options.parent_dir = Some(data_root());
     options.links = true;
+    options.coordinator_args.push("--compaction=on".to_owned());
     if let Some(dead_after) = &args.dead_after {
         options.coordinator_args.extend(["--dead-after".to_owned(), dead_after.clone()]);
     }

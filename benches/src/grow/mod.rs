@@ -85,11 +85,7 @@ pub async fn run(args: &GrowArgs) -> Result<bool> {
     let questions = Arc::new(Questions::ask_first(&mut client, args.scale).await?);
     let doors = Arc::new(Doors::of(&cluster)?);
 
-    let load = Load::begin(&doors, &questions, args.clients, false);
-    // All of them have been asked by then.
-    tokio::time::sleep(Duration::from_secs_f64(args.seconds / 4.0)).await;
-    let normal_from = Instant::now();
-    tokio::time::sleep(Duration::from_secs_f64(args.seconds)).await;
+    let (load, normal_from) = Load::begin_measured(&doors, &questions, args.clients, args.seconds).await;
     let grow_from = Instant::now();
     let joining = tokio::task::spawn_blocking({
         let cluster = Arc::clone(&cluster);

@@ -46,6 +46,21 @@ impl Load {
         Self { shared, clients: tasks }
     }
 
+    /// Begins clients that go on elsewhere, and lets them ask for so many seconds;
+    /// since when all of them have been asking by then.
+    pub async fn begin_measured(
+        doors: &Arc<Doors>,
+        questions: &Arc<Questions>,
+        clients: usize,
+        seconds: f64,
+    ) -> (Self, Instant) {
+        let load = Self::begin(doors, questions, clients, false);
+        tokio::time::sleep(Duration::from_secs_f64(seconds / 4.0)).await;
+        let since = Instant::now();
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        (load, since)
+    }
+
     /// What was asked and answered so far.
     pub fn tally(&self) -> Tally {
         Tally::new(self.shared.asked.lock().clone())

@@ -7,7 +7,7 @@ mod plain_copy;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -102,11 +102,7 @@ async fn measure(args: &RepairArgs, data: &TpchData) -> Result<Measured> {
     let questions = Arc::new(Questions::ask_first(&mut client, args.scale).await?);
     let doors = Arc::new(Doors::of(&cluster)?);
 
-    let load = Load::begin(&doors, &questions, args.clients, false);
-    // All of them have been asked by then.
-    tokio::time::sleep(Duration::from_secs_f64(args.seconds / 4.0)).await;
-    let normal_from = Instant::now();
-    tokio::time::sleep(Duration::from_secs_f64(args.seconds)).await;
+    let (load, normal_from) = Load::begin_measured(&doors, &questions, args.clients, args.seconds).await;
     let normal = load.tally().between(normal_from, Instant::now());
     say(format!("before: {}", normal.describe()));
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};
 use shoal_data::table::schema_serde;
-use shoal_data::{ReplicaCount, Segment, Table};
+use shoal_data::{ReplicaCount, Segment, SegmentName, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
 
 /// One change, applied as a whole or not at all.
@@ -171,7 +171,13 @@ pub enum Command {
         /// Its number.
         coordinator: u64,
     },
-    /// Records one more durable copy of a segment.
+    /// Records durable copies of segments.
+    AddReplicas {
+        /// The segments that each worker now holds.
+        copies: Vec<(WorkerId, Vec<SegmentName>)>,
+    },
+    /// Records one more durable copy of a segment. Only in logs from before
+    /// [`Command::AddReplicas`].
     AddReplica {
         /// The table.
         table: TableId,
@@ -201,7 +207,7 @@ impl Command {
     /// How many segments it brings.
     pub fn segments(&self) -> usize {
         match self {
-            Self::CommitWrite { segments, .. } => segments.len(),
+            Self::CommitWrite { segments, .. } | Self::Compact { new: segments, .. } => segments.len(),
             Self::CreateTable { table, .. } | Self::ReplaceTable { table, .. } => table.segments.len(),
             _ => 0,
         }
@@ -232,6 +238,7 @@ impl Command {
             | Self::SetReplicas { .. }
             | Self::DrainWorker { .. }
             | Self::DismissCoordinator { .. }
+            | Self::AddReplicas { .. }
             | Self::AddReplica { .. } => false,
         }
     }

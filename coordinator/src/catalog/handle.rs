@@ -19,18 +19,17 @@ use uuid::Uuid;
 
 use super::command::{Command, Outcome};
 use super::raft::LogStore;
-use super::raft::core::{ChangeError, Coordinator, Core, Enlist, Enlisted, Number, Settled};
+use super::raft::changes::{ChangeError, Number, Settled};
+use super::raft::core::{Coordinator, Core, Enlist, Enlisted};
 use super::raft::file::{Change, Identity, Opened, RaftFile};
 use super::raft::machine::{Dropped, Machine, Published};
 use super::raft::members::Turns;
 use super::raft::peers::Peers;
-use super::raft::types::{CoordinatorId, TypeConfig};
+use super::raft::types::{CoordinatorId, LogId, TypeConfig};
 use super::state::{CatalogError, State};
 use crate::Error;
 
 const FILE: &str = "catalog.redb";
-/// Entries of the log after which the state is kept as a snapshot.
-const SNAPSHOT_EVERY: u64 = 1_000;
 /// Entries that stay behind a snapshot, for coordinators that are behind.
 const LOG_KEPT: u64 = 1_000;
 /// How often a leader says that it is there.
@@ -38,6 +37,8 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 /// A follower that has not heard of the leader for the longer of them, and for a
 /// time between the two after that, wants to lead itself.
 const ELECTION: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(700));
+/// How often it is looked at whether there should be a snapshot.
+const SNAPSHOT_LOOK: Duration = Duration::from_millis(100);
 /// How long one piece of a snapshot may take on its way.
 const SNAPSHOT_PIECE_MAX: Duration = Duration::from_secs(10);
 /// How long a coordinator that is alone may take to lead.
@@ -301,6 +302,15 @@ impl Catalog {
         settled
     }
 
+    /// Keeps the state as a snapshot now and removes the log before it: the next
+    /// start reads the one and need not apply the other.
+    ///
+    /// # Errors
+    /// Where that takes too long.
+    pub async fn compact(&self) -> Result<(), Error> {
+        self.core().compact().boxed().await
+    }
+
     /// The coordinators of the cluster, by number.
     pub fn coordinators(&self) -> Vec<Coordinator> {
         self.core().coordinators()
@@ -422,21 +432,25 @@ async fn start(mut opened: Opened, options: CatalogOptions, channels: Channels) 
     let Identity { cluster, coordinator } = identity;
     tell_newest(&opened, coordinator);
     let published = Published::new(&cluster);
-    let machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), published.clone())?;
+    let snapshot_bytes = opened.file.snapshot_bytes();
+    let machine = Machine::new(opened.file.clone(), opened.snapshot.take(), published.clone())?;
+    tracing::info!(snapshot_bytes, entries = opened.entries.len(), "the catalog is read");
     let log = LogStore::new(&mut opened);
     let peers = Peers::new(channels, cluster.clone());
     let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
     let config = config(&cluster).map_err(|error| failed(&*error))?;
-    let raft = Raft::<TypeConfig>::new(coordinator, Arc::new(config), peers.clone(), log, machine);
+    let raft = Raft::<TypeConfig>::new(coordinator, Arc::new(config), peers.clone(), log.clone(), machine);
     let raft = raft.await.map_err(|error| failed(&error))?;
     if coordinator == FIRST && !raft.is_initialized().await.map_err(|error| failed(&error))? {
         let members = BTreeMap::from([(coordinator, BasicNode::new(&address))]);
         raft.initialize(members).await.map_err(|error| failed(&error))?;
     }
+    tokio::spawn(keep_log_short(raft.clone(), log));
     let path = opened.file.path().to_owned();
     let turns = Turns::new(tokio::runtime::Handle::current());
     let proposals = TaskTracker::new();
-    let core = Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns, proposals };
+    let core =
+        Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns, proposals };
     let voters = core.raft.with_raft_state(|state| {
         state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>()
     });
@@ -449,11 +463,44 @@ async fn start(mut opened: Opened, options: CatalogOptions, channels: Channels) 
 
 /// Says how new what it has is: where the others are lost, that is how to choose.
 fn tell_newest(opened: &Opened, coordinator: CoordinatorId) {
-    let of_log = opened.entries.values().next_back().map(|entry| entry.log_id);
+    let of_log = opened.entries.values().next_back().map(|(entry, _)| entry.log_id);
     let of_snapshot = opened.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
     let newest = of_log.max(of_snapshot);
-    let (last_term, last_index) = newest.map_or((0, 0), |newest| (newest.leader_id.term, newest.index));
-    tracing::info!(coordinator, last_term, last_index, "the catalog of this coordinator is opened");
+    // In this order one is newer than another: a term of openraft may have had several leaders.
+    let (last_term, last_leader, last_index) =
+        newest.map_or((0, 0, 0), |newest| (newest.leader_id.term, newest.leader_id.node_id, newest.index));
+    tracing::info!(
+        coordinator,
+        last_term,
+        last_leader,
+        last_index,
+        "the catalog of this coordinator is opened"
+    );
+}
+
+/// Has snapshots made, and the log removed before them, for as long as there is a
+/// log: it is kept in memory, and applied anew at each start.
+async fn keep_log_short(raft: Raft<TypeConfig>, log: LogStore) {
+    let mut metrics = raft.metrics();
+    while metrics.changed().await.is_ok() {
+        let (kept, applied, purged) = {
+            let metrics = metrics.borrow_and_update();
+            let index = |log_id: Option<LogId>| log_id.map(|log_id| log_id.index);
+            (index(metrics.snapshot), index(metrics.last_applied), index(metrics.purged))
+        };
+        let asked = match (kept, applied) {
+            (kept, Some(applied)) if log.wants_snapshot(kept, applied) => raft.trigger().snapshot().await,
+            (Some(kept), _) => match log.removable(kept) {
+                Some(upto) if Some(upto) > purged => raft.trigger().purge_log(upto).await,
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        };
+        if asked.is_err() {
+            return;
+        }
+        tokio::time::sleep(SNAPSHOT_LOOK).await;
+    }
 }
 
 /// Nobody else can lead: there is nothing to wait for.
@@ -485,7 +532,8 @@ fn config(cluster: &str) -> Result<Config, Box<openraft::ConfigError>> {
         election_timeout_min: ms(ELECTION.0),
         election_timeout_max: ms(ELECTION.1),
         install_snapshot_timeout: ms(SNAPSHOT_PIECE_MAX),
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        // It knows nothing of bytes: see `keep_log_short`.
+        snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: LOG_KEPT,
         ..Config::default()
     }

@@ -13,8 +13,9 @@ pub mod raft;
 
 pub use command::{Command, ExternalTable, Outcome, View, WorkerRecord, WriteRecord};
 pub use handle::{Catalog, CatalogOptions};
-pub use raft::core::{Answer, ChangeError, Coordinator, Enlist, Number, Settled};
+pub use raft::changes::{ChangeError, Number, Settled};
+pub use raft::core::{Answer, Coordinator, Enlist};
 pub use raft::machine::Dropped;
 pub use raft::peers::Call;
-pub use raft::types::{CoordinatorId, Proposal, TypeConfig};
-pub use state::{CatalogError, State};
+pub use raft::types::{CoordinatorId, Proposal, TypeConfig, shown_term};
+pub use state::{CatalogError, ColumnBounds, State, TableFacts};

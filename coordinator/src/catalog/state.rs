@@ -3,23 +3,32 @@
 //! Pure: no clock, no I/O, no randomness. The same commands in the same order
 //! make the same state on every coordinator.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use shoal_data::{Segment, SegmentName, Table};
-use shoal_proto::{TableId, WorkerId, WriteId};
+use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
 
+use self::facts::Memo;
+use self::tables::Tables;
 use super::command::{Command, ExternalTable, Key, Named, Outcome, View, WorkerRecord, WriteRecord};
 
+mod bytes;
 mod compact;
+mod facts;
 mod replicas;
+mod tables;
+
+pub use facts::{ColumnBounds, TableFacts};
 
 /// The schema that every cluster starts with.
 pub const SCHEMA_DEFAULT: &str = "public";
 /// Writes whose ids are remembered: a write repeated later than that many
 /// others is taken for a new one.
 pub const WRITES_MAX: usize = 10_000;
+/// No coordinator gets a greater number.
+pub const COORDINATORS_MAX: u64 = (1 << 20) - 1;
 
 /// Why a command was refused. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -44,8 +53,7 @@ pub struct State {
     pub cluster: String,
     next_table: u64,
     schemas: BTreeSet<String>,
-    #[serde(with = "by_key")]
-    tables: BTreeMap<Key, Arc<Table>>,
+    tables: Tables,
     #[serde(with = "by_key")]
     views: BTreeMap<Key, Arc<View>>,
     #[serde(with = "by_key")]
@@ -61,6 +69,8 @@ pub struct State {
     /// Segments that commands took out since somebody last asked.
     #[serde(skip)]
     dropped: Vec<Arc<Segment>>,
+    #[serde(skip)]
+    memo: Memo,
 }
 
 impl State {
@@ -71,7 +81,7 @@ impl State {
             cluster: cluster.into(),
             next_table: 1,
             schemas: BTreeSet::from([SCHEMA_DEFAULT.to_owned()]),
-            tables: BTreeMap::new(),
+            tables: Tables::default(),
             views: BTreeMap::new(),
             externals: BTreeMap::new(),
             workers: BTreeMap::new(),
@@ -79,6 +89,7 @@ impl State {
             last_coordinator: 1,
             dismissed: BTreeSet::new(),
             dropped: Vec::new(),
+            memo: Memo::default(),
         }
     }
 
@@ -129,7 +140,13 @@ impl State {
 
     /// The table with this id.
     pub fn table_by_id(&self, id: TableId) -> Option<&Arc<Table>> {
-        self.tables.values().find(|table| table.id == id)
+        self.tables.by_id(id)
+    }
+
+    /// What follows from a table of this state. To ask again costs nothing as long
+    /// as no command has changed the table.
+    pub fn facts(&self, table: &Arc<Table>) -> Arc<TableFacts> {
+        self.memo.of(table, self.tables.len(), |id| self.tables.by_id(id).is_some())
     }
 
     /// The view of this name.
@@ -145,7 +162,8 @@ impl State {
     /// The segment of this name.
     pub fn segment(&self, name: &SegmentName) -> Option<&Arc<Segment>> {
         let table = self.table_by_id(name.table)?;
-        table.segments.iter().find(|segment| segment.id == name.segment && segment.shard == name.shard)
+        let segment = table.segments.get(self.facts(table).place(name.segment)?)?;
+        (segment.shard == name.shard).then_some(segment)
     }
 
     /// Rows of the write, if it is committed and not too long ago.
@@ -182,8 +200,12 @@ impl State {
                 Ok(Outcome::Table(id))
             }
             Command::ReserveCoordinator => {
-                self.last_coordinator = self.last_coordinator.max(1) + 1;
-                Ok(Outcome::Coordinator(self.last_coordinator))
+                let next = self.last_coordinator.max(1) + 1;
+                if next > COORDINATORS_MAX {
+                    return Err(CatalogError::Invalid("no number is left for a coordinator".to_owned()));
+                }
+                self.last_coordinator = next;
+                Ok(Outcome::Coordinator(next))
             }
             Command::DismissCoordinator { coordinator } => {
                 let is_new = self.dismissed.insert(coordinator);
@@ -213,7 +235,16 @@ impl State {
             Command::Compact { table, shard, old, new } => self.compact(table, shard, &old, new),
             Command::RegisterWorker { worker } => Ok(self.register_worker(worker)),
             Command::ExtendPlacement { table, placement } => Ok(self.extend_placement(table, placement)),
-            Command::AddReplica { table, segment, worker } => Ok(self.add_replica(table, segment, worker)),
+            Command::AddReplica { table, segment, worker } => {
+                Ok(self.add_replicas([(table, segment, worker)]))
+            }
+            Command::AddReplicas { copies } => {
+                let each = |(worker, names): (WorkerId, Vec<SegmentName>)| {
+                    let of_worker = move |name: SegmentName| (name.table, name.segment, worker.clone());
+                    names.into_iter().map(of_worker)
+                };
+                Ok(self.add_replicas(copies.into_iter().flat_map(each)))
+            }
             Command::MoveShards { table, seen, placement } => Ok(self.move_shards(table, &seen, placement)),
             Command::RemoveReplicas { table, worker, segments } => {
                 Ok(self.remove_replicas(table, &worker, &segments))
@@ -256,8 +287,9 @@ impl State {
                 "schema `{name}` holds {held} tables and views; drop them first, or add CASCADE"
             )));
         }
-        let gone = self.tables.extract_if(.., |key, _| within(key));
-        self.dropped.extend(gone.flat_map(|(_, table)| table.segments.clone()));
+        let keys: Vec<Key> = self.tables.keys().filter(|key| within(key)).cloned().collect();
+        let gone = keys.iter().filter_map(|key| self.tables.remove(key));
+        self.dropped.extend(gone.flat_map(|table| table.segments.clone()));
         self.views.retain(|key, _| !within(key));
         self.externals.retain(|key, _| !within(key));
         self.schemas.remove(name);
@@ -285,13 +317,14 @@ impl State {
 
     fn create_table(
         &mut self,
-        table: Table,
+        mut table: Table,
         existing: Existing,
         write: Option<WriteRecord>,
     ) -> Result<Outcome, CatalogError> {
         if let Some(rows) = write.as_ref().and_then(|write| self.writes.rows(&write.id)) {
             return Ok(Outcome::AlreadyWritten { rows });
         }
+        table.placement.iter_mut().flatten().for_each(|worker| self.share(worker));
         let table = Arc::new(table);
         let key = table.key();
         if existing == Existing::Left && self.tables.contains_key(&key) {
@@ -302,7 +335,7 @@ impl State {
             return Err(CatalogError::Invalid(format!("table id {} was not reserved for it", table.id)));
         }
         check_segments(&table, &table.segments)?;
-        if let Some(replaced) = self.tables.insert(key, table) {
+        if let Some(replaced) = self.tables.insert(table) {
             self.dropped.extend(replaced.segments.iter().cloned());
         }
         self.writes.extend(write);
@@ -315,11 +348,9 @@ impl State {
         name: &str,
         if_exists: bool,
     ) -> Result<Outcome, CatalogError> {
-        let Some(table) = self.tables.remove(&key(schema_name, name)) else {
-            return drop_one(&mut self.tables, "table", schema_name, name, if_exists);
-        };
-        self.dropped.extend(table.segments.iter().cloned());
-        Ok(Outcome::Done)
+        let removed = self.tables.remove(&key(schema_name, name));
+        self.dropped.extend(removed.iter().flat_map(|table| &table.segments).cloned());
+        dropped(removed.is_some(), "table", schema_name, name, if_exists)
     }
 
     fn create_view(&mut self, view: View, or_replace: bool) -> Result<Outcome, CatalogError> {
@@ -348,19 +379,20 @@ impl State {
         &mut self,
         write: WriteRecord,
         table: TableId,
-        segments: Vec<Segment>,
+        mut segments: Vec<Segment>,
         replace: bool,
     ) -> Result<Outcome, CatalogError> {
         if let Some(rows) = self.writes.rows(&write.id) {
             return Ok(Outcome::AlreadyWritten { rows });
         }
-        let entry = self.tables.values_mut().find(|entry| entry.id == table);
+        segments.iter_mut().flat_map(|segment| &mut segment.replicas).for_each(|worker| self.share(worker));
+        let segments: Vec<_> = segments.into_iter().map(Arc::new).collect();
+        let entry = self.tables.by_id_mut(table);
         let entry = entry.ok_or_else(|| {
             CatalogError::NotFound(
                 "the table was dropped while it was written to; nothing was written".to_owned(),
             )
         })?;
-        let segments: Vec<_> = segments.into_iter().map(Arc::new).collect();
         check_segments(entry, &segments)?;
         let entry = Arc::make_mut(entry);
         if replace {
@@ -369,6 +401,20 @@ impl State {
         entry.segments.extend(segments);
         self.writes.extend([write]);
         Ok(Outcome::Done)
+    }
+}
+
+impl State {
+    /// Has a worker's name share the text of the one that joined: there is a name
+    /// for each copy of each segment.
+    fn share(&self, worker: &mut WorkerId) {
+        share(&self.workers, worker);
+    }
+}
+
+fn share(workers: &BTreeMap<WorkerId, WorkerRecord>, worker: &mut WorkerId) {
+    if let Some((known, _)) = workers.get_key_value(worker) {
+        worker.clone_from(known);
     }
 }
 
@@ -399,15 +445,33 @@ fn drop_one<T>(
     name: &str,
     if_exists: bool,
 ) -> Result<Outcome, CatalogError> {
-    match map.remove(&key(schema_name, name)) {
-        Some(_) => Ok(Outcome::Done),
-        None if if_exists => Ok(Outcome::Unchanged),
-        None => Err(CatalogError::NotFound(format!("{kind} `{schema_name}.{name}` does not exist"))),
+    let was_there = map.remove(&key(schema_name, name)).is_some();
+    dropped(was_there, kind, schema_name, name, if_exists)
+}
+
+fn dropped(
+    was_there: bool,
+    kind: &str,
+    schema_name: &str,
+    name: &str,
+    if_exists: bool,
+) -> Result<Outcome, CatalogError> {
+    match was_there {
+        true => Ok(Outcome::Done),
+        false if if_exists => Ok(Outcome::Unchanged),
+        false => Err(CatalogError::NotFound(format!("{kind} `{schema_name}.{name}` does not exist"))),
     }
 }
 
 fn check_segments(table: &Table, segments: &[Arc<Segment>]) -> Result<(), CatalogError> {
-    let known: BTreeSet<_> = table.segments.iter().map(|segment| segment.id).collect();
+    // A table's own are there once; of others only those that are named matter.
+    let is_own = std::ptr::eq(segments, table.segments.as_slice());
+    let named: HashSet<SegmentId> =
+        if is_own { HashSet::new() } else { segments.iter().map(|segment| segment.id).collect() };
+    let known: HashSet<SegmentId> = match named.is_empty() {
+        true => HashSet::new(),
+        false => table.segments.iter().map(|segment| segment.id).filter(|id| named.contains(id)).collect(),
+    };
     for segment in segments {
         let wrong = if segment.table != table.id || segment.shard >= table.layout.shards {
             "is not of this table"
@@ -415,7 +479,7 @@ fn check_segments(table: &Table, segments: &[Arc<Segment>]) -> Result<(), Catalo
             "is on no worker"
         } else if segment.columns.len() != table.columns.fields().len() {
             "has other columns than the table"
-        } else if !std::ptr::eq(segments, table.segments.as_slice()) && known.contains(&segment.id) {
+        } else if known.contains(&segment.id) {
             "is committed already"
         } else {
             continue;

@@ -14,7 +14,7 @@ use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId, WriteId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::disk::Disk;
+use super::disk::{Disk, Fill};
 use super::events::{Event, Events};
 use super::given_up::{GivenUp, GivenUps};
 use super::going::Going;
@@ -109,6 +109,22 @@ struct Core {
     leads_in: Option<u64>,
     /// What each worker said last of its scrub, and when.
     scrubs: HashMap<WorkerId, (Instant, ScrubProgress)>,
+    /// Beats told something since the workers were shown last.
+    is_stale: bool,
+    /// For what no shard needed another place, when that was looked at last.
+    at_rest: Option<AtRest>,
+}
+
+/// All that the places of shards follow from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct AtRest {
+    /// Of the catalog.
+    version: u64,
+    /// Of the live workers.
+    generation: u64,
+    leave: BTreeSet<WorkerId>,
+    /// Of those that can take shards.
+    disks: Vec<(Fill, Disk)>,
 }
 
 /// A copy that was ordered.
@@ -130,9 +146,6 @@ struct Waiting {
     /// Whether it was told so, and has not said it yet.
     is_reporting: bool,
 }
-
-/// How long after a state without it a segment is among those that were dropped.
-const DROPPED_WITHIN: Duration = Duration::from_millis(20);
 
 /// The term of an order that holds in every term: nobody ever saw the segment.
 const ANY_TERM: u64 = u64::MAX;
@@ -191,9 +204,8 @@ impl Cluster {
     pub async fn workers_have_joined(&self) {
         let give_up = self.started + JOIN_WITHIN;
         let mut live = self.watch();
-        let all_joined = live.wait_for(|live| {
-            self.catalog.snapshot().workers().all(|known| live.get(&known.id).is_some())
-        });
+        let all_joined = live
+            .wait_for(|live| self.catalog.snapshot().workers().all(|known| live.get(&known.id).is_some()));
         // Some may be gone for good.
         let _all_or_late = tokio::time::timeout_at(give_up.into(), all_joined).await;
     }
@@ -236,9 +248,7 @@ impl Cluster {
 
     /// Workers that are being drained: others get the work where they can.
     pub fn drained(&self) -> BTreeSet<WorkerId> {
-        let core = self.core.lock();
-        let drained = core.given_up.all().filter(|(_, why)| *why != GivenUp::Dead);
-        drained.map(|(worker, _)| worker.clone()).collect()
+        self.core.lock().given_up.drained()
     }
 
     /// Workers that are slower than the others.
@@ -402,13 +412,7 @@ pub(crate) fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
 #[async_trait]
 impl Locate for Cluster {
     async fn locate(&self, name: &SegmentName) -> Result<Located, Failure> {
-        let mut segment = self.named(name);
-        if segment.is_none() {
-            // It may be dropped this very moment.
-            tokio::time::sleep(DROPPED_WITHIN).await;
-            segment = self.named(name);
-        }
-        let segment = segment.ok_or_else(|| {
+        let segment = self.named(name).ok_or_else(|| {
             Failure::new(ErrorCode::NotFound, format!("segment {name} is not in the catalog (any more)"))
         })?;
         let live = self.live();

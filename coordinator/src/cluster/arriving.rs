@@ -9,6 +9,7 @@ use shoal_proto::WorkerId;
 
 use super::membership::LiveWorkers;
 use super::repair::{are_too_few, has, readable};
+use crate::catalog::TableFacts;
 
 /// Why a shard comes to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,17 +68,18 @@ pub struct Arriving {
 /// What is still to come of a shard to workers that should hold it. `draining`
 /// are those that copies leave.
 pub fn arriving(
-    table: &Table,
+    facts: &TableFacts,
     shard: u32,
     live: &LiveWorkers,
     draining: &BTreeSet<WorkerId>,
 ) -> Vec<Arriving> {
+    let table = facts.table();
     let workers = table.placement.get(shard as usize).into_iter().flatten();
     let arriving = workers.map(|id| {
         let worker = live.get(id);
         let (mut done, mut left) = (Part::default(), Part::default());
         let mut kind = Kind::Even;
-        for segment in table.shard_segments(shard) {
+        for segment in facts.of_shard(shard) {
             let is_there = match worker {
                 Some(worker) => has(segment, worker),
                 None => segment.replicas.contains(id),
@@ -123,17 +125,21 @@ mod tests {
 
     /// A table of two copies whose first shard is placed so, with segments on
     /// these workers.
-    fn held_by(placed: &[&str], segments: &[&[&str]]) -> Table {
+    fn held_by(placed: &[&str], segments: &[&[&str]]) -> TableFacts {
         let ids = |names: &[&str]| names.iter().copied().map(WorkerId::from).collect::<Vec<_>>();
         let mut held = table(TableId(1), "t");
         held.layout.replicas = ReplicaCount::Count(2);
         held.placement[0] = ids(placed);
         let segments = segments.iter().map(|on| Segment { replicas: ids(on), ..segment(held.id, 0, "") });
         held.segments = segments.map(Arc::new).collect();
-        held
+        TableFacts::new(Arc::new(held))
     }
 
-    fn shown(table: &Table, live: &[&str], draining: &[&str]) -> Vec<(String, &'static str, bool, [u64; 4])> {
+    fn shown(
+        facts: &TableFacts,
+        live: &[&str],
+        draining: &[&str],
+    ) -> Vec<(String, &'static str, bool, [u64; 4])> {
         let workers = live.iter().map(|name| LiveWorker::named(*name)).collect();
         let live = LiveWorkers { workers, ..LiveWorkers::default() };
         let draining = draining.iter().copied().map(WorkerId::from).collect();
@@ -141,7 +147,7 @@ mod tests {
             let numbers = [it.done.segments, it.done.bytes, it.left.segments, it.left.bytes];
             (it.worker.to_string(), it.kind.name(), it.is_waiting, numbers)
         };
-        arriving(table, 0, &live, &draining).into_iter().map(shown).collect()
+        arriving(facts, 0, &live, &draining).into_iter().map(shown).collect()
     }
 
     #[test]

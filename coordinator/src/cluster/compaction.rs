@@ -16,7 +16,7 @@ use shoal_proto::{SegmentId, TableId};
 
 use super::membership::LiveWorkers;
 use super::repair::has;
-use crate::catalog::State;
+use crate::catalog::{State, TableFacts};
 
 /// What is read for one segment, and about what it may become.
 pub const TARGET_BYTES: u64 = 128 << 20;
@@ -47,11 +47,11 @@ pub struct Compaction {
 }
 
 impl Compaction {
-    fn of(table: &Table, shard: u32, chosen: &[&Arc<Segment>]) -> Self {
+    fn of(facts: &TableFacts, shard: u32, chosen: &[&Arc<Segment>]) -> Self {
         let is_chosen = |segment: &&Arc<Segment>| chosen.iter().any(|it| it.id == segment.id);
-        let segments = table.shard_segments(shard).filter(is_chosen).map(|segment| segment.id);
+        let segments = facts.of_shard(shard).filter(is_chosen).map(|segment| segment.id);
         let bytes = chosen.iter().map(|segment| segment.bytes).sum();
-        Self { table: table.id, shard, segments: segments.collect(), bytes }
+        Self { table: facts.table().id, shard, segments: segments.collect(), bytes }
     }
 
     /// Its table and its segments as a snapshot has them; none where one of them
@@ -59,7 +59,8 @@ impl Compaction {
     pub fn found(&self, state: &State) -> Option<(Arc<Table>, Vec<Arc<Segment>>)> {
         let table = state.table_by_id(self.table)?;
         let is_named = |segment: &&Arc<Segment>| self.segments.contains(&segment.id);
-        let segments: Vec<_> = table.shard_segments(self.shard).filter(is_named).cloned().collect();
+        let facts = state.facts(table);
+        let segments: Vec<_> = facts.of_shard(self.shard).filter(is_named).cloned().collect();
         (segments.len() == self.segments.len()).then(|| (Arc::clone(table), segments))
     }
 }
@@ -81,7 +82,7 @@ pub fn due(state: &State, live: &LiveWorkers, is_resting: impl Fn(TableId, u32) 
             small.retain(|segment| is_settled(table, segment, live));
             let chosen = worth_it(&mut small);
             if !chosen.is_empty() && has_room(table, shard, chosen, live) {
-                due.push(Compaction::of(table, shard, chosen));
+                due.push(Compaction::of(&state.facts(table), shard, chosen));
             }
         }
     }
@@ -91,22 +92,24 @@ pub fn due(state: &State, live: &LiveWorkers, is_resting: impl Fn(TableId, u32) 
 
 /// What to compact of a shard because somebody asked: as many small segments as
 /// fit; none where there are not two.
-pub fn asked(table: &Table, shard: u32, live: &LiveWorkers) -> Option<Compaction> {
-    let mut small: Vec<_> = small_of(table, shard).collect();
+pub fn asked(facts: &TableFacts, shard: u32, live: &LiveWorkers) -> Option<Compaction> {
+    let table = facts.table();
+    let mut small: Vec<_> = small_of(facts, shard).collect();
     small.retain(|segment| is_settled(table, segment, live));
     small.sort_by_key(|segment| (segment.bytes, segment.id));
     let fitting = fitting(&small);
     let chosen = &small[..fitting];
-    (fitting >= 2 && has_room(table, shard, chosen, live)).then(|| Compaction::of(table, shard, chosen))
+    (fitting >= 2 && has_room(table, shard, chosen, live)).then(|| Compaction::of(facts, shard, chosen))
 }
 
 /// Shards that have small segments left although there is more than one.
-pub fn left(table: &Table) -> usize {
-    (0..table.layout.shards).filter(|&shard| small_of(table, shard).nth(1).is_some()).count()
+pub fn left(facts: &TableFacts) -> usize {
+    let shards = 0..facts.table().layout.shards;
+    shards.filter(|&shard| small_of(facts, shard).nth(1).is_some()).count()
 }
 
-fn small_of(table: &Table, shard: u32) -> impl Iterator<Item = &Arc<Segment>> {
-    table.shard_segments(shard).filter(|segment| segment.bytes < LARGE_BYTES)
+fn small_of(facts: &TableFacts, shard: u32) -> impl Iterator<Item = &Arc<Segment>> {
+    facts.of_shard(shard).filter(|segment| segment.bytes < LARGE_BYTES)
 }
 
 /// How many of the first segments fit together.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use openraft::raft::InstallSnapshotRequest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
@@ -12,7 +13,7 @@ use shoal_proto::{ErrorCode, Failure};
 use tonic::{Request, Response, Status};
 
 use super::adapter::Cluster;
-use crate::catalog::Answer;
+use crate::catalog::{Answer, TypeConfig};
 
 /// Serves a [`Cluster`]'s catalog to the other coordinators.
 #[derive(Clone, Debug)]
@@ -77,8 +78,10 @@ impl Consensus for ConsensusService {
         reply(&self.0.catalog().consensus().raft.vote(vote).await)
     }
 
-    async fn install_snapshot(&self, request: Request<Payload>) -> Reply {
-        let piece = self.read(request, false)?;
+    async fn install_snapshot(&self, mut request: Request<Payload>) -> Reply {
+        let data = std::mem::take(&mut request.get_mut().data);
+        let mut piece: InstallSnapshotRequest<TypeConfig> = self.read(request, false)?;
+        piece.data = data.into();
         reply(&self.0.catalog().consensus().raft.install_snapshot(piece).await)
     }
 

@@ -37,6 +37,13 @@ impl Disk {
         }
     }
 
+    /// The same with what is free in whole hundredths of its size: another one only
+    /// where that makes a difference, and not with each beat.
+    pub fn rounded(self) -> Self {
+        let hundredth = (self.total_bytes / 100).max(1);
+        Self { free_bytes: self.free_bytes / hundredth * hundredth, ..self }
+    }
+
     fn free_permille(self) -> u64 {
         let free = u128::from(self.free_bytes) * 1000;
         let permille = free.checked_div(u128::from(self.total_bytes)).unwrap_or(1000);
@@ -130,6 +137,16 @@ mod tests {
         assert_eq!(room(KEPT_BYTES, 100 * GIB), 0);
         assert_eq!(room(40 << 20, 100 << 20), 38 << 20);
         assert_eq!(room(1 << 20, 100 << 20), 0);
+    }
+
+    #[test]
+    fn a_rounded_disk_is_another_one_where_a_hundredth_of_it_is_free_or_taken() {
+        let rounded =
+            |free_bytes: u64, total_bytes: u64| Disk { free_bytes, total_bytes }.rounded().free_bytes;
+        assert_eq!(rounded(10 * GIB + 7, 100 * GIB), 10 * GIB);
+        assert_eq!(rounded(11 * GIB - 1, 100 * GIB), 10 * GIB);
+        assert_eq!(rounded(11 * GIB, 100 * GIB), 11 * GIB);
+        assert_eq!(rounded(7, 0), 7);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct News {
 pub struct GivenUps {
     absent: HashMap<WorkerId, Instant>,
     why: BTreeMap<WorkerId, GivenUp>,
+    /// Those that hold or should hold something, in this version of the catalog.
+    used: Option<(u64, BTreeSet<WorkerId>)>,
 }
 
 impl GivenUps {
@@ -47,9 +49,15 @@ impl GivenUps {
         self.why.get(worker).copied()
     }
 
-    /// All of them.
-    pub fn all(&self) -> impl Iterator<Item = (&WorkerId, GivenUp)> {
-        self.why.iter().map(|(worker, why)| (worker, *why))
+    /// All of them: their shards should leave them.
+    pub fn leaving(&self) -> BTreeSet<WorkerId> {
+        self.why.keys().cloned().collect()
+    }
+
+    /// Those that are or were emptied because somebody wished it.
+    pub fn drained(&self) -> BTreeSet<WorkerId> {
+        let drained = self.why.iter().filter(|(_, why)| **why != GivenUp::Dead);
+        drained.map(|(worker, _)| worker.clone()).collect()
     }
 
     /// Looks again. Where more than half of those that hold something are away, it
@@ -72,8 +80,11 @@ impl GivenUps {
                 self.absent.entry(id.clone()).or_insert(now);
             }
         }
-        let used = used_workers(state);
-        let away = used.iter().filter(|id| self.absent.contains_key(**id)).count();
+        let used = match self.used.take() {
+            Some((version, used)) if version == state.version => used,
+            _ => used_workers(state),
+        };
+        let away = used.iter().filter(|id| self.absent.contains_key(*id)).count();
         let are_few_away = 2 * away <= used.len();
         let mut given_up = BTreeMap::new();
         for WorkerRecord { id, is_draining, .. } in state.workers() {
@@ -96,20 +107,27 @@ impl GivenUps {
         });
         let news = news.collect();
         self.why = given_up;
+        self.used = Some((state.version, used));
         news
     }
 }
 
 /// Whether a worker holds or should hold something.
 pub fn is_used(state: &State, worker: &WorkerId) -> bool {
-    used_workers(state).contains(worker)
+    state.tables().any(|table| state.facts(table).workers().contains(worker))
 }
 
 /// The workers that hold or should hold something.
-fn used_workers(state: &State) -> BTreeSet<&WorkerId> {
-    let placed = state.tables().flat_map(|table| table.placement.iter().flatten());
-    let held = state.tables().flat_map(|table| &table.segments).flat_map(|segment| &segment.replicas);
-    placed.chain(held).collect()
+fn used_workers(state: &State) -> BTreeSet<WorkerId> {
+    let mut used = BTreeSet::new();
+    for table in state.tables() {
+        for worker in state.facts(table).workers() {
+            if !used.contains(worker) {
+                used.insert(worker.clone());
+            }
+        }
+    }
+    used
 }
 
 #[cfg(test)]

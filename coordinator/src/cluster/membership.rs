@@ -23,6 +23,9 @@ const STALL_MIN: Duration = Duration::from_millis(500);
 /// The live workers at one moment; never changes.
 #[derive(Clone, Debug, Default)]
 pub struct LiveWorkers {
+    /// Another one wherever something changed that decisions about shards rest
+    /// on: who is live, where, and what it lacks. What beats say of load is not.
+    pub generation: u64,
     /// Sorted by id.
     pub workers: Vec<LiveWorker>,
     /// Those to which an RPC failed, and that are live again with their next
@@ -124,6 +127,11 @@ impl Holds {
         Self { lacks }
     }
 
+    /// What it does not have.
+    pub fn lacks(&self) -> impl Iterator<Item = &SegmentName> {
+        self.lacks.iter()
+    }
+
     /// Whether the worker has the segment, if the catalog counts it among the
     /// segment's replicas.
     pub fn contains(&self, name: &SegmentName) -> bool {
@@ -211,6 +219,7 @@ enum Trust {
 /// All members, live or about to be.
 #[derive(Debug, Default)]
 pub struct Membership {
+    generation: u64,
     members: BTreeMap<WorkerId, Member>,
     checked_at: Option<Instant>,
 }
@@ -238,6 +247,7 @@ impl Membership {
         let incarnation = joining.incarnation;
         let member = Member { worker, incarnation, heard_at: now, stream: None, trust: Trust::Waiting };
         self.members.insert(joining.id, member);
+        self.generation += 1;
     }
 
     /// The address of another live process that has this worker's name.
@@ -276,6 +286,7 @@ impl Membership {
         let changed = member.trust != trust || worker.wants_drain != vitals.wants_drain;
         worker.wants_drain = vitals.wants_drain;
         member.trust = trust;
+        self.generation += u64::from(changed);
         if changed { Heard::Changed } else { Heard::Same }
     }
 
@@ -285,6 +296,7 @@ impl Membership {
         let current = self.members.get(id).is_some_and(|member| member.stream == Some(stream));
         if current {
             self.members.remove(id);
+            self.generation += 1;
         }
         current
     }
@@ -304,6 +316,7 @@ impl Membership {
             self.members.iter().filter(|(_, member)| silent(member)).map(|(id, _)| id.clone()).collect();
         for id in &expired {
             self.members.remove(id);
+            self.generation += 1;
         }
         expired
     }
@@ -312,7 +325,9 @@ impl Membership {
     /// Whether it was live.
     pub fn suspect(&mut self, id: &WorkerId) -> bool {
         let live = self.members.get_mut(id).filter(|member| member.trust == Trust::Live);
-        live.map(|member| member.trust = Trust::Waiting).is_some()
+        let was_live = live.map(|member| member.trust = Trust::Waiting).is_some();
+        self.generation += u64::from(was_live);
+        was_live
     }
 
     /// The worker has the segment now.
@@ -321,6 +336,7 @@ impl Membership {
             && !member.worker.holds.contains(name)
         {
             Arc::make_mut(&mut member.worker.holds).lacks.remove(name);
+            self.generation += 1;
         }
     }
 
@@ -350,6 +366,7 @@ impl Membership {
         let worker = |member: &Member| member.worker.clone();
         // One that joined and has not beaten yet was not lost either.
         LiveWorkers {
+            generation: self.generation,
             workers: with(Trust::Live).map(worker).collect(),
             suspected: with(Trust::Waiting).map(worker).collect(),
             leaving: with(Trust::Leaving).map(|member| member.worker.id.clone()).collect(),
@@ -480,6 +497,50 @@ mod tests {
         assert!(membership.wants_drain(&"w1".into()));
         membership.join(now, joining("w1", "b"));
         assert!(!membership.wants_drain(&"w1".into()), "it is another process");
+    }
+
+    #[test]
+    fn the_generation_is_another_where_decisions_may_be_and_the_same_while_workers_only_beat() {
+        let now = Instant::now();
+        let lost = SegmentName {
+            table: shoal_proto::TableId(1),
+            shard: 0,
+            segment: shoal_proto::SegmentId::random(),
+        };
+        let mut membership = Membership::default();
+        let mut last = membership.live().generation;
+        let mut is_another = |membership: &Membership| {
+            let generation = membership.live().generation;
+            std::mem::replace(&mut last, generation) != generation
+        };
+        membership.join(now, Joining { lacks: HashSet::from([lost]), ..joining("w1", "a") });
+        assert!(is_another(&membership));
+        let beat = |membership: &mut Membership, vitals: &Vitals| {
+            membership.beat(now, &"w1".into(), "a", 1, vitals);
+        };
+        beat(&mut membership, &Vitals::default());
+        assert!(is_another(&membership), "it is live");
+        beat(&mut membership, &Vitals { tasks_running: 7, ..Vitals::default() });
+        assert!(!is_another(&membership));
+        membership.gained(&"w1".into(), &lost);
+        assert!(is_another(&membership));
+        membership.gained(&"w1".into(), &lost);
+        assert!(!is_another(&membership), "it had it");
+        beat(&mut membership, &Vitals { wants_drain: true, ..Vitals::default() });
+        assert!(is_another(&membership));
+        membership.suspect(&"w1".into());
+        assert!(is_another(&membership));
+        membership.suspect(&"w1".into());
+        assert!(!is_another(&membership));
+        membership.disconnected(&"w1".into(), 1);
+        assert!(is_another(&membership));
+        membership.disconnected(&"w1".into(), 1);
+        assert!(!is_another(&membership));
+        membership.join(now, joining("w1", "b"));
+        assert!(is_another(&membership));
+        assert!(membership.expire(now).is_empty() && !is_another(&membership));
+        let silent = (1..10).any(|tick| !membership.expire(now + tick * INTERVAL).is_empty());
+        assert!(silent && is_another(&membership));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use shoal_data::{ReplicaCount, Table};
@@ -15,8 +16,8 @@ use shoal_proto::{SegmentId, TableId, WorkerId};
 use super::disk::{Fill, fills, weights};
 use super::membership::LiveWorkers;
 use super::placement::{Candidate, rehome};
-use super::repair::has_all_copies;
-use crate::catalog::{Command, State};
+use super::repair::{has_all_copies, missing};
+use crate::catalog::{Command, State, WorkerRecord};
 
 /// Shards that are moved at a time for evenness alone.
 const MOVES_MAX: usize = 4;
@@ -52,6 +53,35 @@ impl fmt::Display for Moved {
             (true, _) => write!(f, "{table}, shard {shard}: also on {}", names(to)),
         }
     }
+}
+
+/// What is to be done now: what `leave` makes necessary or there is too little
+/// of, then what is too much, and when all that is done, what is uneven.
+pub fn due(
+    state: &State,
+    live: &LiveWorkers,
+    workers: &[Candidate],
+    leave: &BTreeSet<WorkerId>,
+) -> Vec<Command> {
+    let mut commands = mend(state, workers, leave);
+    if commands.is_empty() {
+        commands = surplus(state, live, leave);
+    }
+    let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
+    // Evenness can wait until all that are expected are here and complete.
+    if commands.is_empty()
+        && state.workers().all(is_there)
+        && missing(state, live, 1, |_, _, _| false).is_empty()
+    {
+        commands = even_out(state, workers);
+    }
+    commands
+}
+
+/// The same without waiting for anybody.
+pub fn at_once(state: &State, workers: &[Candidate], leave: &BTreeSet<WorkerId>) -> Vec<Command> {
+    let mended = mend(state, workers, leave);
+    if mended.is_empty() { even_out(state, workers) } else { mended }
 }
 
 /// Where tables have too few or too many copies, or copies on workers that
@@ -156,7 +186,7 @@ fn grouped(state: &State) -> Vec<Group<'_>> {
             groups.entry(&table.placement).or_default().push(table);
         }
     }
-    groups.into_iter().map(|(placement, tables)| Group::new(placement, tables)).collect()
+    groups.into_iter().map(|(placement, tables)| Group::new(state, placement, tables)).collect()
 }
 
 /// Bytes that each of these workers is to hold.
@@ -240,8 +270,9 @@ fn best_move<'a>(
     zones: &HashMap<&WorkerId, &str>,
     sizes: &BTreeMap<&WorkerId, Size>,
 ) -> Option<(&'a WorkerId, &'a WorkerId, usize, usize)> {
-    let (by_load, mean) = (by_load(load, sizes), mean(load));
+    let (by_load, mean, held) = (by_load(load, sizes), mean(load), held_shards(groups));
     for fuller in by_load.iter().rev() {
+        let Some(of_fuller) = held.get(fuller.id) else { continue };
         for emptier in &by_load {
             let gap = fuller.gap_to(emptier);
             if is_even(gap, mean) || emptier.size.room_bytes == 0 {
@@ -250,13 +281,11 @@ fn best_move<'a>(
             let (from, to) = (fuller.id, emptier.id);
             // More would swing the other way.
             let bytes_max = (gap / 4 * 3).min(emptier.size.room_bytes);
-            let movable = groups.iter().enumerate().flat_map(|(index, group)| {
-                let shards = group.placement.iter().zip(&group.bytes).enumerate();
-                let can_move = shards.filter(|(_, (workers, _))| may_move(workers, from, to, zones));
-                can_move.map(move |(shard, (_, bytes))| (*bytes, index, shard))
-            });
-            let (fitting, too_large): (Vec<_>, Vec<_>) =
-                movable.filter(|(bytes, ..)| *bytes > 0).partition(|(bytes, ..)| *bytes <= bytes_max);
+            let movable = of_fuller
+                .iter()
+                .copied()
+                .filter(|(_, index, shard)| may_move(&groups[*index].placement[*shard], from, to, zones));
+            let (fitting, too_large): (Vec<_>, Vec<_>) = movable.partition(|(bytes, ..)| *bytes <= bytes_max);
             let Some((bytes, index, shard)) = fitting.into_iter().max() else { continue };
             // Beside large shards, crumbs are not worth a move.
             if too_large.is_empty() || bytes >= gap / CRUMB {
@@ -267,13 +296,28 @@ fn best_move<'a>(
     None
 }
 
+/// The shards with rows that each worker holds: their bytes, and which of which
+/// group they are.
+fn held_shards<'a>(groups: &'a [Group<'_>]) -> HashMap<&'a WorkerId, Vec<(u64, usize, usize)>> {
+    let mut held: HashMap<&WorkerId, Vec<(u64, usize, usize)>> = HashMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        for (shard, (workers, bytes)) in group.placement.iter().zip(&group.bytes).enumerate() {
+            for worker in workers.iter().filter(|_| *bytes > 0) {
+                held.entry(worker).or_default().push((*bytes, index, shard));
+            }
+        }
+    }
+    held
+}
+
 /// Copies on workers that should not hold them, where all that should have
 /// theirs. A table that is to be everywhere has none too many but on workers that
 /// `leave`: the others are about to be given their part.
 pub fn surplus(state: &State, live: &LiveWorkers, leave: &BTreeSet<WorkerId>) -> Vec<Command> {
     let mut surplus: BTreeMap<(TableId, &WorkerId), Vec<SegmentId>> = BTreeMap::new();
     for table in state.tables() {
-        for segment in &table.segments {
+        let facts = state.facts(table);
+        for segment in facts.surplus().iter().filter_map(|place| table.segments.get(*place as usize)) {
             let strangers = segment.replicas.iter().filter(|worker| {
                 !table.should_hold(segment.shard, worker)
                     && (table.layout.replicas != ReplicaCount::All || leave.contains(worker))
@@ -308,23 +352,23 @@ pub fn changes(state: &State, command: &Command) -> Vec<Moved> {
     moved.collect()
 }
 
-type Groups<'a> = BTreeMap<&'a Vec<Vec<WorkerId>>, Vec<&'a Table>>;
+type Groups<'a> = BTreeMap<&'a Vec<Vec<WorkerId>>, Vec<&'a Arc<Table>>>;
 
 /// Tables whose shards lie alike, and stay so.
 struct Group<'a> {
     before: &'a Vec<Vec<WorkerId>>,
     placement: Vec<Vec<WorkerId>>,
-    tables: Vec<&'a Table>,
+    tables: Vec<&'a Arc<Table>>,
     /// Of each shard, over all tables.
     bytes: Vec<u64>,
 }
 
 impl<'a> Group<'a> {
-    fn new(before: &'a Vec<Vec<WorkerId>>, tables: Vec<&'a Table>) -> Self {
+    fn new(state: &State, before: &'a Vec<Vec<WorkerId>>, tables: Vec<&'a Arc<Table>>) -> Self {
         let mut bytes = vec![0; before.len()];
-        for segment in tables.iter().flat_map(|table| &table.segments) {
-            if let Some(bytes) = bytes.get_mut(segment.shard as usize) {
-                *bytes += segment.bytes;
+        for table in &tables {
+            for (bytes, more) in bytes.iter_mut().zip(state.facts(table).shard_bytes()) {
+                *bytes += more;
             }
         }
         Self { before, placement: before.clone(), tables, bytes }

@@ -2,7 +2,7 @@
 //!
 //! Pure and deterministic: the same workers and tables give the same answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use shoal_data::{ReplicaCount, Table, TableLayout};
 use shoal_proto::WorkerId;
@@ -78,9 +78,8 @@ fn group_of<'a>(
     copies: usize,
     tables: impl Iterator<Item = &'a Table>,
 ) -> Option<Vec<Vec<WorkerId>>> {
-    let is_whole = |shard: &Vec<WorkerId>| {
-        shard.len() >= copies && shard.iter().all(|id| workers.iter().any(|worker| worker.id == *id))
-    };
+    let here: HashSet<&WorkerId> = workers.iter().map(|worker| &worker.id).collect();
+    let is_whole = |shard: &Vec<WorkerId>| shard.len() >= copies && shard.iter().all(|id| here.contains(id));
     tables
         .filter(|table| table.layout.shards == layout.shards && table.layout.replicas == layout.replicas)
         .filter(|table| {
@@ -100,6 +99,11 @@ pub fn rehome(
     workers: &[Candidate],
     leave: &BTreeSet<WorkerId>,
 ) -> Option<Vec<Vec<WorkerId>>> {
+    let is_right = |shard: &Vec<WorkerId>| is_right(table.layout.replicas, shard, workers, leave);
+    if table.placement.iter().all(is_right) { None } else { rehomed(table, workers, leave) }
+}
+
+fn rehomed(table: &Table, workers: &[Candidate], leave: &BTreeSet<WorkerId>) -> Option<Vec<Vec<WorkerId>>> {
     let mut workers = workers.to_vec();
     workers.retain(|worker| !leave.contains(&worker.id));
     workers.sort();
@@ -133,6 +137,26 @@ pub fn rehome(
     (rehomed != table.placement).then_some(rehomed)
 }
 
+/// Whether a shard is on as many workers as it should be, and none of them leaves:
+/// nearly always, and quickly told.
+fn is_right(
+    replicas: ReplicaCount,
+    shard: &[WorkerId],
+    workers: &[Candidate],
+    leave: &BTreeSet<WorkerId>,
+) -> bool {
+    if !leave.is_empty() && shard.iter().any(|id| leave.contains(id)) {
+        return false;
+    }
+    match replicas {
+        ReplicaCount::Count(count) => shard.len() == count as usize,
+        ReplicaCount::All => {
+            let here: HashSet<&WorkerId> = shard.iter().collect();
+            workers.iter().all(|worker| here.contains(&worker.id) || leave.contains(&worker.id))
+        }
+    }
+}
+
 /// Copies of each shard on distinct workers: as many zones as there can be,
 /// then the least loaded. Within a zone no worker holds more than one shard
 /// more than another; over zones of one size neither.
@@ -148,6 +172,7 @@ fn spread(shards: usize, copies: usize, workers: &[Candidate]) -> Vec<Vec<Worker
 /// Workers, by their index, what each holds so far, and how full it is.
 struct Spread<'a> {
     workers: &'a [Candidate],
+    indexes: HashMap<&'a WorkerId, usize>,
     zones: BTreeMap<&'a str, Vec<usize>>,
     load: Vec<usize>,
     fills: Vec<Fill>,
@@ -159,7 +184,8 @@ impl<'a> Spread<'a> {
         for (index, worker) in workers.iter().enumerate() {
             zones.entry(&worker.zone).or_default().push(index);
         }
-        Self { workers, zones, load: vec![0; workers.len()], fills: fills(workers) }
+        let indexes = workers.iter().enumerate().map(|(index, worker)| (&worker.id, index)).collect();
+        Self { workers, indexes, zones, load: vec![0; workers.len()], fills: fills(workers) }
     }
 
     /// Those that more can go to.
@@ -169,7 +195,7 @@ impl<'a> Spread<'a> {
     }
 
     fn index_of(&self, id: &WorkerId) -> Option<usize> {
-        self.workers.iter().position(|worker| worker.id == *id)
+        self.indexes.get(id).copied()
     }
 
     /// How little one of a shard's workers is needed: most of all one that is not

@@ -61,26 +61,30 @@ pub fn reconcile(
     is_spared: impl Fn(&SegmentName) -> bool,
 ) -> Reconciled {
     let mut result = Reconciled::default();
-    let mut known = HashSet::new();
     for table in state.tables() {
-        for segment in &table.segments {
+        for segment in state.facts(table).of_worker(worker) {
             let name = segment.name();
-            known.insert(name);
-            let is_whole = held.get(&name) == Some(&segment.bytes);
-            if segment.replicas.contains(worker) {
-                if !is_whole {
-                    result.lacks.insert(name);
-                }
-            } else if is_whole
-                && (table.should_hold(segment.shard, worker) || !has_all_copies(table, segment, live))
-            {
-                result.adopt.push(name);
-            } else if held.contains_key(&name) && !is_spared(&name) {
-                result.discard.push(name);
+            if held.get(&name) != Some(&segment.bytes) {
+                result.lacks.insert(name);
             }
         }
     }
-    result.discard.extend(held.keys().filter(|name| !known.contains(name) && !is_spared(name)));
+    for (name, bytes) in held {
+        let known = state.table_by_id(name.table).zip(state.segment(name));
+        if known.is_some_and(|(_, segment)| segment.replicas.contains(worker)) {
+            continue;
+        }
+        let counts = known.is_some_and(|(table, segment)| {
+            *bytes == segment.bytes
+                && (table.should_hold(segment.shard, worker) || !has_all_copies(table, segment, live))
+        });
+        if counts {
+            result.adopt.push(*name);
+        } else if !is_spared(name) {
+            result.discard.push(*name);
+        }
+    }
+    result.adopt.sort_unstable();
     result.discard.sort_unstable();
     result
 }
@@ -104,14 +108,12 @@ pub fn still_needed(
     names: &BTreeSet<SegmentName>,
 ) -> StillNeeded {
     let mut needed = StillNeeded::default();
-    let ids: HashSet<TableId> = names.iter().map(|name| name.table).collect();
-    for table in state.tables().filter(|table| ids.contains(&table.id)) {
-        for segment in table.segments.iter().filter(|segment| names.contains(&segment.name())) {
-            if segment.replicas.contains(worker) || table.should_hold(segment.shard, worker) {
-                needed.held.insert(segment.name());
-            } else if !has_all_copies(table, segment, live) {
-                needed.adopt.insert(segment.name());
-            }
+    for name in names {
+        let Some((table, segment)) = state.table_by_id(name.table).zip(state.segment(name)) else { continue };
+        if segment.replicas.contains(worker) || table.should_hold(segment.shard, worker) {
+            needed.held.insert(*name);
+        } else if !has_all_copies(table, segment, live) {
+            needed.adopt.insert(*name);
         }
     }
     needed
@@ -137,18 +139,32 @@ pub fn missing(
     is_under_way: impl Fn(&WorkerId, &SegmentName, bool) -> bool,
 ) -> Vec<(WorkerId, FetchRequest)> {
     let mut lacking: Vec<(bool, usize, &Segment, &WorkerId)> = Vec::new();
+    let lost = lost(state, live);
     for table in state.tables() {
-        for segment in &table.segments {
-            let workers = live.workers.iter();
-            let lacks = workers
-                .filter(|worker| table.should_hold(segment.shard, &worker.id) && !has(segment, worker));
-            for worker in lacks {
-                let copies = readable(segment, live).count();
-                let is_urgent = are_too_few(table, copies);
-                if copies > 0 && !is_under_way(&worker.id, &segment.name(), is_urgent) {
-                    lacking.push((is_urgent, copies, segment, &worker.id));
-                }
+        // All others are where they should be, as far as is known.
+        let facts = state.facts(table);
+        let mut places = facts.lacking().to_vec();
+        if let Some(lost) = lost.get(&table.id) {
+            places.extend(lost);
+            places.sort_unstable();
+            places.dedup();
+        }
+        for segment in places.into_iter().filter_map(|place| table.segments.get(place as usize)) {
+            let placed = table.placement.get(segment.shard as usize).into_iter().flatten();
+            let mut lacks: Vec<&LiveWorker> =
+                placed.filter_map(|id| live.get(id)).filter(|worker| !has(segment, worker)).collect();
+            if lacks.is_empty() {
+                continue;
             }
+            lacks.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+            lacks.dedup_by(|a, b| a.id == b.id);
+            let copies = readable(segment, live).count();
+            if copies == 0 {
+                continue;
+            }
+            let is_urgent = are_too_few(table, copies);
+            lacks.retain(|worker| !is_under_way(&worker.id, &segment.name(), is_urgent));
+            lacking.extend(lacks.into_iter().map(|worker| (is_urgent, copies, segment.as_ref(), &worker.id)));
         }
     }
     lacking.sort_by_key(|(is_urgent, copies, ..)| (!is_urgent, *copies));
@@ -182,9 +198,26 @@ pub fn are_too_few(table: &Table, copies: usize) -> bool {
     copies < wanted as usize
 }
 
-/// The live workers from which a segment can be read.
+/// The places of segments that live workers do not have although the catalog
+/// counts on them, by table.
+fn lost(state: &State, live: &LiveWorkers) -> HashMap<TableId, Vec<u32>> {
+    let mut lost: HashMap<TableId, Vec<u32>> = HashMap::new();
+    for name in live.workers.iter().flat_map(|worker| worker.holds.lacks()) {
+        let place = state.table_by_id(name.table).and_then(|table| state.facts(table).place(name.segment));
+        if let Some(place) = place.and_then(|place| u32::try_from(place).ok()) {
+            lost.entry(name.table).or_default().push(place);
+        }
+    }
+    lost
+}
+
+/// The live workers from which a segment can be read, by id.
 pub fn readable<'a>(segment: &'a Segment, live: &'a LiveWorkers) -> impl Iterator<Item = &'a LiveWorker> {
-    live.workers.iter().filter(move |worker| has(segment, worker))
+    let name = segment.name();
+    let replicas = segment.replicas.iter().filter_map(|id| live.get(id));
+    let mut readable: Vec<_> = replicas.filter(|worker| worker.holds.contains(&name)).collect();
+    readable.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+    readable.into_iter()
 }
 
 /// Whether the segment can be read from the worker: the catalog counts it as

@@ -10,7 +10,8 @@ use shoal_data::Table;
 
 use super::{Engine, Scope};
 use crate::Error;
-use crate::cluster::LiveWorkers;
+use crate::cluster::repair::{has, readable};
+use crate::cluster::{LiveWorker, LiveWorkers};
 use crate::query::{as_meant, tables_of};
 
 /// The columns of the answer.
@@ -41,20 +42,15 @@ struct Availability {
 fn availability(table: &Table, live: &LiveWorkers) -> Availability {
     let mut fewest = None;
     let (mut workers_needed, mut zones_needed) = (BTreeSet::new(), BTreeSet::new());
-    for shard in 0..table.layout.shards {
-        let segments: Vec<_> = table.shard_segments(shard).collect();
-        if segments.is_empty() {
-            continue;
+    // Shards without segments can do without workers.
+    let mut holders_of: BTreeMap<u32, Vec<&LiveWorker>> = BTreeMap::new();
+    for segment in &table.segments {
+        match holders_of.get_mut(&segment.shard) {
+            Some(holders) => holders.retain(|worker| has(segment, worker)),
+            None => drop(holders_of.insert(segment.shard, readable(segment, live).collect())),
         }
-        let holders: Vec<_> = live
-            .workers
-            .iter()
-            .filter(|worker| {
-                segments.iter().all(|segment| {
-                    segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
-                })
-            })
-            .collect();
+    }
+    for holders in holders_of.into_values() {
         if let [only] = holders.as_slice() {
             workers_needed.insert(only.id.to_string());
         }
@@ -117,7 +113,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::state::tests::{segment, table};
-    use crate::cluster::{Holds, LiveWorker};
+    use crate::cluster::Holds;
 
     /// A table of two shards, of one segment each, on these workers.
     fn held_by(shards: [&[&str]; 2]) -> Table {

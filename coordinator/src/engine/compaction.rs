@@ -13,7 +13,7 @@ use shoal_proto::{QueryId, TableId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::ddl::full_name;
+use super::names::full_name;
 use super::write::commit_staged;
 use super::{Engine, Prepared};
 use crate::catalog::{Command, Outcome};
@@ -127,11 +127,13 @@ impl Engine {
         if done.is_empty() {
             session.notice(format!("nothing to compact in {schema_name}.{name}"));
         }
-        let left = self.catalog().table_by_id(id).map_or(0, |table| compaction::left(table));
+        let snapshot = self.catalog();
+        let left = snapshot.table_by_id(id).map_or(0, |table| compaction::left(&snapshot.facts(table)));
         if left > 0 {
             session.notice(format!(
                 "{left} of {shards} shards of {schema_name}.{name} have small segments left: workers that hold them are \
-                 away or have little room, or their copies move or are still to be made; try again later"
+                 away or have little room, their copies move or are still to be made, or they were written meanwhile; try \
+                 again later"
             ));
         }
         Ok(0)
@@ -140,14 +142,21 @@ impl Engine {
     async fn compact_all(&self, id: TableId, shards: u32, done: &mut Vec<Compacted>) -> Result<(), Error> {
         for shard in 0..shards {
             let mut changes = 0;
-            loop {
+            let found = self.catalog();
+            // Each time there is one less; what is written meanwhile is for the next time.
+            let mut left = found.table_by_id(id).map_or(0, |table| table.shard_segments(shard).count());
+            while left > 0 {
                 let snapshot = self.catalog();
                 let Some(table) = snapshot.table_by_id(id) else {
                     return Err(Error::NotFound("the table was dropped while it was compacted".into()));
                 };
-                let Some(compaction) = compaction::asked(table, shard, &self.cluster.live()) else { break };
+                let facts = snapshot.facts(table);
+                let Some(compaction) = compaction::asked(&facts, shard, &self.cluster.live()) else { break };
                 match self.compact(compaction).await? {
-                    Some(compacted) => done.push(compacted),
+                    Some(compacted) => {
+                        done.push(compacted);
+                        left -= 1;
+                    }
                     None if changes < CHANGES_MAX => {
                         changes += 1;
                         tokio::time::sleep(CHANGE_PAUSE).await;

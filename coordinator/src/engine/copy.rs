@@ -12,7 +12,7 @@ use futures::StreamExt;
 use shoal_data::object_stores::is_allowed;
 use shoal_proto::{ErrorCode, Failure, QueryId, WriteId};
 
-use super::ddl::{check_name, full_name};
+use super::names::{check_name, full_name};
 use super::write::Commit;
 use super::{Engine, Parameters, Prepared, Scope};
 use crate::catalog::{Command, ExternalTable};
@@ -126,8 +126,7 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         let write_id = self.write_id(session, write_id);
-        self.cluster.catalog().catch_up().await?;
-        if let Some(rows) = self.catalog().written(&write_id) {
+        if let Some(rows) = self.written_before(&write_id).await? {
             return Ok(rows);
         }
         let CopySource::Table(name, named) = &copy.source else {

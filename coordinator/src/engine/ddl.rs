@@ -3,23 +3,19 @@
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
-use datafusion::common::TableReference;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{self, ObjectName};
 use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{TableId, WriteId};
 
+use super::names::{check_name, full_name, plain_name};
 use super::{Engine, Parameters, Prepared, Scope};
 use crate::catalog::{Command, Coordinator, CoordinatorId, Outcome, View};
-use crate::session::Settings;
 use crate::sql::{
     SYSTEM_SCHEMA, Statement, TableOptions, VIEW_DEPTH_MAX, complete_layout, fold_identifier, plain_columns,
 };
 use crate::{Error, Session};
-
-/// The longest name.
-const NAME_BYTES_MAX: usize = 128;
 
 impl Engine {
     /// Runs a statement that changes something; the rows that it changed.
@@ -152,9 +148,9 @@ impl Engine {
                 field.name()
             )));
         }
+        self.cluster.workers_have_joined().await;
         let workers = self.cluster.live().workers.len();
         let layout = complete_layout(options, &columns, workers)?;
-        self.cluster.workers_have_joined().await;
         let placement = self.cluster.place(&layout)?;
         if let Some(notice) = placement.notice {
             session.notice(notice);
@@ -478,48 +474,6 @@ fn has_interval(data_type: &DataType) -> bool {
         DataType::Map(entries, _) => has_interval(entries.data_type()),
         _ => false,
     }
-}
-
-fn plain_name(name: &ObjectName) -> Result<String, Error> {
-    let [part] = name.0.as_slice() else {
-        return Err(Error::Invalid(format!("`{name}` has too many parts: a schema has one name")));
-    };
-    let ident = part.as_ident().ok_or_else(|| Error::Invalid(format!("`{name}` is not a name")))?;
-    Ok(fold_identifier(ident.clone()))
-}
-
-/// Schema and name; the session's schema where none is given.
-pub(super) fn full_name(name: &ObjectName, settings: &Settings) -> Result<(String, String), Error> {
-    let parts: Option<Vec<String>> =
-        name.0.iter().map(|part| part.as_ident().map(|ident| fold_identifier(ident.clone()))).collect();
-    let catalog = &settings.options.catalog;
-    match parts.as_deref() {
-        Some([name]) => Ok((catalog.default_schema.clone(), name.clone())),
-        Some([schema_name, name]) => Ok((schema_name.clone(), name.clone())),
-        Some([database, schema_name, name]) if *database == catalog.default_catalog => {
-            Ok((schema_name.clone(), name.clone()))
-        }
-        _ => Err(Error::Invalid(format!(
-            "`{name}` is not a table's name: write name, schema.name or {}.schema.name",
-            catalog.default_catalog
-        ))),
-    }
-}
-
-/// Schema and name of a reference that DataFusion made.
-pub(super) fn resolved(reference: &TableReference, settings: &Settings) -> (String, String) {
-    let schema_name = reference.schema().unwrap_or(&settings.options.catalog.default_schema);
-    (schema_name.to_owned(), reference.table().to_owned())
-}
-
-pub(super) fn check_name(kind: &str, name: &str) -> Result<(), Error> {
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-        return Err(Error::Invalid(format!(
-            "`{}` cannot name a {kind}: names have 1 to {NAME_BYTES_MAX} bytes and no control characters",
-            name.escape_default()
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod compaction;
 mod copy;
 mod ddl;
 mod many_rows;
+mod names;
 mod prepared;
 mod rebalance;
 mod runtime;

@@ -81,6 +81,11 @@ impl Prepared {
         &self.columns
     }
 
+    /// Whether it only reads: to run it again does no harm.
+    pub fn is_query(&self) -> bool {
+        self.returns_rows() && !matches!(self.statement, Statement::Rebalance)
+    }
+
     /// Whether it is run with [`Engine::query`]; otherwise with
     /// [`Engine::update`].
     pub fn returns_rows(&self) -> bool {

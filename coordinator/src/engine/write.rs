@@ -11,8 +11,8 @@ use shoal_data::Table;
 use shoal_proto::fault::{self, Step};
 use shoal_proto::{QueryId, WriteId};
 
-use super::ddl::{check_name, full_name, resolved};
 use super::many_rows::with_all_rows;
+use super::names::{check_name, full_name, resolved};
 use super::{Engine, Ingest, IngestMode, Parameters, Prepared, Scope};
 use crate::catalog::{ChangeError, Command, Outcome, Settled, WriteRecord};
 use crate::cluster::Cluster;
@@ -86,8 +86,7 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         let write_id = self.write_id(session, write_id);
-        self.cluster.catalog().catch_up().await?;
-        if let Some(rows) = self.catalog().written(&write_id) {
+        if let Some(rows) = self.written_before(&write_id).await? {
             return Ok(rows);
         }
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
@@ -112,8 +111,7 @@ impl Engine {
         write_id: Option<WriteId>,
     ) -> Result<u64, Error> {
         let write_id = self.write_id(session, write_id);
-        self.cluster.catalog().catch_up().await?;
-        if let Some(rows) = self.catalog().written(&write_id) {
+        if let Some(rows) = self.written_before(&write_id).await? {
             return Ok(rows);
         }
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
@@ -158,8 +156,7 @@ impl Engine {
         input: SendableRecordBatchStream,
     ) -> Result<u64, Error> {
         let write_id = self.write_id(session, ingest.write_id);
-        self.cluster.catalog().catch_up().await?;
-        if let Some(rows) = self.catalog().written(&write_id) {
+        if let Some(rows) = self.written_before(&write_id).await? {
             return Ok(rows);
         }
         let scope = self.scope(session).await?;
@@ -216,6 +213,12 @@ impl Engine {
     /// with it (a shell makes one up for each), or a new one.
     pub(super) fn write_id(&self, session: &Session, given: Option<WriteId>) -> WriteId {
         session.take_write_id().or(given).unwrap_or_else(WriteId::random)
+    }
+
+    /// Rows of the write, where it was committed anywhere before this was asked.
+    pub(super) async fn written_before(&self, write_id: &WriteId) -> Result<Option<u64>, Error> {
+        self.cluster.catalog().catch_up().await?;
+        Ok(self.catalog().written(write_id))
     }
 
     /// Stages the rows and commits them.
@@ -278,15 +281,6 @@ pub(super) async fn commit_staged(
             staged.committed();
             Ok(Outcome::Done)
         }
-        // Somebody else's segments are in, or nobody's.
-        Ok(outcome) => {
-            tokio::spawn(async move { staged.refused(cluster.catalog()).await });
-            Ok(outcome)
-        }
-        Err(ChangeError::Refused(error)) => {
-            tokio::spawn(async move { staged.refused(cluster.catalog()).await });
-            Err(error)
-        }
         Err(ChangeError::Unsettled { change, error }) => {
             // The segments stay where they are until it is known.
             tokio::spawn(async move {
@@ -297,6 +291,11 @@ pub(super) async fn commit_staged(
                 }
             });
             Err(error)
+        }
+        // Somebody else's segments are in, or nobody's.
+        other => {
+            tokio::spawn(async move { staged.refused(cluster.catalog()).await });
+            other.map_err(Error::from)
         }
     }
 }

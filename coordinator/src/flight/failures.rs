@@ -21,7 +21,8 @@ impl Failures {
     /// Remembers how the query of a ticket failed, unless another attempt may
     /// cure it: then the ticket is good for that attempt.
     pub(super) fn keep(&mut self, handle: &str, failure: Failure) {
-        if failure.code.is_retryable() || failure.code == ErrorCode::Timeout {
+        let may_pass = matches!(failure.code, ErrorCode::Timeout | ErrorCode::Exhausted);
+        if failure.code.is_retryable() || may_pass {
             return;
         }
         if self.by_handle.insert(handle.to_owned(), failure).is_some() {
@@ -50,7 +51,8 @@ mod tests {
         let mut failures = Failures::default();
         for (code, is_told) in [
             (ErrorCode::Invalid, true),
-            (ErrorCode::Exhausted, true),
+            // Another coordinator's queue may have room.
+            (ErrorCode::Exhausted, false),
             (ErrorCode::Cancelled, true),
             (ErrorCode::Unavailable, false),
             (ErrorCode::Timeout, false),

@@ -155,7 +155,7 @@ async fn again(clients: &Clients, ticket: &QueryTicket) -> Result<Pending, Statu
     let engine = &clients.engine;
     let session = engine.passing_session(&asked.user()?, &asked.settings()?).map_err(status)?;
     let prepared = engine.prepare(&session, asked.sql()).await.map_err(status)?;
-    if !prepared.returns_rows() {
+    if !prepared.is_query() {
         return Err(invalid(
             "a ticket is for a query, and this statement changes something; run it as a statement",
         ));
@@ -169,8 +169,8 @@ async fn again(clients: &Clients, ticket: &QueryTicket) -> Result<Pending, Statu
 fn unknown(clients: &Clients, handle: &str) -> Status {
     not_found(match other_maker(&clients.engine, handle) {
         Some(maker) => format!(
-            "the ticket is good at {maker} only: its statement is too long to be told in a ticket; run the statement \
-             again here"
+            "the ticket is good at {maker} only: its statement, parameters or settings cannot be told in a \
+             ticket; run the statement again here"
         ),
         None => "the ticket is unknown, expired or was used before; run the statement again".to_owned(),
     })

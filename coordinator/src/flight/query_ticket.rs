@@ -2,7 +2,7 @@
 //! cluster. It comes back from a stranger, and gives nobody more than a
 //! statement would: it is parsed, planned and limited like one.
 
-use arrow::datatypes::Schema;
+use arrow::datatypes::{DataType, Schema};
 use bytes::Bytes;
 use datafusion::common::ScalarValue;
 use datafusion_proto::protobuf;
@@ -30,9 +30,64 @@ pub(super) struct QueryTicket {
     /// Under which the coordinator that made it keeps the plan.
     #[prost(string, tag = "2")]
     pub(super) handle: String,
-    /// What to run where there is no plan; none where that would be too long.
+    /// What to run where there is no plan; none where that cannot be told.
     #[prost(message, optional, tag = "3")]
     pub(super) asked: Option<Asked>,
+}
+
+/// What of a parameter is not flat, by the numbers of datafusion-proto's
+/// `ScalarValue`. A null of a nested type is made as large as the type says,
+/// which a stranger may have chosen.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Nested {
+    #[prost(message, optional, tag = "33")]
+    null_of: Option<protobuf::ArrowType>,
+    #[prost(bytes = "vec", optional, tag = "16")]
+    large_list: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "17")]
+    list: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "18")]
+    fixed_size_list: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "27")]
+    dictionary: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "32")]
+    structure: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "41")]
+    map: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "42")]
+    union: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "45")]
+    run_end_encoded: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "46")]
+    list_view: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "47")]
+    large_list_view: Option<Vec<u8>>,
+}
+
+/// Whether an encoded parameter is a number, a text or the like, or a null of
+/// such a type.
+fn is_flat(encoded: &[u8]) -> bool {
+    let Ok(mut nested) = Nested::decode(encoded) else { return false };
+    let null_of = nested.null_of.take();
+    let is_flat_type = |of: &protobuf::ArrowType| {
+        let of = DataType::try_from(of);
+        of.is_ok_and(|of| of.is_primitive() || of.is_null() || is_plain(&of))
+    };
+    nested == Nested::default() && null_of.as_ref().is_none_or(is_flat_type)
+}
+
+/// Whether it is a boolean, a text or bytes of any length.
+fn is_plain(data_type: &DataType) -> bool {
+    matches!(
+        data_type,
+        DataType::Boolean
+            | DataType::Utf8
+            | DataType::LargeUtf8
+            | DataType::Utf8View
+            | DataType::Binary
+            | DataType::LargeBinary
+            | DataType::BinaryView
+    )
 }
 
 /// A query, and in which session it was asked.
@@ -109,7 +164,7 @@ impl Asked {
         }
         let encoded = |value: &ScalarValue| {
             let value = protobuf::ScalarValue::try_from(value).ok()?;
-            Some(value.encode_to_vec())
+            Some(value.encode_to_vec()).filter(|encoded| is_flat(encoded))
         };
         let parameters = parameters.iter().map(encoded).collect::<Option<Vec<_>>>()?;
         Some(Self {
@@ -155,6 +210,9 @@ impl Asked {
     pub(super) fn parameters(&self) -> Result<Vec<ScalarValue>, Status> {
         let unreadable = |why: String| invalid(format!("a parameter of the ticket cannot be read: {why}"));
         let decoded = |bytes: &Vec<u8>| {
+            if !is_flat(bytes) {
+                return Err(unreadable("only flat values are taken in a ticket".to_owned()));
+            }
             let value = protobuf::ScalarValue::decode(bytes.as_slice())
                 .map_err(|error| unreadable(error.to_string()))?;
             ScalarValue::try_from(&value).map_err(|error| unreadable(error.to_string()))
@@ -177,7 +235,7 @@ fn columns_sum(columns: &Schema) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use arrow::datatypes::{DataType, Field};
+    use arrow::datatypes::Field;
 
     use super::*;
 
@@ -257,6 +315,14 @@ mod tests {
         assert!(nothing.parameters().is_err());
         let long = Asked { user: "u".repeat(10_000), ..asked("SELECT 1") };
         assert!(long.user().is_err());
+        // It would be made: terabytes of nulls.
+        let item = Field::new_list_field(DataType::Int64, true);
+        let inner = DataType::FixedSizeList(item.into(), i32::MAX);
+        let huge = DataType::FixedSizeList(Field::new_list_field(inner, true).into(), i32::MAX);
+        let null_of = protobuf::ArrowType::try_from(&huge).ok();
+        let bomb = Nested { null_of, ..Nested::default() }.encode_to_vec();
+        let refused = Asked { parameters: vec![bomb], ..asked("SELECT 1") }.parameters().unwrap_err();
+        assert!(refused.message().contains("only flat values"), "{refused}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::planned_reads::PlannedReads;
 use super::registry::Running;
 use super::retry::{Attempted, Decision, Event};
 use super::rewrite::reads_data;
-use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, tables_of};
+use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, facts_of, tables_of};
 use super::shard_streams::streams_of;
 use super::view::View;
 use crate::Error;
@@ -112,7 +112,7 @@ impl Attempts {
         // Nor those that are to be stopped.
         without.extend(self.cluster.drained());
         without.extend(avoid.iter().cloned());
-        let tables = tables_of(plan)?;
+        let tables = facts_of(plan)?;
         let view = match View::new(&live, &tables, &without, &self.zone, turn, PARTITIONS) {
             Ok(view) if !view.lacks_readers() => view,
             // The only ones that have a shard.

@@ -17,6 +17,7 @@ use shoal_proto::exchange::ReadLog;
 use super::planned_reads::PlannedReads;
 use super::session_state::StateTemplate;
 use super::shard_table::ShardTable;
+use crate::catalog::TableFacts;
 
 /// Rows of one batch. One of each segment is held, and rows may be long.
 const BATCH_ROWS: usize = 2048;
@@ -43,7 +44,8 @@ impl StateTemplate {
         bare.placement.clear();
         bare.segments.clear();
         let of = |segments: &[Arc<Segment>]| {
-            ShardTable::new(Arc::new(Table { segments: segments.to_vec(), ..bare.clone() }))
+            let table = Arc::new(Table { segments: segments.to_vec(), ..bare.clone() });
+            ShardTable::new(Arc::new(TableFacts::new(table)))
         };
         let all = of(segments);
         let plan: Arc<dyn ExecutionPlan> = match all.ordering() {

@@ -2,18 +2,24 @@
 //! the catalog knows. Leaving out too little costs time; too much would be a
 //! wrong answer, so whatever is not understood is kept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use arrow::array::{Array, ArrayRef, BooleanArray, UInt64Array};
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::Session;
-use datafusion::common::pruning::PrunableStatistics;
+use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::stats::Precision;
-use datafusion::common::{ColumnStatistics, DFSchema, Result, ScalarValue, Statistics};
+use datafusion::common::{Column, ColumnStatistics, DFSchema, Result, ScalarValue, Statistics};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
 use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
-use shoal_data::{Segment, Table};
+use shoal_data::{PackedStatistics, Segment, StatValue, Table};
+
+use crate::catalog::{ColumnBounds, TableFacts};
+
+/// Segments whose statistics are in memory at once while they are merged.
+const MERGED_AT_ONCE: usize = 1_024;
 
 /// The shards that can hold rows for which all `filters` are true; none where
 /// every shard can.
@@ -91,7 +97,7 @@ fn equals_one_of(filter: &Expr) -> Option<(String, Vec<ScalarValue>)> {
     }
 }
 
-/// The segments in which a row can pass all `filters`.
+/// Of these segments, those in which a row can pass all `filters`.
 ///
 /// # Errors
 /// None in practice: a filter that cannot be used is not used.
@@ -101,55 +107,211 @@ pub(crate) fn segments_for(
     filters: &[Expr],
     session: &dyn Session,
 ) -> Result<Vec<Arc<Segment>>> {
-    let Some(filter) = conjunction(filters.iter().cloned()) else { return Ok(segments) };
-    if segments.is_empty() {
-        return Ok(segments);
+    let kept = kept(&KnownSegments { segments: &segments, schema }, schema, filters, session)?;
+    let Some(kept) = kept else { return Ok(segments) };
+    Ok(segments.into_iter().zip(kept).filter_map(|(segment, kept)| kept.then_some(segment)).collect())
+}
+
+/// The same of all segments of a table, whose bounds are kept for the next query.
+///
+/// # Errors
+/// The same.
+pub(crate) fn segments_of(
+    facts: &TableFacts,
+    schema: &SchemaRef,
+    filters: &[Expr],
+    session: &dyn Session,
+) -> Result<Vec<Arc<Segment>>> {
+    let segments = &facts.table().segments;
+    let Some(kept) = kept(&KnownTable { facts, schema }, schema, filters, session)? else {
+        return Ok(segments.clone());
+    };
+    let kept = segments.iter().zip(kept).filter(|(_, kept)| *kept);
+    Ok(kept.map(|(segment, _)| Arc::clone(segment)).collect())
+}
+
+/// Which of some segments are kept; none where all are.
+fn kept(
+    known: &impl PruningStatistics,
+    schema: &SchemaRef,
+    filters: &[Expr],
+    session: &dyn Session,
+) -> Result<Option<Vec<bool>>> {
+    let Some(filter) = conjunction(filters.iter().cloned()) else { return Ok(None) };
+    if known.num_containers() == 0 {
+        return Ok(None);
     }
     let df_schema = DFSchema::try_from(Arc::clone(schema))?;
     if filter.get_type(&df_schema).is_err() {
-        return Ok(segments);
+        return Ok(None);
     }
-    let Ok(physical) = session.create_physical_expr(filter, &df_schema) else { return Ok(segments) };
+    let Ok(physical) = session.create_physical_expr(filter, &df_schema) else { return Ok(None) };
     let Ok(predicate) =
         PruningPredicateBuilder::new().with_file_schema(Arc::clone(schema)).try_build(physical)
     else {
-        return Ok(segments);
+        return Ok(None);
     };
     if predicate.always_true() {
-        return Ok(segments);
+        return Ok(None);
     }
-    let statistics = segments.iter().map(|segment| Arc::new(segment_statistics(segment, schema))).collect();
-    let containers = PrunableStatistics::new(statistics, Arc::clone(schema));
-    let Ok(keep) = predicate.prune(&containers) else { return Ok(segments) };
-    Ok(segments.into_iter().zip(keep).filter_map(|(segment, keep)| keep.then_some(segment)).collect())
+    Ok(predicate.prune(known).ok())
 }
 
-/// A segment's statistics in the form that DataFusion plans with.
-pub(crate) fn segment_statistics(segment: &Segment, schema: &SchemaRef) -> Statistics {
-    let rows = usize::try_from(segment.rows).unwrap_or(usize::MAX);
-    let column_statistics = schema
-        .fields()
-        .iter()
-        .enumerate()
-        .map(|(index, field)| {
-            let Some(known) = segment.columns.get(index) else { return ColumnStatistics::new_unknown() };
-            let bound = |value: &Option<shoal_data::StatValue>| {
-                value
-                    .as_ref()
-                    .and_then(|value| value.to_scalar(field.data_type()))
-                    .map_or(Precision::Absent, Precision::Exact)
-            };
-            ColumnStatistics {
-                null_count: Precision::Exact(usize::try_from(known.nulls).unwrap_or(usize::MAX)),
-                min_value: bound(&known.min),
-                max_value: bound(&known.max),
-                ..ColumnStatistics::new_unknown()
+/// What is known of all segments of a table.
+struct KnownTable<'a> {
+    facts: &'a TableFacts,
+    schema: &'a SchemaRef,
+}
+
+impl KnownTable<'_> {
+    fn bounds(&self, column: &Column) -> Option<Arc<ColumnBounds>> {
+        let index = self.schema.index_of(column.name()).ok()?;
+        Some(self.facts.bounds(index, |segments| {
+            let known = KnownSegments { segments, schema: self.schema };
+            ColumnBounds {
+                min: known.min_values(column),
+                max: known.max_values(column),
+                nulls: known.null_counts(column),
             }
-        })
-        .collect();
+        }))
+    }
+}
+
+impl PruningStatistics for KnownTable<'_> {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column)?.min.clone()
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column)?.max.clone()
+    }
+
+    fn num_containers(&self) -> usize {
+        self.facts.table().segments.len()
+    }
+
+    fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column)?.nulls.clone()
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        Some(Arc::clone(self.facts.rows()))
+    }
+
+    fn contained(&self, _column: &Column, _values: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
+    }
+}
+
+/// What is known of segments, looked up for the columns that a filter asks about
+/// and no others.
+struct KnownSegments<'a> {
+    segments: &'a [Arc<Segment>],
+    schema: &'a SchemaRef,
+}
+
+impl KnownSegments<'_> {
+    /// A bound of one column in each segment; none where no segment has one.
+    fn bounds(
+        &self,
+        column: &Column,
+        bound: impl Fn(&PackedStatistics, usize) -> Option<StatValue>,
+    ) -> Option<ArrayRef> {
+        let index = self.schema.index_of(column.name()).ok()?;
+        let data_type = self.schema.field(index).data_type();
+        let unknown = ScalarValue::try_from(data_type).ok()?;
+        let mut is_known = false;
+        let values = self.segments.iter().map(|segment| {
+            let value = bound(&segment.columns, index).and_then(|value| value.to_scalar(data_type));
+            is_known |= value.is_some();
+            value.unwrap_or_else(|| unknown.clone())
+        });
+        let bounds = ScalarValue::iter_to_array(values).ok()?;
+        is_known.then_some(bounds)
+    }
+}
+
+impl PruningStatistics for KnownSegments<'_> {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, PackedStatistics::min)
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, PackedStatistics::max)
+    }
+
+    fn num_containers(&self) -> usize {
+        self.segments.len()
+    }
+
+    fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
+        let index = self.schema.index_of(column.name()).ok()?;
+        let counts: UInt64Array = self.segments.iter().map(|segment| segment.columns.nulls(index)).collect();
+        (counts.null_count() < counts.len()).then(|| Arc::new(counts) as ArrayRef)
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        let counts = UInt64Array::from_iter_values(self.segments.iter().map(|segment| segment.rows));
+        Some(Arc::new(counts))
+    }
+
+    fn contained(&self, _column: &Column, _values: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
+    }
+}
+
+/// A segment's statistics in the form that DataFusion plans with: of these columns,
+/// in this order.
+pub(crate) fn segment_statistics(segment: &Segment, schema: &SchemaRef, columns: &[usize]) -> Statistics {
+    let rows = usize::try_from(segment.rows).unwrap_or(usize::MAX);
+    let column_statistics = columns.iter().map(|&index| {
+        let Some(known) = segment.columns.get(index) else { return ColumnStatistics::new_unknown() };
+        let data_type = schema.field(index).data_type();
+        let bound = |value: Option<StatValue>| {
+            value.and_then(|value| value.to_scalar(data_type)).map_or(Precision::Absent, Precision::Exact)
+        };
+        ColumnStatistics {
+            null_count: Precision::Exact(usize::try_from(known.nulls).unwrap_or(usize::MAX)),
+            min_value: bound(known.min),
+            max_value: bound(known.max),
+            ..ColumnStatistics::new_unknown()
+        }
+    });
     Statistics {
         num_rows: Precision::Exact(rows),
         total_byte_size: Precision::Inexact(usize::try_from(segment.bytes).unwrap_or(usize::MAX)),
-        column_statistics,
+        column_statistics: column_statistics.collect(),
     }
 }
+
+/// The same for all columns of the schema; nothing is known of others than these.
+pub(crate) fn widened(statistics: Statistics, schema: &SchemaRef, columns: &[usize]) -> Statistics {
+    let mut all = Statistics::new_unknown(schema);
+    for (index, known) in columns.iter().zip(statistics.column_statistics) {
+        if let Some(column) = all.column_statistics.get_mut(*index) {
+            *column = known;
+        }
+    }
+    Statistics { column_statistics: all.column_statistics, ..statistics }
+}
+
+/// What is known of all segments together, of these columns. At least one segment.
+///
+/// # Errors
+/// None in practice; those of merging.
+pub(crate) fn merged_statistics(
+    segments: &[Arc<Segment>],
+    schema: &SchemaRef,
+    columns: &[usize],
+) -> Result<Statistics> {
+    let merged = segments.chunks(MERGED_AT_ONCE).map(|segments| {
+        let each: Vec<Statistics> =
+            segments.iter().map(|segment| segment_statistics(segment, schema, columns)).collect();
+        Statistics::try_merge_iter(&each, schema)
+    });
+    let merged: Vec<Statistics> = merged.collect::<Result<_>>()?;
+    Statistics::try_merge_iter(&merged, schema)
+}
+
+#[cfg(test)]
+mod tests;

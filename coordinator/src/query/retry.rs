@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_no_attempt_can_cure_is_told_at_once() {
-        let curable = [ErrorCode::Unavailable, ErrorCode::Corrupt];
+        let curable = [ErrorCode::Unavailable, ErrorCode::Corrupt, ErrorCode::Stopping];
         for code in ErrorCode::ALL.into_iter().filter(|code| !curable.contains(code)) {
             let now = Instant::now();
             let mut attempted = Attempted::new(now);
@@ -308,7 +308,7 @@ mod tests {
                     Decision::Again { suspect } => {
                         prop_assert!(!is_released, "rows would come twice");
                         if let Event::Failed(failure) = &event {
-                            prop_assert!(matches!(failure.code, ErrorCode::Unavailable | ErrorCode::Corrupt));
+                            prop_assert!(failure.code.is_retryable());
                             let worker = failure.worker.as_deref().map(WorkerId::from);
                             prop_assert!(worker.iter().all(|worker| attempted.avoid().contains(worker)));
                             prop_assert!(suspect.is_none() || suspect == worker);

@@ -35,6 +35,13 @@ pub(crate) fn shard_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfi
     scan.object_store_url.as_str().starts_with(SHARD_STORE_URL).then_some(scan)
 }
 
+/// A scan of no files that is the same otherwise: to be copied and given some.
+pub(crate) fn without_files(scan: &FileScanConfig) -> FileScanConfig {
+    let mut bare = scan.clone();
+    bare.file_groups = Vec::new();
+    bare
+}
+
 /// The segment behind a file of a scan.
 ///
 /// # Errors
@@ -166,8 +173,9 @@ fn leaf_of(
     scan: &FileScanConfig,
     tasks: Vec<Vec<FileGroup>>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
+    let bare = without_files(scan);
     let variants = tasks.into_iter().map(|file_groups| {
-        let mut scan = scan.clone();
+        let mut scan = bare.clone();
         scan.file_groups = file_groups;
         DataSourceExec::from_data_source(scan) as Arc<dyn ExecutionPlan>
     });

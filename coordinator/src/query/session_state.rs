@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use datafusion::catalog::CatalogProviderList;
-use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{DataFusionError, Result};
 use datafusion::config::ConfigOptions;
 use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -30,11 +30,12 @@ use super::registry::QueryRecord;
 use super::rewrite::must_stay;
 use super::safe_pushdown::SafePushdown;
 use super::scan_tasks::{add_handlers, scan_bytes, segment_of, shard_scan};
-use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, with_streams};
+use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, over_one_file, with_streams};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
 use super::whole_plan::{WholePlanExec, reads_segments_or_files};
 use super::yielding::YieldInJoins;
+use crate::catalog::TableFacts;
 use crate::cluster::Cluster;
 use crate::sql::ShoalConfig;
 
@@ -203,8 +204,10 @@ impl Planning {
             let plan = self.whole(plan, &context, view, query, collect_metrics)?;
             return Ok(Some(PhysicalPlan { plan, context }));
         }
-        let can_be_sent = || MaybeEncoded::Decoded(Arc::clone(&plan)).encode(&context).is_ok();
-        if bytes <= task_bytes || !can_be_sent() {
+        let can_be_sent = || {
+            Ok::<_, DataFusionError>(MaybeEncoded::Decoded(over_one_file(&plan)?).encode(&context).is_ok())
+        };
+        if bytes <= task_bytes || !can_be_sent()? {
             return Ok(None);
         }
         let streams = StreamContext {
@@ -398,6 +401,14 @@ pub struct PhysicalPlan {
 /// # Errors
 /// None in practice; those of walking a plan.
 pub(crate) fn tables_of(plan: &LogicalPlan) -> Result<Vec<Arc<Table>>> {
+    Ok(facts_of(plan)?.iter().map(|facts| Arc::clone(facts.table())).collect())
+}
+
+/// The same with what follows from them.
+///
+/// # Errors
+/// None in practice; those of walking a plan.
+pub(super) fn facts_of(plan: &LogicalPlan) -> Result<Vec<Arc<TableFacts>>> {
     let mut seen = BTreeSet::new();
     let mut tables = Vec::new();
     plan.apply_with_subqueries(|node| {
@@ -406,7 +417,7 @@ pub(crate) fn tables_of(plan: &LogicalPlan) -> Result<Vec<Arc<Table>>> {
             && let Some(shard_table) = as_shard_table(&provider)
             && seen.insert(shard_table.table().id)
         {
-            tables.push(Arc::clone(shard_table.table()));
+            tables.push(Arc::clone(shard_table.facts()));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;

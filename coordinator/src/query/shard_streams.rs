@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
@@ -39,7 +39,7 @@ use url::Url;
 use self::stragglers::Stragglers;
 use self::stream::ShardStream;
 use super::registry::QueryRecord;
-use super::scan_tasks::{scan_bytes, segment_of, shard_scan};
+use super::scan_tasks::{scan_bytes, segment_of, shard_scan, without_files};
 use super::view::{ShardLoad, View};
 use crate::cluster::Cluster;
 
@@ -219,7 +219,9 @@ fn makes_few_of_a_shard(plan: &Arc<dyn ExecutionPlan>) -> bool {
 fn kept_bytes(scan: &FileScanConfig, rows: u64) -> u64 {
     let files: Vec<&PartitionedFile> = scan.file_groups.iter().flat_map(FileGroup::files).collect();
     let known = |file: &PartitionedFile| file.statistics.as_ref()?.num_rows.get_value().copied();
-    let all_rows: usize = files.iter().filter_map(|file| known(file)).sum();
+    let of_files: Option<usize> = files.iter().map(|file| known(file)).sum();
+    let of_scan = || scan.statistics().num_rows.get_value().copied();
+    let all_rows = of_files.or_else(of_scan).unwrap_or_default();
     let row_bytes = scan_bytes(scan) / (all_rows as u64).max(1);
     row_bytes.max(1) * rows * files.len() as u64
 }
@@ -274,13 +276,32 @@ pub(crate) struct ShardStreamsExec {
 /// The part of the plan that reads one shard.
 struct ShardPlan {
     shard: u32,
-    plan: Arc<dyn ExecutionPlan>,
+    /// The plan over all shards, and its scan without files.
+    whole: Arc<dyn ExecutionPlan>,
+    bare: Arc<FileScanConfig>,
+    files: Vec<PartitionedFile>,
+    plan: OnceLock<Arc<dyn ExecutionPlan>>,
     /// Its bytes, against the mean of all shards that are read.
     weight: f64,
     /// Those that can read all of it from their own disk.
     readers: BTreeSet<WorkerId>,
     /// Where it runs first.
     worker: (WorkerId, Url),
+}
+
+impl ShardPlan {
+    /// The plan over this shard. It is made when its rows are wanted: there may be a
+    /// thousand of them.
+    ///
+    /// # Errors
+    /// None in practice; those of changing a plan.
+    fn plan(&self) -> Result<Arc<dyn ExecutionPlan>> {
+        if let Some(plan) = self.plan.get() {
+            return Ok(Arc::clone(plan));
+        }
+        let plan = with_files(&self.whole, &self.bare, self.files.clone())?;
+        Ok(Arc::clone(self.plan.get_or_init(|| plan)))
+    }
 }
 
 impl ShardStreamsExec {
@@ -310,12 +331,16 @@ impl ShardStreamsExec {
         let dealt = view.deal(&loads, tasks);
         let workers = view.task_workers(tasks);
         let mean_bytes = loads.iter().map(|load| load.bytes).sum::<u64>().max(1) as f64 / loads.len() as f64;
+        let Some(bare) = bare_scan(plan)?.map(Arc::new) else { return Ok(None) };
         let mut plans = Vec::with_capacity(shards.len());
         for (((shard, files), load), task) in shards.into_iter().zip(&loads).zip(dealt) {
             let worker = &view.workers()[workers[task]];
             plans.push(Arc::new(ShardPlan {
                 shard,
-                plan: with_files(plan, files)?,
+                whole: Arc::clone(plan),
+                bare: Arc::clone(&bare),
+                files,
+                plan: OnceLock::new(),
                 weight: (load.bytes.max(1) as f64 / mean_bytes).max(WEIGHT_MIN),
                 readers: view.readers(load.table, shard),
                 worker: (worker.id.clone(), worker.url.clone()),
@@ -382,12 +407,48 @@ fn files_by_shard(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<BTreeMap<u32, 
     Ok((scans == 1).then_some(shards))
 }
 
-/// The plan over these files only, in this order.
-fn with_files(plan: &Arc<dyn ExecutionPlan>, files: Vec<PartitionedFile>) -> Result<Arc<dyn ExecutionPlan>> {
+/// The plan's one scan of shards, without its files: it is copied for each shard,
+/// and they would be, too.
+fn bare_scan(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<FileScanConfig>> {
+    let mut bare = None;
+    plan.apply(|node| {
+        if let Some(scan) = shard_scan(node) {
+            bare = Some(without_files(scan));
+            return Ok(TreeNodeRecursion::Stop);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(bare)
+}
+
+/// The plan over one of its files: what can be sent of that can be sent of all.
+///
+/// # Errors
+/// None in practice; those of walking a plan.
+pub(crate) fn over_one_file(plan: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let Some(bare) = bare_scan(plan)? else { return Ok(Arc::clone(plan)) };
+    let mut first = None;
+    plan.apply(|node| {
+        let groups = shard_scan(node).into_iter().flat_map(|scan| &scan.file_groups);
+        first = groups.flat_map(FileGroup::files).next().cloned();
+        Ok(if first.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    with_files(plan, &bare, first.into_iter().collect())
+}
+
+/// The plan over these files only, in this order; its scan is `bare` otherwise.
+fn with_files(
+    plan: &Arc<dyn ExecutionPlan>,
+    bare: &FileScanConfig,
+    files: Vec<PartitionedFile>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let mut files = Some(files);
     let replaced = Arc::clone(plan).transform_up(|node| {
-        let Some(scan) = shard_scan(&node) else { return Ok(Transformed::no(node)) };
-        let mut scan = scan.clone();
-        scan.file_groups = vec![FileGroup::new(files.clone())];
+        if shard_scan(&node).is_none() {
+            return Ok(Transformed::no(node));
+        }
+        let mut scan = bare.clone();
+        scan.file_groups = vec![FileGroup::new(files.take().unwrap_or_default())];
         scan.output_partitioning = None;
         Ok(Transformed::yes(DataSourceExec::from_data_source(scan) as Arc<dyn ExecutionPlan>))
     })?;

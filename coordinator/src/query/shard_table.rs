@@ -25,53 +25,68 @@ use shoal_data::shard_store::SHARD_STORE_URL;
 use shoal_data::{CountedReaders, Segment, ShardStore, Table};
 use shoal_proto::exchange::ReadLog;
 
+use crate::catalog::TableFacts;
 use crate::sql::ShoalConfig;
 
-use super::pruning::{segment_statistics, segments_for, shards_for};
+use super::pruning::{merged_statistics, segment_statistics, segments_for, segments_of, shards_for, widened};
+
+/// Files that are planned each with its own statistics, at most: those of more take
+/// more memory and time, also on their way to workers, than they can save. What all
+/// of them have together is known whatever their number.
+const FILES_KNOWN_MAX: usize = 10_000;
 
 /// A table in one snapshot.
 #[derive(Debug)]
 pub struct ShardTable {
-    table: Arc<Table>,
+    facts: Arc<TableFacts>,
     schema: SchemaRef,
 }
 
 impl ShardTable {
     /// The table as this snapshot has it.
-    pub fn new(table: Arc<Table>) -> Self {
-        let schema = view_columns(&table.columns);
-        Self { table, schema }
+    pub fn new(facts: Arc<TableFacts>) -> Self {
+        let schema = view_columns(&facts.table().columns);
+        Self { facts, schema }
     }
 
     /// The same as the target of a write: every column takes nulls, because the
     /// write itself checks and names them.
-    pub fn to_write(table: Arc<Table>) -> Self {
-        let fields = view_columns(&table.columns)
+    pub fn to_write(facts: Arc<TableFacts>) -> Self {
+        let fields = view_columns(&facts.table().columns)
             .fields()
             .iter()
             .map(|field| field.as_ref().clone().with_nullable(true))
             .collect::<Vec<_>>();
-        Self { table, schema: Arc::new(Schema::new(fields)) }
+        Self { facts, schema: Arc::new(Schema::new(fields)) }
     }
 
     /// The catalog's entry.
     pub fn table(&self) -> &Arc<Table> {
-        &self.table
+        self.facts.table()
+    }
+
+    /// What follows from the table alone.
+    pub(crate) fn facts(&self) -> &Arc<TableFacts> {
+        &self.facts
     }
 
     /// The segments that a scan with these filters must read.
     fn segments(&self, filters: &[Expr], session: &dyn Session) -> Result<Vec<Arc<Segment>>> {
-        let shards = shards_for(&self.table, filters);
-        let in_shards =
-            |segment: &&Arc<Segment>| shards.as_ref().is_none_or(|shards| shards.contains(&segment.shard));
-        let segments = self.table.segments.iter().filter(in_shards).cloned().collect();
-        segments_for(segments, &self.schema, filters, session)
+        let table = self.table();
+        let Some(shards) = shards_for(table, filters) else {
+            return segments_of(&self.facts, &self.schema, filters, session);
+        };
+        let mut places: Vec<u32> =
+            shards.iter().flat_map(|shard| self.facts.places_of_shard(*shard)).copied().collect();
+        places.sort_unstable();
+        let segments = places.iter().filter_map(|place| table.segments.get(*place as usize)).cloned();
+        segments_for(segments.collect(), &self.schema, filters, session)
     }
 
     /// The hash layout that a scan in `partitions` partitions has, where it has
     /// one: partition p holds the shards s for which s % partitions is p.
     fn layout(&self, session: &dyn Session, partitions: usize) -> Option<Partitioning> {
-        let layout = &self.table.layout;
+        let layout = &self.table().layout;
         let is_even = (layout.shards as usize).is_multiple_of(partitions);
         let is_usable = ShoalConfig::of(session.config_options()).colocate && layout.hash.is_of_this_engine();
         if !is_even || !is_usable || layout.shard_key.is_empty() {
@@ -81,7 +96,7 @@ impl ShardTable {
             let column = Column::new_with_schema(name, &self.schema).ok()?;
             // Rows were hashed as they are stored: text as a view has other
             // hashes, and no exchange would meet its shards.
-            let stored = self.table.columns.field_with_name(name).ok()?;
+            let stored = self.table().columns.field_with_name(name).ok()?;
             (stored.data_type() == self.schema.field(column.index()).data_type())
                 .then(|| Arc::new(column) as Arc<dyn PhysicalExpr>)
         });
@@ -90,7 +105,7 @@ impl ShardTable {
 
     /// The order of the rows in each segment, where it has one.
     pub(super) fn ordering(&self) -> Option<LexOrdering> {
-        let keys = self.table.layout.sort_key.iter().map(|name| {
+        let keys = self.table().layout.sort_key.iter().map(|name| {
             let column = Column::new_with_schema(name, &self.schema).ok()?;
             // As the segment writer sorts.
             let options = SortOptions { descending: false, nulls_first: false };
@@ -137,14 +152,17 @@ impl TableProvider for ShardTable {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let segments = self.segments(filters, session)?;
         let ordering = self.ordering();
-        let mut known_of: Vec<Arc<Statistics>> = Vec::with_capacity(segments.len());
+        // Of the others nothing is asked: filters and sorts are over what is read.
+        let columns: Vec<usize> = match projection {
+            Some(projection) => projection.clone(),
+            None => (0..self.schema.fields().len()).collect(),
+        };
+        let are_few = segments.len() <= FILES_KNOWN_MAX;
         let partitions = session.config().target_partitions().max(1);
         let declared = self.layout(session, partitions);
         let mut groups = vec![FileGroup::default(); partitions];
         let mut sizes = vec![0_u64; partitions];
         for segment in &segments {
-            let known = Arc::new(segment_statistics(segment, &self.schema));
-            known_of.push(Arc::clone(&known));
             let file = PartitionedFile::new_from_meta(ObjectMeta {
                 location: Path::from(segment.name().to_string()),
                 // Segments do not change: what is cached of one stays true.
@@ -152,8 +170,14 @@ impl TableProvider for ShardTable {
                 size: segment.bytes,
                 e_tag: None,
                 version: None,
-            })
-            .with_statistics(known);
+            });
+            let file = match are_few {
+                true => {
+                    let known = segment_statistics(segment, &self.schema, &columns);
+                    file.with_statistics(Arc::new(widened(known, &self.schema, &columns)))
+                }
+                false => file,
+            };
             let file = match &ordering {
                 Some(ordering) => file.with_ordering(Some(ordering.clone())),
                 None => file,
@@ -165,9 +189,12 @@ impl TableProvider for ShardTable {
             sizes[group] += segment.bytes;
             groups[group].push(file);
         }
-        let statistics = match known_of.as_slice() {
+        let statistics = match segments.as_slice() {
             [] => empty_statistics(&self.schema),
-            known_of => Statistics::try_merge_iter(known_of.iter().map(AsRef::as_ref), &self.schema)?,
+            segments => {
+                let merged = merged_statistics(segments, &self.schema, &columns)?;
+                widened(merged, &self.schema, &columns)
+            }
         };
         let mut options = TableParquetOptions::new();
         options.global = session.config_options().execution.parquet.clone();

@@ -9,12 +9,15 @@ use std::sync::Arc;
 use datafusion::common::{DataFusionError, Result};
 use datafusion_distributed::WorkerResolver;
 use parking_lot::Mutex;
-use shoal_data::{Segment, Table};
 use shoal_proto::exchange::worker_url;
 use shoal_proto::{ErrorCode, Failure, TableId, WorkerId};
 use url::Url;
 
+use crate::catalog::TableFacts;
 use crate::cluster::LiveWorkers;
+
+/// How often the choice of workers is gone over to make it better.
+const ROUNDS_MAX: usize = 32;
 
 /// A worker that may take tasks of this attempt.
 #[derive(Clone, Debug)]
@@ -65,7 +68,7 @@ impl View {
     /// `Unavailable` where no worker is left, naming those that were tried.
     pub fn new(
         live: &LiveWorkers,
-        tables: &[Arc<Table>],
+        tables: &[Arc<TableFacts>],
         avoid: &BTreeSet<WorkerId>,
         zone: &str,
         turn: usize,
@@ -97,24 +100,17 @@ impl View {
         workers.sort_by_key(|worker| worker.zone != zone);
 
         let mut readable = HashMap::new();
-        for table in tables {
-            for shard in 0..table.layout.shards {
-                let segments: Vec<&Arc<Segment>> = table.shard_segments(shard).collect();
-                let holders = (0..workers.len()).filter(|&index| {
-                    segments.iter().all(|segment| {
-                        segment.replicas.contains(&workers[index].id)
-                            && workers[index].holds.contains(&segment.name())
-                    })
-                });
-                readable.insert((table.id, shard), holders.collect());
-            }
+        for facts in tables {
+            let (table, of_table) = (facts.table(), readers_of(facts, &workers));
+            readable.extend((0_u32..).zip(of_table).map(|(shard, readers)| ((table.id, shard), readers)));
         }
         let near = workers.iter().filter(|worker| worker.zone == zone).count();
         let can_read_all = |holders: &BTreeSet<usize>| holders.first().is_some_and(|first| *first < near);
         let is_enough = !zone.is_empty() && near > 0 && readable.values().all(can_read_all);
         let beyond = if is_enough { workers.split_off(near) } else { Vec::new() };
-        let shards = tables.iter().map(|table| (table.id, table.layout.shards as usize)).collect();
-        let names = tables.iter().map(|table| (table.id, table.name.clone())).collect();
+        let tables = || tables.iter().map(|facts| facts.table());
+        let shards = tables().map(|table| (table.id, table.layout.shards as usize)).collect();
+        let names = tables().map(|table| (table.id, table.name.clone())).collect();
         let (zone, chosen) = (zone.to_owned(), Mutex::default());
         Ok(Self { workers, beyond, zone, readable, shards, names, partitions, chosen })
     }
@@ -178,26 +174,30 @@ impl View {
     /// these shards: one that has most of them on its own disk. It is one of the
     /// used workers from then on. There must be a worker.
     pub fn assign_whole(&self, shards: &BTreeMap<(TableId, u32), u64>) -> &ViewWorker {
-        let read = shards.iter().filter_map(|(shard, bytes)| Some((self.readable.get(shard)?, *bytes)));
-        let best = self.best_of(0..self.workers.len(), &read.collect::<Vec<_>>()).unwrap_or_default();
+        let mut covers = vec![0; self.workers.len()];
+        for (shard, bytes) in shards {
+            for reader in self.readable.get(shard).into_iter().flat_map(|readers| self.near(readers)) {
+                covers[*reader] += bytes;
+            }
+        }
+        let best = self.best_of(0..self.workers.len(), &covers).unwrap_or_default();
         self.chosen.lock().insert(1, Arc::new(vec![best]));
         &self.workers[best]
     }
 
-    /// The one of `candidates` that can read the most of shards that weigh so
-    /// much each; of equal ones one of this zone, then an idle one before a busy
-    /// one, then the earlier one, which the turn put there.
-    fn best_of(
-        &self,
-        candidates: impl Iterator<Item = usize>,
-        shards: &[(&BTreeSet<usize>, u64)],
-    ) -> Option<usize> {
+    /// The one of `candidates` that can read the most, by what each covers; of
+    /// equal ones one of this zone, then an idle one before a busy one, then the
+    /// earlier one, which the turn put there.
+    fn best_of(&self, candidates: impl Iterator<Item = usize>, covers: &[u64]) -> Option<usize> {
         candidates.max_by_key(|index| {
-            let read = shards.iter().filter(|(holders, _)| holders.contains(index));
-            let covers: u64 = read.map(|(_, weight)| weight).sum();
             let worker = &self.workers[*index];
-            (covers, worker.zone == self.zone, Reverse(worker.tasks_running), Reverse(*index))
+            (covers[*index], worker.zone == self.zone, Reverse(worker.tasks_running), Reverse(*index))
         })
+    }
+
+    /// Those of a shard's readers that may take tasks.
+    fn near<'a>(&self, readers: &'a BTreeSet<usize>) -> impl Iterator<Item = &'a usize> + use<'a> {
+        readers.range(..self.workers.len())
     }
 
     /// The workers that stages were given so far.
@@ -212,12 +212,28 @@ impl View {
 
     fn choose(&self, tasks: usize) -> Vec<usize> {
         let mut choice: Vec<usize> = Vec::with_capacity(tasks);
-        let held = self.readable.values().filter(|holders| !holders.is_empty());
-        let mut open: Vec<(&BTreeSet<usize>, u64)> = held.map(|holders| (holders, 1)).collect();
+        let mut is_chosen = vec![false; self.workers.len()];
+        // Of the shards that nobody chosen so far reads, how many each worker does.
+        let shards: Vec<&BTreeSet<usize>> = self.readable.values().collect();
+        let mut read_by: Vec<Vec<usize>> = vec![Vec::new(); self.workers.len()];
+        for (shard, readers) in shards.iter().enumerate() {
+            for reader in self.near(readers) {
+                read_by[*reader].push(shard);
+            }
+        }
+        let mut covers: Vec<u64> = read_by.iter().map(|shards| shards.len() as u64).collect();
+        let mut is_covered = vec![false; shards.len()];
         while choice.len() < tasks.min(self.workers.len()) {
-            let others = (0..self.workers.len()).filter(|index| !choice.contains(index));
-            let Some(best) = self.best_of(others, &open) else { break };
-            open.retain(|(holders, _)| !holders.contains(&best));
+            let others = (0..self.workers.len()).filter(|index| !is_chosen[*index]);
+            let Some(best) = self.best_of(others, &covers) else { break };
+            for shard in &read_by[best] {
+                if !std::mem::replace(&mut is_covered[*shard], true) {
+                    for reader in self.near(shards[*shard]) {
+                        covers[*reader] -= 1;
+                    }
+                }
+            }
+            is_chosen[best] = true;
             choice.push(best);
         }
         // More tasks than workers: they share, in turn.
@@ -230,29 +246,40 @@ impl View {
     /// shards that the hash layout gives to a task are on its worker's disk.
     fn improve(&self, choice: &mut [usize]) {
         let count = choice.len() * self.partitions;
-        let hashed: Vec<(usize, &BTreeSet<usize>)> = self
-            .readable
-            .iter()
-            .filter(|((table, _), _)| self.shards_of(*table).is_multiple_of(count))
-            .map(|((_, shard), holders)| ((*shard as usize % count) / self.partitions, holders))
-            .collect();
-        let score = |task: usize, worker: usize| {
-            hashed.iter().filter(|(owner, holders)| *owner == task && holders.contains(&worker)).count()
-        };
-        for _round in 0..choice.len() {
+        // How many of the shards of each task each worker reads.
+        let mut scores = vec![vec![0_u32; self.workers.len()]; choice.len()];
+        let hashed =
+            self.readable.iter().filter(|((table, _), _)| self.shards_of(*table).is_multiple_of(count));
+        let mut is_hashed = false;
+        for ((_, shard), readers) in hashed {
+            is_hashed = true;
+            let scores = &mut scores[(*shard as usize % count) / self.partitions];
+            for reader in self.near(readers) {
+                scores[*reader] += 1;
+            }
+        }
+        if !is_hashed {
+            return;
+        }
+        let mut uses = vec![0_usize; self.workers.len()];
+        choice.iter().for_each(|worker| uses[*worker] += 1);
+        for _round in 0..choice.len().min(ROUNDS_MAX) {
             let mut is_better = false;
             for task in 0..choice.len() {
                 for other in 0..choice.len() {
                     let (mine, theirs) = (choice[task], choice[other]);
-                    if score(task, theirs) + score(other, mine) > score(task, mine) + score(other, theirs) {
+                    let swapped = scores[task][theirs] + scores[other][mine];
+                    if swapped > scores[task][mine] + scores[other][theirs] {
                         choice.swap(task, other);
                         is_better = true;
                     }
                 }
-                let idle = (0..self.workers.len()).filter(|worker| !choice.contains(worker));
-                if let Some(best) = idle.max_by_key(|&worker| (score(task, worker), Reverse(worker)))
-                    && score(task, best) > score(task, choice[task])
+                let idle = (0..self.workers.len()).filter(|worker| uses[*worker] == 0);
+                if let Some(best) = idle.max_by_key(|&worker| (scores[task][worker], Reverse(worker)))
+                    && scores[task][best] > scores[task][choice[task]]
                 {
+                    uses[choice[task]] -= 1;
+                    uses[best] += 1;
                     choice[task] = best;
                     is_better = true;
                 }
@@ -270,15 +297,20 @@ impl View {
     /// tables of one placement group are dealt alike.
     pub fn deal(&self, shards: &[ShardLoad], tasks: usize) -> Vec<usize> {
         let workers = self.task_workers(tasks);
+        let mut tasks_of: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (task, worker) in workers.iter().enumerate() {
+            tasks_of.entry(*worker).or_default().push(task);
+        }
         let mut loads = vec![0_u64; tasks];
         let mut counts = vec![0_usize; tasks];
         shards
             .iter()
             .map(|shard| {
-                let holders = self.readable.get(&(shard.table, shard.shard));
-                let local = |task: &usize| holders.is_some_and(|holders| holders.contains(&workers[*task]));
-                let task = (0..tasks)
-                    .filter(local)
+                let readers = self.readable.get(&(shard.table, shard.shard)).into_iter().flatten();
+                let task = readers
+                    .filter_map(|reader| tasks_of.get(reader))
+                    .flatten()
+                    .copied()
                     .min_by_key(|&task| (loads[task], counts[task], task))
                     .or_else(|| (0..tasks).min_by_key(|&task| (loads[task], counts[task], task)))
                     .unwrap_or_default();
@@ -288,6 +320,32 @@ impl View {
             })
             .collect()
     }
+}
+
+/// For each shard of a table, which of `workers` can read all of it from their own
+/// disk: of a shard without segments, all of them.
+fn readers_of(facts: &TableFacts, workers: &[ViewWorker]) -> Vec<BTreeSet<usize>> {
+    let numbers: HashMap<&WorkerId, usize> =
+        workers.iter().enumerate().map(|(index, worker)| (&worker.id, index)).collect();
+    let of_shard = |replicas: &Option<Vec<WorkerId>>| -> BTreeSet<usize> {
+        match replicas {
+            Some(replicas) => replicas.iter().filter_map(|id| numbers.get(id).copied()).collect(),
+            None => (0..workers.len()).collect(),
+        }
+    };
+    let mut readers: Vec<BTreeSet<usize>> = facts.shard_replicas().iter().map(of_shard).collect();
+    for (index, worker) in workers.iter().enumerate() {
+        for name in worker.holds.lacks().filter(|name| name.table == facts.table().id) {
+            let place = facts.place(name.segment);
+            let is_there = place
+                .and_then(|place| facts.table().segments.get(place))
+                .is_some_and(|segment| segment.shard == name.shard);
+            if is_there && let Some(readers) = readers.get_mut(name.shard as usize) {
+                readers.remove(&index);
+            }
+        }
+    }
+    readers
 }
 
 /// A shard to be dealt.

@@ -184,9 +184,9 @@ impl SchemaProvider for SnapshotSchema {
             return Err(Failure::new(ErrorCode::Unavailable, &**stale).into());
         }
         if let Some(table) = names.snapshot.table(schema_name, name) {
-            let table = Arc::clone(table);
+            let facts = names.snapshot.facts(table);
             let provider =
-                if names.is_for_writing { ShardTable::to_write(table) } else { ShardTable::new(table) };
+                if names.is_for_writing { ShardTable::to_write(facts) } else { ShardTable::new(facts) };
             return Ok(Some(Arc::new(provider)));
         }
         if let Some(view) = names.snapshot.view(schema_name, name) {

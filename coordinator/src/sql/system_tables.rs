@@ -12,12 +12,12 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
-use shoal_data::ReplicaCount;
+use shoal_data::{ReplicaCount, Table};
 use shoal_proto::WorkerId;
 use shoal_proto::cluster::ScrubProgress;
 
 use crate::Error;
-use crate::catalog::{Coordinator, State};
+use crate::catalog::{Coordinator, State, shown_term};
 use crate::cluster::arriving::arriving;
 use crate::cluster::repair::has;
 use crate::cluster::{Cluster, GivenUp};
@@ -67,7 +67,7 @@ impl SystemTables {
         let columns = match name {
             "coordinators" => {
                 let catalog = self.cluster.catalog();
-                coordinators(&catalog.coordinators(), catalog.term())
+                coordinators(&catalog.coordinators(), shown_term(catalog.term()))
             }
             "workers" => self.workers(snapshot),
             "tables" => tables(snapshot),
@@ -88,15 +88,18 @@ impl SystemTables {
     fn workers(&self, snapshot: &State) -> Columns {
         let live = self.cluster.live();
         let known: Vec<_> = snapshot.workers().collect();
-        let alive = |index: usize| live.workers.iter().find(|worker| worker.id == known[index].id);
+        let alive = |index: usize| live.get(&known[index].id);
         let given_up = |index: usize| self.cluster.given_up(&known[index].id);
         let all = 0..known.len();
         let number = |get: fn(&crate::cluster::LiveWorker) -> u64| -> ArrayRef {
             Arc::new(all.clone().map(|index| alive(index).map(get)).collect::<UInt64Array>())
         };
         let held = |worker: &crate::cluster::LiveWorker| {
-            let segments = snapshot.tables().flat_map(|table| &table.segments);
-            segments.filter(|segment| has(segment, worker)).count() as u64
+            let of_table = |table: &Arc<Table>| {
+                let facts = snapshot.facts(table);
+                facts.of_worker(&worker.id).filter(|segment| worker.holds.contains(&segment.name())).count()
+            };
+            snapshot.tables().map(of_table).sum::<usize>() as u64
         };
         let now = Instant::now();
         let outliers = self.cluster.outliers().lock().clone();
@@ -157,15 +160,14 @@ impl SystemTables {
         let live = self.cluster.live();
         let mut rows = Vec::new();
         for table in snapshot.tables() {
+            let facts = snapshot.facts(table);
             for shard in 0..table.layout.shards {
-                let segments: Vec<_> = table.shard_segments(shard).collect();
+                let segments: Vec<_> = facts.of_shard(shard).collect();
                 let placed = table.placement.get(shard as usize).cloned().unwrap_or_default();
-                let complete = live.workers.iter().filter(|worker| {
-                    placed.contains(&worker.id)
-                        && segments.iter().all(|segment| {
-                            segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
-                        })
-                });
+                let complete = placed
+                    .iter()
+                    .filter_map(|id| live.get(id))
+                    .filter(|worker| segments.iter().all(|segment| has(segment, worker)));
                 rows.push((
                     table,
                     shard,
@@ -196,8 +198,9 @@ impl SystemTables {
         let (live, draining) = (self.cluster.live(), self.cluster.drained());
         let mut rows = Vec::new();
         for table in snapshot.tables() {
+            let facts = snapshot.facts(table);
             for shard in 0..table.layout.shards {
-                for arriving in arriving(table, shard, &live, &draining) {
+                for arriving in arriving(&facts, shard, &live, &draining) {
                     rows.push((table, shard, arriving));
                 }
             }

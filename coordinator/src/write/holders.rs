@@ -7,8 +7,8 @@ use futures::future::BoxFuture;
 use shoal_data::SegmentName;
 use shoal_proto::{WorkerId, WriteId};
 
-use crate::cluster::{Cluster, LiveWorkers};
 use crate::cluster::membership::BEAT_INTERVAL;
+use crate::cluster::{Cluster, LiveWorkers};
 
 /// A worker that has not been live for so long is not about to be.
 const LOST_AFTER: Duration = BEAT_INTERVAL.saturating_mul(2);

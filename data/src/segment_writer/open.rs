@@ -73,7 +73,7 @@ impl OpenSegment {
             rows: self.rows,
             bytes: bytes.len() as u64,
             crc32c: checksum::crc32c(&bytes),
-            columns,
+            columns: columns.into(),
             replicas: Vec::new(),
         };
         Ok(EncodedSegment { segment, bytes })

@@ -61,8 +61,8 @@ fn rows_are_sorted_and_equal_keys_keep_their_order() {
     assert_eq!(encoded.segment.crc32c, checksum::crc32c(&encoded.bytes));
     assert_eq!(encoded.segment.bytes, encoded.bytes.len() as u64);
     assert_eq!(
-        encoded.segment.columns[0],
-        ColumnStatistics { nulls: 1, min: Some(StatValue::Int(1)), max: Some(StatValue::Int(3)) }
+        encoded.segment.columns.get(0),
+        Some(ColumnStatistics { nulls: 1, min: Some(StatValue::Int(1)), max: Some(StatValue::Int(3)) })
     );
 }
 
@@ -89,7 +89,7 @@ fn bounds_are_exact_or_missing() {
         ("null", Int32, [None::<i32>, None])
     )
     .unwrap();
-    let columns = encode(&[batch], &[]).segment.columns;
+    let columns: Vec<_> = encode(&[batch], &[]).segment.columns.iter().collect();
     assert_eq!(columns[0], ColumnStatistics::default());
     assert_eq!(
         (&columns[1].min, &columns[1].max),
@@ -110,8 +110,8 @@ fn many_row_groups_make_one_bound() {
     let encoded = encode(&[batch], &["k"]);
     let reader = ParquetRecordBatchReaderBuilder::try_new(encoded.bytes.clone()).unwrap();
     assert_eq!(reader.metadata().num_row_groups(), 3);
-    assert_eq!(encoded.segment.columns[0].min, Some(StatValue::Int(0)));
-    assert_eq!(encoded.segment.columns[0].max, Some(StatValue::Int(rows - 1)));
+    assert_eq!(encoded.segment.columns.min(0), Some(StatValue::Int(0)));
+    assert_eq!(encoded.segment.columns.max(0), Some(StatValue::Int(rows - 1)));
     assert_eq!(decode(&encoded).column(0).as_ref(), &(0..rows).collect::<Int64Array>());
 }
 
@@ -236,7 +236,7 @@ fn what_is_not_a_number_is_found_in_merged_segments_too() {
     let parts = [batch([1, 2], [1.0, f64::NAN]), batch([3, 4], [2.0, 3.0])];
     let before: Vec<_> = parts.iter().map(|part| encode(std::slice::from_ref(part), &["k"])).collect();
     let segments = merged(&["k"], &before, parts.to_vec(), usize::MAX).unwrap();
-    assert_eq!(segments[0].segment.columns[1], ColumnStatistics::default());
+    assert_eq!(segments[0].segment.columns.get(1), Some(ColumnStatistics::default()));
     let reader = ParquetRecordBatchReaderBuilder::try_new(segments[0].bytes.clone()).unwrap();
     assert!(reader.metadata().row_group(0).column(1).statistics().is_none());
     assert!(reader.metadata().row_group(0).column(0).statistics().is_some());
@@ -274,7 +274,7 @@ proptest! {
             prop_assert_eq!(texts.value(index), text);
             prop_assert_eq!(times.is_valid(index).then(|| times.value(index)), *time);
         }
-        let stats = &encoded.segment.columns[0];
+        let stats = encoded.segment.columns.get(0).unwrap();
         let values = || expected.iter().filter_map(|row| row.0);
         prop_assert_eq!(&stats.min, &values().min().map(|n| StatValue::Int(n.into())));
         prop_assert_eq!(&stats.max, &values().max().map(|n| StatValue::Int(n.into())));

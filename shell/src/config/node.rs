@@ -171,7 +171,7 @@ impl CoordinatorSettings {
         let dead_after = layers.value("dead_after", || DEAD_AFTER)?;
         let move_rate = layers.value("move_rate", || ByteSize(MOVE_BYTES_PER_SECOND))?;
         let repair_rate = layers.value("repair_rate", || ByteSize(REPAIR_BYTES_PER_SECOND))?;
-        let compaction = layers.value("compaction", || true)?;
+        let compaction = layers.value("compaction", || false)?;
         let memory_limit = layers.value("memory_limit", || share_of_memory(25))?;
         let query_memory_limit = layers.value("query_memory_limit", || ByteSize(memory_limit.0 / 2))?;
         let write_buffer = layers.value("write_buffer", || ByteSize(WRITE_BUFFER_BYTES))?;

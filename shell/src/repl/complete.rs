@@ -350,7 +350,7 @@ mod tests {
         check("select l_| from lineitem", &["l_orderkey", "l_tax"]);
         check(
             "select * from orders where o|",
-            &["o_date", "o_orderkey", "offset", "on", "options", "or", "order", "outer", "over"],
+            &["o_date", "o_orderkey", "offset", "on", "optimize", "options", "or", "order", "outer", "over"],
         );
         check("select l.| from lineitem l", &["l_orderkey", "l_tax"]);
         check("select l.l_t| from lineitem as l", &["l_tax"]);

@@ -15,7 +15,7 @@ use shoal_proto::fault::Step;
 use tokio::task::JoinHandle;
 use tonic::Code;
 
-use crate::fixture::{Obedient, in_time, options, own, session};
+use crate::fixture::{Obedient, in_time, options, session};
 use crate::settled::wait_until_settled;
 
 /// Rows of one write.
@@ -194,7 +194,8 @@ impl Asking {
 #[test]
 fn many_small_writes_become_few_segments_and_no_query_notices() {
     const WRITES: i64 = 40;
-    let cluster = own(3);
+    let coordinator_args = vec!["--compaction=on".to_owned()];
+    let cluster = Cluster::start(&ClusterOptions { coordinator_args, ..options(3) }).unwrap();
     let _logs = cluster.show_logs_on_failure();
     run(async {
         let mut client = cluster.connect().await.unwrap();
@@ -470,7 +471,8 @@ async fn write(cluster: &Cluster, write: i64) {
 
 #[test]
 fn a_leader_killed_while_it_compacts_leaves_it_to_the_next_one() {
-    let obedient = Obedient::start(ClusterOptions { coordinators: 3, ..options(3) });
+    let coordinator_args = vec!["--compaction=on".to_owned()];
+    let obedient = Obedient::start(ClusterOptions { coordinators: 3, coordinator_args, ..options(3) });
     let cluster = &obedient.cluster;
     let _logs = cluster.show_logs_on_failure();
     run(async {

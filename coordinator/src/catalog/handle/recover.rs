@@ -6,7 +6,7 @@ use openraft::storage::RaftStateMachine;
 use shoal_data::SegmentName;
 use shoal_proto::Channels;
 
-use super::super::raft::file::{Change, KeptSnapshot, Opened, format};
+use super::super::raft::file::{KeptSnapshot, Opened, format};
 use super::super::raft::machine::{Machine, Published};
 use super::super::raft::peers::{Call, Peers};
 use super::super::raft::types::{SnapshotMeta, Vote};
@@ -42,10 +42,11 @@ pub(super) async fn make_alone(mut opened: Opened, address: &str) -> Result<(), 
         ));
     };
     let published = Published::new(&identity.cluster);
-    let mut machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), published)?;
-    let entries = std::mem::take(&mut opened.entries);
     let behind = opened.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
-    let behind = entries.into_values().filter(|entry| Some(entry.log_id) > behind);
+    let mut machine = Machine::new(opened.file.clone(), opened.snapshot.take(), published)?;
+    let entries = std::mem::take(&mut opened.entries);
+    let entries = entries.into_values().map(|(entry, _)| entry);
+    let behind = entries.filter(|entry| Some(entry.log_id) > behind);
     let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
     machine.apply(behind).await.map_err(|error| failed(&error))?;
     let (last, membership) = machine.applied_state().await.map_err(|error| failed(&error))?;
@@ -81,7 +82,7 @@ pub(super) async fn make_alone(mut opened: Opened, address: &str) -> Result<(), 
     };
     let snapshot = KeptSnapshot { meta, data: machine.encoded()? };
     opened.file.committed(Some(last));
-    let made = opened.file.change(Change::Alone(snapshot, Vote::new(term, identity.coordinator))).await;
+    let made = opened.file.keep_alone(snapshot, Vote::new(term, identity.coordinator)).await;
     made.map_err(|error| Error::io("cannot make this coordinator the only one", error))?;
     tracing::warn!(
         coordinator = identity.coordinator,

@@ -88,7 +88,7 @@ async fn commands_from_many_sides_are_all_there() {
     let catalog = Catalog::alone(dir.path()).await.unwrap();
     let id = with_table(&catalog).await;
     // Enough to fold the log into a snapshot more than once.
-    let count = 2 * (SNAPSHOT_EVERY + LOG_KEPT) + 10;
+    let count = 2 * (crate::catalog::raft::log::SNAPSHOT_EVERY + LOG_KEPT) + 10;
     let writes = (0..count).map(|number| {
         let catalog = catalog.clone();
         async move { catalog.apply(commit(&number.to_string(), &segment(id, 0, "w1"))).await.unwrap() }

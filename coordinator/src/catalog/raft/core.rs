@@ -1,39 +1,35 @@
-//! One coordinator's part in the consensus: changes and reads of the catalog,
-//! here or at the leader.
+//! One coordinator's part in the consensus: who leads, and what is asked of
+//! whoever does. Reads of the catalog; for changes see `changes`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::FutureExt;
-use openraft::error::{ClientWriteError, RaftError};
+use openraft::error::RaftError;
 use openraft::{BasicNode, Raft, ServerState};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_proto::{ErrorCode, Failure};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
-use super::file::to_json;
 use super::machine::Published;
 use super::members::Turns;
 use super::peers::{Call, Peers};
-use super::types::{CoordinatorId, Proposal, Reply, TypeConfig};
+use super::types::{CoordinatorId, TypeConfig, term_of};
 use crate::Error;
-use crate::catalog::command::{Command, Outcome};
-use crate::catalog::disk;
 
-/// How long a change may look for a leader and its majority.
-const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How long a read may.
 const READ_MAX: Duration = Duration::from_secs(5);
 /// After so long another coordinator is looked for.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a snapshot may take that is asked for.
+const COMPACT_MAX: Duration = Duration::from_secs(120);
+/// How often it is asked for again: while one is made, no other is begun.
+const COMPACT_RETRY: Duration = Duration::from_secs(1);
 /// How often who leads is asked for while nobody does.
 const LEADER_POLL: Duration = Duration::from_millis(50);
-/// Bytes of one change: it must reach a majority before anything else does.
-const COMMAND_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What the leader answers, or that it is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,52 +79,12 @@ pub struct Enlisted {
     pub coordinator: CoordinatorId,
 }
 
-/// Under which a change is sent, each time that it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Number {
-    id: Uuid,
-    since: u64,
-}
-
-/// What became of a change in the end.
-#[derive(Debug)]
-pub enum Settled {
-    /// It was made.
-    Made(Outcome),
-    /// Why it was not made, and never will be.
-    NotMade(Error),
-    /// Nobody knows, and nobody will.
-    Unknown(Error),
-}
-
-/// Why a change did not come about.
-#[derive(Debug)]
-pub enum ChangeError {
-    /// It was not made, and will not be.
-    Refused(Error),
-    /// Nobody knows whether it was made, or still will be.
-    Unsettled {
-        /// What [`Core::settle`] needs.
-        change: Number,
-        /// Why.
-        error: Error,
-    },
-}
-
-impl From<ChangeError> for Error {
-    fn from(error: ChangeError) -> Self {
-        match error {
-            ChangeError::Refused(error) | ChangeError::Unsettled { error, .. } => error,
-        }
-    }
-}
-
 type Metrics = openraft::RaftMetrics<CoordinatorId, BasicNode>;
 
 /// Where a call to the leader ended without an answer.
 pub(super) struct Unanswered {
     /// Whether a leader may have got it.
-    is_sent: bool,
+    pub(super) is_sent: bool,
     pub(super) why: Failure,
 }
 
@@ -180,7 +136,7 @@ impl Core {
     pub fn is_leader(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
-        metrics.state == ServerState::Leader && metrics.current_term == self.term()
+        metrics.state == ServerState::Leader && term_of(&metrics.vote.leader_id) == self.term()
     }
 
     /// The newest term of a leader of which something was applied here.
@@ -306,131 +262,10 @@ impl Core {
         )
     }
 
-    fn unreached(&self, what: &str, why: &Failure) -> Error {
+    pub(super) fn unreached(&self, what: &str, why: &Failure) -> Error {
         let nobody = self.nobody_leads();
         let cause = if why.message == nobody.message { String::new() } else { format!("; last: {why}") };
         Error::Unavailable(format!("{}{cause}{what}", nobody.message))
-    }
-
-    /// Makes a change. It is durable, and visible here, when this returns.
-    ///
-    /// # Errors
-    /// Why the catalog refuses it; that no majority answers, and whether the
-    /// change may be made all the same.
-    pub async fn change(&self, command: Command) -> Result<Outcome, ChangeError> {
-        self.make(None, command).await
-    }
-
-    /// As [`Self::change`], for what this coordinator decided as the leader of this
-    /// term: where another one leads by then, it is refused.
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn change_in(&self, term: u64, command: Command) -> Result<Outcome, ChangeError> {
-        self.make(Some(term), command).await
-    }
-
-    async fn make(&self, term: Option<u64>, command: Command) -> Result<Outcome, ChangeError> {
-        check_size(&command).map_err(ChangeError::Refused)?;
-        let change = self.number();
-        match self.propose(&self.proposal(change, term, Some(command))).await {
-            Ok(reply) => match outcome(reply) {
-                Some(outcome) => outcome.map_err(ChangeError::Refused),
-                None => Err(ChangeError::Unsettled { change, error: forgotten() }),
-            },
-            Err(Unanswered { is_sent: true, why }) => {
-                let what = "; whether the change was made is not known: look before you try again";
-                Err(ChangeError::Unsettled { change, error: self.unreached(what, &why) })
-            }
-            Err(Unanswered { why, .. }) if why.code == ErrorCode::Unavailable => {
-                Err(ChangeError::Refused(self.unreached("; nothing was changed", &why)))
-            }
-            Err(Unanswered { why, .. }) => Err(ChangeError::Refused(why.into())),
-        }
-    }
-
-    /// Sees to it that a change that is not settled is made or never made.
-    /// Takes as long as there is no majority.
-    pub async fn settle(&self, change: Number) -> Settled {
-        loop {
-            match self.propose(&self.proposal(change, None, None)).await {
-                Ok(reply) => {
-                    return match outcome(reply) {
-                        Some(Ok(outcome)) => Settled::Made(outcome),
-                        Some(Err(error)) => Settled::NotMade(error),
-                        None => Settled::Unknown(forgotten()),
-                    };
-                }
-                Err(Unanswered { why, .. }) if self.raft.metrics().has_changed().is_err() => {
-                    return Settled::Unknown(why.into());
-                }
-                Err(Unanswered { why, .. }) => tracing::warn!(%why, "a change is not settled yet"),
-            }
-            tokio::time::sleep(ANSWER_MAX).await;
-        }
-    }
-
-    /// Waits, as the leader of this term, until all that is in its log by now is
-    /// applied here: also changes of which nobody knows yet whether they are made.
-    ///
-    /// # Errors
-    /// `Unavailable` without a majority; `Invalid` where another one leads by now.
-    pub async fn apply_all(&self, term: u64) -> Result<(), Error> {
-        match self.propose(&self.proposal(self.number(), Some(term), None)).await {
-            Ok(Reply::Abandoned) => Ok(()),
-            Ok(reply) => outcome(reply).unwrap_or_else(|| Err(forgotten())).map(drop),
-            Err(Unanswered { why, .. }) => Err(why.into()),
-        }
-    }
-
-    /// A number for a change that is made from now on.
-    fn number(&self) -> Number {
-        Number { id: Uuid::new_v4(), since: self.published.applied.borrow().entries }
-    }
-
-    fn proposal(&self, Number { id, since }: Number, term: Option<u64>, command: Option<Command>) -> Proposal {
-        Proposal { id, from: self.me, since, term, command }
-    }
-
-    async fn propose(&self, proposal: &Proposal) -> Result<Reply, Unanswered> {
-        let limits = (CHANGE_MAX, ANSWER_MAX.max(CHANGE_MAX / 2));
-        let (index, reply): (u64, Reply) =
-            self.at_leader(Call::Propose, proposal, limits, || self.propose_here(proposal.clone())).await?;
-        // Whoever made the change sees it, here too.
-        let mut applied = self.published.applied.subscribe();
-        let seen =
-            tokio::time::timeout(CHANGE_MAX, applied.wait_for(|applied| applied.entries > index)).await;
-        if !matches!(seen, Ok(Ok(_))) {
-            tracing::warn!(index, "a change of the catalog is made, and has not come here");
-        }
-        Ok(reply)
-    }
-
-    /// Takes a proposal as the leader: its place in the log, and what came of it.
-    ///
-    /// # Errors
-    /// `Exhausted` where the disk of this coordinator is full.
-    pub async fn propose_here(&self, proposal: Proposal) -> Result<Answer<(u64, Reply)>, Failure> {
-        let _proposing = self.proposals.token();
-        // Looked at with the token in hand: whoever closes waits for that.
-        if self.proposals.is_closed() {
-            return Ok(Answer::NotLeader);
-        }
-        if proposal.command.as_ref().is_some_and(Command::adds) && !disk::has_room(&self.path) {
-            return Err(Failure::new(
-                ErrorCode::Exhausted,
-                format!(
-                    "the disk of the catalog ({}) is full; nothing was changed; free some space there",
-                    self.path.display()
-                ),
-            ));
-        }
-        match self.raft.client_write(proposal).await {
-            Ok(written) => Ok(Answer::Done((written.log_id.index, written.data))),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Ok(Answer::NotLeader),
-            // It may be in the log of others.
-            Err(error) => Err(Failure::new(ErrorCode::Unavailable, error.to_string())),
-        }
     }
 
     /// Waits until the state is at least as new as whatever was acknowledged
@@ -468,42 +303,32 @@ impl Core {
         }
     }
 
+    /// Keeps what was applied as a snapshot, and removes the log before it.
+    ///
+    /// # Errors
+    /// Where that takes too long, because the disk is full or very slow.
+    pub async fn compact(&self) -> Result<(), Error> {
+        let failed = |error: &dyn std::error::Error| Error::Internal(format!("the catalog's log: {error}"));
+        let metrics = self.raft.metrics();
+        let Some(applied) = metrics.borrow().last_applied else { return Ok(()) };
+        let deadline = Instant::now() + COMPACT_MAX;
+        loop {
+            self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
+            let wait = self.raft.wait(Some(COMPACT_RETRY));
+            match wait.metrics(|now| now.snapshot >= Some(applied), "a snapshot is kept").await {
+                Ok(_) => break,
+                Err(_) if Instant::now() < deadline => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        self.raft.trigger().purge_log(applied.index).await.map_err(|error| failed(&error))?;
+        let wait = self.raft.wait(Some(COMPACT_MAX));
+        let purged = wait.metrics(|now| now.purged >= Some(applied), "the log before it is removed").await;
+        purged.map(drop).map_err(|error| failed(&error))
+    }
+
     /// Whether it knows who leads.
     pub fn knows_leader(&self) -> bool {
         self.leader().is_some()
     }
-}
-
-fn check_size(command: &Command) -> Result<(), Error> {
-    let bytes = to_json(command)?.len();
-    if bytes <= COMMAND_BYTES_MAX {
-        return Ok(());
-    }
-    let what = match command.segments() {
-        0 => String::new(),
-        segments => format!(" ({segments} segments)"),
-    };
-    Err(Error::Exhausted(format!(
-        "this change of the catalog takes {bytes} bytes{what}, and one may take {COMMAND_BYTES_MAX}; nothing was \
-         changed; load in several parts"
-    )))
-}
-
-/// What came of a change; none where nobody knows.
-fn outcome(reply: Reply) -> Option<Result<Outcome, Error>> {
-    match reply {
-        Reply::Done(outcome) => Some(Ok(outcome)),
-        Reply::Refused(error) => Some(Err(error.into())),
-        Reply::Abandoned => {
-            Some(Err(Error::Unavailable("the change was given up before a majority had it".to_owned())))
-        }
-        Reply::Forgotten | Reply::Nothing => None,
-    }
-}
-
-fn forgotten() -> Error {
-    Error::Unavailable(
-        "the catalog has changed too often meanwhile to say whether the change was made: look before you try again"
-            .to_owned(),
-    )
 }

@@ -4,12 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::storage::LogFlushed;
 use parking_lot::Mutex;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -17,13 +19,16 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::types::{CoordinatorId, Entry, LogId, SnapshotMeta, TypeConfig, Vote};
+use super::types::{CoordinatorId, Entry, LogId, TypeConfig, Vote};
 use crate::Error;
 use crate::catalog::disk::Disk;
 
 pub(in crate::catalog) mod format;
+mod pieces;
 
 use format::{begin, check_format};
+pub use pieces::{KeptSnapshot, SnapshotHead};
+use pieces::{PIECES_AT_ONCE, cut, forget_some, is_older, put_pieces, read_snapshot, strays};
 
 /// Commits that share one write to the disk.
 const BATCH_MAX: usize = 256;
@@ -36,8 +41,6 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Single values as JSON: `identity`, `vote`, `committed`, `purged`, `snapshot`.
 const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
-/// The newest snapshot, under the key `data`; what it is says `snapshot` in [`VALUES`].
-const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot_data");
 
 /// Who a coordinator is, for ever.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,15 +49,6 @@ pub struct Identity {
     pub cluster: String,
     /// Its number there.
     pub coordinator: CoordinatorId,
-}
-
-/// A snapshot as it is kept.
-#[derive(Clone, Debug)]
-pub struct KeptSnapshot {
-    /// What it is of.
-    pub meta: SnapshotMeta,
-    /// The state, encoded.
-    pub data: Vec<u8>,
 }
 
 /// What a file held when it was opened.
@@ -70,8 +64,8 @@ pub struct Opened {
     pub committed: Option<LogId>,
     /// Up to where the log was removed.
     pub purged: Option<LogId>,
-    /// The log behind that.
-    pub entries: BTreeMap<u64, Entry>,
+    /// The log behind that, and how many bytes each entry takes.
+    pub entries: BTreeMap<u64, (Entry, u64)>,
     /// The newest snapshot.
     pub snapshot: Option<KeptSnapshot>,
 }
@@ -88,6 +82,10 @@ struct Handle {
     committed: Arc<Mutex<Option<LogId>>>,
     /// Set when nobody waits any more for what is not written.
     closing: Arc<AtomicBool>,
+    /// The number of the next snapshot.
+    next_snapshot: AtomicU64,
+    /// The length of the snapshot that counts.
+    snapshot_bytes: Arc<AtomicU64>,
     /// The writer itself, where there is no thread for it.
     #[cfg(test)]
     here: Option<Mutex<Writer>>,
@@ -131,10 +129,13 @@ pub enum Change {
     Truncate(u64),
     /// Entries up to this one go.
     Purge(LogId),
-    /// A snapshot takes the place of the one before.
-    Snapshot(KeptSnapshot),
+    /// Pieces of a snapshot that does not count yet: its number, and the place of
+    /// the first of them.
+    Pieces(u64, u64, Vec<Bytes>),
+    /// A snapshot, whose pieces are there, takes the place of the one before.
+    Snapshot(SnapshotHead),
     /// The same, and of the whole log; its coordinator votes anew.
-    Alone(KeptSnapshot, Vote),
+    Alone(SnapshotHead, Vote),
 }
 
 impl RaftFile {
@@ -146,21 +147,13 @@ impl RaftFile {
     /// it open; `Store` and `Internal` where it cannot be read.
     pub fn open(path: &Path, address: &str) -> Result<Opened, Error> {
         let (held, writer) = Writer::open(Box::new(OnDisk(path.to_owned())), path, address)?;
-        let (committed, closing) = (Arc::clone(&writer.committed), Arc::clone(&writer.closing));
         let (queue, requests) = mpsc::channel();
-        let writer = std::thread::Builder::new()
+        let mut handle = Handle::new(&writer, held.next_snapshot);
+        let thread = std::thread::Builder::new()
             .name("catalog-disk".to_owned())
             .spawn(move || writer.run(&requests))
             .map_err(|error| Error::io("cannot start the catalog's thread", error))?;
-        let handle = Handle {
-            path: path.to_owned(),
-            queue: Some(queue),
-            writer: Some(writer),
-            committed,
-            closing,
-            #[cfg(test)]
-            here: None,
-        };
+        (handle.queue, handle.writer) = (Some(queue), Some(thread));
         Ok(held.of(Self(Arc::new(handle))))
     }
 
@@ -168,9 +161,8 @@ impl RaftFile {
     #[cfg(test)]
     pub(crate) fn open_here(storage: Box<dyn Storage>, path: &Path, address: &str) -> Result<Opened, Error> {
         let (held, writer) = Writer::open(storage, path, address)?;
-        let (committed, closing) = (Arc::clone(&writer.committed), Arc::clone(&writer.closing));
-        let here = Some(Mutex::new(writer));
-        let handle = Handle { path: path.to_owned(), queue: None, writer: None, committed, closing, here };
+        let mut handle = Handle::new(&writer, held.next_snapshot);
+        handle.here = Some(Mutex::new(writer));
         Ok(held.of(Self(Arc::new(handle))))
     }
 
@@ -195,6 +187,39 @@ impl RaftFile {
         let (reply, done) = oneshot::channel();
         self.send(Request::Change(change, reply))?;
         done.await.map_err(|_| closed())
+    }
+
+    /// Puts a snapshot in the place of the one before. It is written piece by piece,
+    /// with the log's own entries in between, and counts once all of it is there.
+    ///
+    /// # Errors
+    /// Where the file is closed.
+    pub async fn keep(&self, snapshot: KeptSnapshot) -> io::Result<()> {
+        let head = self.write_pieces(snapshot).await?;
+        self.change(Change::Snapshot(head)).await
+    }
+
+    /// The same, also in the place of the whole log, with another vote.
+    ///
+    /// # Errors
+    /// Where the file is closed.
+    pub async fn keep_alone(&self, snapshot: KeptSnapshot, vote: Vote) -> io::Result<()> {
+        let head = self.write_pieces(snapshot).await?;
+        self.change(Change::Alone(head, vote)).await
+    }
+
+    async fn write_pieces(&self, KeptSnapshot { meta, data }: KeptSnapshot) -> io::Result<SnapshotHead> {
+        let number = self.0.next_snapshot.fetch_add(1, Ordering::Relaxed);
+        let head = SnapshotHead { meta, number, bytes: data.len() as u64 };
+        for place in (0..head.pieces()).step_by(PIECES_AT_ONCE) {
+            self.change(Change::Pieces(number, place, cut(&data, place))).await?;
+        }
+        Ok(head)
+    }
+
+    /// The length of the snapshot that counts.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.0.snapshot_bytes.load(Ordering::Relaxed)
     }
 
     /// Remembers up to where the log is committed, with the next change.
@@ -224,6 +249,23 @@ impl RaftFile {
     }
 }
 
+impl Handle {
+    /// Of a file that nobody writes yet.
+    fn new(writer: &Writer, next_snapshot: u64) -> Self {
+        Self {
+            path: writer.path.clone(),
+            queue: None,
+            writer: None,
+            committed: Arc::clone(&writer.committed),
+            closing: Arc::clone(&writer.closing),
+            next_snapshot: AtomicU64::new(next_snapshot),
+            snapshot_bytes: Arc::clone(&writer.snapshot_bytes),
+            #[cfg(test)]
+            here: None,
+        }
+    }
+}
+
 impl Drop for Handle {
     /// Waits for the writer, so that the file can be opened again at once.
     fn drop(&mut self) {
@@ -247,31 +289,15 @@ struct Held {
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
-    entries: BTreeMap<u64, Entry>,
+    entries: BTreeMap<u64, (Entry, u64)>,
     snapshot: Option<KeptSnapshot>,
+    /// The number of the next snapshot.
+    next_snapshot: u64,
 }
 
 impl Held {
-    fn read(database: &Database, path: &Path) -> Result<Self, Error> {
-        let transaction = database.begin_read().map_err(store)?;
-        let values = transaction.open_table(VALUES).map_err(store)?;
-        let read = |key| values.get(key).map_err(store);
-        let identity = read("identity")?.map(|json| from_json(path, "identity", json.value())).transpose()?;
-        let vote = read("vote")?.map(|json| from_json(path, "vote", json.value())).transpose()?;
-        let committed =
-            read("committed")?.map(|json| from_json(path, "committed", json.value())).transpose()?;
-        let purged = read("purged")?.map(|json| from_json(path, "purged", json.value())).transpose()?;
-        let mut entries = BTreeMap::new();
-        for entry in transaction.open_table(ENTRIES).map_err(store)?.iter().map_err(store)? {
-            let (index, json) = entry.map_err(store)?;
-            entries.insert(index.value(), from_json(path, "entry", json.value())?);
-        }
-        let snapshot = read_snapshot(database, path)?;
-        Ok(Self { identity, vote, committed, purged, entries, snapshot })
-    }
-
     fn of(self, file: RaftFile) -> Opened {
-        let Self { identity, vote, committed, purged, entries, snapshot } = self;
+        let Self { identity, vote, committed, purged, entries, snapshot, .. } = self;
         Opened { file, identity, vote, committed, purged, entries, snapshot }
     }
 }
@@ -286,8 +312,13 @@ struct Writer {
     committed: Arc<Mutex<Option<LogId>>>,
     kept_committed: Option<LogId>,
     closing: Arc<AtomicBool>,
-    /// Up to where the snapshot on the disk is.
-    kept_snapshot: Option<LogId>,
+    /// The snapshot on the disk that counts.
+    kept_snapshot: Option<SnapshotHead>,
+    /// Pieces of others, by the number of the snapshot: they go with the commits
+    /// that come, some with each.
+    unneeded: BTreeMap<u64, Range<u64>>,
+    /// The length of the snapshot that counts, for others.
+    snapshot_bytes: Arc<AtomicU64>,
     /// What may be removed from the log once there is a snapshot of it: openraft
     /// does not wait for the one before it asks for the other.
     purge: Option<LogId>,
@@ -297,17 +328,38 @@ impl Writer {
     fn open(storage: Box<dyn Storage>, path: &Path, address: &str) -> Result<(Held, Self), Error> {
         let database = storage.open()?;
         check_format(&database, path, address)?;
-        let held = Held::read(&database, path)?;
+        let transaction = database.begin_read().map_err(store)?;
+        let values = transaction.open_table(VALUES).map_err(store)?;
+        let read = |key| values.get(key).map_err(store);
+        let identity = read("identity")?.map(|json| from_json(path, "identity", json.value())).transpose()?;
+        let vote = read("vote")?.map(|json| from_json(path, "vote", json.value())).transpose()?;
+        let committed =
+            read("committed")?.map(|json| from_json(path, "committed", json.value())).transpose()?;
+        let purged = read("purged")?.map(|json| from_json(path, "purged", json.value())).transpose()?;
+        let mut entries = BTreeMap::new();
+        for entry in transaction.open_table(ENTRIES).map_err(store)?.iter().map_err(store)? {
+            let (index, json) = entry.map_err(store)?;
+            let entry = (from_json(path, "entry", json.value())?, json.value().len() as u64);
+            entries.insert(index.value(), entry);
+        }
+        let head: Option<SnapshotHead> =
+            read("snapshot")?.map(|json| from_json(path, "snapshot", json.value())).transpose()?;
+        drop((values, transaction));
+        let snapshot = read_snapshot(&database, head.as_ref(), path)?;
+        let (unneeded, next_snapshot) = strays(&database, head.as_ref())?;
         let writer = Self {
             path: path.to_owned(),
             storage,
             database: Some(database),
-            committed: Arc::new(Mutex::new(held.committed)),
-            kept_committed: held.committed,
+            committed: Arc::new(Mutex::new(committed)),
+            kept_committed: committed,
             closing: Arc::default(),
-            kept_snapshot: held.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id),
+            snapshot_bytes: Arc::new(AtomicU64::new(head.as_ref().map_or(0, |head| head.bytes))),
+            kept_snapshot: head,
+            unneeded,
             purge: None,
         };
+        let held = Held { identity, vote, committed, purged, entries, snapshot, next_snapshot };
         Ok((held, writer))
     }
 
@@ -376,7 +428,9 @@ impl Writer {
         };
         let database = self.database.insert(database);
         let transaction = begin(database)?;
-        let (mut snapshot, mut purge) = (self.kept_snapshot, self.purge);
+        let (mut snapshot, mut purge) = (self.kept_snapshot.clone(), self.purge);
+        let mut unneeded = self.unneeded.clone();
+        forget_some(&transaction, &mut unneeded)?;
         for request in batch {
             match request {
                 Request::Append(entries, _) => {
@@ -386,16 +440,23 @@ impl Writer {
                     }
                 }
                 Request::Change(Change::Purge(upto), _) => purge = purge.max(Some(*upto)),
+                Request::Change(Change::Snapshot(head), _) if is_older(head, snapshot.as_ref()) => {
+                    // One that came from the leader was quicker: the log goes on behind that.
+                    unneeded.insert(head.number, 0..head.pieces());
+                }
                 Request::Change(change, _) => {
-                    if let Change::Snapshot(kept) | Change::Alone(kept, _) = change {
-                        snapshot = kept.meta.last_log_id;
+                    if let Change::Snapshot(head) | Change::Alone(head, _) = change
+                        && let Some(before) = snapshot.replace(head.clone())
+                    {
+                        unneeded.insert(before.number, 0..before.pieces());
                     }
                     make(&transaction, change)?;
                 }
                 Request::ReadSnapshot(_) => {}
             }
         }
-        if let Some(upto) = purge.filter(|_| purge <= snapshot) {
+        let kept_upto = snapshot.as_ref().and_then(|head| head.meta.last_log_id);
+        if let Some(upto) = purge.filter(|_| purge <= kept_upto) {
             make(&transaction, &Change::Purge(upto))?;
             purge = None;
         }
@@ -404,13 +465,14 @@ impl Writer {
         }
         transaction.commit().map_err(store)?;
         self.kept_committed = committed;
-        (self.kept_snapshot, self.purge) = (snapshot, purge);
+        self.snapshot_bytes.store(snapshot.as_ref().map_or(0, |head| head.bytes), Ordering::Relaxed);
+        (self.kept_snapshot, self.purge, self.unneeded) = (snapshot, purge, unneeded);
         Ok(())
     }
 
     fn read_snapshot(&self) -> Result<Option<KeptSnapshot>, Error> {
-        let database = self.database.as_ref();
-        read_snapshot(database.ok_or_else(|| Error::io("catalog", closed()))?, &self.path)
+        let database = self.database.as_ref().ok_or_else(|| Error::io("catalog", closed()))?;
+        read_snapshot(database, self.kept_snapshot.as_ref(), &self.path)
     }
 }
 
@@ -427,19 +489,15 @@ fn make(transaction: &WriteTransaction, change: &Change) -> Result<(), Error> {
             entries.retain_in(..=upto.index, |_, _| false).map_err(store)?;
             put(transaction, "purged", upto)
         }
-        Change::Snapshot(snapshot) => {
-            put(transaction, "snapshot", &snapshot.meta)?;
-            let mut data = transaction.open_table(SNAPSHOT).map_err(store)?;
-            data.insert("data", snapshot.data.as_slice()).map_err(store)?;
-            Ok(())
-        }
-        Change::Alone(snapshot, vote) => {
+        Change::Pieces(number, first, pieces) => put_pieces(transaction, *number, *first, pieces),
+        Change::Snapshot(head) => put(transaction, "snapshot", head),
+        Change::Alone(head, vote) => {
             let mut entries = transaction.open_table(ENTRIES).map_err(store)?;
             entries.retain(|_, _| false).map_err(store)?;
             drop(entries);
-            put(transaction, "purged", &snapshot.meta.last_log_id)?;
+            put(transaction, "purged", &head.meta.last_log_id)?;
             put(transaction, "vote", vote)?;
-            make(transaction, &Change::Snapshot(snapshot.clone()))
+            put(transaction, "snapshot", head)
         }
     }
 }
@@ -448,18 +506,6 @@ fn put<T: Serialize>(transaction: &WriteTransaction, key: &str, value: &T) -> Re
     let mut values = transaction.open_table(VALUES).map_err(store)?;
     values.insert(key, to_json(value)?.as_slice()).map_err(store)?;
     Ok(())
-}
-
-fn read_snapshot(database: &Database, path: &Path) -> Result<Option<KeptSnapshot>, Error> {
-    let transaction = database.begin_read().map_err(store)?;
-    let values = transaction.open_table(VALUES).map_err(store)?;
-    let data = transaction.open_table(SNAPSHOT).map_err(store)?;
-    let (meta, data) = (values.get("snapshot").map_err(store)?, data.get("data").map_err(store)?);
-    let (Some(meta), Some(data)) = (meta, data) else {
-        return Ok(None);
-    };
-    let meta = from_json(path, "snapshot", meta.value())?;
-    Ok(Some(KeptSnapshot { meta, data: data.value().to_vec() }))
 }
 
 fn open_database(path: &Path) -> Result<Database, Error> {

@@ -16,7 +16,7 @@ const HANDOVER_MAX: Duration = Duration::from_secs(2);
 /// How long another coordinator may take to say that it tries.
 const ANSWER_MAX: Duration = Duration::from_millis(300);
 /// How long it may take to lead before it is asked again. With five coordinators
-/// it needs the votes of some that promised this one to wait for it, for 0.6 s.
+/// it needs the votes of some that promised this one to wait for it, for 0.7 s.
 const ELECTED_MAX: Duration = Duration::from_millis(200);
 
 impl Core {

@@ -6,6 +6,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError};
 use parking_lot::Mutex;
@@ -15,15 +16,13 @@ use shoal_proto::fault::{self, Step};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::file::{Change, KeptSnapshot, RaftFile, to_json};
+use super::file::{KeptSnapshot, RaftFile};
 use super::types::{
-    CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig,
+    CoordinatorId, Entry, LogId, Membership, Proposal, Reply, SnapshotMeta, StorageError, TypeConfig, term_of,
 };
 use crate::Error;
 use crate::catalog::{CatalogError, Command, Outcome, State, disk};
 
-/// What snapshots are written as, and the newest that is read.
-const SNAPSHOT_FORMAT: u64 = 1;
 /// Commands whose replies are remembered. One that is sent again later than that
 /// many others is not applied, and its sender told that nobody knows.
 const RECENT_MAX: usize = 4_096;
@@ -124,49 +123,6 @@ impl From<Recent> for KeptRecent {
     }
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    format: u64,
-    state: &'a State,
-    recent: &'a Recent,
-}
-
-#[derive(Deserialize)]
-struct OwnedBody {
-    state: State,
-    recent: Recent,
-}
-
-/// A snapshot's bytes.
-///
-/// # Errors
-/// `Internal` for a state that cannot be encoded.
-pub fn encode(state: &State, recent: &Recent) -> Result<Vec<u8>, Error> {
-    to_json(&Body { format: SNAPSHOT_FORMAT, state, recent })
-}
-
-/// What a snapshot's bytes say.
-///
-/// # Errors
-/// `Invalid` for one that a newer version of shoal made; `Internal` for one
-/// that cannot be read.
-pub fn decode(data: &[u8]) -> Result<(State, Recent), Error> {
-    #[derive(Deserialize)]
-    struct Format {
-        format: u64,
-    }
-    let broken = |error: serde_json::Error| Error::Internal(format!("a snapshot of the catalog: {error}"));
-    let Format { format } = serde_json::from_slice(data).map_err(broken)?;
-    if format > SNAPSHOT_FORMAT {
-        return Err(Error::Invalid(format!(
-            "a snapshot of the catalog is in format {format}; this version of shoal reads up to format \
-             {SNAPSHOT_FORMAT}: start a newer one"
-        )));
-    }
-    let body: OwnedBody = serde_json::from_slice(data).map_err(broken)?;
-    Ok((body.state, body.recent))
-}
-
 /// The state behind one entry of the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Applied {
@@ -200,7 +156,7 @@ impl Applied {
                 }
                 // Nobody asks one that was removed what it stages.
                 let is_refused = state.is_dismissed(from);
-                let is_late = term.is_some_and(|term| term != entry.log_id.leader_id.term);
+                let is_late = term.is_some_and(|term| term != term_of(&entry.log_id.leader_id));
                 let reply = match command {
                     // It may rest on what was so under the leader before.
                     _ if is_late => Reply::Refused(CatalogError::Invalid(
@@ -232,11 +188,11 @@ impl Machine {
     ///
     /// # Errors
     /// Where the snapshot cannot be read.
-    pub fn new(file: RaftFile, snapshot: Option<&KeptSnapshot>, published: Published) -> Result<Self, Error> {
+    pub fn new(file: RaftFile, snapshot: Option<KeptSnapshot>, published: Published) -> Result<Self, Error> {
         let applied = Applied::new(Arc::clone(&published.state.borrow()));
         let mut machine = Self { applied, published, file };
         if let Some(KeptSnapshot { meta, data }) = snapshot {
-            machine.replace(meta, data)?;
+            machine.replace(&meta, &data)?;
             // Nothing reads them after a restart; workers are told when they join.
             machine.published.dropped.lock().clear();
         }
@@ -247,8 +203,8 @@ impl Machine {
     ///
     /// # Errors
     /// `Internal` for a state that cannot be encoded.
-    pub fn encoded(&self) -> Result<Vec<u8>, Error> {
-        encode(&self.applied.state, &self.applied.recent)
+    pub fn encoded(&self) -> Result<Bytes, Error> {
+        Ok(self.applied.state.to_bytes(&self.applied.recent)?.into())
     }
 
     /// Dismisses all coordinators but this one: those that may have come while
@@ -272,7 +228,7 @@ impl Machine {
     }
 
     fn replace(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), Error> {
-        let (state, recent) = decode(data)?;
+        let (state, recent) = State::from_bytes(data)?;
         let gone = gone(&self.applied.state, &state);
         self.applied = Applied {
             state: Arc::new(state),
@@ -284,9 +240,11 @@ impl Machine {
         Ok(())
     }
 
-    /// Shows the state to everybody, and then what it does not have any more.
+    /// Shows the state to everybody, and what it does not have any more.
     fn publish(&self, dropped: Vec<Arc<Segment>>) {
         let state = &self.applied.state;
+        // Held meanwhile: whoever has seen the state finds all that it dropped.
+        let mut all_dropped = self.published.dropped.lock();
         self.published.state.send_if_modified(|current| {
             let changed = !Arc::ptr_eq(current, state);
             *current = Arc::clone(state);
@@ -294,8 +252,9 @@ impl Machine {
         });
         let version = state.version;
         let dropped = dropped.into_iter().map(|segment| Dropped { version, segment });
-        self.published.dropped.lock().extend(dropped);
-        let position = |last: LogId| Position { entries: last.index + 1, term: last.leader_id.term };
+        all_dropped.extend(dropped);
+        drop(all_dropped);
+        let position = |last: LogId| Position { entries: last.index + 1, term: term_of(&last.leader_id) };
         let applied = self.applied.last.map(position).unwrap_or_default();
         self.published.applied.send_replace(applied);
     }
@@ -310,6 +269,10 @@ fn is_write_of(entry: &Entry) -> bool {
 
 /// The segments of one state that another does not have.
 pub(crate) fn gone(before: &State, after: &State) -> Vec<Arc<Segment>> {
+    // At its start a coordinator has nothing that could be gone.
+    if before.tables().next().is_none() {
+        return Vec::new();
+    }
     let kept: HashSet<_> =
         after.tables().flat_map(|table| &table.segments).map(|segment| segment.name()).collect();
     let segments = before.tables().flat_map(|table| &table.segments);
@@ -362,12 +325,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let data = snapshot.into_inner();
         self.replace(meta, &data)
             .map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
-        keep(&self.file, KeptSnapshot { meta: meta.clone(), data }).await
+        keep(&self.file, KeptSnapshot { meta: meta.clone(), data: data.into() }).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
         let kept = self.file.snapshot().await.map_err(|error| StorageIOError::read_snapshot(None, &error))?;
-        Ok(kept.map(|KeptSnapshot { meta, data }| Snapshot { meta, snapshot: Box::new(Cursor::new(data)) }))
+        Ok(kept.map(|KeptSnapshot { meta, data }| Snapshot {
+            meta,
+            snapshot: Box::new(Cursor::new(Vec::from(data))),
+        }))
     }
 }
 
@@ -390,21 +356,22 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             StorageIOError::<CoordinatorId>::write_snapshot(Some(meta.signature()), error)
         };
         // It may take seconds, and the log goes on.
-        let encoded = tokio::task::spawn_blocking(move || encode(&state, &recent)).await;
+        let encoded = tokio::task::spawn_blocking(move || state.to_bytes(&recent)).await;
         let encoded = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?;
-        let data = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?;
+        let data: Bytes = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?.into();
         // What is given to the file must be written, and holds up the log until then.
         while !disk::has_room_for(self.file.path(), 2 * data.len() as u64) {
             tokio::time::sleep(ROOM_RETRY).await;
         }
         keep(&self.file, KeptSnapshot { meta: meta.clone(), data: data.clone() }).await?;
-        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
+        tracing::debug!(snapshot_bytes = data.len(), "a snapshot of the catalog is kept");
+        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(Vec::from(data))) })
     }
 }
 
 async fn keep(file: &RaftFile, snapshot: KeptSnapshot) -> Result<(), StorageError> {
     let signature = snapshot.meta.signature();
-    let kept = file.change(Change::Snapshot(snapshot)).await;
+    let kept = file.keep(snapshot).await;
     kept.map_err(|error| StorageIOError::write_snapshot(Some(signature), &error).into())
 }
 

@@ -1,6 +1,7 @@
 //! The catalog among several coordinators: what openraft needs of us, and what
 //! the rest of the coordinator sees of it. One coordinator is a majority of one.
 
+pub mod changes;
 pub mod core;
 pub mod file;
 mod handover;

@@ -78,21 +78,21 @@ impl Peers {
         limit: Duration,
     ) -> Result<T, Failure> {
         let json = serde_json::to_vec(request).map_err(|error| unreadable(&error))?;
-        self.send((to, address), call, json, limit).await
+        self.send((to, address), call, (json, Vec::new()), limit).await
     }
 
     async fn send<T: DeserializeOwned>(
         &self,
         (to, address): (Option<CoordinatorId>, &str),
         call: Call,
-        json: Vec<u8>,
+        (json, data): (Vec<u8>, Vec<u8>),
         limit: Duration,
     ) -> Result<T, Failure> {
         let mut client = ConsensusClient::new(self.channels.get(address)?)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let to = to.unwrap_or_default();
-        let payload = Payload { cluster: self.cluster.clone(), json: json.into(), to };
+        let payload = Payload { cluster: self.cluster.clone(), json: json.into(), to, data: data.into() };
         let asked = async {
             match call {
                 Call::Append => client.append(payload).await,
@@ -170,10 +170,10 @@ impl Peer {
     async fn ask<T: DeserializeOwned, E: std::error::Error + DeserializeOwned>(
         &self,
         call: Call,
-        json: Vec<u8>,
+        message: (Vec<u8>, Vec<u8>),
         limit: Duration,
     ) -> Result<T, Failed<E>> {
-        ask(&self.peers, (self.target, &self.address), call, json, limit).await
+        ask(&self.peers, (self.target, &self.address), call, message, limit).await
     }
 
     fn begin_append(
@@ -181,9 +181,9 @@ impl Peer {
         request: &AppendEntriesRequest<TypeConfig>,
         last: LogId,
     ) -> Result<UnderWay, NetworkError> {
-        let json = encode(request)?;
+        let message = (encode(request)?, Vec::new());
         let (peers, target, address) = (self.peers.clone(), self.target, self.address.clone());
-        let asking = async move { ask(&peers, (target, &address), Call::Append, json, APPEND_MAX).await };
+        let asking = async move { ask(&peers, (target, &address), Call::Append, message, APPEND_MAX).await };
         let answer = AbortOnDropHandle::new(tokio::spawn(asking));
         Ok(UnderWay { vote: request.vote, previous: request.prev_log_id, last, answer })
     }
@@ -193,11 +193,11 @@ async fn ask<T: DeserializeOwned, E: std::error::Error + DeserializeOwned>(
     peers: &Peers,
     (target, address): (CoordinatorId, &str),
     call: Call,
-    json: Vec<u8>,
+    message: (Vec<u8>, Vec<u8>),
     limit: Duration,
 ) -> Result<T, Failed<E>> {
     let answer: Result<Result<T, RaftError<CoordinatorId, E>>, Failure> =
-        peers.send((Some(target), address), call, json, limit).await;
+        peers.send((Some(target), address), call, message, limit).await;
     match answer {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(refused)) => Err(RPCError::RemoteError(RemoteError::new(target, refused))),
@@ -219,7 +219,7 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Appended {
         let Some(last) = request.entries.last().map(|entry| entry.log_id) else {
             // It only says that there is a leader, and need not wait.
-            return self.ask(Call::Append, encode(&request)?, option.hard_ttl()).await;
+            return self.ask(Call::Append, (encode(&request)?, Vec::new()), option.hard_ttl()).await;
         };
         let under_way = match self.under_way.take().filter(|under_way| under_way.is_of(&request)) {
             Some(under_way) => under_way,
@@ -239,10 +239,12 @@ impl RaftNetwork<TypeConfig> for Peer {
 
     async fn install_snapshot(
         &mut self,
-        request: InstallSnapshotRequest<TypeConfig>,
+        mut request: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<CoordinatorId>, Failed<InstallSnapshotError>> {
-        self.ask(Call::InstallSnapshot, encode(&request)?, option.hard_ttl()).await
+        // As JSON each byte would be a number of up to three digits.
+        let data = std::mem::take(&mut request.data);
+        self.ask(Call::InstallSnapshot, (encode(&request)?, data), option.hard_ttl()).await
     }
 
     async fn vote(
@@ -250,7 +252,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: VoteRequest<CoordinatorId>,
         option: RPCOption,
     ) -> Result<VoteResponse<CoordinatorId>, Failed<Infallible>> {
-        self.ask(Call::Vote, encode(&request)?, option.hard_ttl()).await
+        self.ask(Call::Vote, (encode(&request)?, Vec::new()), option.hard_ttl()).await
     }
 
     fn backoff(&self) -> Backoff {

@@ -6,6 +6,7 @@ use openraft::BasicNode;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::catalog::state::COORDINATORS_MAX;
 use crate::catalog::{CatalogError, Command, Outcome};
 
 /// The number of a coordinator in its cluster, from 1 on. No other ever gets it.
@@ -34,6 +35,24 @@ pub type SnapshotMeta = openraft::SnapshotMeta<CoordinatorId, BasicNode>;
 pub type StorageError = openraft::StorageError<CoordinatorId>;
 /// Whom a coordinator voted for, in which term.
 pub type Vote = openraft::Vote<CoordinatorId>;
+/// Who led when an entry was made, or is voted for.
+pub type LeaderId = openraft::LeaderId<CoordinatorId>;
+
+/// Bits of a term that say whose it is.
+const WHOSE_BITS: u32 = 20;
+const _: () = assert!(COORDINATORS_MAX < 1 << WHOSE_BITS, "a number must fit into a term");
+
+/// The number of the time of one leader. It only grows, and no two leaders share
+/// it. openraft may elect several in one of its own terms, one after the other,
+/// each with a greater number than the one before: both are in it.
+pub fn term_of(leader: &LeaderId) -> u64 {
+    leader.term << WHOSE_BITS | leader.node_id
+}
+
+/// A term as people are shown it: without whose it is.
+pub fn shown_term(term: u64) -> u64 {
+    term >> WHOSE_BITS
+}
 
 /// A command as it is in the log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,7 +67,7 @@ pub struct Proposal {
     #[serde(default)]
     pub since: u64,
     /// The term in which its coordinator decided it as the leader: it is refused in
-    /// any other. None for what anybody may want.
+    /// any other ([`term_of`]). None for what anybody may want.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub term: Option<u64>,
     /// The command; none: if it was not applied before, it never is from now on.

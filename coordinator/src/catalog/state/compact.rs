@@ -18,11 +18,10 @@ impl State {
         table: TableId,
         shard: u32,
         old: &[SegmentId],
-        new: Vec<Segment>,
+        mut new: Vec<Segment>,
     ) -> Result<Outcome, CatalogError> {
-        let Some(entry) = self.tables.values_mut().find(|entry| entry.id == table) else {
-            return Ok(Outcome::Unchanged);
-        };
+        new.iter_mut().flat_map(|segment| &mut segment.replicas).for_each(|worker| self.share(worker));
+        let Some(entry) = self.tables.by_id_mut(table) else { return Ok(Outcome::Unchanged) };
         let named: HashSet<&SegmentId> = old.iter().collect();
         let is_old = |segment: &Segment| segment.shard == shard && named.contains(&segment.id);
         let Some(first) = entry.segments.iter().position(|segment| is_old(segment)) else {
@@ -70,7 +69,7 @@ fn counted(segments: &[Arc<Segment>]) -> (u64, Vec<u64>) {
     let mut nulls: Vec<u64> = Vec::new();
     for segment in segments {
         nulls.resize(nulls.len().max(segment.columns.len()), 0);
-        for (sum, column) in nulls.iter_mut().zip(&segment.columns) {
+        for (sum, column) in nulls.iter_mut().zip(segment.columns.iter()) {
             *sum += column.nulls;
         }
     }

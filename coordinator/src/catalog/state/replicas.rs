@@ -1,9 +1,9 @@
 //! Changes of workers, and of what lives on which of them.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_data::{ReplicaCount, Segment, Table};
+use shoal_data::{ReplicaCount, Segment};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 
 use super::{CatalogError, State, key};
@@ -54,7 +54,7 @@ impl State {
 
     /// Changes nothing where the placement is not what the command saw.
     pub(super) fn extend_placement(&mut self, table: TableId, placement: Vec<Vec<WorkerId>>) -> Outcome {
-        let Some(entry) = self.table_mut(table) else { return Outcome::Unchanged };
+        let Some(entry) = self.tables.by_id_mut(table) else { return Outcome::Unchanged };
         let extends = entry.placement.len() == placement.len()
             && entry.placement.iter().zip(&placement).all(|(old, new)| new.starts_with(old));
         if !extends || entry.placement == placement {
@@ -70,9 +70,10 @@ impl State {
         &mut self,
         table: TableId,
         seen: &[Vec<WorkerId>],
-        placement: Vec<Vec<WorkerId>>,
+        mut placement: Vec<Vec<WorkerId>>,
     ) -> Outcome {
-        let Some(entry) = self.table_mut(table) else { return Outcome::Unchanged };
+        placement.iter_mut().flatten().for_each(|worker| self.share(worker));
+        let Some(entry) = self.tables.by_id_mut(table) else { return Outcome::Unchanged };
         let is_whole = placement.len() == seen.len() && placement.iter().all(|shard| !shard.is_empty());
         if entry.placement != seen || !is_whole || entry.placement == placement {
             return Outcome::Unchanged;
@@ -81,17 +82,40 @@ impl State {
         Outcome::Done
     }
 
-    /// A table or segment that was dropped meanwhile needs no copy.
-    pub(super) fn add_replica(&mut self, table: TableId, id: SegmentId, worker: WorkerId) -> Outcome {
-        let Some(entry) = self.table_mut(table) else { return Outcome::Unchanged };
-        let Some(index) = entry.segments.iter().position(|segment| segment.id == id) else {
-            return Outcome::Unchanged;
-        };
-        if entry.segments[index].replicas.contains(&worker) {
-            return Outcome::Unchanged;
+    /// A table or segment that was dropped meanwhile needs no copy. Each table is
+    /// looked at, and made anew, once for all of its copies.
+    pub(super) fn add_replicas(
+        &mut self,
+        copies: impl IntoIterator<Item = (TableId, SegmentId, WorkerId)>,
+    ) -> Outcome {
+        let mut by_table: BTreeMap<TableId, (Vec<SegmentId>, Vec<WorkerId>)> = BTreeMap::new();
+        for (table, id, mut worker) in copies {
+            self.share(&mut worker);
+            let (ids, workers) = by_table.entry(table).or_default();
+            ids.push(id);
+            workers.push(worker);
         }
-        Arc::make_mut(&mut Arc::make_mut(entry).segments[index]).replicas.push(worker);
-        Outcome::Done
+        let mut outcome = Outcome::Unchanged;
+        for (table, (ids, workers)) in by_table {
+            let Some(entry) = self.tables.by_id_mut(table) else { continue };
+            let places = self.memo.places(entry, &ids);
+            let copies = places.into_iter().zip(workers).filter_map(|(place, worker)| Some((place?, worker)));
+            let is_new = |place: usize, worker: &WorkerId| !entry.segments[place].replicas.contains(worker);
+            let new: Vec<_> = copies.filter(|(place, worker)| is_new(*place, worker)).collect();
+            if new.is_empty() {
+                continue;
+            }
+            let entry = Arc::make_mut(entry);
+            for (place, worker) in new {
+                let segment = Arc::make_mut(&mut entry.segments[place]);
+                // The same copy may be told twice.
+                if !segment.replicas.contains(&worker) {
+                    segment.replicas.push(worker);
+                }
+            }
+            outcome = Outcome::Done;
+        }
+        outcome
     }
 
     /// Leaves those that are the last copy, and those that should be there.
@@ -101,32 +125,29 @@ impl State {
         worker: &WorkerId,
         segments: &[SegmentId],
     ) -> Outcome {
-        let Some(entry) = self.tables.values_mut().find(|entry| entry.id == table) else {
+        let Some(entry) = self.tables.by_id_mut(table) else {
             return Outcome::Unchanged;
         };
-        let named: HashSet<&SegmentId> = segments.iter().collect();
-        let is_surplus = |table: &Table, segment: &Segment| {
-            named.contains(&segment.id)
-                && segment.replicas.len() > 1
+        let is_surplus = |segment: &Segment| {
+            segment.replicas.len() > 1
                 && segment.replicas.contains(worker)
-                && !table.should_hold(segment.shard, worker)
+                && !entry.should_hold(segment.shard, worker)
         };
-        let surplus: Vec<usize> =
-            (0..entry.segments.len()).filter(|&index| is_surplus(entry, &entry.segments[index])).collect();
+        let mut surplus: Vec<usize> = self.memo.places(entry, segments).into_iter().flatten().collect();
+        surplus.retain(|place| is_surplus(&entry.segments[*place]));
+        // In order of commit, and each once.
+        surplus.sort_unstable();
+        surplus.dedup();
         if surplus.is_empty() {
             return Outcome::Unchanged;
         }
         let entry = Arc::make_mut(entry);
-        for index in surplus {
-            let segment = &mut entry.segments[index];
+        for place in surplus {
+            let segment = &mut entry.segments[place];
             let removed = Segment { replicas: vec![worker.clone()], ..segment.as_ref().clone() };
             Arc::make_mut(segment).replicas.retain(|replica| replica != worker);
             self.dropped.push(Arc::new(removed));
         }
         Outcome::Done
-    }
-
-    fn table_mut(&mut self, id: TableId) -> Option<&mut Arc<Table>> {
-        self.tables.values_mut().find(|entry| entry.id == id)
     }
 }

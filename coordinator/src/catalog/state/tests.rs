@@ -1,8 +1,10 @@
 //! Claims about the state machine.
 
 use arrow::datatypes::{DataType, Field, Schema};
-use shoal_data::{ColumnStatistics, KeyHash, ReplicaCount, TableLayout};
-use shoal_proto::SegmentId;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use shoal_data::{ColumnStatistics, KeyHash, PackedStatistics, ReplicaCount, TableLayout};
 
 use super::*;
 
@@ -32,7 +34,7 @@ pub(crate) fn segment(table: TableId, shard: u32, worker: &str) -> Segment {
         rows: 10,
         bytes: 100,
         crc32c: 7,
-        columns: vec![ColumnStatistics::default()],
+        columns: vec![ColumnStatistics::default()].into(),
         replicas: vec![worker.into()],
     }
 }
@@ -48,6 +50,44 @@ pub(crate) fn commit(id: &str, segment: &Segment) -> Command {
         segments: vec![segment.clone()],
         replace: false,
     }
+}
+
+/// Some tables, some workers, and segments that are anywhere: the same for the
+/// same seed, but for the ids of segments.
+pub(crate) fn random(seed: u64) -> State {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut some = |least: usize, most: usize| -> Vec<WorkerId> {
+        let mut all: Vec<WorkerId> = (0..10).map(|number| WorkerId::new(format!("w{number}"))).collect();
+        all.shuffle(&mut random);
+        all.truncate(random.random_range(least..=most));
+        all
+    };
+    let mut state = State::new("c");
+    for id in some(8, 10) {
+        let (address, zone) = (format!("http://{id}"), String::new());
+        let worker = WorkerRecord { id, address, zone, is_draining: false };
+        state.apply(Command::RegisterWorker { worker }).unwrap();
+    }
+    for number in 0..4 {
+        let Ok(Outcome::Table(id)) = state.apply(Command::ReserveTable) else {
+            panic!("no table id");
+        };
+        let mut table = table(id, &format!("t{number}"));
+        let shards = some(1, 5).len();
+        table.layout.shards = u32::try_from(shards).unwrap();
+        table.layout.replicas = ReplicaCount::Count(2);
+        table.placement = (0..shards).map(|_| some(1, 3)).collect();
+        for place in 0..some(0, 10).len() * 3 {
+            let shard = (place * 7 + some(1, 2).len()) % shards;
+            let is_right = some(0, 1).is_empty();
+            let replicas = if is_right { table.placement[shard].clone() } else { some(1, 4) };
+            let bytes = 100 * some(1, 10).len() as u64;
+            let shard = u32::try_from(shard).unwrap();
+            table.segments.push(Arc::new(Segment { replicas, bytes, ..segment(id, shard, "") }));
+        }
+        state.apply(create(table)).unwrap();
+    }
+    state
 }
 
 /// A state with the table `t`.
@@ -158,7 +198,7 @@ fn segments_that_cannot_be_are_refused() {
     for (wrong, why) in [
         (Segment { shard: 2, ..right.clone() }, "not of this table"),
         (Segment { replicas: vec![], ..right.clone() }, "on no worker"),
-        (Segment { columns: vec![], ..right.clone() }, "other columns"),
+        (Segment { columns: PackedStatistics::default(), ..right.clone() }, "other columns"),
     ] {
         let error = refused(&mut state, commit("x", &wrong));
         assert!(error.contains(why), "{error}");
@@ -476,8 +516,8 @@ fn a_compaction_that_loses_or_makes_rows_is_refused() {
     for (wrong, why) in [
         (with_rows(id, 0, 29, "w1"), "30 rows became 29"),
         (with_rows(id, 0, 31, "w1"), "30 rows became 31"),
-        (Segment { columns: vec![nulls], ..right.clone() }, "nulls [0] and [1]"),
-        (Segment { columns: vec![], ..right.clone() }, "other columns"),
+        (Segment { columns: vec![nulls].into(), ..right.clone() }, "nulls [0] and [1]"),
+        (Segment { columns: PackedStatistics::default(), ..right.clone() }, "other columns"),
         (with_rows(id, 1, 30, "w1"), "is not of shard 0"),
         (Segment { table: TableId(99), ..right.clone() }, "not of this table"),
         (Segment { id: a.id, ..right.clone() }, "committed already"),
@@ -488,6 +528,36 @@ fn a_compaction_that_loses_or_makes_rows_is_refused() {
     assert!(refused(&mut state, compact(id, 0, &[&a, &c], &[])).contains("30 rows became 0"));
     assert!(state.take_dropped().is_empty());
     assert_eq!(state.apply(compact(id, 0, &[&a, &c], &[&right])), Ok(Outcome::Done));
+}
+
+#[test]
+fn copies_are_recorded_all_at_once_and_those_of_what_is_gone_are_not() {
+    let (mut state, id) = with_table();
+    let [a, b] = [0, 1].map(|shard| segment(id, shard, "w1"));
+    state.apply(commit("a", &a)).unwrap();
+    state.apply(commit("b", &b)).unwrap();
+    let (before, gone) = (state.clone(), segment(id, 0, "w1"));
+    let of_no_table = SegmentName { table: TableId(99), ..a.name() };
+    let copies = Command::AddReplicas {
+        copies: vec![
+            ("w2".into(), vec![a.name(), gone.name(), b.name(), of_no_table]),
+            ("w3".into(), vec![b.name(), b.name()]),
+            ("w1".into(), vec![a.name()]),
+        ],
+    };
+    assert_eq!(state.apply(copies.clone()), Ok(Outcome::Done));
+    assert_eq!(state.version, before.version + 1);
+    let replicas = |state: &State, segment: &Segment| {
+        let names = state.segment(&segment.name()).unwrap().replicas.iter().map(WorkerId::to_string);
+        names.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!([&a, &b].map(|segment| replicas(&state, segment)), ["w1 w2", "w1 w2 w3"]);
+    assert_eq!([&a, &b].map(|segment| replicas(&before, segment)), ["w1", "w1"], "a snapshot changed");
+    assert_eq!(state.apply(copies), Ok(Outcome::Unchanged));
+    let old = Command::AddReplica { table: id, segment: a.id, worker: "w4".into() };
+    assert_eq!(state.apply(old.clone()), Ok(Outcome::Done));
+    assert_eq!(state.apply(old), Ok(Outcome::Unchanged));
+    assert_eq!(replicas(&state, &a), "w1 w2 w4");
 }
 
 #[test]
@@ -518,6 +588,8 @@ fn commands_on_disk_stay_readable() {
         r#"{"set_replicas":{"schema_name":"public","name":"t","replicas":{"count":2}}}"#,
         r#"{"set_replicas":{"schema_name":"public","name":"t","replicas":"all"}}"#,
         r#"{"drain_worker":{"worker":"w1","is_draining":true}}"#,
+        r#"{"add_replicas":{"copies":[["w1",[{"table":1,"shard":0,"segment":"00000000-0000-0000-0000-000000000007"}]]]}}"#,
+        r#"{"add_replica":{"table":1,"segment":"00000000-0000-0000-0000-000000000007","worker":"w1"}}"#,
     ] {
         let command: Command = serde_json::from_str(json).unwrap();
         assert_eq!(serde_json::to_string(&command).unwrap(), json);

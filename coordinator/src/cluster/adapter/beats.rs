@@ -62,6 +62,8 @@ impl Cluster {
             self.catalog.apply(Command::RegisterWorker { worker }).await?;
         }
 
+        // Others wait for the lock.
+        state.tables().for_each(|table| state.facts(table).prepare());
         let mut core = self.core.lock();
         if let Some((incarnation, newest)) = core.joined.get(&id)
             && *incarnation == request.incarnation
@@ -86,9 +88,7 @@ impl Cluster {
             reconciled.adopt.clear();
             reconciled.discard.clear();
         } else {
-            // What was dropped a moment ago is not retired yet.
-            let is_read = self.pins.oldest().is_some_and(|oldest| oldest < state.version);
-            if is_read || self.catalog.coordinators().len() > 1 {
+            if self.catalog.coordinators().len() > 1 {
                 // Others, also those that only follow, may stage or read them: they are asked first.
                 for name in std::mem::take(&mut reconciled.discard) {
                     core.going.unknown(name, state.version, id.clone());
@@ -173,12 +173,18 @@ impl Cluster {
             }
             Heard::Same => {}
         }
-        self.publish(&core);
+        // Each beat says something of its worker's load. To show all workers anew for
+        // each would be most of what a coordinator of many workers does.
+        match heard {
+            Heard::Changed => self.publish(&core),
+            Heard::Same | Heard::Unknown => core.is_stale = true,
+        }
         for name in beat.fetched.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
             let ordered = core.fetching.get_mut(&id);
             let is_ordered = ordered.is_some_and(|ordered| ordered.remove(&name).is_some());
             if !is_leader {
                 core.membership.gained(&id, &name);
+                core.is_stale = true;
             } else if is_ordered {
                 core.fetched.push((id.clone(), name));
             } else {
@@ -279,7 +285,8 @@ impl Cluster {
             core.lost(worker);
             core.forget(worker);
         }
-        if !expired.is_empty() {
+        let is_stale = std::mem::take(&mut core.is_stale);
+        if is_stale || !expired.is_empty() {
             self.publish(&core);
         }
         let due: Vec<_> = core.again.extract_if(.., |(due, ..)| *due <= now).collect();

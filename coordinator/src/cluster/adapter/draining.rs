@@ -1,7 +1,5 @@
 //! What a worker is told that is to stop once nothing is left on it.
 
-use std::collections::BTreeSet;
-
 use shoal_proto::WorkerId;
 use shoal_proto::cluster::Orders;
 
@@ -23,8 +21,8 @@ impl Cluster {
                 Orders { drained: !given_up::is_used(&state, worker), ..Orders::default() }
             }
             Some(GivenUp::Draining) => {
-                let leave: BTreeSet<WorkerId> = core.given_up.all().map(|(id, _)| id.clone()).collect();
-                let lacks = moves::lacking(&state, &candidates(&self.live(), &state), &leave, worker);
+                let (workers, leave) = (candidates(&self.live(), &state), core.given_up.leaving());
+                let lacks = moves::lacking(&state, &workers, &leave, worker);
                 Orders { drain_lacks: lacks.unwrap_or_default(), ..Orders::default() }
             }
             Some(GivenUp::Dead) | None => Orders::default(),

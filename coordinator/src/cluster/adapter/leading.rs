@@ -8,7 +8,7 @@ use futures::future::join_all;
 use shoal_data::SegmentName;
 
 use super::Cluster;
-use crate::catalog::{Call, Coordinator};
+use crate::catalog::{Call, Coordinator, shown_term};
 use crate::cluster::going::Needs;
 
 /// How long another coordinator may take to say what it needs.
@@ -16,10 +16,13 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// After so long without a word of a coordinator its queries are not waited for.
 /// Those that still read something that is gone fail; they are never wrong.
 const UNHEARD_MAX: Duration = Duration::from_secs(60);
+/// A round that takes so long is told: what workers wait for comes later then.
+const ROUND_TOLD: Duration = Duration::from_millis(250);
 
 impl Cluster {
     /// One round of all that is done for tables and workers.
     pub(super) async fn look_after_workers(&self) {
+        let began = Instant::now();
         let leads = self.lead();
         self.collect(leads);
         self.give_up(Instant::now());
@@ -28,6 +31,11 @@ impl Cluster {
             self.remove_what_nobody_needs(term).await;
             self.place_anew().await;
             self.order_copies(Instant::now());
+        }
+        let took = began.elapsed();
+        if took >= ROUND_TOLD {
+            let round_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(round_ms, "a round of looking after the workers took long");
         }
     }
 
@@ -45,7 +53,7 @@ impl Cluster {
             core.fetching.clear();
             core.silences.clear();
             if leads.is_some() {
-                tracing::info!(term, "this coordinator looks after the workers now");
+                tracing::info!(term = shown_term(term), "this coordinator looks after the workers now");
                 // Also those that have not beaten yet, or are suspected: they may by and by.
                 for worker in core.membership.members() {
                     core.waiting.entry(worker.clone()).or_default().report = true;

@@ -53,10 +53,8 @@ impl Cluster {
         for _ in 0..ROUNDS_MAX {
             let state = self.catalog.snapshot();
             let workers = candidates(&self.live(), &state);
-            let mut commands = moves::mend(&state, &workers, &self.leaving());
-            if commands.is_empty() {
-                commands = moves::even_out(&state, &workers);
-            }
+            let leave = self.core.lock().given_up.leaving();
+            let commands = moves::at_once(&state, &workers, &leave);
             let begun = self.carry_out(term, &state, commands).await;
             if begun.is_empty() {
                 break;

@@ -2,14 +2,16 @@
 //! removed, shards get workers that can hold them, and copies that are missing
 //! are made.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use shoal_data::SegmentName;
 use shoal_proto::WorkerId;
 
-use super::{Cluster, Core, Ordered, candidates};
-use crate::catalog::{Command, Dropped, Outcome, State, WorkerRecord};
+use super::{AtRest, Cluster, Core, Ordered, candidates};
+use crate::catalog::{Command, Dropped, Outcome, State};
+use crate::cluster::disk::fills;
 use crate::cluster::events::EventKind;
 use crate::cluster::given_up::{GivenUp, News};
 use crate::cluster::moves::{self, Moved};
@@ -18,6 +20,8 @@ use crate::cluster::repair;
 /// Urgent copies that one worker has orders for at a time, and as many others: it
 /// makes fewer at a time, and is not to wait for the next order.
 const FETCHES_MAX: usize = 16;
+/// Copies that one command records.
+const COPIES_MAX: usize = 10_000;
 /// Moves of one table that are told one by one.
 const MOVES_TOLD_MAX: usize = 16;
 /// After so long a copy that was ordered is ordered again.
@@ -44,25 +48,38 @@ impl Cluster {
             let core = self.core.lock();
             (core.fetched.clone(), core.leads_in)
         };
-        let Some(term) = leads_in.filter(|_| !fetched.is_empty()) else { return };
-        let commands = fetched.iter().map(|(worker, name)| {
-            let worker = worker.clone();
-            let command = Command::AddReplica { table: name.table, segment: name.segment, worker };
-            self.catalog.apply_in(term, command)
-        });
-        let outcomes = join_all(commands).await;
+        let Some(term) = leads_in else { return };
+        for copies in fetched.chunks(COPIES_MAX) {
+            self.record_copies(term, copies).await;
+        }
+    }
+
+    /// The same for so many that one command can carry: each command makes the
+    /// tables anew that it changes.
+    async fn record_copies(&self, term: u64, copies: &[(WorkerId, SegmentName)]) {
+        let mut by_worker: BTreeMap<&WorkerId, Vec<SegmentName>> = BTreeMap::new();
+        for (worker, name) in copies {
+            by_worker.entry(worker).or_default().push(*name);
+        }
+        let by_worker = by_worker.into_iter().map(|(worker, names)| (worker.clone(), names));
+        let command = Command::AddReplicas { copies: by_worker.collect() };
+        let outcome = self.catalog.apply_in(term, command).await;
         let state = self.catalog.snapshot();
         let mut core = self.core.lock();
-        let recorded = fetched.len().min(core.fetched.len());
+        let recorded = copies.len().min(core.fetched.len());
         core.fetched.drain(..recorded);
-        for ((worker, name), outcome) in fetched.iter().zip(outcomes) {
-            match outcome {
-                Ok(Outcome::Unchanged) if state.segment(name).is_none() => {
-                    core.going.dropped(*name, state.version, [worker.clone()]);
+        match outcome {
+            Ok(_) => {
+                for (worker, name) in copies {
+                    // A table or segment that was dropped meanwhile needs no copy.
+                    if state.segment(name).is_none() {
+                        core.going.dropped(*name, state.version, [worker.clone()]);
+                    } else {
+                        core.membership.gained(worker, name);
+                    }
                 }
-                Ok(_) => core.membership.gained(worker, name),
-                Err(error) => tracing::warn!(%worker, segment = %name, %error, "copy not recorded"),
             }
+            Err(error) => tracing::warn!(copies = copies.len(), %error, "copies not recorded"),
         }
         self.publish(&core);
     }
@@ -70,6 +87,10 @@ impl Cluster {
     /// Finds out whose shards should leave them, and tells it.
     pub(super) fn give_up(&self, now: Instant) {
         let state = self.catalog.snapshot();
+        // Others wait for the lock.
+        for table in state.tables() {
+            state.facts(table).workers();
+        }
         let mut core = self.core.lock();
         let Core { given_up, membership, protected, .. } = &mut *core;
         let is_written_to = |id: &WorkerId| {
@@ -105,25 +126,23 @@ impl Cluster {
         let state = self.catalog.snapshot();
         let workers = candidates(&live, &state);
         let Some(term) = self.core.lock().leads_in else { return };
-        let leave = self.leaving();
-        let mut commands = moves::mend(&state, &workers, &leave);
-        if commands.is_empty() {
-            commands = moves::surplus(&state, &live, &leave);
+        // The same follows from the same: to look at a large catalog takes a while.
+        let disks = fills(&workers).into_iter().zip(workers.iter().map(|worker| worker.disk.rounded()));
+        let at_rest = AtRest {
+            version: state.version,
+            generation: live.generation,
+            leave: self.core.lock().given_up.leaving(),
+            disks: disks.collect(),
+        };
+        if self.core.lock().at_rest.as_ref() == Some(&at_rest) {
+            return;
         }
-        let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
-        // Evenness can wait until all that are expected are here and complete.
-        if commands.is_empty()
-            && state.workers().all(is_there)
-            && repair::missing(&state, &live, 1, |_, _, _| false).is_empty()
-        {
-            commands = moves::even_out(&state, &workers);
+        let commands = moves::due(&state, &live, &workers, &at_rest.leave);
+        if commands.is_empty() {
+            self.core.lock().at_rest = Some(at_rest);
+            return;
         }
         self.carry_out(term, &state, commands).await;
-    }
-
-    /// Those whose shards should leave them.
-    pub(super) fn leaving(&self) -> BTreeSet<WorkerId> {
-        self.core.lock().given_up.all().map(|(id, _)| id.clone()).collect()
     }
 
     /// Carries out what was decided on in this state by the leader of this term, and

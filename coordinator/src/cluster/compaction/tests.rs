@@ -122,7 +122,7 @@ fn whoever_asks_gets_one_segment_where_all_fit() {
     let both = live(&["w1", "w2"]);
     let of = |segments: &[Segment]| {
         let state = state(segments);
-        asked(state.table_by_id(TABLE).unwrap(), 0, &both)
+        asked(&state.facts(state.table_by_id(TABLE).unwrap()), 0, &both)
     };
     assert_eq!(of(&[sized(0, 10, 1_000), sized(1, 10, 1_000)]), None);
     let segments = [sized(0, 1_000_000, 60 * MIB), sized(1, 1, 1_000), sized(0, 1, 1_000)];
@@ -132,8 +132,8 @@ fn whoever_asks_gets_one_segment_where_all_fit() {
     segments.push(sized(0, 10, LARGE_BYTES));
     assert_eq!(of(&segments).unwrap().segments.len(), 2);
     let state = state(&segments);
-    let table = state.table_by_id(TABLE).unwrap();
-    assert_eq!((left(table), asked(table, 0, &live(&["w2"]))), (1, None));
+    let facts = state.facts(state.table_by_id(TABLE).unwrap());
+    assert_eq!((left(&facts), asked(&facts, 0, &live(&["w2"]))), (1, None));
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn check_long_run(what: &str, bytes_per_row: u64, mut rows_of: impl FnMut(&mut N
         }
         let table = state.table_by_id(TABLE).unwrap();
         assert_eq!(table.rows(), written);
-        let small = small_of(table, 0).count();
+        let small = small_of(&state.facts(table), 0).count();
         assert!(small <= 8 + written.ilog2() as usize, "{what}: {small} small segments of {written} rows");
         let large = (table.segments.len() - small) as u64;
         assert!(large <= table.bytes() / LARGE_BYTES, "{what}: {large} large segments");

@@ -313,3 +313,43 @@ fn what_is_missing_goes_where_there_is_room_and_waits_where_there_is_none() {
     // What is on a full disk stays there.
     assert_eq!(to(&[50, 0, 50]), moved);
 }
+
+#[test]
+fn where_a_look_says_that_all_is_right_nothing_moves() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+    let mut were_right = 0;
+    for seed in 0..300 {
+        let state = crate::catalog::state::tests::random(seed);
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut some = |share: f64| -> Vec<Candidate> {
+            let all = (0..10_u64).map(|number| Candidate {
+                id: WorkerId::new(format!("w{number}")),
+                zone: String::new(),
+                // Some are full.
+                disk: Disk { free_bytes: (number % 4) << 40, total_bytes: 8 << 40 },
+            });
+            all.filter(|_| random.random_bool(share)).collect()
+        };
+        let workers = some(0.8);
+        let leave: BTreeSet<WorkerId> = if seed % 3 == 0 {
+            some(0.2).into_iter().map(|worker| worker.id).collect()
+        } else {
+            BTreeSet::new()
+        };
+        for (table, number) in state.tables().zip(0..) {
+            let mut table = Table::clone(table);
+            let fewest = table.placement.iter().map(Vec::len).min().unwrap_or_default();
+            table.placement.iter_mut().filter(|_| number % 2 == 0).for_each(|shard| shard.truncate(fewest));
+            table.layout.replicas = match (number, u32::try_from(fewest)) {
+                (3, _) => ReplicaCount::All,
+                (_, Ok(fewest)) => ReplicaCount::Count(fewest),
+                (_, Err(_)) => ReplicaCount::Count(1),
+            };
+            let slowly = super::rehomed(&table, &workers, &leave);
+            were_right += usize::from(slowly.is_none());
+            assert_eq!(rehome(&table, &workers, &leave), slowly, "seed {seed}, {table:?}");
+        }
+    }
+    assert!(were_right > 100, "{were_right} of 1200 were right");
+}

@@ -200,3 +200,110 @@ fn a_joining_worker_keeps_what_it_should_hold() {
     discard.sort();
     assert_eq!(result.discard, discard);
 }
+
+/// What a look at all workers for each segment says that is missing.
+fn missing_plainly(
+    state: &State,
+    live: &LiveWorkers,
+    under_way: &SegmentName,
+) -> Vec<(String, String, Vec<String>)> {
+    let mut missing = Vec::new();
+    for table in state.tables() {
+        for segment in &table.segments {
+            let from: Vec<String> = live
+                .workers
+                .iter()
+                .filter(|worker| has(segment, worker))
+                .map(|worker| worker.id.to_string())
+                .collect();
+            for worker in &live.workers {
+                let is_missing = table.should_hold(segment.shard, &worker.id) && !has(segment, worker);
+                if is_missing && !from.is_empty() && segment.name() != *under_way {
+                    missing.push((worker.id.to_string(), segment.name().to_string(), from.clone()));
+                }
+            }
+        }
+    }
+    missing.sort();
+    missing
+}
+
+#[test]
+fn what_is_missing_and_what_is_needed_is_what_a_look_at_everything_says() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+    for seed in 0..200 {
+        let state = crate::catalog::state::tests::random(seed);
+        let mut random = StdRng::seed_from_u64(seed);
+        let segments: Vec<Segment> = state
+            .tables()
+            .flat_map(|table| &table.segments)
+            .map(|segment| segment.as_ref().clone())
+            .collect();
+        let mut live = LiveWorkers::default();
+        for number in 0..10 {
+            let named = segments.iter().filter(|_| random.random_bool(0.05)).map(Segment::name);
+            let lacks = if number % 3 == 0 { named.collect() } else { HashSet::new() };
+            let worker = LiveWorker {
+                holds: Arc::new(Holds::all_but(lacks)),
+                ..LiveWorker::named(format!("w{number}").as_str())
+            };
+            if random.random_bool(0.8) {
+                live.workers.push(worker);
+            }
+        }
+        let under_way = segments.first().map_or_else(|| segment(TableId(1), 0, "w1").name(), Segment::name);
+        let orders = missing(&state, &live, usize::MAX, |_, name, _| *name == under_way);
+        let mut ordered: Vec<_> = orders
+            .iter()
+            .map(|(worker, request)| {
+                let mut from: Vec<String> = request.from.iter().map(|from| from.worker.clone()).collect();
+                from.sort();
+                (worker.to_string(), request.name.clone(), from)
+            })
+            .collect();
+        ordered.sort();
+        assert_eq!(ordered, missing_plainly(&state, &live, &under_way), "seed {seed}");
+
+        let worker = WorkerId::from("w3");
+        let strange = segment(TableId(1), 0, "w1").name();
+        let mut held: HashMap<SegmentName, u64> = HashMap::from([(strange, 100)]);
+        for segment in &segments {
+            if !random.random_bool(0.6) {
+                continue;
+            }
+            let bytes = if random.random_bool(0.9) { segment.bytes } else { 1 };
+            held.insert(segment.name(), bytes);
+        }
+        let spared = segments.last().map_or(strange, Segment::name);
+        let said = reconcile(&state, &live, &worker, &held, |name| *name == spared);
+        let mut plain = Reconciled::default();
+        let mut needed = StillNeeded::default();
+        for (table, segment) in
+            state.tables().flat_map(|table| table.segments.iter().map(move |segment| (table, segment)))
+        {
+            let (name, is_here) = (segment.name(), held.contains_key(&segment.name()));
+            let is_whole = held.get(&name) == Some(&segment.bytes);
+            let is_wanted = table.should_hold(segment.shard, &worker);
+            let is_safe = has_all_copies(table, segment, &live);
+            if segment.replicas.contains(&worker) {
+                plain.lacks.extend((!is_whole).then_some(name));
+            } else if is_whole && (is_wanted || !is_safe) {
+                plain.adopt.push(name);
+            } else if is_here && name != spared {
+                plain.discard.push(name);
+            }
+            if segment.replicas.contains(&worker) || is_wanted {
+                needed.held.extend(is_here.then_some(name));
+            } else if !is_safe {
+                needed.adopt.extend(is_here.then_some(name));
+            }
+        }
+        plain.discard.extend((strange != spared).then_some(strange));
+        plain.adopt.sort();
+        plain.discard.sort();
+        assert_eq!(said, plain, "seed {seed}");
+        let names: BTreeSet<SegmentName> = held.keys().copied().collect();
+        assert_eq!(still_needed(&state, &live, &worker, &names), needed, "seed {seed}");
+    }
+}

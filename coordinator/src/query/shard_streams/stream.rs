@@ -303,11 +303,12 @@ impl ShardStream {
         if !is_second {
             self.context.cluster.outliers().lock().begun();
         }
-        let plan = match self.rows_given {
-            0 => Arc::clone(&self.shard.plan),
-            rows => Arc::new(GlobalLimitExec::new(Arc::clone(&self.shard.plan), rows, None)) as _,
-        };
         let named = |error: datafusion::common::DataFusionError| Failure::from_datafusion(&error);
+        let of_shard = self.shard.plan().map_err(named)?;
+        let plan = match self.rows_given {
+            0 => Arc::clone(&of_shard),
+            rows => Arc::new(GlobalLimitExec::new(Arc::clone(&of_shard), rows, None)) as _,
+        };
         let request = RunRequest {
             query: self.context.query.query.0.as_bytes().to_vec().into(),
             plan: MaybeEncoded::Decoded(plan).encode(&self.task).map_err(named)?.into(),
@@ -327,7 +328,7 @@ impl ShardStream {
         let rows = run_plan(&self.context.channels, url, headers, request, crossed, move |ended| {
             reads.take_in_crossed(ended.reads.crossed_news(&mut 0));
             // Also a run that began in the middle reads the shard from its start.
-            take_in_shard(&shard.plan, shard.shard, &ended.reads, &reads)?;
+            take_in_shard(&of_shard, shard.shard, &ended.reads, &reads)?;
             record.inspect(|record| record.streamed_by(from));
             // A resumed plan has a node more.
             let nodes = ended.metrics.into_iter().flat_map(|wire| wire.nodes);

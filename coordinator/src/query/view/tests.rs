@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema};
-use shoal_data::{KeyHash, ReplicaCount, Segment, Table, TableLayout};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use shoal_data::{KeyHash, PackedStatistics, ReplicaCount, Segment, Table, TableLayout};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 
 use super::*;
-use crate::cluster::LiveWorker;
+use crate::cluster::{Holds, LiveWorker};
 
 fn segment(table: TableId, shard: u32, replicas: &[&str]) -> Segment {
     Segment {
@@ -18,7 +20,7 @@ fn segment(table: TableId, shard: u32, replicas: &[&str]) -> Segment {
         rows: 1,
         bytes: 10,
         crc32c: 0,
-        columns: Vec::new(),
+        columns: PackedStatistics::default(),
         replicas: replicas.iter().copied().map(WorkerId::from).collect(),
     }
 }
@@ -46,6 +48,10 @@ fn table(id: u64, holders: &[&[&str]]) -> Arc<Table> {
     })
 }
 
+fn known(tables: &[Arc<Table>]) -> Vec<Arc<TableFacts>> {
+    tables.iter().map(|table| Arc::new(TableFacts::new(Arc::clone(table)))).collect()
+}
+
 fn live(names: &[&str]) -> LiveWorkers {
     let workers = names.iter().map(|name| LiveWorker::named(*name));
     LiveWorkers { workers: workers.collect(), ..LiveWorkers::default() }
@@ -62,7 +68,7 @@ fn shards_go_to_workers_that_hold_them() {
     let live = live(&["a", "b", "c", "d"]);
     for turn in 0..4 {
         for tasks in 1..=4 {
-            let view = View::new(&live, &tables, &BTreeSet::new(), "", turn, 2).unwrap();
+            let view = View::new(&live, &known(&tables), &BTreeSet::new(), "", turn, 2).unwrap();
             let workers = view.task_workers(tasks);
             let dealt = view.deal(&loads(&held), tasks);
             assert_eq!(dealt, view.deal(&loads(&held), tasks), "the same question, another answer");
@@ -78,14 +84,50 @@ fn shards_go_to_workers_that_hold_them() {
 }
 
 #[test]
+fn who_can_read_a_shard_is_what_a_look_at_each_worker_says() {
+    let names = ["a", "b", "c", "d", "e"];
+    for seed in 0..200 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut some = || -> Vec<&str> { names.into_iter().filter(|_| random.random_bool(0.7)).collect() };
+        let shards: Vec<Vec<&str>> = (0..4).map(|_| some()).collect();
+        let mut held = Arc::unwrap_or_clone(table(1, &shards.iter().map(Vec::as_slice).collect::<Vec<_>>()));
+        // The last shard has none.
+        held.layout.shards += 1;
+        for shard in [0, 2, 0, 1] {
+            held.segments.push(Arc::new(segment(held.id, shard, &some())));
+        }
+        let mut live = live(&names);
+        for (worker, segment) in live.workers.iter_mut().zip(&held.segments) {
+            if some().contains(&"a") {
+                worker.holds = Arc::new(Holds::all_but([segment.name()].into()));
+            }
+        }
+        let held = Arc::new(held);
+        let avoid: BTreeSet<WorkerId> = BTreeSet::from(["e".into()]);
+        let view = View::new(&live, &known(&[Arc::clone(&held)]), &avoid, "", 1, 2).unwrap();
+        for shard in 0..held.layout.shards {
+            let plain = live.workers.iter().filter(|worker| {
+                held.shard_segments(shard).all(|segment| {
+                    segment.replicas.contains(&worker.id) && worker.holds.contains(&segment.name())
+                })
+            });
+            let plain: BTreeSet<WorkerId> =
+                plain.map(|worker| worker.id.clone()).filter(|id| !avoid.contains(id)).collect();
+            assert_eq!(view.readers(held.id, shard), plain, "seed {seed}, shard {shard}");
+        }
+    }
+}
+
+#[test]
 fn a_suspect_gets_nothing_and_the_last_one_is_named() {
     let held = table(1, &[&["a", "b"]]);
     let tables = [Arc::clone(&held)];
     let live = live(&["a", "b"]);
-    let view = View::new(&live, &tables, &BTreeSet::from(["a".into()]), "", 0, 2).unwrap();
+    let view = View::new(&live, &known(&tables), &BTreeSet::from(["a".into()]), "", 0, 2).unwrap();
     assert_eq!(view.workers().len(), 1);
     assert_eq!(view.deal(&loads(&held), 3), vec![0]);
-    let error = View::new(&live, &tables, &BTreeSet::from(["a".into(), "b".into()]), "", 0, 2).unwrap_err();
+    let error =
+        View::new(&live, &known(&tables), &BTreeSet::from(["a".into(), "b".into()]), "", 0, 2).unwrap_err();
     assert!(error.message.contains("tried a, b"), "{}", error.message);
 }
 
@@ -98,7 +140,8 @@ fn what_is_nearer_comes_first() {
     }
     for turn in 0..3 {
         for (zone, near) in [("south", &["b"][..]), ("north", &["a", "c"])] {
-            let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), zone, turn, 2).unwrap();
+            let view =
+                View::new(&live, &known(&[Arc::clone(&held)]), &BTreeSet::new(), zone, turn, 2).unwrap();
             let chosen = &view.workers()[view.task_workers(1)[0]].id;
             assert!(near.contains(&chosen.as_str()), "{chosen} from {zone}");
         }
@@ -120,7 +163,7 @@ fn a_zone_that_has_all_shards_needs_no_other() {
     let live = live_in(&["north", "south", "north", "south"]);
     let view = |table: &Arc<Table>, zone: &str, avoid: &[&str]| {
         let avoid = avoid.iter().copied().map(WorkerId::from).collect();
-        View::new(&live, &[Arc::clone(table)], &avoid, zone, 1, 2).unwrap()
+        View::new(&live, &known(&[Arc::clone(table)]), &avoid, zone, 1, 2).unwrap()
     };
     let names = |view: &View| view.workers().iter().map(|it| it.id.to_string()).collect::<BTreeSet<_>>();
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
@@ -128,6 +171,9 @@ fn a_zone_that_has_all_shards_needs_no_other() {
     let north = view(&both, "north", &[]);
     assert_eq!(names(&north), set(&["a", "c"]));
     assert!(!north.lacks_readers());
+    // Those beyond the zone have the shards, too, and take none.
+    let whole = BTreeMap::from([((both.id, 0), 10), ((both.id, 2), 10)]);
+    assert_eq!(north.assign_whole(&whole).id.as_str(), "a");
     for tasks in 1..4 {
         let workers = north.task_workers(tasks);
         assert!(workers.iter().all(|&worker| worker < 2), "a task beyond the zone: {workers:?}");
@@ -155,7 +201,7 @@ fn of_workers_that_have_as_much_one_of_the_zone_is_taken_even_if_it_is_busy() {
     live.workers[1].tasks_running = 9;
     // The second shard is not in the north: all may take tasks.
     let held = table(1, &[&["a", "b"], &["c"]]);
-    let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), "north", 0, 2).unwrap();
+    let view = View::new(&live, &known(&[Arc::clone(&held)]), &BTreeSet::new(), "north", 0, 2).unwrap();
     let chosen = view.assign_whole(&BTreeMap::from([((held.id, 0), 10)]));
     assert_eq!(chosen.id.as_str(), "b");
     let chosen = view.assign_whole(&BTreeMap::from([((held.id, 1), 10)]));
@@ -173,7 +219,7 @@ fn hashed_tasks_land_where_their_shards_are() {
     let tables = [Arc::clone(&table)];
     let live = live(&names);
     for turn in 0..4 {
-        let view = View::new(&live, &tables, &BTreeSet::new(), "", turn, 2).unwrap();
+        let view = View::new(&live, &known(&tables), &BTreeSet::new(), "", turn, 2).unwrap();
         let workers = view.task_workers(4);
         assert_eq!(workers.iter().collect::<BTreeSet<_>>().len(), 4, "one task for each worker");
         for shard in 0..8_usize {
@@ -192,7 +238,7 @@ fn a_whole_plan_goes_to_a_worker_that_has_its_shards() {
     };
     let mut chosen = BTreeSet::new();
     for turn in 0..4 {
-        let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), "", turn, 2).unwrap();
+        let view = View::new(&live, &known(&[Arc::clone(&held)]), &BTreeSet::new(), "", turn, 2).unwrap();
         for shard in 0..4 {
             let worker = view.assign_whole(&reads(&[(shard, 10)])).id.clone();
             assert!(held.placement[shard as usize].contains(&worker), "shard {shard} goes to {worker}");
@@ -207,7 +253,7 @@ fn a_whole_plan_goes_to_a_worker_that_has_its_shards() {
     }
     assert_eq!(chosen.len(), 8, "every replica gets its turn: {chosen:?}");
     live.workers[0].tasks_running = 3;
-    let view = View::new(&live, &[Arc::clone(&held)], &BTreeSet::new(), "", 0, 2).unwrap();
+    let view = View::new(&live, &known(&[Arc::clone(&held)]), &BTreeSet::new(), "", 0, 2).unwrap();
     assert_eq!(view.task_workers(1).len(), 1, "what a plan that was given up was meant for");
     assert_eq!(view.assign_whole(&reads(&[(0, 10)])).id.as_str(), "b", "an idle one before a busy one");
 }

@@ -136,7 +136,7 @@ fn a_worker_drains_where_the_layer_that_wins_says_so() {
 }
 
 #[test]
-fn a_coordinator_compacts_unless_the_layer_that_wins_says_no() {
+fn a_coordinator_compacts_where_the_layer_that_wins_says_so() {
     let here = ["--data-dir", "c"];
     let check = |flags: &[&str], environment: &[(&str, &str)], file: Option<&str>, expected: bool| {
         let (outcome, _folder) = coordinator(&[here.as_slice(), flags].concat(), environment, file);
@@ -144,11 +144,11 @@ fn a_coordinator_compacts_unless_the_layer_that_wins_says_no() {
         assert_eq!(settings.compaction, expected, "{document}");
         assert!(document.contains(&format!("compaction = {expected}")), "{document}");
     };
-    check(&[], &[], None, true);
-    let file = Some("compaction = false");
-    check(&[], &[], file, false);
-    check(&[], &[("SHOAL_COMPACTION", "on")], file, true);
-    check(&["--compaction", "off"], &[("SHOAL_COMPACTION", "on")], file, false);
+    check(&[], &[], None, false);
+    let file = Some("compaction = true");
+    check(&[], &[], file, true);
+    check(&[], &[("SHOAL_COMPACTION", "off")], file, false);
+    check(&["--compaction", "on"], &[("SHOAL_COMPACTION", "off")], file, true);
     let (outcome, _folder) = coordinator(&[here.as_slice(), &["--compaction=never"]].concat(), &[], None);
     assert!(outcome.unwrap_err().to_string().contains("not true or false"));
 }

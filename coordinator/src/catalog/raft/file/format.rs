@@ -9,11 +9,12 @@ use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
 };
 
-use super::{ENTRIES, Identity, META, SNAPSHOT, VALUES, broken, from_json, put, store};
+use super::pieces::{PIECE_BYTES, PIECES, SnapshotHead, put_pieces};
+use super::{ENTRIES, Identity, META, VALUES, broken, from_json, put, store};
 use crate::Error;
 use crate::catalog::State;
 use crate::catalog::command::Command;
-use crate::catalog::raft::machine::{self, Recent};
+use crate::catalog::raft::machine::Recent;
 use crate::catalog::raft::types::{LogId, Membership, SnapshotMeta, Vote};
 
 /// What this program writes, and the newest that it reads.
@@ -44,7 +45,7 @@ pub(super) fn check_format(database: &Database, path: &Path, address: &str) -> R
     transaction.open_table(META).map_err(store)?.insert("format", FORMAT).map_err(store)?;
     transaction.open_table(VALUES).map_err(store)?;
     transaction.open_table(ENTRIES).map_err(store)?;
-    transaction.open_table(SNAPSHOT).map_err(store)?;
+    transaction.open_table(PIECES).map_err(store)?;
     if let Some(state) = before {
         let identity = Identity { cluster: state.cluster.clone(), coordinator: ALONE };
         put(&transaction, "identity", &identity)?;
@@ -82,12 +83,12 @@ pub(super) fn write_snapshot(
     recent: &Recent,
 ) -> Result<(), Error> {
     let meta = SnapshotMeta { last_log_id: Some(last), last_membership, snapshot_id: last.to_string() };
-    put(transaction, "snapshot", &meta)?;
+    let data = state.to_bytes(recent)?;
+    let number = 0;
+    put(transaction, "snapshot", &SnapshotHead { meta, number, bytes: data.len() as u64 })?;
     put(transaction, "purged", &last)?;
     put(transaction, "committed", &Some(last))?;
-    let mut data = transaction.open_table(SNAPSHOT).map_err(store)?;
-    data.insert("data", machine::encode(state, recent)?.as_slice()).map_err(store)?;
-    Ok(())
+    put_pieces(transaction, number, 0, &data.chunks(PIECE_BYTES).collect::<Vec<_>>())
 }
 
 fn format_of(database: &Database) -> Result<Option<u64>, Error> {

@@ -6,8 +6,9 @@ use openraft::{CommittedLeaderId, StorageError};
 use tempfile::TempDir;
 
 use super::*;
-use crate::catalog::raft::file::Opened;
+use crate::catalog::raft::file::{Change, Opened};
 use crate::catalog::raft::log::LogStore;
+use crate::catalog::raft::types::Vote;
 
 const ADDRESS: &str = "http://127.0.0.1:1";
 
@@ -15,7 +16,7 @@ struct OnDisk;
 
 fn open(dir: &TempDir) -> (LogStore, Machine) {
     let mut opened = opened(dir);
-    let machine = Machine::new(opened.file.clone(), opened.snapshot.as_ref(), Published::new("c")).unwrap();
+    let machine = Machine::new(opened.file.clone(), opened.snapshot.take(), Published::new("c")).unwrap();
     (LogStore::new(&mut opened), machine)
 }
 
@@ -38,7 +39,6 @@ fn openraft_finds_no_fault() {
 
 #[tokio::test]
 async fn who_led_does_not_lead_on_after_a_restart() {
-    use openraft::Vote;
     use openraft::storage::RaftLogStorage;
     let dir = tempfile::tempdir().unwrap();
     let identity = crate::catalog::raft::file::Identity { cluster: "c".to_owned(), coordinator: 1 };
@@ -57,7 +57,10 @@ async fn who_led_does_not_lead_on_after_a_restart() {
 
 fn entry(index: u64, id: Uuid, command: Option<Command>) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
-    Entry { log_id, payload: EntryPayload::Normal(Proposal { id, from: 1, since: index, term: None, command }) }
+    Entry {
+        log_id,
+        payload: EntryPayload::Normal(Proposal { id, from: 1, since: index, term: None, command }),
+    }
 }
 
 fn schema(name: &str) -> Option<Command> {
@@ -69,9 +72,12 @@ async fn a_follower_is_sent_what_it_can_take_at_once() {
     use openraft::RaftLogReader;
     let dir = tempfile::tempdir().unwrap();
     let mut opened = opened(&dir);
-    let large = |index| entry(index, Uuid::new_v4(), schema(&"x".repeat(200_000)));
-    opened.entries = (1..=6).map(|index| (index, large(index))).collect();
-    opened.entries.insert(7, entry(7, Uuid::new_v4(), schema(&"x".repeat(2_000_000))));
+    let kept = |index: u64, length: usize| {
+        let entry = entry(index, Uuid::new_v4(), schema(&"x".repeat(length)));
+        let bytes = serde_json::to_vec(&entry).unwrap().len() as u64;
+        (index, (entry, bytes))
+    };
+    opened.entries = (1..=6).map(|index| kept(index, 200_000)).chain([kept(7, 2_000_000)]).collect();
     let mut log = LogStore::new(&mut opened);
     for (start, expected) in [(1, vec![1, 2]), (3, vec![3, 4]), (6, vec![6]), (7, vec![7])] {
         let entries = log.limited_get_log_entries(start, 8).await.unwrap();
@@ -90,7 +96,10 @@ async fn what_is_sent_again_is_applied_once() {
     assert_eq!(replies[..2], [Reply::Done(Outcome::Done), Reply::Done(Outcome::Done)]);
     assert!(matches!(replies[2], Reply::Refused(_)), "{replies:?}");
     assert_eq!(machine.published.state.borrow().version, 1);
-    assert_eq!(*machine.published.applied.borrow(), Position { entries: 4, term: 1 });
+    assert_eq!(
+        *machine.published.applied.borrow(),
+        Position { entries: 4, term: term_of(&CommittedLeaderId::new(1, 1)) }
+    );
 }
 
 #[tokio::test]
@@ -175,7 +184,7 @@ async fn a_coordinator_that_was_removed_writes_nothing() {
 async fn what_a_leader_decided_holds_in_its_term_only() {
     let dir = tempfile::tempdir().unwrap();
     let (_, mut machine) = open(&dir);
-    // Entries of these tests are of term 1.
+    let now = term_of(&CommittedLeaderId::new(1, 1));
     let decided_in = |index: u64, term: u64, name: &str| {
         let mut entry = entry(index, Uuid::new_v4(), schema(name));
         if let EntryPayload::Normal(proposal) = &mut entry.payload {
@@ -183,11 +192,14 @@ async fn what_a_leader_decided_holds_in_its_term_only() {
         }
         entry
     };
-    let replies = machine.apply([decided_in(1, 1, "now"), decided_in(2, 0, "late")]).await.unwrap();
+    let replies = machine
+        .apply([decided_in(1, now, "now"), decided_in(2, now - 1, "late"), decided_in(3, 1, "early")])
+        .await
+        .unwrap();
     assert_eq!(replies[0], Reply::Done(Outcome::Done));
     assert!(matches!(replies[1], Reply::Refused(_)), "{replies:?}");
     let state = Arc::clone(&machine.published.state.borrow());
-    assert!(state.has_schema("now") && !state.has_schema("late"));
+    assert!(state.has_schema("now") && !state.has_schema("late") && !state.has_schema("early"));
 }
 
 #[tokio::test]
@@ -212,12 +224,93 @@ async fn a_snapshot_brings_all_of_it_and_is_there_after_a_restart() {
     }
 }
 
-#[test]
-fn a_snapshot_of_a_newer_version_is_refused() {
-    let data = encode(&State::new("c"), &Recent::default()).unwrap();
-    let text = String::from_utf8(data).unwrap().replace("\"format\":1", "\"format\":2");
-    let error = decode(text.as_bytes()).unwrap_err();
-    assert!(matches!(error, Error::Invalid(_)) && error.to_string().contains("format 2"), "{error}");
+/// A machine with a table of some segments, and the log that made it.
+async fn machine_with_table(dir: &TempDir) -> Machine {
+    use crate::catalog::state::tests::{commit, create, segment, table};
+    let (_, mut machine) = open(dir);
+    let id = shoal_proto::TableId(1);
+    let mut commands = vec![Command::ReserveTable, create(table(id, "t"))];
+    commands.extend((0..50).map(|number| commit(&number.to_string(), &segment(id, number % 2, "w1"))));
+    let entries = (1..).zip(commands).map(|(index, command)| entry(index, Uuid::new_v4(), Some(command)));
+    machine.apply(entries.collect::<Vec<_>>()).await.unwrap();
+    machine
+}
+
+/// How many pieces of snapshots a file has that nobody has open.
+fn pieces(dir: &TempDir) -> u64 {
+    use redb::{ReadableDatabase, ReadableTableMetadata, TableDefinition};
+    const PIECES: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("snapshot_pieces");
+    let database = redb::Database::open(dir.path().join("catalog.redb")).unwrap();
+    let table = database.begin_read().unwrap().open_table(PIECES).unwrap();
+    table.len().unwrap()
+}
+
+fn of(index: u64) -> SnapshotMeta {
+    let last_log_id = Some(LogId::new(CommittedLeaderId::new(1, 1), index));
+    SnapshotMeta { last_log_id, last_membership: Membership::default(), snapshot_id: index.to_string() }
+}
+
+#[tokio::test]
+async fn a_snapshot_of_many_pieces_is_read_as_it_was_written_and_the_one_before_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = opened(&dir).file;
+    let data = |bytes: usize| -> Bytes { (0..bytes).map(|at| (at / 3) as u8).collect() };
+    for (index, bytes) in [(1, 30 << 20), (2, 5), (3, (2 << 20) + 1)] {
+        let kept = KeptSnapshot { meta: of(index), data: data(bytes) };
+        file.keep(kept).await.unwrap();
+        let read = file.snapshot().await.unwrap().unwrap();
+        assert_eq!((read.meta, read.data == data(bytes)), (of(index), true), "snapshot {index}");
+        assert_eq!(file.snapshot_bytes(), bytes as u64);
+    }
+    // One that is of less comes too late.
+    file.keep(KeptSnapshot { meta: of(2), data: data(7) }).await.unwrap();
+    assert_eq!(file.snapshot().await.unwrap().unwrap().meta, of(3));
+    for _ in 0..10 {
+        file.change(Change::Vote(Vote::new(7, 1))).await.unwrap();
+    }
+    drop(file);
+    let opened = opened(&dir);
+    let read = opened.snapshot.unwrap();
+    assert_eq!((read.meta, read.data), (of(3), data((2 << 20) + 1)));
+    drop(opened.file);
+    assert_eq!(pieces(&dir), 3, "pieces of snapshots that do not count are left");
+}
+
+#[tokio::test]
+async fn what_a_crash_left_of_a_snapshot_is_not_read_and_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = opened(&dir).file;
+    let whole = Bytes::from(vec![1; 3_000_000]);
+    file.keep(KeptSnapshot { meta: of(1), data: whole.clone() }).await.unwrap();
+    for first in 0..4 {
+        let piece = Bytes::from(vec![2; 1_000]);
+        file.change(Change::Pieces(7, 8 * first, vec![piece; 8])).await.unwrap();
+    }
+    drop(file);
+    for round in 0..2 {
+        let opened = opened(&dir);
+        let read = opened.snapshot.unwrap();
+        assert_eq!((read.meta, &read.data), (of(1), &whole), "round {round}");
+        for _ in 0..3 {
+            opened.file.change(Change::Vote(Vote::new(7, 1))).await.unwrap();
+        }
+    }
+    assert_eq!(pieces(&dir), 3);
+}
+
+#[tokio::test]
+async fn segments_are_there_after_a_snapshot_and_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = machine_with_table(&dir).await;
+    let before = Arc::clone(&machine.published.state.borrow());
+    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    drop(machine);
+    let (_log, machine) = open(&dir);
+    let after = Arc::clone(&machine.published.state.borrow());
+    let segments =
+        |state: &State| state.tables().flat_map(|table| table.segments.clone()).collect::<Vec<_>>();
+    assert_eq!(segments(&after), segments(&before));
+    assert_eq!((after.version, segments(&after).len()), (before.version, 50));
 }
 
 /// A catalog of the version before this one: a snapshot and commands, in tables

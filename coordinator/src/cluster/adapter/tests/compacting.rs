@@ -55,6 +55,8 @@ async fn who_leads_finds_what_is_due_and_tells_what_is_done() {
         ..Beat::default()
     };
     cluster.beat(stream, has_room);
+    // What beats say of disks is shown a moment later.
+    cluster.expire(Instant::now());
     let due = cluster.compactions_due(&rests);
     assert_eq!(due.len(), 1);
     assert_eq!((due[0].table, due[0].shard, due[0].segments.len()), (table, 0, segments.len()));

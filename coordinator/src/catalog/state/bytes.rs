@@ -1,0 +1,260 @@
+//! A state as the bytes of a snapshot. All but the segments is JSON, in which a
+//! newer version can add fields; the segments, of which there may be a million, are
+//! packed: to write and read them as JSON would take minutes and gigabytes.
+//!
+//! ```text
+//! magic, format (4 bytes), length of the head (8 bytes), head (JSON),
+//! the segments of each table in the order of the head, CRC-32C of all that
+//! ```
+//!
+//! Numbers are little-endian, or as `put_varint` writes them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use shoal_data::packed_statistics::{Reader, put_varint};
+use shoal_data::{PackedStatistics, Segment, Table};
+use shoal_proto::{SegmentId, TableId, WorkerId};
+use uuid::Uuid;
+
+use super::{State, share};
+use crate::Error;
+
+/// With what each snapshot begins.
+const MAGIC: [u8; 8] = *b"shoal st";
+/// What is written, and the newest that is read.
+const FORMAT: u32 = 1;
+/// Bytes of the checksum at the end.
+const SUM_BYTES: usize = 4;
+/// Bytes that a segment takes at least, and without statistics and replicas at most.
+const SEGMENT_BYTES: (usize, usize) = (25, 64);
+
+#[derive(Serialize)]
+struct Head<'a, E> {
+    /// Its tables have no segments.
+    state: &'a State,
+    /// What belongs to it and is not in it.
+    extra: &'a E,
+    /// Replicas are told by their place in here.
+    workers: Vec<&'a WorkerId>,
+    /// How many segments each table has, in the order of the tables.
+    segments: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+struct OwnedHead<E> {
+    state: State,
+    extra: E,
+    workers: Vec<WorkerId>,
+    segments: Vec<u64>,
+}
+
+fn broken(what: impl std::fmt::Display) -> Error {
+    Error::Internal(format!("a snapshot of the catalog cannot be read: {what}"))
+}
+
+impl State {
+    /// This state and what belongs to it, as the bytes of a snapshot.
+    ///
+    /// # Errors
+    /// `Internal` for what has no such form.
+    pub fn to_bytes<E: Serialize>(&self, extra: &E) -> Result<Vec<u8>, Error> {
+        let tables: Vec<&Arc<Table>> = self.tables.values().collect();
+        let mut numbers: HashMap<&WorkerId, u64> = HashMap::new();
+        let mut workers = Vec::new();
+        let mut bytes_max = 0;
+        for segment in tables.iter().flat_map(|table| &table.segments) {
+            bytes_max += SEGMENT_BYTES.1 + segment.columns.as_bytes().len() + 4 * segment.replicas.len();
+            for replica in &segment.replicas {
+                numbers.entry(replica).or_insert_with(|| {
+                    workers.push(replica);
+                    workers.len() as u64 - 1
+                });
+            }
+        }
+        let bare = self.without_segments();
+        let segments = tables.iter().map(|table| table.segments.len() as u64).collect();
+        let head = serde_json::to_vec(&Head { state: &bare, extra, workers, segments });
+        let head = head.map_err(|error| Error::Internal(format!("a snapshot of the catalog: {error}")))?;
+
+        let mut bytes = Vec::with_capacity(head.len() + bytes_max + 64);
+        bytes.extend(MAGIC);
+        bytes.extend(FORMAT.to_le_bytes());
+        bytes.extend((head.len() as u64).to_le_bytes());
+        bytes.extend(head);
+        for segment in tables.iter().flat_map(|table| &table.segments) {
+            bytes.extend(segment.id.0.as_bytes());
+            for number in [u64::from(segment.shard), segment.rows, segment.bytes] {
+                put_varint(&mut bytes, number);
+            }
+            bytes.extend(segment.crc32c.to_le_bytes());
+            let statistics = segment.columns.as_bytes();
+            put_varint(&mut bytes, statistics.len() as u64);
+            bytes.extend(statistics);
+            put_varint(&mut bytes, segment.replicas.len() as u64);
+            for replica in &segment.replicas {
+                put_varint(&mut bytes, numbers.get(replica).copied().unwrap_or_default());
+            }
+        }
+        let sum = crc32c::crc32c(&bytes);
+        bytes.extend(sum.to_le_bytes());
+        Ok(bytes)
+    }
+
+    /// The state, and what belongs to it, of which these are the bytes.
+    ///
+    /// # Errors
+    /// `Invalid` for those of a newer version of shoal; `Internal` for those that
+    /// cannot be read.
+    pub fn from_bytes<E: DeserializeOwned>(bytes: &[u8]) -> Result<(Self, E), Error> {
+        let mut reader = Reader { rest: bytes };
+        if reader.array() != Some(MAGIC) {
+            return Err(broken("it is none"));
+        }
+        let cut = || broken("it is cut");
+        let format = u32::from_le_bytes(reader.array().ok_or_else(cut)?);
+        if format > FORMAT {
+            return Err(Error::Invalid(format!(
+                "a snapshot of the catalog is in format {format}; this version of shoal reads up to format \
+                 {FORMAT}: start a newer one"
+            )));
+        }
+        let (whole, sum) = bytes.split_at(bytes.len() - SUM_BYTES);
+        if crc32c::crc32c(whole).to_le_bytes() != sum {
+            return Err(broken("its checksum is another one"));
+        }
+        let length = usize::try_from(u64::from_le_bytes(reader.array().ok_or_else(cut)?));
+        let head = reader.take(length.map_err(broken)?).ok_or_else(cut)?;
+        let OwnedHead { mut state, extra, mut workers, segments } =
+            serde_json::from_slice(head).map_err(broken)?;
+        for worker in &mut workers {
+            share(&state.workers, worker);
+        }
+        let ids: Vec<TableId> = state.tables.values().map(|table| table.id).collect();
+        if ids.len() != segments.len() {
+            return Err(broken("it has other tables than it says"));
+        }
+        for (id, count) in ids.into_iter().zip(segments) {
+            let segments = read_segments(&mut reader, id, count, &workers).ok_or_else(cut)?;
+            if let Some(table) = state.tables.by_id_mut(id) {
+                let table = Arc::make_mut(table);
+                table.segments = segments;
+                table.placement.iter_mut().flatten().for_each(|worker| share(&state.workers, worker));
+            }
+        }
+        if reader.rest.len() != SUM_BYTES {
+            return Err(broken("it is longer than it says"));
+        }
+        Ok((state, extra))
+    }
+
+    /// The same with tables that have no segments.
+    fn without_segments(&self) -> Self {
+        let mut bare = self.clone();
+        for table in self.tables.values() {
+            bare.tables.insert(Arc::new(Table {
+                id: table.id,
+                schema_name: table.schema_name.clone(),
+                name: table.name.clone(),
+                columns: Arc::clone(&table.columns),
+                layout: table.layout.clone(),
+                placement: table.placement.clone(),
+                segments: Vec::new(),
+            }));
+        }
+        bare
+    }
+}
+
+/// The segments of one table; none where the bytes end before.
+fn read_segments(
+    reader: &mut Reader<'_>,
+    table: TableId,
+    count: u64,
+    workers: &[WorkerId],
+) -> Option<Vec<Arc<Segment>>> {
+    let count = usize::try_from(count).ok()?;
+    if count > reader.rest.len() / SEGMENT_BYTES.0 {
+        return None;
+    }
+    let mut segments = Vec::with_capacity(count);
+    for _ in 0..count {
+        let id = SegmentId(Uuid::from_bytes(reader.array()?));
+        let shard = u32::try_from(reader.varint()?).ok()?;
+        let (rows, bytes) = (reader.varint()?, reader.varint()?);
+        let crc32c = u32::from_le_bytes(reader.array()?);
+        let length = usize::try_from(reader.varint()?).ok()?;
+        let columns = PackedStatistics::from_bytes(reader.take(length)?);
+        let replicas = usize::try_from(reader.varint()?).ok()?;
+        if replicas > workers.len() {
+            return None;
+        }
+        let mut named = Vec::with_capacity(replicas);
+        for _ in 0..replicas {
+            named.push(workers.get(usize::try_from(reader.varint()?).ok()?)?.clone());
+        }
+        segments.push(Arc::new(Segment { id, table, shard, rows, bytes, crc32c, columns, replicas: named }));
+    }
+    Some(segments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::state::tests::random;
+
+    /// What both say in JSON, where each segment has its own text.
+    fn check_same(left: &State, right: &State, what: &str) {
+        let json = |state: &State| serde_json::to_value(state).unwrap();
+        assert_eq!(json(left), json(right), "{what}");
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written() {
+        for seed in 0..100 {
+            let mut state = random(seed);
+            if seed % 3 == 0 {
+                // A worker that never joined.
+                let names = state.tables().flat_map(|table| &table.segments).map(|segment| segment.name());
+                let copies = vec![("stranger".into(), names.collect())];
+                state.apply(crate::catalog::Command::AddReplicas { copies }).unwrap();
+            }
+            let extra = vec![seed, 7];
+            let bytes = state.to_bytes(&extra).unwrap();
+            let (read, read_extra): (State, Vec<u64>) = State::from_bytes(&bytes).unwrap();
+            check_same(&read, &state, &format!("seed {seed}"));
+            assert_eq!(read_extra, extra);
+            for (read, table) in read.tables().zip(state.tables()) {
+                assert_eq!(read.segments, table.segments, "seed {seed}");
+                assert_eq!(state.table_by_id(table.id).map(|table| &table.name), Some(&read.name));
+            }
+            // The same state has the same bytes.
+            assert_eq!(read.to_bytes(&extra).unwrap(), bytes, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn one_bit_or_byte_that_is_wrong_is_noticed() {
+        let bytes = random(1).to_bytes(&()).unwrap();
+        for at in (12..bytes.len()).step_by(7) {
+            let mut wrong = bytes.clone();
+            wrong[at] ^= 4;
+            let error = State::from_bytes::<()>(&wrong).unwrap_err();
+            assert!(matches!(error, Error::Internal(_)), "byte {at}: {error}");
+        }
+        for length in [0, 3, 8, 11, 12, 15, 16, 20, bytes.len() / 2, bytes.len() - 1] {
+            let error = State::from_bytes::<()>(&bytes[..length]).unwrap_err();
+            assert!(matches!(error, Error::Internal(_)), "{length} bytes: {error}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let mut bytes = random(1).to_bytes(&()).unwrap();
+        bytes[8] += 1;
+        let error = State::from_bytes::<()>(&bytes).unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)) && error.to_string().contains("format 2"), "{error}");
+    }
+}

@@ -1,0 +1,309 @@
+//! What follows from a table alone and is asked for again and again: where its
+//! segments are in its list, which of them a worker or a shard has, and which are
+//! not where they should be. Worked out when it is first asked for, and kept for
+//! as long as the table is the same.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, OnceLock};
+
+use arrow::array::{ArrayRef, UInt64Array};
+use parking_lot::Mutex;
+use shoal_data::{Segment, Table};
+use shoal_proto::{SegmentId, TableId, WorkerId};
+
+/// Facts of tables that no state has any more, at most.
+const STALE_MAX: usize = 16;
+
+/// Where segments are in the list of their table.
+type Places = Vec<u32>;
+
+/// What follows from one version of one table. It holds that version, so that no
+/// other is ever taken for it.
+#[derive(Debug)]
+pub struct TableFacts {
+    table: Arc<Table>,
+    by_id: OnceLock<Vec<(SegmentId, u32)>>,
+    by_shard: OnceLock<Vec<Places>>,
+    by_worker: OnceLock<HashMap<WorkerId, Places>>,
+    workers: OnceLock<BTreeSet<WorkerId>>,
+    shard_bytes: OnceLock<Vec<u64>>,
+    shard_replicas: OnceLock<Vec<Option<Vec<WorkerId>>>>,
+    amiss: OnceLock<Amiss>,
+    rows: OnceLock<ArrayRef>,
+    bounds: Mutex<HashMap<usize, Arc<ColumnBounds>>>,
+}
+
+/// What is known of one column in each segment, in the order of the segments, with
+/// null where it is not known; none where it is known of no segment.
+#[derive(Clone, Debug, Default)]
+pub struct ColumnBounds {
+    /// The least values.
+    pub min: Option<ArrayRef>,
+    /// The greatest values.
+    pub max: Option<ArrayRef>,
+    /// The numbers of nulls.
+    pub nulls: Option<ArrayRef>,
+}
+
+/// Segments that are not on exactly the workers that should hold them.
+#[derive(Debug, Default)]
+struct Amiss {
+    /// A worker that should hold it is no replica.
+    lacking: Places,
+    /// A replica should not hold it.
+    surplus: Places,
+}
+
+impl TableFacts {
+    /// Those of a table, of which nothing is worked out yet.
+    pub(crate) fn new(table: Arc<Table>) -> Self {
+        Self {
+            table,
+            by_id: OnceLock::new(),
+            by_shard: OnceLock::new(),
+            by_worker: OnceLock::new(),
+            workers: OnceLock::new(),
+            shard_bytes: OnceLock::new(),
+            shard_replicas: OnceLock::new(),
+            amiss: OnceLock::new(),
+            rows: OnceLock::new(),
+            bounds: Mutex::default(),
+        }
+    }
+
+    /// The table.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    /// Works out where segments are, by id and by worker: for those who hold a lock
+    /// when they ask, as it takes a while for a large table.
+    pub fn prepare(&self) {
+        self.by_id();
+        self.by_worker();
+    }
+
+    fn by_id(&self) -> &[(SegmentId, u32)] {
+        self.by_id.get_or_init(|| {
+            let places = self.table.segments.iter().zip(0_u32..);
+            let mut by_id: Vec<_> = places.map(|(segment, place)| (segment.id, place)).collect();
+            // Nearly in order already: later ids sort after earlier ones.
+            by_id.sort();
+            by_id
+        })
+    }
+
+    fn by_worker(&self) -> &HashMap<WorkerId, Places> {
+        self.by_worker.get_or_init(|| {
+            let mut by_worker: HashMap<WorkerId, Places> = HashMap::new();
+            for (segment, place) in self.table.segments.iter().zip(0_u32..) {
+                for replica in &segment.replicas {
+                    match by_worker.get_mut(replica) {
+                        Some(places) => places.push(place),
+                        None => drop(by_worker.insert(replica.clone(), vec![place])),
+                    }
+                }
+            }
+            by_worker
+        })
+    }
+
+    /// The place of a segment in the table's list.
+    pub fn place(&self, id: SegmentId) -> Option<usize> {
+        let by_id = self.by_id();
+        let first = by_id.partition_point(|(other, _)| *other < id);
+        let (_, place) = by_id.get(first).filter(|(other, _)| *other == id)?;
+        usize::try_from(*place).ok()
+    }
+
+    /// The places of the segments of one shard, in order of commit.
+    pub fn places_of_shard(&self, shard: u32) -> &[u32] {
+        let by_shard = self.by_shard.get_or_init(|| {
+            let mut by_shard = vec![Places::new(); self.table.layout.shards as usize];
+            for (segment, place) in self.table.segments.iter().zip(0_u32..) {
+                if let Some(places) = by_shard.get_mut(segment.shard as usize) {
+                    places.push(place);
+                }
+            }
+            by_shard
+        });
+        by_shard.get(shard as usize).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The segments of one shard, in order of commit.
+    pub fn of_shard(&self, shard: u32) -> impl Iterator<Item = &Arc<Segment>> {
+        self.at(self.places_of_shard(shard))
+    }
+
+    /// The segments of which the worker is a replica, in order of commit.
+    pub fn of_worker(&self, worker: &WorkerId) -> impl Iterator<Item = &Arc<Segment>> {
+        self.at(self.by_worker().get(worker).map(Vec::as_slice).unwrap_or_default())
+    }
+
+    /// The workers that hold or should hold something of it.
+    pub fn workers(&self) -> &BTreeSet<WorkerId> {
+        self.workers.get_or_init(|| {
+            let mut workers: BTreeSet<WorkerId> = self.table.placement.iter().flatten().cloned().collect();
+            // Segments of one shard have the same replicas, mostly.
+            let mut last: HashMap<u32, &Segment> = HashMap::new();
+            for segment in &self.table.segments {
+                let before = last.insert(segment.shard, segment);
+                if before.is_none_or(|before| before.replicas != segment.replicas) {
+                    workers.extend(segment.replicas.iter().cloned());
+                }
+            }
+            workers
+        })
+    }
+
+    /// Bytes of one copy of each shard.
+    pub fn shard_bytes(&self) -> &[u64] {
+        self.shard_bytes.get_or_init(|| {
+            let mut bytes = vec![0; self.table.layout.shards as usize];
+            for segment in &self.table.segments {
+                if let Some(bytes) = bytes.get_mut(segment.shard as usize) {
+                    *bytes += segment.bytes;
+                }
+            }
+            bytes
+        })
+    }
+
+    /// For each shard, the workers that are replicas of all its segments; none where
+    /// it has no segments.
+    pub fn shard_replicas(&self) -> &[Option<Vec<WorkerId>>] {
+        self.shard_replicas.get_or_init(|| {
+            let mut replicas: Vec<Option<Vec<WorkerId>>> = vec![None; self.table.layout.shards as usize];
+            for segment in &self.table.segments {
+                match replicas.get_mut(segment.shard as usize) {
+                    Some(Some(replicas)) => replicas.retain(|worker| segment.replicas.contains(worker)),
+                    Some(unknown) => *unknown = Some(segment.replicas.clone()),
+                    None => {}
+                }
+            }
+            replicas
+        })
+    }
+
+    /// The rows of each segment.
+    pub fn rows(&self) -> &ArrayRef {
+        self.rows.get_or_init(|| -> ArrayRef {
+            let rows = self.table.segments.iter().map(|segment| segment.rows);
+            Arc::new(UInt64Array::from_iter_values(rows))
+        })
+    }
+
+    /// What is known of a column, by its place; `make` works it out where nobody did.
+    /// It takes as much memory as one value for each segment, for each column that
+    /// some filter asked about.
+    pub fn bounds(
+        &self,
+        column: usize,
+        make: impl FnOnce(&[Arc<Segment>]) -> ColumnBounds,
+    ) -> Arc<ColumnBounds> {
+        if let Some(bounds) = self.bounds.lock().get(&column) {
+            return Arc::clone(bounds);
+        }
+        // Two that come at once do the same twice: nobody waits for another.
+        let bounds = Arc::new(make(&self.table.segments));
+        self.bounds.lock().insert(column, Arc::clone(&bounds));
+        bounds
+    }
+
+    /// The places of segments that a worker should hold which is no replica.
+    pub fn lacking(&self) -> &[u32] {
+        &self.amiss().lacking
+    }
+
+    /// The places of segments that have a replica which should not hold them.
+    pub fn surplus(&self) -> &[u32] {
+        &self.amiss().surplus
+    }
+
+    fn amiss(&self) -> &Amiss {
+        self.amiss.get_or_init(|| {
+            let mut amiss = Amiss::default();
+            for (segment, place) in self.table.segments.iter().zip(0_u32..) {
+                let placed = self.table.placement.get(segment.shard as usize);
+                let placed = placed.map(Vec::as_slice).unwrap_or_default();
+                if placed == segment.replicas {
+                    continue;
+                }
+                if placed.iter().any(|worker| !segment.replicas.contains(worker)) {
+                    amiss.lacking.push(place);
+                }
+                if segment.replicas.iter().any(|worker| !placed.contains(worker)) {
+                    amiss.surplus.push(place);
+                }
+            }
+            amiss
+        })
+    }
+
+    /// The segments at these places.
+    fn at(&self, places: &[u32]) -> impl Iterator<Item = &Arc<Segment>> {
+        places.iter().filter_map(move |place| self.table.segments.get(*place as usize))
+    }
+}
+
+/// The facts of the newest version of each table that was asked about. States
+/// that come of one another share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memo(Arc<Mutex<BTreeMap<TableId, Arc<TableFacts>>>>);
+
+impl Memo {
+    /// The facts of this version of a table. `is_kept` says which tables there
+    /// still are.
+    pub(super) fn of(
+        &self,
+        table: &Arc<Table>,
+        tables: usize,
+        is_kept: impl Fn(TableId) -> bool,
+    ) -> Arc<TableFacts> {
+        let mut known = self.0.lock();
+        if let Some(facts) = known.get(&table.id)
+            && Arc::ptr_eq(&facts.table, table)
+        {
+            return Arc::clone(facts);
+        }
+        let facts = Arc::new(TableFacts::new(Arc::clone(table)));
+        known.insert(table.id, Arc::clone(&facts));
+        if known.len() > tables + STALE_MAX {
+            known.retain(|id, _| is_kept(*id));
+        }
+        facts
+    }
+
+    /// The places of these segments in a version of their table of which there may
+    /// be no facts yet: segments stay where they were while replicas come and go,
+    /// so those of another version are tried first.
+    pub(super) fn places(&self, table: &Table, ids: &[SegmentId]) -> Vec<Option<usize>> {
+        let known = self.0.lock().get(&table.id).cloned();
+        let is_at = |place: usize, id: SegmentId| table.segments.get(place).is_some_and(|it| it.id == id);
+        let mut places: Vec<Option<usize>> = match known {
+            Some(facts) => {
+                let place = |id: &SegmentId| facts.place(*id).filter(|place| is_at(*place, *id));
+                ids.iter().map(place).collect()
+            }
+            None => vec![None; ids.len()],
+        };
+        let mut unknown: HashMap<SegmentId, Vec<usize>> = HashMap::new();
+        for (at, id) in ids.iter().enumerate() {
+            if places[at].is_none() {
+                unknown.entry(*id).or_default().push(at);
+            }
+        }
+        for (place, segment) in table.segments.iter().enumerate() {
+            if unknown.is_empty() {
+                break;
+            }
+            for at in unknown.remove(&segment.id).into_iter().flatten() {
+                places[at] = Some(place);
+            }
+        }
+        places
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! What is looked up for a filter is what whole statistics say.
+
+use arrow::datatypes::{Field, Schema};
+use datafusion::common::pruning::PrunableStatistics;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use shoal_data::ColumnStatistics as Known;
+use shoal_proto::TableId;
+
+use super::*;
+use crate::catalog::state::tests::{segment, table};
+
+fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("number", DataType::Int32, true),
+        Field::new("text", DataType::Utf8View, true),
+        Field::new("price", DataType::Decimal128(15, 2), true),
+        Field::new("unknown", DataType::Int64, true),
+    ]))
+}
+
+/// Segments of which some bounds are not known, and one that has fewer columns.
+fn segments(random: &mut StdRng) -> Vec<Arc<Segment>> {
+    let mut segments = Vec::new();
+    for number in 0..random.random_range(1..20_u64) {
+        let mut some = |value: StatValue| random.random_bool(0.7).then_some(value);
+        let at = i64::try_from(number).unwrap();
+        let mut columns = vec![
+            Known { nulls: number, min: some(StatValue::Int(at)), max: some(StatValue::Int(at * 3)) },
+            Known { nulls: 0, min: some(StatValue::Text(format!("a{at}"))), max: None },
+            Known {
+                nulls: 1,
+                min: some(StatValue::Decimal((at - 5).to_string())),
+                max: some(StatValue::Decimal((at * 100).to_string())),
+            },
+            Known::default(),
+        ];
+        if number == 3 {
+            columns.pop();
+        }
+        segments.push(Arc::new(Segment {
+            rows: 10 + number,
+            bytes: 1_000 * number,
+            columns: columns.into(),
+            ..segment(TableId(1), 0, "w1")
+        }));
+    }
+    segments
+}
+
+/// Bounds as an array, with null where there is none; nothing where all are null.
+fn array<'a>(bounds: impl Iterator<Item = &'a Precision<ScalarValue>>, field: &Field) -> Option<ArrayRef> {
+    let unknown = ScalarValue::try_from(field.data_type()).unwrap();
+    let bounds: Vec<ScalarValue> =
+        bounds.map(|bound| bound.get_value().cloned().unwrap_or_else(|| unknown.clone())).collect();
+    let is_known = bounds.iter().any(|bound| !bound.is_null());
+    is_known.then(|| ScalarValue::iter_to_array(bounds).unwrap())
+}
+
+#[test]
+fn bounds_and_counts_are_the_same() {
+    let schema = schema();
+    let all: Vec<usize> = (0..schema.fields().len()).collect();
+    for seed in 0..100 {
+        let segments = segments(&mut StdRng::seed_from_u64(seed));
+        let each: Vec<Arc<Statistics>> =
+            segments.iter().map(|segment| Arc::new(segment_statistics(segment, &schema, &all))).collect();
+        let whole = PrunableStatistics::new(each.clone(), Arc::clone(&schema));
+        let known = KnownSegments { segments: &segments, schema: &schema };
+        assert_eq!(known.num_containers(), whole.num_containers());
+        assert_eq!(known.row_counts(), whole.row_counts(), "seed {seed}");
+        let table = Table { segments: segments.clone(), ..table(TableId(1), "t") };
+        let facts = TableFacts::new(Arc::new(table));
+        let of_table = KnownTable { facts: &facts, schema: &schema };
+        assert_eq!(of_table.num_containers(), whole.num_containers());
+        assert_eq!(of_table.row_counts(), whole.row_counts(), "seed {seed}");
+        for (index, field) in schema.fields().iter().enumerate() {
+            let column = Column::from_name(field.name());
+            let of_column = || each.iter().map(|each| &each.column_statistics[index]);
+            let mins = array(of_column().map(|column| &column.min_value), field);
+            let maxes = array(of_column().map(|column| &column.max_value), field);
+            assert_eq!(known.min_values(&column), mins, "seed {seed}, {field}");
+            assert_eq!(known.max_values(&column), maxes, "seed {seed}, {field}");
+            assert_eq!(known.null_counts(&column), whole.null_counts(&column), "seed {seed}, {field}");
+            for _ in 0..2 {
+                assert_eq!(of_table.min_values(&column), mins, "seed {seed}, {field}");
+                assert_eq!(of_table.max_values(&column), maxes, "seed {seed}, {field}");
+                assert_eq!(of_table.null_counts(&column), whole.null_counts(&column), "seed {seed}, {field}");
+            }
+        }
+        let strange = Column::from_name("no such column");
+        assert_eq!(known.min_values(&strange), None);
+        assert_eq!(known.null_counts(&strange), None);
+    }
+}
+
+#[test]
+fn what_is_known_of_many_together_is_what_is_known_of_all_at_once() {
+    let schema = schema();
+    let some = [2, 0];
+    let mut random = StdRng::seed_from_u64(1);
+    let mut many = Vec::new();
+    while many.len() < 2 * MERGED_AT_ONCE + 1 {
+        many.extend(segments(&mut random));
+    }
+    for count in [1, 2, MERGED_AT_ONCE, MERGED_AT_ONCE + 1, many.len()] {
+        let segments = &many[..count];
+        let each: Vec<Statistics> =
+            segments.iter().map(|segment| segment_statistics(segment, &schema, &some)).collect();
+        let at_once = Statistics::try_merge_iter(&each, &schema).unwrap();
+        let merged = merged_statistics(segments, &schema, &some).unwrap();
+        assert_eq!(merged, at_once, "{count} segments");
+        let widened = widened(merged.clone(), &schema, &some);
+        assert_eq!(widened.column_statistics.len(), schema.fields().len());
+        assert_eq!(widened.column_statistics[2], merged.column_statistics[0]);
+        assert_eq!(widened.column_statistics[0], merged.column_statistics[1]);
+        assert_eq!(widened.column_statistics[1], ColumnStatistics::new_unknown());
+        assert_eq!((widened.num_rows, widened.total_byte_size), (at_once.num_rows, at_once.total_byte_size));
+    }
+}
