@@ -15,6 +15,8 @@ pub mod flight;
 pub mod node;
 pub mod query;
 pub mod session;
+#[cfg(test)]
+mod simulation;
 pub mod sql;
 pub mod write;
 

@@ -2,6 +2,7 @@
 //! day, TLS and identity.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,12 +41,30 @@ pub struct Channels {
     source: Option<IpAddr>,
     /// Where this process stands.
     zone: Arc<Zone>,
+    connect: Option<Connect>,
+}
+
+/// Makes a channel in another way than over TCP.
+#[derive(Clone)]
+struct Connect(Arc<dyn Fn(&Endpoint) -> Channel + Send + Sync>);
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connect")
+    }
 }
 
 impl Channels {
     /// Channels whose connections live on `io`.
     pub fn new(io: tokio::runtime::Handle) -> Self {
-        Self { open: Arc::default(), io, source: None, zone: Arc::default() }
+        Self { open: Arc::default(), io, source: None, zone: Arc::default(), connect: None }
+    }
+
+    /// Has `connect` make channels, in another way than over TCP: such as through a
+    /// network that a test makes up. They are to connect when they are first used.
+    pub fn through(mut self, connect: impl Fn(&Endpoint) -> Channel + Send + Sync + 'static) -> Self {
+        self.connect = Some(Connect(Arc::new(connect)));
+        self
     }
 
     /// Lets connections to loopback addresses come from `address` where that
@@ -85,7 +104,10 @@ impl Channels {
         }
         let channel = {
             let _on_io = self.io.enter();
-            endpoint.connect_lazy()
+            match &self.connect {
+                Some(Connect(connect)) => connect(&endpoint),
+                None => endpoint.connect_lazy(),
+            }
         };
         let mut open = self.open.lock();
         Ok(open.entry(address.to_owned()).or_insert(channel).clone())

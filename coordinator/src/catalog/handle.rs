@@ -148,7 +148,9 @@ impl Catalog {
                     }
                 };
                 let ended = runtime.block_on(async {
-                    let core = start(opened, options).await;
+                    let channels = Channels::new(tokio::runtime::Handle::current());
+                    let channels = channels.from_loopback(options.listening);
+                    let core = start(opened, options, channels).await;
                     let core = core.map(|core| (core.clone(), serve_reads(core)));
                     let raft = core.as_ref().ok().map(|(core, _)| core.raft.clone());
                     drop(started.send(core));
@@ -189,6 +191,20 @@ impl Catalog {
             force_new_cluster: false,
         })
         .await
+    }
+
+    /// A catalog over an open file that lives on the runtime of whoever calls this,
+    /// and ends with that.
+    #[cfg(test)]
+    pub(crate) async fn open_here(
+        opened: Opened,
+        options: CatalogOptions,
+        channels: Channels,
+    ) -> Result<Self, Error> {
+        let core = start(opened, options, channels).await?;
+        let reads = Some(serve_reads(core.clone()));
+        let stop = CancellationToken::new();
+        Ok(Self(Arc::new(Handle { core: Some(core), reads, stop, thread: None })))
     }
 
     #[expect(clippy::expect_used, reason = "it is taken out only where the last clone is dropped")]
@@ -399,9 +415,8 @@ fn crash(why: &str) -> ! {
     std::process::abort()
 }
 
-async fn start(mut opened: Opened, options: CatalogOptions) -> Result<Core, Error> {
-    let CatalogOptions { address, listening, join, .. } = options;
-    let channels = Channels::new(tokio::runtime::Handle::current()).from_loopback(listening);
+async fn start(mut opened: Opened, options: CatalogOptions, channels: Channels) -> Result<Core, Error> {
+    let CatalogOptions { address, join, .. } = options;
     let identity = match &opened.identity {
         Some(identity) => identity.clone(),
         None => {

@@ -409,7 +409,7 @@ impl Core {
 }
 
 /// The live workers that can take shards.
-fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
+pub(crate) fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
     let is_draining = |id: &WorkerId| state.worker(id).is_some_and(|known| known.is_draining);
     let stays = |worker: &&LiveWorker| !worker.wants_drain && !is_draining(&worker.id);
     let candidate = |worker: &LiveWorker| Candidate {

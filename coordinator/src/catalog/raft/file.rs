@@ -86,6 +86,31 @@ struct Handle {
     next_snapshot: AtomicU64,
     /// The length of the snapshot that counts.
     snapshot_bytes: Arc<AtomicU64>,
+    /// The writer itself, where there is no thread for it.
+    #[cfg(test)]
+    here: Option<Mutex<Writer>>,
+}
+
+/// What a database is kept on.
+pub(crate) trait Storage: std::fmt::Debug + Send {
+    /// Opens the database, or makes it.
+    fn open(&self) -> Result<Database, Error>;
+
+    /// What cannot be written is lost: the process ends, to recover at the next
+    /// start.
+    fn fail(&self) {
+        std::process::abort()
+    }
+}
+
+/// A file of this machine.
+#[derive(Debug)]
+struct OnDisk(PathBuf);
+
+impl Storage for OnDisk {
+    fn open(&self) -> Result<Database, Error> {
+        open_database(&self.0)
+    }
 }
 
 enum Request {
@@ -121,58 +146,24 @@ impl RaftFile {
     /// `Invalid` where a newer version of shoal wrote it or another process has
     /// it open; `Store` and `Internal` where it cannot be read.
     pub fn open(path: &Path, address: &str) -> Result<Opened, Error> {
-        let database = open_database(path)?;
-        check_format(&database, path, address)?;
-        let transaction = database.begin_read().map_err(store)?;
-        let values = transaction.open_table(VALUES).map_err(store)?;
-        let read = |key| values.get(key).map_err(store);
-        let identity = read("identity")?.map(|json| from_json(path, "identity", json.value())).transpose()?;
-        let vote = read("vote")?.map(|json| from_json(path, "vote", json.value())).transpose()?;
-        let committed =
-            read("committed")?.map(|json| from_json(path, "committed", json.value())).transpose()?;
-        let purged = read("purged")?.map(|json| from_json(path, "purged", json.value())).transpose()?;
-        let mut entries = BTreeMap::new();
-        for entry in transaction.open_table(ENTRIES).map_err(store)?.iter().map_err(store)? {
-            let (index, json) = entry.map_err(store)?;
-            let entry = (from_json(path, "entry", json.value())?, json.value().len() as u64);
-            entries.insert(index.value(), entry);
-        }
-        let head: Option<SnapshotHead> =
-            read("snapshot")?.map(|json| from_json(path, "snapshot", json.value())).transpose()?;
-        drop((values, transaction));
-        let snapshot = read_snapshot(&database, head.as_ref(), path)?;
-        let (unneeded, next_snapshot) = strays(&database, head.as_ref())?;
-
-        let closing = Arc::new(AtomicBool::new(false));
-        let shared = Arc::new(Mutex::new(committed));
-        let snapshot_bytes = Arc::new(AtomicU64::new(head.as_ref().map_or(0, |head| head.bytes)));
+        let (held, writer) = Writer::open(Box::new(OnDisk(path.to_owned())), path, address)?;
         let (queue, requests) = mpsc::channel();
-        let writer = Writer {
-            path: path.to_owned(),
-            database: Some(database),
-            committed: Arc::clone(&shared),
-            kept_committed: committed,
-            closing: Arc::clone(&closing),
-            kept_snapshot: head,
-            unneeded,
-            snapshot_bytes: Arc::clone(&snapshot_bytes),
-            purge: None,
-        };
-        let writer = std::thread::Builder::new()
+        let mut handle = Handle::new(&writer, held.next_snapshot);
+        let thread = std::thread::Builder::new()
             .name("catalog-disk".to_owned())
             .spawn(move || writer.run(&requests))
             .map_err(|error| Error::io("cannot start the catalog's thread", error))?;
-        let handle = Handle {
-            path: path.to_owned(),
-            queue: Some(queue),
-            writer: Some(writer),
-            committed: shared,
-            closing,
-            next_snapshot: AtomicU64::new(next_snapshot),
-            snapshot_bytes,
-        };
-        let file = Self(Arc::new(handle));
-        Ok(Opened { file, identity, vote, committed, purged, entries, snapshot })
+        (handle.queue, handle.writer) = (Some(queue), Some(thread));
+        Ok(held.of(Self(Arc::new(handle))))
+    }
+
+    /// Opens a file of which every change is made at once, by whoever wants it.
+    #[cfg(test)]
+    pub(crate) fn open_here(storage: Box<dyn Storage>, path: &Path, address: &str) -> Result<Opened, Error> {
+        let (held, writer) = Writer::open(storage, path, address)?;
+        let mut handle = Handle::new(&writer, held.next_snapshot);
+        handle.here = Some(Mutex::new(writer));
+        Ok(held.of(Self(Arc::new(handle))))
     }
 
     /// The file's path.
@@ -248,8 +239,30 @@ impl RaftFile {
     }
 
     fn send(&self, request: Request) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(writer) = &self.0.here {
+            let is_written = writer.lock().take(vec![request]);
+            return if is_written { Ok(()) } else { Err(closed()) };
+        }
         let queue = self.0.queue.as_ref().ok_or_else(closed)?;
         queue.send(request).map_err(|_| closed())
+    }
+}
+
+impl Handle {
+    /// Of a file that nobody writes yet.
+    fn new(writer: &Writer, next_snapshot: u64) -> Self {
+        Self {
+            path: writer.path.clone(),
+            queue: None,
+            writer: None,
+            committed: Arc::clone(&writer.committed),
+            closing: Arc::clone(&writer.closing),
+            next_snapshot: AtomicU64::new(next_snapshot),
+            snapshot_bytes: Arc::clone(&writer.snapshot_bytes),
+            #[cfg(test)]
+            here: None,
+        }
     }
 }
 
@@ -270,9 +283,30 @@ fn closed() -> io::Error {
     io::Error::other("the catalog's file is closed")
 }
 
-/// The thread that owns the file.
+/// What a file held, without the file.
+struct Held {
+    identity: Option<Identity>,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    entries: BTreeMap<u64, (Entry, u64)>,
+    snapshot: Option<KeptSnapshot>,
+    /// The number of the next snapshot.
+    next_snapshot: u64,
+}
+
+impl Held {
+    fn of(self, file: RaftFile) -> Opened {
+        let Self { identity, vote, committed, purged, entries, snapshot, .. } = self;
+        Opened { file, identity, vote, committed, purged, entries, snapshot }
+    }
+}
+
+/// What owns the database.
+#[derive(Debug)]
 struct Writer {
     path: PathBuf,
+    storage: Box<dyn Storage>,
     /// None after a failure, until it is opened again.
     database: Option<Database>,
     committed: Arc<Mutex<Option<LogId>>>,
@@ -291,6 +325,44 @@ struct Writer {
 }
 
 impl Writer {
+    fn open(storage: Box<dyn Storage>, path: &Path, address: &str) -> Result<(Held, Self), Error> {
+        let database = storage.open()?;
+        check_format(&database, path, address)?;
+        let transaction = database.begin_read().map_err(store)?;
+        let values = transaction.open_table(VALUES).map_err(store)?;
+        let read = |key| values.get(key).map_err(store);
+        let identity = read("identity")?.map(|json| from_json(path, "identity", json.value())).transpose()?;
+        let vote = read("vote")?.map(|json| from_json(path, "vote", json.value())).transpose()?;
+        let committed =
+            read("committed")?.map(|json| from_json(path, "committed", json.value())).transpose()?;
+        let purged = read("purged")?.map(|json| from_json(path, "purged", json.value())).transpose()?;
+        let mut entries = BTreeMap::new();
+        for entry in transaction.open_table(ENTRIES).map_err(store)?.iter().map_err(store)? {
+            let (index, json) = entry.map_err(store)?;
+            let entry = (from_json(path, "entry", json.value())?, json.value().len() as u64);
+            entries.insert(index.value(), entry);
+        }
+        let head: Option<SnapshotHead> =
+            read("snapshot")?.map(|json| from_json(path, "snapshot", json.value())).transpose()?;
+        drop((values, transaction));
+        let snapshot = read_snapshot(&database, head.as_ref(), path)?;
+        let (unneeded, next_snapshot) = strays(&database, head.as_ref())?;
+        let writer = Self {
+            path: path.to_owned(),
+            storage,
+            database: Some(database),
+            committed: Arc::new(Mutex::new(committed)),
+            kept_committed: committed,
+            closing: Arc::default(),
+            snapshot_bytes: Arc::new(AtomicU64::new(head.as_ref().map_or(0, |head| head.bytes))),
+            kept_snapshot: head,
+            unneeded,
+            purge: None,
+        };
+        let held = Held { identity, vote, committed, purged, entries, snapshot, next_snapshot };
+        Ok((held, writer))
+    }
+
     fn run(mut self, requests: &mpsc::Receiver<Request>) {
         while let Ok(first) = requests.recv() {
             let mut batch = vec![first];
@@ -299,20 +371,27 @@ impl Writer {
             {
                 batch.push(next);
             }
-            if batch.iter().any(|request| !matches!(request, Request::ReadSnapshot(_)))
-                && !self.commit(&batch)
-            {
+            if !self.take(batch) {
                 return;
             }
-            for request in batch {
-                // Whoever asked may have gone; the change stands all the same.
-                match request {
-                    Request::Append(_, flushed) => flushed.log_io_completed(Ok(())),
-                    Request::Change(_, reply) => drop(reply.send(())),
-                    Request::ReadSnapshot(reply) => drop(reply.send(self.read_snapshot())),
-                }
+        }
+    }
+
+    /// Does what is asked for, all in one commit, and tells whoever asked. False
+    /// where it cannot be done any more.
+    fn take(&mut self, batch: Vec<Request>) -> bool {
+        if batch.iter().any(|request| !matches!(request, Request::ReadSnapshot(_))) && !self.commit(&batch) {
+            return false;
+        }
+        for request in batch {
+            // Whoever asked may have gone; the change stands all the same.
+            match request {
+                Request::Append(_, flushed) => flushed.log_io_completed(Ok(())),
+                Request::Change(_, reply) => drop(reply.send(())),
+                Request::ReadSnapshot(reply) => drop(reply.send(self.read_snapshot())),
             }
         }
+        true
     }
 
     /// Commits the changes. Where the disk is full it waits until it is not:
@@ -324,7 +403,8 @@ impl Writer {
         while let Err(error) = self.try_commit(batch) {
             if !is_full(&error) {
                 tracing::error!(%error, "the catalog cannot be written: ending, to recover at the next start");
-                std::process::abort()
+                self.storage.fail();
+                return false;
             }
             if !is_told {
                 tracing::error!(path = %self.path.display(), "the disk of the catalog is full: changes wait for room");
@@ -344,7 +424,7 @@ impl Writer {
         let committed = *self.committed.lock();
         let database = match self.database.take() {
             Some(database) => database,
-            None => open_database(&self.path)?,
+            None => self.storage.open()?,
         };
         let database = self.database.insert(database);
         let transaction = begin(database)?;

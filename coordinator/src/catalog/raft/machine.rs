@@ -125,7 +125,7 @@ impl From<Recent> for KeptRecent {
 
 /// The state behind one entry of the log.
 #[derive(Clone, Debug)]
-struct Applied {
+pub(crate) struct Applied {
     state: Arc<State>,
     recent: Recent,
     last: Option<LogId>,
@@ -133,7 +133,13 @@ struct Applied {
 }
 
 impl Applied {
-    fn apply(&mut self, state: &mut State, entry: Entry) -> Reply {
+    /// Before any entry.
+    pub(crate) fn new(state: Arc<State>) -> Self {
+        Self { state, recent: Recent::default(), last: None, membership: Membership::default() }
+    }
+
+    /// Takes the next entry into a state that is not shown to anybody yet.
+    pub(crate) fn apply(&mut self, state: &mut State, entry: Entry) -> Reply {
         self.last = Some(entry.log_id);
         match entry.payload {
             EntryPayload::Blank => Reply::Nothing,
@@ -183,9 +189,7 @@ impl Machine {
     /// # Errors
     /// Where the snapshot cannot be read.
     pub fn new(file: RaftFile, snapshot: Option<KeptSnapshot>, published: Published) -> Result<Self, Error> {
-        let state = Arc::clone(&published.state.borrow());
-        let applied =
-            Applied { state, recent: Recent::default(), last: None, membership: Membership::default() };
+        let applied = Applied::new(Arc::clone(&published.state.borrow()));
         let mut machine = Self { applied, published, file };
         if let Some(KeptSnapshot { meta, data }) = snapshot {
             machine.replace(&meta, &data)?;
@@ -264,7 +268,7 @@ fn is_write_of(entry: &Entry) -> bool {
 }
 
 /// The segments of one state that another does not have.
-fn gone(before: &State, after: &State) -> Vec<Arc<Segment>> {
+pub(crate) fn gone(before: &State, after: &State) -> Vec<Arc<Segment>> {
     // At its start a coordinator has nothing that could be gone.
     if before.tables().next().is_none() {
         return Vec::new();

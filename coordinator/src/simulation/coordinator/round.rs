@@ -1,0 +1,324 @@
+//! The likeness of `Cluster::look_after_workers`: what is done for tables and
+//! workers, one thing after the other.
+
+use std::collections::BTreeSet;
+use std::mem::replace;
+use std::time::Duration;
+
+use shoal_data::SegmentName;
+use shoal_proto::WorkerId;
+
+use super::changes::{Ended, Why};
+use super::{Coordinator, Ordered};
+use crate::catalog::raft::types::Reply;
+use crate::catalog::{Command, Dropped, Outcome, WorkerRecord};
+use crate::cluster::adapter::candidates;
+use crate::cluster::going::Needs;
+use crate::cluster::{moves, repair};
+use crate::simulation::context::{Context, Decision, Message, Millis};
+use crate::simulation::network::Node;
+use crate::simulation::trace::Briefs;
+
+/// After so long without a word a worker is given up.
+const DEAD_AFTER: Duration = Duration::from_secs(3);
+/// How long another coordinator may take to say what it needs.
+const ANSWER_MAX: Millis = 500;
+/// After so long without a word of a coordinator its queries are not waited for.
+const UNHEARD_MAX: Duration = Duration::from_secs(4);
+/// Urgent copies that one worker has orders for at a time, and as many others.
+const FETCHES_MAX: usize = 4;
+/// After so long a copy that was ordered is ordered again.
+const FETCH_MAX: Millis = 3_000;
+
+/// Where a round is.
+pub(super) enum Round {
+    Resting,
+    /// Copies that were made are brought into the catalog.
+    Recording {
+        term: u64,
+        count: usize,
+        left: BTreeSet<u128>,
+        ended: Vec<(WorkerId, SegmentName, Ended)>,
+    },
+    /// The others say what they need.
+    Asking {
+        id: u128,
+        term: u64,
+        asked: Vec<SegmentName>,
+        answers: Vec<Option<Needs>>,
+        left: BTreeSet<usize>,
+        deadline: Millis,
+    },
+    /// All that is in the log is applied.
+    Applying {
+        term: u64,
+        asked: Vec<SegmentName>,
+        answers: Vec<Option<Needs>>,
+    },
+    /// Shards get other workers.
+    Placing {
+        left: BTreeSet<u128>,
+    },
+}
+
+impl Coordinator {
+    pub(in crate::simulation) fn begin_round(&mut self, context: &mut Context) {
+        let leads = self.lead(context);
+        self.collect(leads);
+        self.give_up(context);
+        match leads {
+            Some(term) => self.record_fetched(context, term),
+            None => self.rest(context),
+        }
+    }
+
+    /// `Cluster::collect`.
+    fn collect(&mut self, leads: Option<u64>) {
+        let dropped = std::mem::take(&mut self.dropped);
+        let free = self.pins.collect(|| dropped);
+        if leads.is_none() {
+            return;
+        }
+        for Dropped { version, segment } in free {
+            self.core.going.dropped(segment.name(), version, segment.replicas.iter().cloned());
+        }
+    }
+
+    /// `Cluster::give_up`.
+    fn give_up(&mut self, context: &mut Context) {
+        let super::Core { given_up, membership, protected, .. } = &mut self.core;
+        let is_written_to = |id: &WorkerId| {
+            let mut staged_to = protected.values().flat_map(|staged| staged.values()).flatten();
+            staged_to.any(|worker| worker == id)
+        };
+        let is_member = |id: &WorkerId| membership.is_member(id);
+        let wants_drain = |id: &WorkerId| membership.wants_drain(id);
+        let now = context.instant();
+        for news in given_up.update(now, DEAD_AFTER, &self.state, is_member, wants_drain, is_written_to) {
+            context.note(format_args!("c{} gives {} up: {:?}", self.me, news.worker, news.why));
+        }
+    }
+
+    /// `Cluster::record_fetched`.
+    fn record_fetched(&mut self, context: &mut Context, term: u64) {
+        let fetched = self.core.fetched.clone();
+        let Some(leads_in) = self.core.leads_in.filter(|_| !fetched.is_empty()) else {
+            self.ask_needs(context, term);
+            return;
+        };
+        let mut left = BTreeSet::new();
+        for (worker, name) in fetched {
+            let added = worker.clone();
+            let command = Command::AddReplica { table: name.table, segment: name.segment, worker: added };
+            left.insert(self.change(context, Some(leads_in), Some(command), Why::Record(worker, name)));
+        }
+        self.round = Round::Recording { term, count: left.len(), left, ended: Vec::new() };
+    }
+
+    pub(super) fn recorded(
+        &mut self,
+        context: &mut Context,
+        id: u128,
+        (worker, name): (WorkerId, SegmentName),
+        result: Ended,
+    ) {
+        let Round::Recording { term, count, left, ended } = &mut self.round else { return };
+        left.remove(&id);
+        ended.push((worker, name, result));
+        if !left.is_empty() {
+            return;
+        }
+        let (term, count, ended) = (*term, *count, std::mem::take(ended));
+        let recorded = count.min(self.core.fetched.len());
+        self.core.fetched.drain(..recorded);
+        for (worker, name, result) in ended {
+            match result {
+                Ok(Reply::Done(Outcome::Unchanged)) if self.state.segment(&name).is_none() => {
+                    self.core.going.dropped(name, self.state.version, [worker]);
+                }
+                Ok(Reply::Done(_)) => self.core.membership.gained(&worker, &name),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        self.ask_needs(context, term);
+    }
+
+    /// `Cluster::remove_what_nobody_needs`, up to where it waits for answers.
+    fn ask_needs(&mut self, context: &mut Context, term: u64) {
+        let asked = self.core.going.asked();
+        if asked.is_empty() {
+            self.place_anew(context);
+            return;
+        }
+        let answers = vec![Some(self.needs(&asked))];
+        let left: BTreeSet<usize> = self.others().collect();
+        if left.is_empty() {
+            self.apply_all(context, (term, asked, answers));
+            return;
+        }
+        let id = u128::from(context.new_id());
+        for other in &left {
+            let message = Message::AskNeeds { id, asked: asked.clone() };
+            self.send(context, Node::Coordinator(*other), message);
+        }
+        let deadline = context.now + ANSWER_MAX;
+        self.round = Round::Asking { id, term, asked, answers, left, deadline };
+    }
+
+    pub(in crate::simulation) fn needed(
+        &mut self,
+        context: &mut Context,
+        from: usize,
+        answer_to: u128,
+        needs: Needs,
+    ) {
+        let Round::Asking { id, answers, left, .. } = &mut self.round else { return };
+        if *id != answer_to || !left.remove(&from) {
+            return;
+        }
+        answers.push(Some(needs));
+        self.core.silences.answered(&format!("c{from}"));
+        if left.is_empty() {
+            self.all_answered(context);
+        }
+    }
+
+    /// Gives up waiting for answers.
+    pub(super) fn look_after_round(&mut self, context: &mut Context) {
+        let now = context.now;
+        let silent: Vec<usize> = match &self.round {
+            Round::Asking { left, deadline, .. } if now >= *deadline => left.iter().copied().collect(),
+            _ => return,
+        };
+        let mut may_answer_yet = false;
+        for other in &silent {
+            may_answer_yet |=
+                self.core.silences.failed(context.instant(), &format!("c{other}")) <= UNHEARD_MAX;
+        }
+        if may_answer_yet {
+            self.place_anew(context);
+            return;
+        }
+        if let Round::Asking { answers, .. } = &mut self.round {
+            answers.extend(silent.iter().map(|_| None));
+        }
+        context.seen.excused.extend(silent.iter().map(|other| (*other, now)));
+        self.all_answered(context);
+    }
+
+    fn all_answered(&mut self, context: &mut Context) {
+        match replace(&mut self.round, Round::Resting) {
+            Round::Asking { term, asked, answers, .. } => self.apply_all(context, (term, asked, answers)),
+            other => self.round = other,
+        }
+    }
+
+    fn apply_all(
+        &mut self,
+        context: &mut Context,
+        (term, asked, answers): (u64, Vec<SegmentName>, Vec<Option<Needs>>),
+    ) {
+        self.round = Round::Applying { term, asked, answers };
+        self.change(context, Some(term), None, Why::ApplyAll);
+    }
+
+    /// `Cluster::remove_what_nobody_needs`, from there on.
+    pub(super) fn all_applied(&mut self, context: &mut Context, ended: &Ended) {
+        let (term, asked, answers) = match replace(&mut self.round, Round::Resting) {
+            Round::Applying { term, asked, answers } => (term, asked, answers),
+            other => {
+                self.round = other;
+                return;
+            }
+        };
+        if matches!(ended, Ok(Reply::Abandoned)) && self.lead(context) == Some(term) {
+            let mut free = self.core.going.release(&asked, &answers);
+            free.retain_mut(|(name, workers)| {
+                let replicas = self.state.segment(name).map(|segment| &segment.replicas);
+                workers.retain(|worker| !replicas.is_some_and(|replicas| replicas.contains(worker)));
+                !workers.is_empty()
+            });
+            if !free.is_empty() {
+                let names: Vec<SegmentName> = free.iter().map(|(name, _)| *name).collect();
+                context.note(format_args!("c{} releases {}", self.me, Briefs(&names)));
+            }
+            self.core.discard_in(context.now, term, free);
+        }
+        self.place_anew(context);
+    }
+
+    /// `Cluster::place_anew`.
+    fn place_anew(&mut self, context: &mut Context) {
+        let Some(term) = self.core.leads_in else {
+            self.rest(context);
+            return;
+        };
+        let live = self.core.membership.live();
+        let state = self.state.clone();
+        let workers = candidates(&live, &state);
+        let leave: BTreeSet<WorkerId> = self.core.given_up.all().map(|(id, _)| id.clone()).collect();
+        let mut commands = moves::mend(&state, &workers, &leave);
+        if commands.is_empty() {
+            commands = moves::surplus(&state, &live, &leave);
+        }
+        let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
+        if commands.is_empty()
+            && state.workers().all(is_there)
+            && repair::missing(&state, &live, 1, |_, _, _| false).is_empty()
+        {
+            commands = moves::even_out(&state, &workers);
+        }
+        let mut left = BTreeSet::new();
+        for command in commands {
+            match &command {
+                Command::RemoveReplicas { table, worker, segments } => {
+                    context.note(format_args!("c{} takes {} copies off {worker}", self.me, segments.len()));
+                    let (coordinator, table, segments) = (self.me, *table, segments.clone());
+                    let decision = Decision::Replicas { coordinator, table, segments, state: state.clone() };
+                    context.seen.decisions.push(decision);
+                }
+                other => {
+                    for moved in moves::changes(&state, other) {
+                        context.note(format_args!("c{} moves {moved}", self.me));
+                    }
+                }
+            }
+            left.insert(self.change(context, Some(term), Some(command), Why::Place));
+        }
+        let is_done = left.is_empty();
+        self.round = Round::Placing { left };
+        if is_done {
+            self.end_round(context);
+        }
+    }
+
+    pub(super) fn placed(&mut self, context: &mut Context, id: u128) {
+        let Round::Placing { left } = &mut self.round else { return };
+        if left.remove(&id) && left.is_empty() {
+            self.end_round(context);
+        }
+    }
+
+    /// `Cluster::order_copies`, at the end of a round.
+    fn end_round(&mut self, context: &mut Context) {
+        let now = context.now;
+        let live = self.core.membership.live();
+        for fetching in self.core.fetching.values_mut() {
+            fetching.retain(|_, ordered| now - ordered.at < FETCH_MAX);
+        }
+        let fetching = &self.core.fetching;
+        let orders = repair::missing(&self.state, &live, FETCHES_MAX, |worker, name, is_urgent| {
+            let Some(ordered) = fetching.get(worker) else { return false };
+            let is_ordered = ordered.get(name).is_some_and(|it| it.is_urgent || !is_urgent);
+            is_ordered || ordered.values().filter(|it| it.is_urgent == is_urgent).count() >= FETCHES_MAX
+        });
+        for (worker, request) in orders {
+            context.note(format_args!("c{} has {worker} copy {}", self.me, request.name));
+            let name = request.name.parse().unwrap();
+            let ordered = Ordered { at: now, is_urgent: request.urgent };
+            self.core.fetching.entry(worker.clone()).or_default().insert(name, ordered);
+            self.core.waiting.entry(worker).or_default().fetch.push(request);
+        }
+        self.rest(context);
+    }
+}
