@@ -16,7 +16,7 @@ use super::agreement::{Agreement, Logged};
 use super::context::{Context, Message, Millis, Timer};
 use super::network::Node;
 use crate::catalog::raft::machine::gone;
-use crate::catalog::{Dropped, State};
+use crate::catalog::{COMMANDS, Dropped, State};
 use crate::cluster::Pinned;
 use crate::cluster::given_up::GivenUps;
 use crate::cluster::going::{Going, Needs};
@@ -229,6 +229,7 @@ impl Coordinator {
             version,
             oldest_read: self.pins.oldest(),
             staged: asked.iter().filter(|name| staged.contains(*name)).copied().collect(),
+            reads: COMMANDS,
         }
     }
 

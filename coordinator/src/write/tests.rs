@@ -18,7 +18,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use shoal_data::{KeyHash, ReplicaCount, Segment, SegmentName, Table, TableLayout};
+use shoal_data::{KeyHash, PackedStatistics, ReplicaCount, Segment, SegmentName, Table, TableLayout};
 use shoal_proto::cluster::segments_server::{Segments, SegmentsServer};
 use shoal_proto::cluster::{
     DeleteReply, DeleteRequest, FetchRequest, StageReply, StageRequest, stage_request::Part,
@@ -450,7 +450,7 @@ fn old_segment(bytes: u64, replicas: &[&str]) -> Arc<Segment> {
         rows: 10,
         bytes,
         crc32c: 0,
-        columns: vec![],
+        columns: PackedStatistics::default(),
         replicas: replicas.iter().map(|worker| WorkerId::from(*worker)).collect(),
     })
 }

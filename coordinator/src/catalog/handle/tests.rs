@@ -47,7 +47,8 @@ async fn it_is_noticed_that_the_consensus_has_ended() {
         force_new_cluster: false,
     };
     let opened = RaftFile::open(&dir.path().join(FILE), &options.address).unwrap();
-    let core = start(opened, options).await.unwrap();
+    let channels = Channels::new(tokio::runtime::Handle::current());
+    let core = start(opened, options, channels).await.unwrap();
     assert!(end_of(&core.raft).now_or_never().is_none());
     core.raft.shutdown().await.unwrap();
     assert!(!end_of(&core.raft).await.is_empty());

@@ -139,8 +139,8 @@ fn segments_are_cut_by_what_they_are_when_decoded() {
     assert_eq!(due_now(&segments), []);
     let both = live(&["w1", "w2"]);
     let state = state(&segments);
-    let table = state.table_by_id(TABLE).unwrap();
-    assert_eq!((left(table), asked(table, 0, &both, &Leaving::new())), (0, None));
+    let facts = state.facts(state.table_by_id(TABLE).unwrap());
+    assert_eq!((left(&facts), asked(&facts, 0, &both, &Leaving::new())), (0, None));
 }
 
 #[test]

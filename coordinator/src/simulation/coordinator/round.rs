@@ -11,7 +11,7 @@ use shoal_proto::WorkerId;
 use super::changes::{Ended, Why};
 use super::{Coordinator, Ordered};
 use crate::catalog::raft::types::Reply;
-use crate::catalog::{Command, Dropped, Outcome, WorkerRecord};
+use crate::catalog::{Command, Dropped, Outcome};
 use crate::cluster::adapter::candidates;
 use crate::cluster::going::Needs;
 use crate::cluster::{moves, repair};
@@ -80,7 +80,7 @@ impl Coordinator {
             return;
         }
         for Dropped { version, segment } in free {
-            self.core.going.dropped(segment.name(), version, segment.replicas.iter().cloned());
+            self.core.going.dropped(segment.name(), version, segment.bytes, segment.replicas.iter().cloned());
         }
     }
 
@@ -134,7 +134,7 @@ impl Coordinator {
         for (worker, name, result) in ended {
             match result {
                 Ok(Reply::Done(Outcome::Unchanged)) if self.state.segment(&name).is_none() => {
-                    self.core.going.dropped(name, self.state.version, [worker]);
+                    self.core.going.dropped(name, self.state.version, 0, [worker]);
                 }
                 Ok(Reply::Done(_)) => self.core.membership.gained(&worker, &name),
                 Ok(_) | Err(_) => {}
@@ -256,18 +256,8 @@ impl Coordinator {
         let live = self.core.membership.live();
         let state = self.state.clone();
         let workers = candidates(&live, &state);
-        let leave: BTreeSet<WorkerId> = self.core.given_up.all().map(|(id, _)| id.clone()).collect();
-        let mut commands = moves::mend(&state, &workers, &leave);
-        if commands.is_empty() {
-            commands = moves::surplus(&state, &live, &leave);
-        }
-        let is_there = |worker: &WorkerRecord| leave.contains(&worker.id) || live.get(&worker.id).is_some();
-        if commands.is_empty()
-            && state.workers().all(is_there)
-            && repair::missing(&state, &live, 1, |_, _, _| false).is_empty()
-        {
-            commands = moves::even_out(&state, &workers);
-        }
+        let leave = self.core.given_up.leaving();
+        let commands = moves::due(&state, &live, &workers, &leave);
         let mut left = BTreeSet::new();
         for command in commands {
             match &command {

@@ -218,7 +218,7 @@ impl Coordinator {
                 rows,
                 bytes: BYTES,
                 crc32c: 7,
-                columns: vec![ColumnStatistics::default()],
+                columns: vec![ColumnStatistics::default()].into(),
                 replicas: durable.cloned().collect(),
             }
         });
