@@ -204,6 +204,7 @@ impl Engine {
             old: compaction.segments.clone(),
             new: staged.segments.clone(),
         };
+        let command = staged.on_disks(command);
         // Not on this thread, which ends when nobody waits for it any more.
         let committing = self.compute.spawn(commit_staged(Arc::clone(&self.cluster), command, staged));
         let outcome = committing

@@ -9,7 +9,8 @@ use shoal_data::{EncodedSegment, Segment, SortedWriter, Table};
 use shoal_proto::{WorkerId, WriteId};
 
 use super::load::StagedNames;
-use super::{RowShape, Staged, WriteContext, stage};
+use super::stage::{self, Durable};
+use super::{RowShape, Staged, WriteContext};
 use crate::Error;
 use crate::cluster::compaction::TARGET_BYTES;
 
@@ -47,9 +48,8 @@ pub async fn compact(
     if let Some(encoded) = writer.finish()? {
         staging.stage(encoded).await?;
     }
-    let Staging { names, segments, .. } = staging;
-    let rows = segments.iter().map(|segment| segment.rows).sum();
-    Ok(Staged { segments, rows, names })
+    let Staging { names, durable, .. } = staging;
+    Ok(Staged::new(durable, names))
 }
 
 /// The new segments on their way to the workers of the shard.
@@ -60,7 +60,7 @@ struct Staging<'a> {
     /// No write has it.
     id: WriteId,
     names: Arc<StagedNames>,
-    segments: Vec<Segment>,
+    durable: Vec<Durable>,
 }
 
 impl<'a> Staging<'a> {
@@ -72,14 +72,14 @@ impl<'a> Staging<'a> {
             workers: table.placement.get(shard as usize).cloned().unwrap_or_default(),
             names: StagedNames::new(context, id.clone()),
             id,
-            segments: Vec::new(),
+            durable: Vec::new(),
         }
     }
 
     async fn stage(&mut self, encoded: EncodedSegment) -> Result<(), Error> {
         self.names.add(encoded.segment.name(), &self.workers);
-        let staged = stage::stage(self.context, &self.table, &self.id, encoded, &self.workers).await?;
-        self.segments.push(staged);
+        let durable = stage::stage(self.context, &self.table, &self.id, encoded, &self.workers).await?;
+        self.durable.push(durable);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use futures::stream;
 use shoal_data::{EncodedSegment, Segment};
 use shoal_proto::cluster::segments_client::SegmentsClient;
 use shoal_proto::cluster::{StageHeader, StageRequest, stage_request};
-use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
+use shoal_proto::{ErrorCode, Failure, SegmentId, WorkerId, WriteId};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,23 @@ const TRIES: usize = 2;
 /// enough: it may be about to join, here or after a restart of either.
 const WORKER_WAIT: Duration = Duration::from_secs(5);
 
+/// A segment that is durable on its replicas.
+#[derive(Debug)]
+pub(super) struct Durable {
+    pub(super) segment: Segment,
+    /// The id of the disk of each replica on which it is.
+    pub(super) disks: Vec<String>,
+}
+
+impl Durable {
+    /// Its copies, and where each of them is.
+    pub(super) fn copies(&self) -> impl Iterator<Item = (SegmentId, WorkerId, String)> {
+        let id = self.segment.id;
+        let copies = self.segment.replicas.iter().zip(&self.disks);
+        copies.map(move |(worker, disk)| (id, worker.clone(), disk.clone()))
+    }
+}
+
 /// Sends the segment to all of `workers` at once and waits for each; once a
 /// majority has it, only for those that are live: a copy for a silent one is
 /// made when it is back. Without a majority those that are not live are waited
@@ -42,7 +59,7 @@ pub(super) async fn stage(
     write_id: &WriteId,
     encoded: EncodedSegment,
     workers: &[WorkerId],
-) -> Result<Segment, Error> {
+) -> Result<Durable, Error> {
     let EncodedSegment { mut segment, bytes } = encoded;
     let majority = workers.len() / 2 + 1;
     let durable = AtomicUsize::new(0);
@@ -69,10 +86,13 @@ pub(super) async fn stage(
         }
     });
     let outcomes = join_all(sends).await;
-    let mut failures = Vec::new();
+    let (mut failures, mut disks) = (Vec::new(), Vec::new());
     for (worker, outcome) in workers.iter().zip(outcomes) {
         match outcome {
-            Ok(()) => segment.replicas.push(worker.clone()),
+            Ok(disk) => {
+                segment.replicas.push(worker.clone());
+                disks.push(disk);
+            }
             Err(failure) => {
                 tracing::warn!(%worker, segment = %segment.name(), %failure, "segment not staged");
                 failures.push((worker, failure));
@@ -80,7 +100,7 @@ pub(super) async fn stage(
         }
     }
     if segment.replicas.len() >= majority {
-        return Ok(segment);
+        return Ok(Durable { segment, disks });
     }
     let reasons: Vec<String> =
         failures.iter().map(|(worker, failure)| format!("{worker}: {}", failure.message)).collect();
@@ -100,6 +120,7 @@ pub(super) async fn stage(
     Err(Failure::new(code, message).into())
 }
 
+/// Sends the segment to one worker; the id of the disk on which it is durable there.
 async fn send(
     context: &WriteContext,
     write_id: &WriteId,
@@ -107,7 +128,7 @@ async fn send(
     bytes: &Bytes,
     worker: &WorkerId,
     is_enough: &CancellationToken,
-) -> Result<(), Failure> {
+) -> Result<String, Failure> {
     let give_up = Instant::now() + WORKER_WAIT;
     let mut tries = TRIES;
     loop {
@@ -121,7 +142,7 @@ async fn send(
         };
         tries -= 1;
         match send_once(context, write_id, segment, bytes, &address).await {
-            Ok(()) => return Ok(()),
+            Ok(disk) => return Ok(disk),
             Err(failure) if failure.code == ErrorCode::Unavailable && tries > 0 => {
                 tracing::debug!(%worker, %failure, "segment sent again");
             }
@@ -141,7 +162,7 @@ async fn send_once(
     segment: &Segment,
     bytes: &Bytes,
     address: &str,
-) -> Result<(), Failure> {
+) -> Result<String, Failure> {
     let header = StageHeader {
         name: segment.name().to_string(),
         bytes: segment.bytes,
@@ -168,7 +189,7 @@ async fn send_once(
         );
         return Err(Failure::new(ErrorCode::Corrupt, message));
     }
-    Ok(())
+    Ok(reply.disk)
 }
 
 /// The bytes cut for sending, without a copy.
