@@ -52,6 +52,14 @@ impl Coordinators {
         self.0.borrow().drain_word()
     }
 
+    /// Waits until who leads says that the worker is drained, in answer to a beat
+    /// that was sent after this closing.
+    pub(crate) async fn let_go(&self, closing: u64) {
+        let mut known = self.0.subscribe();
+        // It ends with `self` at the latest, which is here.
+        let _let_go = known.wait_for(|known| known.lets_go(closing)).await.is_ok();
+    }
+
     /// The connection is gone.
     pub(crate) fn broken(&self, url: &str) {
         self.change(|known, now| known.set_link(now, url, Link::Apart));
@@ -96,6 +104,16 @@ pub(crate) struct DrainWord {
     pub(crate) is_done: bool,
     /// Why it cannot go on; empty where it goes on.
     pub(crate) lacks: String,
+    /// The worker's newest closing before it sent the beat that this answers: what
+    /// came to the worker before that is in what the word rests on. 0: none was.
+    pub(crate) closing: u64,
+}
+
+impl DrainWord {
+    /// Whether it says anything. Only who leads does.
+    fn is_one(&self) -> bool {
+        self.is_done || !self.lacks.is_empty()
+    }
 }
 
 /// One coordinator at which the worker joins and beats.
@@ -248,10 +266,15 @@ impl Known {
     fn drain_word(&self) -> DrainWord {
         if self.wanted.iter().all(|coordinator| coordinator.link == Link::Apart) {
             let lacks = "no coordinator is connected".to_owned();
-            return DrainWord { is_done: false, lacks };
+            return DrainWord { lacks, ..DrainWord::default() };
         }
         let mut words = self.wanted.iter().map(|coordinator| &coordinator.word);
-        words.find(|word| **word != DrainWord::default()).cloned().unwrap_or_default()
+        words.find(|word| word.is_one()).cloned().unwrap_or_default()
+    }
+
+    /// Whether one of them said that the worker is drained, after this closing.
+    fn lets_go(&self, closing: u64) -> bool {
+        self.wanted.iter().any(|coordinator| coordinator.word.is_done && coordinator.word.closing >= closing)
     }
 }
 

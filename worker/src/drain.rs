@@ -21,10 +21,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const TELL_EVERY: Duration = Duration::from_secs(3);
 /// The same while it does not go on.
 const TELL_STUCK_EVERY: Duration = Duration::from_secs(10);
+/// How long no segments are taken while it is asked for the last time: a few beats.
+const LET_GO_MAX: Duration = Duration::from_secs(2);
 
 /// Asks for a drain and waits until nothing is left here: nothing that the
 /// catalog knows, and no file that a query or a write may need. That takes as
-/// long as it takes.
+/// long as it takes. When this returns, no more segments are taken.
 ///
 /// # Errors
 /// `Internal` where the segments cannot be counted.
@@ -35,10 +37,10 @@ pub(crate) async fn until_drained(heartbeat: &Heartbeat, dir: &Arc<SegmentDir>) 
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        let dir = Arc::clone(dir);
-        let left = blocking(move || Ok(dir.count())).await?;
+        let counted = Arc::clone(dir);
+        let left = blocking(move || Ok(counted.count())).await?;
         let word = heartbeat.drain_word();
-        if word.is_done && left == 0 {
+        if word.is_done && left == 0 && is_let_go(heartbeat, dir).await? {
             return Ok(());
         }
         let is_stuck = !word.lacks.is_empty();
@@ -51,6 +53,26 @@ pub(crate) async fn until_drained(heartbeat: &Heartbeat, dir: &Arc<SegmentDir>) 
             }
         }
     }
+}
+
+/// Whether the worker can end. Something may have come since it was told that it is
+/// drained. So it takes no more, where nothing is here, and asks again: from then on
+/// no write can count on it, as none that counts on it is without its file.
+async fn is_let_go(heartbeat: &Heartbeat, dir: &Arc<SegmentDir>) -> Result<bool, Error> {
+    let closing = Arc::clone(dir);
+    if !blocking(move || Ok(closing.close())).await? {
+        return Ok(false);
+    }
+    if heartbeat.is_let_go(LET_GO_MAX).await {
+        return Ok(true);
+    }
+    let opening = Arc::clone(dir);
+    blocking(move || {
+        opening.open_again();
+        Ok(())
+    })
+    .await?;
+    Ok(false)
 }
 
 /// When the log is told something.
@@ -76,7 +98,7 @@ impl Telling {
 
 fn line(left: usize, word: &DrainWord) -> String {
     let left = if left == 1 { "1 segment".to_owned() } else { format!("{left} segments") };
-    let DrainWord { is_done, lacks } = word;
+    let DrainWord { is_done, lacks, .. } = word;
     if !lacks.is_empty() {
         format!("draining waits, with {left} left: {lacks}; another signal stops this worker as it is")
     } else if *is_done {
@@ -112,7 +134,8 @@ mod tests {
     #[test]
     fn a_line_says_how_much_is_left_and_what_it_waits_for() {
         let check = |left: usize, is_done: bool, lacks: &str, expected: &str| {
-            assert_eq!(line(left, &DrainWord { is_done, lacks: lacks.to_owned() }), expected);
+            let word = DrainWord { is_done, lacks: lacks.to_owned(), closing: 0 };
+            assert_eq!(line(left, &word), expected);
         };
         check(12, false, "", "draining: 12 segments left");
         check(1, true, "", "draining: 1 segment left, only for queries and writes that are under way");

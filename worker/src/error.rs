@@ -48,6 +48,9 @@ pub enum Error {
         /// Where it was to be.
         dir: String,
     },
+    /// This worker takes no segments any more.
+    #[error("segment {0} is not taken: this worker is drained and about to stop")]
+    Closed(String),
     /// A defect of Shoal.
     #[error("{0} (this is a defect in Shoal; please report it)")]
     Internal(String),
@@ -81,6 +84,7 @@ impl Error {
             Self::NotHere(_) => ErrorCode::NotFound,
             Self::Corrupt { .. } => ErrorCode::Corrupt,
             Self::DiskFull { .. } | Self::NoRoom { .. } => ErrorCode::Exhausted,
+            Self::Closed(_) => ErrorCode::Stopping,
             Self::Internal(_) => ErrorCode::Internal,
             Self::Failure(failure) => failure.code,
             Self::Data(error) => error.code(),

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -72,6 +72,8 @@ struct Wishes {
     drain: CancellationToken,
     /// That no new work comes.
     leave: CancellationToken,
+    /// How often it has taken no more segments, to ask whether it may end.
+    closings: Arc<AtomicU64>,
 }
 
 /// What the thread works with.
@@ -132,6 +134,14 @@ impl Heartbeat {
     /// How far they are with that.
     pub(crate) fn drain_word(&self) -> DrainWord {
         self.coordinators.drain_word()
+    }
+
+    /// Asks them once more, now that this worker takes no more segments and has none:
+    /// whether who leads still says that nothing is left, within `limit`. What it
+    /// said before may be older than the last segment that came.
+    pub(crate) async fn is_let_go(&self, limit: Duration) -> bool {
+        let closing = self.wishes.closings.fetch_add(1, Ordering::AcqRel) + 1;
+        tokio::time::timeout(limit, self.coordinators.let_go(closing)).await.is_ok()
     }
 
     /// Tells the coordinators that no new work should come; returns when all

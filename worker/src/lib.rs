@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod coordinators;
+mod disk_id;
 mod drain;
 pub mod error;
 pub mod execute;

@@ -58,6 +58,21 @@ struct Inner {
     reporters: Reporters,
 }
 
+/// One copy that is being made or waits for that. It is no more when this is
+/// dropped: whoever waited for it may be gone before its end.
+struct UnderWay<'a> {
+    replicator: &'a Replicator,
+    name: SegmentName,
+    /// Cancelled when it is urgent.
+    urgent: CancellationToken,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.replicator.0.under_way.lock().remove(&self.name);
+    }
+}
+
 /// Copies of one kind: so many at a time, at one rate together.
 #[derive(Debug)]
 struct Lane {
@@ -188,12 +203,13 @@ impl Replicator {
     async fn fetch_alone(&self, request: FetchRequest) -> Result<Option<(u64, u32)>, Error> {
         let name: SegmentName = request.name.parse()?;
         let result = (request.bytes, request.crc32c);
-        let Some(urgent) = self.begin(name, &request) else { return Ok(None) };
+        let Some(under_way) = self.begin(name, &request) else { return Ok(None) };
         while self.0.leaving.lock().contains(&name) {
             tokio::time::sleep(REMOVAL_WAIT).await;
         }
-        let done = self.fetch_once(name, &request, &urgent).await;
-        self.0.under_way.lock().remove(&name);
+        let done = self.fetch_once(name, &request, &under_way.urgent).await;
+        // Whoever is told of it may order it again.
+        drop(under_way);
         done?;
         // What is about to be removed is as good as gone.
         if !self.0.leaving.lock().contains(&name) {
@@ -202,9 +218,9 @@ impl Replicator {
         Ok(Some(result))
     }
 
-    /// Takes note of a copy that is to be made: what becomes cancelled when it is
-    /// urgent. None where it is being made already; an urgent order hurries that.
-    fn begin(&self, name: SegmentName, request: &FetchRequest) -> Option<CancellationToken> {
+    /// Takes note of a copy that is to be made. None where it is being made already;
+    /// an urgent order hurries that.
+    fn begin(&self, name: SegmentName, request: &FetchRequest) -> Option<UnderWay<'_>> {
         self.lane(request.urgent).bytes_per_second.store(request.bytes_per_second, Ordering::Relaxed);
         let mut under_way = self.0.under_way.lock();
         let is_new = !under_way.contains_key(&name);
@@ -212,7 +228,7 @@ impl Replicator {
         if request.urgent {
             urgent.cancel();
         }
-        is_new.then(|| urgent.clone())
+        is_new.then(|| UnderWay { replicator: self, name, urgent: urgent.clone() })
     }
 
     fn lane(&self, is_urgent: bool) -> &Lane {

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ use shoal_data::shard_store::is_damage;
 use shoal_data::{DataDir, SegmentName};
 use shoal_proto::fault::{self, Step};
 
-use crate::Error;
+use crate::{Error, disk_id};
 
 /// Name of the directory that holds the segments, below the data directory.
 pub const SEGMENTS: &str = "segments";
@@ -35,12 +35,16 @@ pub struct SegmentDir {
     segments: PathBuf,
     staging: PathBuf,
     damaged: PathBuf,
+    /// See [`SegmentDir::disk`].
+    disk: String,
     /// Names and lengths of what is there. Never locked while the disk works.
     held: Mutex<HashMap<SegmentName, u64>>,
     /// What is set aside.
     aside: Mutex<BTreeSet<SegmentName>>,
     /// What is being written, by number. Locked while names on disk change.
     writing: Mutex<HashMap<u64, Writing>>,
+    /// Whether nothing more is taken. It changes only while `writing` is locked.
+    is_closed: AtomicBool,
     /// Number of the next one.
     next: AtomicU64,
     /// Those below this number began before the newest report.
@@ -65,6 +69,8 @@ impl SegmentDir {
     /// `Io` where a directory cannot be read.
     pub fn open(data_dir: &DataDir) -> Result<Self, Error> {
         let segments = data_dir.path().join(SEGMENTS);
+        // In this order: what begins empty never has the id of what was there before.
+        let disk = disk_id::load(data_dir.path(), &segments)?;
         make_dir(&segments)?;
         let staging = data_dir.emptied(STAGING)?;
         let damaged = data_dir.path().join(DAMAGED);
@@ -73,9 +79,11 @@ impl SegmentDir {
             segments,
             staging,
             damaged,
+            disk,
             held: Mutex::default(),
             aside: Mutex::default(),
             writing: Mutex::default(),
+            is_closed: AtomicBool::new(false),
             next: AtomicU64::new(0),
             reported: AtomicU64::new(0),
             damaged_count: AtomicU64::new(0),
@@ -154,6 +162,12 @@ impl SegmentDir {
         &self.segments
     }
 
+    /// The id of what is here: the same over restarts, and another one where a
+    /// start finds nothing, because the disk is new or is not mounted.
+    pub fn disk(&self) -> &str {
+        &self.disk
+    }
+
     /// Every segment that is here, with its length, by name.
     pub fn held(&self) -> Vec<(SegmentName, u64)> {
         let mut held: Vec<_> = self.held.lock().iter().map(|(name, bytes)| (*name, *bytes)).collect();
@@ -166,6 +180,22 @@ impl SegmentDir {
         // In this order: one that is about to be here is not missed.
         let writing = self.writing.lock().len();
         writing + self.held.lock().len()
+    }
+
+    /// Takes nothing more, until [`SegmentDir::open_again`], where nothing is here and
+    /// nothing is being written; whether that is so.
+    pub fn close(&self) -> bool {
+        let writing = self.writing.lock();
+        // What is being written stays in there until it is here.
+        let is_empty = writing.is_empty() && self.held.lock().is_empty();
+        self.is_closed.store(is_empty, Ordering::Relaxed);
+        is_empty
+    }
+
+    /// Takes segments again.
+    pub fn open_again(&self) {
+        let _writing = self.writing.lock();
+        self.is_closed.store(false, Ordering::Relaxed);
     }
 
     /// The length of the segment, if it is here.
@@ -223,19 +253,26 @@ impl SegmentDir {
     /// Starts a segment of so many bytes; takes the room for it at once.
     ///
     /// # Errors
-    /// `DiskFull` before anything is written; `Io`.
+    /// `Closed`; `DiskFull` before anything is written; `Io`.
     pub fn stage(self: &Arc<Self>, name: SegmentName, bytes: u64, crc32c: u32) -> Result<Staging, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.staging.join(format!("{}-{number}", name.segment));
         let file = File::create(&path).map_err(|error| self.failed(&name, bytes, &path, error))?;
-        self.writing.lock().insert(number, Writing { name, is_revoked: false });
+        let (sums_path, path) = (Temporary(BlockSums::path(&path)), Temporary(path));
+        {
+            let mut writing = self.writing.lock();
+            if self.is_closed.load(Ordering::Relaxed) {
+                return Err(Error::Closed(name.to_string()));
+            }
+            writing.insert(number, Writing { name, is_revoked: false });
+        }
         let staging = Staging {
             dir: Arc::clone(self),
             number,
             name,
             file,
-            sums_path: Temporary(BlockSums::path(&path)),
-            path: Temporary(path),
+            sums_path,
+            path,
             expected: (bytes, crc32c),
             written: (0, 0),
             blocks: BlockSummer::default(),

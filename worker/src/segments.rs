@@ -69,6 +69,10 @@ impl SegmentService {
         name.parse().map_err(|error: shoal_data::DataError| self.refuse(error))
     }
 
+    fn durable(&self, bytes: u64, crc32c: u32) -> StageReply {
+        StageReply { bytes, crc32c, disk: self.dir.disk().to_owned() }
+    }
+
     async fn open(&self, name: &str) -> Result<Verified, Status> {
         let (local, name) = (Arc::clone(&self.local), self.parse(name)?);
         let opened = blocking(move || match local.open(&name) {
@@ -170,7 +174,7 @@ impl Segments for SegmentService {
             tracing::warn!(%error, "segment not staged");
             self.refuse(error)
         })?;
-        Ok(Response::new(StageReply { bytes, crc32c }))
+        Ok(Response::new(self.durable(bytes, crc32c)))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
@@ -183,7 +187,7 @@ impl Segments for SegmentService {
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<StageReply>, Status> {
         let request = request.into_inner();
         let fetched = self.replicator.fetch(request).await.map_err(|error| self.refuse(error))?;
-        Ok(Response::new(StageReply { bytes: fetched.0, crc32c: fetched.1 }))
+        Ok(Response::new(self.durable(fetched.0, fetched.1)))
     }
 }
 

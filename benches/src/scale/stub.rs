@@ -220,6 +220,7 @@ impl Stub {
             drain: false,
             term: self.term.load(Ordering::Relaxed),
             number: self.joins.fetch_add(1, Ordering::Relaxed) + 1,
+            disk: String::new(),
         };
         let joined = timeout(JOIN_MAX, client.join(request)).await.context("no answer to the join")?;
         let mut reply = joined?.into_inner();

@@ -125,6 +125,22 @@ pub enum Command {
         /// The worker.
         worker: WorkerRecord,
     },
+    /// Remembers on which disk a worker keeps what it has from now on.
+    RegisterDisk {
+        /// The worker.
+        worker: WorkerId,
+        /// The id of the disk.
+        disk: String,
+    },
+    /// A change that names copies which were made durable before. Those on disks
+    /// that their workers do not have any more are left out; a write of which too
+    /// few are left is refused.
+    OnDisks {
+        /// On which disks they are.
+        disks: Vec<OnDisk>,
+        /// The change.
+        change: Box<Command>,
+    },
     /// Adds workers to the shards of a table that has fewer copies than it
     /// asks for. Only in logs from before [`Command::MoveShards`].
     ExtendPlacement {
@@ -198,14 +214,57 @@ impl Command {
         match self {
             Self::CommitWrite { write, .. } => Some(write),
             Self::CreateTable { write, .. } | Self::ReplaceTable { write, .. } => write.as_ref(),
+            Self::OnDisks { change, .. } => change.write(),
             _ => None,
+        }
+    }
+
+    /// The same, of which copies of these segments count only where their workers
+    /// still have the disks on which they are.
+    pub fn on_disks(self, copies: impl IntoIterator<Item = (SegmentId, WorkerId, String)>) -> Self {
+        let mut by_disk: BTreeMap<(WorkerId, String), Vec<SegmentId>> = BTreeMap::new();
+        for (segment, worker, disk) in copies {
+            // One that says nothing of its disk is believed.
+            if !disk.is_empty() {
+                by_disk.entry((worker, disk)).or_default().push(segment);
+            }
+        }
+        if by_disk.is_empty() {
+            return self;
+        }
+        let mut counts: BTreeMap<WorkerId, usize> = BTreeMap::new();
+        for (worker, _) in by_disk.keys() {
+            *counts.entry(worker.clone()).or_default() += 1;
+        }
+        let on_disk = |((worker, disk), mut segments): ((WorkerId, String), Vec<SegmentId>)| {
+            if counts.get(&worker) == Some(&1) {
+                segments.clear();
+            }
+            OnDisk { worker, disk, segments }
+        };
+        Self::OnDisks { disks: by_disk.into_iter().map(on_disk).collect(), change: Box::new(self) }
+    }
+
+    /// The segments that it brings.
+    pub(super) fn brought_mut(&mut self) -> Vec<&mut Segment> {
+        match self {
+            Self::CommitWrite { segments, .. } | Self::Compact { new: segments, .. } => {
+                segments.iter_mut().collect()
+            }
+            Self::CreateTable { table, .. } | Self::ReplaceTable { table, .. } => {
+                table.segments.iter_mut().map(Arc::make_mut).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
     /// Whether it names segments that its coordinator staged, and of which nobody
     /// else knows before.
     pub(super) fn names_staged(&self) -> bool {
-        self.write().is_some() || matches!(self, Self::Compact { .. })
+        match self {
+            Self::OnDisks { change, .. } => change.names_staged(),
+            other => other.write().is_some() || matches!(other, Self::Compact { .. }),
+        }
     }
 
     /// How many segments it brings.
@@ -213,6 +272,7 @@ impl Command {
         match self {
             Self::CommitWrite { segments, .. } | Self::Compact { new: segments, .. } => segments.len(),
             Self::CreateTable { table, .. } | Self::ReplaceTable { table, .. } => table.segments.len(),
+            Self::OnDisks { change, .. } => change.segments(),
             _ => 0,
         }
     }
@@ -231,11 +291,13 @@ impl Command {
             | Self::CommitWrite { .. } => true,
             // Smaller in the end, but not in the log; it can wait for room.
             Self::Compact { .. } => true,
+            Self::OnDisks { change, .. } => change.adds(),
             Self::DropSchema { .. }
             | Self::DropTable { .. }
             | Self::DropView { .. }
             | Self::DropExternal { .. }
             | Self::RegisterWorker { .. }
+            | Self::RegisterDisk { .. }
             | Self::ExtendPlacement { .. }
             | Self::MoveShards { .. }
             | Self::RemoveReplicas { .. }
@@ -245,6 +307,25 @@ impl Command {
             | Self::AddReplicas { .. }
             | Self::AddReplica { .. } => false,
         }
+    }
+}
+
+/// Copies that a worker made durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDisk {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The id of the disk on which they are.
+    pub disk: String,
+    /// Of which segments; none: of all of which the change says so.
+    #[serde(default)]
+    pub segments: Vec<SegmentId>,
+}
+
+impl OnDisk {
+    /// Whether this says where a copy is.
+    pub fn is_of(&self, segment: SegmentId, worker: &WorkerId) -> bool {
+        self.worker == *worker && (self.segments.is_empty() || self.segments.contains(&segment))
     }
 }
 

@@ -62,6 +62,7 @@ impl From<CatalogError> for Error {
             CatalogError::NotFound(message) => Self::NotFound(message),
             CatalogError::AlreadyExists(message) => Self::AlreadyExists(message),
             CatalogError::Invalid(message) => Self::Invalid(message),
+            CatalogError::Unavailable(message) => Self::Unavailable(message),
         }
     }
 }

@@ -11,7 +11,7 @@ pub mod state;
 mod disk;
 pub mod raft;
 
-pub use command::{COMMANDS, Command, ExternalTable, Outcome, View, WorkerRecord, WriteRecord};
+pub use command::{COMMANDS, Command, ExternalTable, OnDisk, Outcome, View, WorkerRecord, WriteRecord};
 pub use handle::{Catalog, CatalogOptions};
 pub use raft::changes::{ChangeError, Number, Settled};
 pub use raft::core::{Answer, Coordinator, Enlist};

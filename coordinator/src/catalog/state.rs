@@ -16,6 +16,7 @@ use super::command::{Command, ExternalTable, Key, Named, Outcome, View, WorkerRe
 
 mod bytes;
 mod compact;
+mod disks;
 mod facts;
 mod replicas;
 mod tables;
@@ -42,6 +43,9 @@ pub enum CatalogError {
     /// The command cannot be.
     #[error("{0}")]
     Invalid(String),
+    /// What it counts on is lost: a new one can be.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 /// The catalog at one version. Cheap to clone: what it holds is shared.
@@ -59,6 +63,9 @@ pub struct State {
     #[serde(with = "by_key")]
     externals: BTreeMap<Key, Arc<ExternalTable>>,
     workers: BTreeMap<WorkerId, WorkerRecord>,
+    /// The ids of their disks, as far as they are known.
+    #[serde(default)]
+    disks: BTreeMap<WorkerId, String>,
     #[serde(with = "recent")]
     writes: Writes,
     /// 0 and 1 are one number: a cluster begins with coordinator 1.
@@ -85,6 +92,7 @@ impl State {
             views: BTreeMap::new(),
             externals: BTreeMap::new(),
             workers: BTreeMap::new(),
+            disks: BTreeMap::new(),
             writes: Writes::default(),
             last_coordinator: 1,
             dismissed: BTreeSet::new(),
@@ -234,6 +242,8 @@ impl State {
             }
             Command::Compact { table, shard, old, new } => self.compact(table, shard, &old, new),
             Command::RegisterWorker { worker } => Ok(self.register_worker(worker)),
+            Command::RegisterDisk { worker, disk } => Ok(self.register_disk(worker, disk)),
+            Command::OnDisks { disks, change } => return self.apply_on_disks(&disks, *change),
             Command::ExtendPlacement { table, placement } => Ok(self.extend_placement(table, placement)),
             Command::AddReplica { table, segment, worker } => {
                 Ok(self.add_replicas([(table, segment, worker)]))

@@ -18,23 +18,25 @@ use super::disk::{Disk, Fill};
 use super::events::{Event, Events};
 use super::given_up::{GivenUp, GivenUps};
 use super::going::Going;
-use super::membership::{LiveWorker, LiveWorkers, Membership};
+use super::membership::{LiveWorkers, Membership};
 use super::older::Older;
 use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
-use super::placement::{self, Candidate, Placement};
+use super::placement::{self, Placement};
 use super::repair::{self, CopyRates};
 use super::silence::Silences;
 use crate::Error;
 use crate::catalog::{Catalog, State};
 
 mod beats;
+pub(crate) mod candidates;
 mod compacting;
 mod draining;
 mod leading;
 mod rebalance;
 mod upkeep;
 
+use candidates::ToCome;
 pub use rebalance::Rebalanced;
 
 /// How often silence is looked for.
@@ -74,6 +76,8 @@ pub struct Cluster {
     started: Instant,
     core: Mutex<Core>,
     outliers: Mutex<Outliers>,
+    /// What the disks of workers were to get, when that was looked at last.
+    to_come: Mutex<ToCome>,
     events: Events,
     /// After so long without a word a worker is given up.
     dead_after: Duration,
@@ -89,7 +93,7 @@ pub struct Cluster {
 struct Core {
     membership: Membership,
     /// What writes that are under way stage, and where.
-    protected: HashMap<WriteId, HashMap<SegmentName, Vec<WorkerId>>>,
+    protected: Protected,
     waiting: HashMap<WorkerId, Waiting>,
     /// The newest join of each worker: of which process, and its number there.
     joined: HashMap<WorkerId, (String, u64)>,
@@ -97,7 +101,7 @@ struct Core {
     again: Vec<(Instant, WorkerId, SegmentName)>,
     fetching: HashMap<WorkerId, HashMap<SegmentName, Ordered>>,
     /// Copies that are made and not yet in the catalog.
-    fetched: Vec<(WorkerId, SegmentName)>,
+    fetched: Vec<Copied>,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
     /// Those whose shards leave or have left, because they are drained or dead.
     given_up: GivenUps,
@@ -120,6 +124,9 @@ struct Core {
     at_rest: Option<AtRest>,
 }
 
+/// What writes stage, and where.
+type Protected = HashMap<WriteId, HashMap<SegmentName, Vec<WorkerId>>>;
+
 /// All that the places of shards follow from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AtRest {
@@ -130,6 +137,15 @@ struct AtRest {
     leave: BTreeSet<WorkerId>,
     /// Of those that can take shards.
     disks: Vec<(Fill, Disk)>,
+}
+
+/// A copy that was made.
+#[derive(Clone, Debug)]
+struct Copied {
+    worker: WorkerId,
+    name: SegmentName,
+    /// The id of the disk on which it is; empty: not known.
+    disk: String,
 }
 
 /// A copy that was ordered.
@@ -169,6 +185,7 @@ impl Cluster {
             started: Instant::now(),
             core: Mutex::default(),
             outliers: Mutex::default(),
+            to_come: Mutex::default(),
             changed: Notify::new(),
             ordered: watch::Sender::default(),
             streams: AtomicU64::new(0),
@@ -227,7 +244,7 @@ impl Cluster {
     /// `Unavailable` where no worker is alive.
     pub fn place(&self, layout: &TableLayout) -> Result<Placement, Error> {
         let state = self.catalog.snapshot();
-        let workers = candidates(&self.live(), &state);
+        let workers = self.candidates(&self.live(), &state);
         placement::place(layout, &workers, state.tables().map(AsRef::<Table>::as_ref)).ok_or_else(|| {
             let why = if self.live().workers.is_empty() {
                 "no worker is live: start one with `shoal worker --coordinator URL`, or wait for one to come back"
@@ -406,18 +423,6 @@ impl Core {
         self.waiting.remove(worker);
         self.fetching.remove(worker);
     }
-}
-
-/// The live workers that can take shards.
-pub(crate) fn candidates(live: &LiveWorkers, state: &State) -> Vec<Candidate> {
-    let is_draining = |id: &WorkerId| state.worker(id).is_some_and(|known| known.is_draining);
-    let stays = |worker: &&LiveWorker| !worker.wants_drain && !is_draining(&worker.id);
-    let candidate = |worker: &LiveWorker| Candidate {
-        id: worker.id.clone(),
-        zone: worker.zone.clone(),
-        disk: Disk { free_bytes: worker.disk_free_bytes, total_bytes: worker.disk_total_bytes },
-    };
-    live.workers.iter().filter(stays).map(candidate).collect()
 }
 
 #[async_trait]

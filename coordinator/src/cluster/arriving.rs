@@ -1,15 +1,16 @@
-//! Copies of shards that are still to come to workers, for people to read.
+//! Copies of shards that are still to come to workers: for people to read, and what
+//! room they will take.
 //!
 //! Pure: what is left to do follows from the catalog and who is alive.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use shoal_data::{Segment, Table};
 use shoal_proto::WorkerId;
 
 use super::membership::LiveWorkers;
 use super::repair::{are_too_few, has, readable};
-use crate::catalog::TableFacts;
+use crate::catalog::{State, TableFacts};
 
 /// Why a shard comes to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,32 @@ pub fn arriving(
     arriving.filter(|arriving| arriving.left.segments > 0).collect()
 }
 
+/// Bytes that are still to come to each worker: of segments that it should hold and
+/// does not, as far as is known. What has come and is not in the catalog yet counts
+/// for that while, too: better too many than too few.
+pub fn bytes_to_come(state: &State, live: &LiveWorkers) -> HashMap<WorkerId, u64> {
+    let mut to_come: HashMap<WorkerId, u64> = HashMap::new();
+    for table in state.tables() {
+        for (worker, bytes) in state.facts(table).lacking_bytes() {
+            *to_come.entry(worker.clone()).or_default() += bytes;
+        }
+    }
+    // What the catalog counts on and is lost comes anew.
+    for worker in &live.workers {
+        let lost = worker.holds.lacks().filter_map(|name| {
+            let (table, segment) = state.table_by_id(name.table).zip(state.segment(name))?;
+            let is_to_come =
+                segment.replicas.contains(&worker.id) && table.should_hold(segment.shard, &worker.id);
+            is_to_come.then_some(segment.bytes)
+        });
+        let bytes: u64 = lost.sum();
+        if bytes > 0 {
+            *to_come.entry(worker.id.clone()).or_default() += bytes;
+        }
+    }
+    to_come
+}
+
 fn kind_of(table: &Table, segment: &Segment, live: &LiveWorkers, draining: &BTreeSet<WorkerId>) -> Kind {
     if are_too_few(table, readable(segment, live).count()) {
         return Kind::Repair;
@@ -114,14 +141,16 @@ fn worse(one: Kind, other: Kind) -> Kind {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use shoal_data::ReplicaCount;
-    use shoal_proto::TableId;
+    use shoal_data::{ReplicaCount, SegmentName};
+    use shoal_proto::{SegmentId, TableId};
 
     use super::*;
-    use crate::catalog::state::tests::{segment, table};
-    use crate::cluster::LiveWorker;
+    use crate::catalog::Command;
+    use crate::catalog::state::tests::{create, segment, table};
+    use crate::cluster::{Holds, LiveWorker};
 
     /// A table of two copies whose first shard is placed so, with segments on
     /// these workers.
@@ -178,5 +207,34 @@ mod tests {
         let moving = held_by(&["w2", "w3"], &[&["w1", "w2"], &["w2"]]);
         let expected = vec![("w3".to_owned(), "repair", false, [0, 0, 2, 200])];
         assert_eq!(shown(&moving, &["w1", "w2", "w3"], &["w1"]), expected);
+    }
+
+    #[test]
+    fn what_is_to_come_is_what_a_worker_should_hold_and_does_not() {
+        // Each segment has 100 bytes.
+        let moving = held_by(&["w2", "w3"], &[&["w1", "w2", "w3"], &["w1", "w2"], &["w1", "w2"]]);
+        let mut state = State::new("c");
+        state.apply(Command::ReserveTable).unwrap();
+        state.apply(create(Table::clone(moving.table()))).unwrap();
+        let [first, second, third] = [0, 1, 2].map(|place| moving.table().segments[place].name());
+        let lacking = |worker: &'static str, lacks: &[SegmentName]| {
+            let holds = Arc::new(Holds::all_but(lacks.iter().copied().collect()));
+            LiveWorker { holds, ..LiveWorker::named(worker) }
+        };
+        let to_come = |workers: Vec<LiveWorker>| {
+            let live = LiveWorkers { workers, ..LiveWorkers::default() };
+            let to_come = bytes_to_come(&state, &live).into_iter();
+            to_come.map(|(worker, bytes)| (worker.to_string(), bytes)).collect::<BTreeMap<_, _>>()
+        };
+        let bytes = |expected: &[(&str, u64)]| {
+            expected.iter().map(|(worker, bytes)| ((*worker).to_owned(), *bytes)).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(to_come(vec![]), bytes(&[("w3", 200)]), "also while it is away");
+        // A worker that lost its files gets those that it should still hold.
+        let lost = vec![lacking("w1", &[first, second]), lacking("w2", &[first, second, third])];
+        assert_eq!(to_come(lost), bytes(&[("w2", 300), ("w3", 200)]));
+        // It lacks one that it has to get anyhow, and one that no table has.
+        let unknown = SegmentName { segment: SegmentId::random(), ..first };
+        assert_eq!(to_come(vec![lacking("w3", &[first, second, unknown])]), bytes(&[("w3", 300)]));
     }
 }

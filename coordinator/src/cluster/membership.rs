@@ -146,6 +146,8 @@ pub struct Joining {
     pub id: WorkerId,
     /// New at each process start.
     pub incarnation: String,
+    /// The id of the disk on which it keeps what it has; empty: not known.
+    pub disk: String,
     /// URL at which it is reached.
     pub address: String,
     /// May be empty.
@@ -200,6 +202,7 @@ pub type StreamNumber = u64;
 struct Member {
     worker: LiveWorker,
     incarnation: String,
+    disk: String,
     heard_at: Instant,
     /// The stream on which it beats; none before its first beat.
     stream: Option<StreamNumber>,
@@ -244,8 +247,8 @@ impl Membership {
             joined_at: now,
             holds: Arc::new(Holds::all_but(joining.lacks)),
         };
-        let incarnation = joining.incarnation;
-        let member = Member { worker, incarnation, heard_at: now, stream: None, trust: Trust::Waiting };
+        let (incarnation, disk) = (joining.incarnation, joining.disk);
+        let member = Member { worker, incarnation, disk, heard_at: now, stream: None, trust: Trust::Waiting };
         self.members.insert(joining.id, member);
         self.generation += 1;
     }
@@ -355,6 +358,12 @@ impl Membership {
         self.members.contains_key(id)
     }
 
+    /// The id of the disk on which the worker keeps what it has, if it is a member;
+    /// empty where it is not known.
+    pub fn disk(&self, id: &WorkerId) -> Option<&str> {
+        self.members.get(id).map(|member| member.disk.as_str())
+    }
+
     /// Whether the worker said that it is stopping.
     pub fn is_leaving(&self, id: &WorkerId) -> bool {
         self.members.get(id).is_some_and(|member| member.trust == Trust::Leaving)
@@ -389,6 +398,7 @@ mod tests {
         Joining {
             id: id.into(),
             incarnation: incarnation.to_owned(),
+            disk: String::new(),
             address: format!("http://{id}"),
             zone: String::new(),
             threads: 1,

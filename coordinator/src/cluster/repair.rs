@@ -45,13 +45,15 @@ impl CopyRates {
 pub struct Reconciled {
     /// It holds them and nobody needs them.
     pub discard: Vec<SegmentName>,
-    /// The catalog counts on it for them, and it does not have them.
+    /// The catalog counts on it for them, or may do so later, and it does not have
+    /// them.
     pub lacks: HashSet<SegmentName>,
     /// It holds them as it should, and the catalog does not know yet.
     pub adopt: Vec<SegmentName>,
 }
 
-/// Compares what a worker holds (with lengths) with what it should hold.
+/// Compares what a worker holds (with lengths, of 0 where it is damaged) with what it
+/// should hold.
 /// `is_spared` says of segments that it need not hold whether they must stay.
 pub fn reconcile(
     state: &State,
@@ -70,6 +72,10 @@ pub fn reconcile(
         }
     }
     for (name, bytes) in held {
+        // It may be about to be committed, with the copy that it was.
+        if *bytes == 0 {
+            result.lacks.insert(*name);
+        }
         let known = state.table_by_id(name.table).zip(state.segment(name));
         if known.is_some_and(|(_, segment)| segment.replicas.contains(worker)) {
             continue;

@@ -265,6 +265,7 @@ impl Engine {
             old: old.iter().map(|segment| segment.id).collect(),
             new: staged.segments.clone(),
         };
+        let command = staged.on_disks(command);
         let committing = commit_staged(Arc::clone(&self.cluster), command, staged);
         // Not on this thread, which ends when nobody waits for it any more.
         let committing = self.compute.spawn(async move {

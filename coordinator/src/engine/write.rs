@@ -250,6 +250,7 @@ impl Engine {
             }
             Commit::Replace => Command::ReplaceTable { table: with_rows(), write: Some(write) },
         };
+        let command = staged.on_disks(command);
         // A task of its own: a client that goes away now must not leave segments
         // discarded that the catalog is about to name.
         let committing = commit_staged(Arc::clone(&self.cluster), command, staged);

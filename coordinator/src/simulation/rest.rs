@@ -10,7 +10,8 @@ use super::context::{Happening, Millis};
 use super::network::Node;
 use super::world::World;
 use crate::catalog::{Command, State};
-use crate::cluster::adapter::candidates;
+use crate::cluster::adapter::candidates::candidates_of;
+use crate::cluster::arriving::bytes_to_come;
 
 /// Seconds that it may take.
 const SECONDS_MAX: usize = 90;
@@ -108,7 +109,8 @@ impl World {
         if let Some(worker) = self.workers.iter().find(|it| !here.contains(&it.id) && Some(&it.id) != away) {
             return Some(format!("{} is not live", worker.id));
         }
-        let staying: BTreeSet<WorkerId> = candidates(&live, &state).into_iter().map(|it| it.id).collect();
+        let staying: BTreeSet<WorkerId> =
+            candidates_of(&live, &state, &bytes_to_come(&state, &live)).into_iter().map(|it| it.id).collect();
         self.misplaced(&state, &staying, &here).or_else(|| self.left_over(&state))
     }
 

@@ -12,7 +12,7 @@ use shoal_data::{EncodedSegment, Segment, SortedWriter, Table};
 use shoal_proto::{WorkerId, WriteId};
 
 use super::load::StagedNames;
-use super::stage::{self, Conditions};
+use super::stage::{self, Conditions, Durable};
 use super::{RowShape, Staged, WriteContext};
 use crate::Error;
 use crate::cluster::compaction::TARGET_BYTES;
@@ -63,9 +63,8 @@ pub async fn compact(
     if let Some(encoded) = writer.finish()? {
         staging.stage(encoded).await?;
     }
-    let Staging { names, segments, .. } = staging;
-    let rows = segments.iter().map(|segment| segment.rows).sum();
-    Ok(Staged { segments, rows, names })
+    let Staging { names, durable, .. } = staging;
+    Ok(Staged::new(durable, names))
 }
 
 /// The new segments on their way to the workers of the shard.
@@ -77,7 +76,7 @@ struct Staging<'a> {
     /// No write has it.
     id: WriteId,
     names: Arc<StagedNames>,
-    segments: Vec<Segment>,
+    durable: Vec<Durable>,
 }
 
 impl<'a> Staging<'a> {
@@ -94,16 +93,16 @@ impl<'a> Staging<'a> {
             },
             names: StagedNames::new(context, id.clone()),
             id,
-            segments: Vec::new(),
+            durable: Vec::new(),
         }
     }
 
     async fn stage(&mut self, encoded: EncodedSegment) -> Result<(), Error> {
         self.names.add(encoded.segment.name(), &self.workers);
         let (workers, conditions) = (&self.workers, &self.conditions);
-        let staged = stage::stage(self.context, &self.table, &self.id, encoded, workers, conditions);
-        let staged = staged.await?;
-        self.segments.push(staged);
+        let durable = stage::stage(self.context, &self.table, &self.id, encoded, workers, conditions);
+        let durable = durable.await?;
+        self.durable.push(durable);
         Ok(())
     }
 }

@@ -13,9 +13,10 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 
 use super::shard_writer::{ShardRows, ShardWriter};
-use super::{RowShape, SegmentHolders, WriteProgress, stage};
+use super::stage::{self, Durable};
+use super::{RowShape, SegmentHolders, WriteProgress};
 use crate::Error;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Command};
 
 /// Rows that all writes of a coordinator hold together, unless configured.
 pub const BUFFER_BYTES_DEFAULT: usize = 384 * 1024 * 1024;
@@ -74,10 +75,25 @@ pub struct Staged {
     pub segments: Vec<Segment>,
     /// Rows in them.
     pub rows: u64,
-    pub(super) names: Arc<StagedNames>,
+    /// Their copies, and on which disk of its worker each is.
+    copies: Vec<(SegmentId, WorkerId, String)>,
+    names: Arc<StagedNames>,
 }
 
 impl Staged {
+    pub(super) fn new(durable: Vec<Durable>, names: Arc<StagedNames>) -> Self {
+        let copies = durable.iter().flat_map(Durable::copies).collect();
+        let segments: Vec<Segment> = durable.into_iter().map(|durable| durable.segment).collect();
+        let rows = segments.iter().map(|segment| segment.rows).sum();
+        Self { segments, rows, copies, names }
+    }
+
+    /// A change that names these segments, made so that a copy counts only where its
+    /// worker still has the disk on which it is.
+    pub fn on_disks(&self, change: Command) -> Command {
+        change.on_disks(self.copies.iter().cloned())
+    }
+
     /// The catalog names the segments now; they are kept.
     pub fn committed(self) {
         self.names.names.lock().clear();
@@ -191,7 +207,7 @@ pub async fn write(
         progress: progress.clone(),
         encoding_bytes: Arc::default(),
         tasks: JoinSet::new(),
-        segments: Vec::new(),
+        durable: Vec::new(),
     };
     while let Some(batch) = input.next().await {
         let batch = batch?;
@@ -206,10 +222,9 @@ pub async fn write(
         flushes.start(rows).await?;
     }
     flushes.finish().await?;
-    let mut segments = flushes.segments;
-    segments.sort_by_key(|segment| (segment.shard, segment.id));
-    let rows = segments.iter().map(|segment| segment.rows).sum();
-    Ok(Staged { segments, rows, names })
+    let mut durable = flushes.durable;
+    durable.sort_by_key(|it| (it.segment.shard, it.segment.id));
+    Ok(Staged::new(durable, names))
 }
 
 /// The segments of one write that are being encoded or sent.
@@ -221,8 +236,8 @@ struct Flushes {
     progress: Arc<WriteProgress>,
     /// Rows that left the shard buffers and are not encoded yet.
     encoding_bytes: Arc<AtomicUsize>,
-    tasks: JoinSet<Result<Segment, Error>>,
-    segments: Vec<Segment>,
+    tasks: JoinSet<Result<Durable, Error>>,
+    durable: Vec<Durable>,
 }
 
 impl Flushes {
@@ -284,11 +299,11 @@ impl Flushes {
                 encoded.await.map_err(|error| Error::Internal(format!("encoding a segment: {error}")))??;
             fault::point(Step::SegmentEncoded);
             let conditions = stage::Conditions::default();
-            let staged = stage::stage(&context, &table, &names.write, encoded, &workers, &conditions);
-            let segment = staged.await?;
+            let durable = stage::stage(&context, &table, &names.write, encoded, &workers, &conditions);
+            let durable = durable.await?;
             fault::point(Step::SegmentStaged);
-            progress.staged(segment.rows, segment.bytes);
-            Ok(segment)
+            progress.staged(durable.segment.rows, durable.segment.bytes);
+            Ok(durable)
         });
         Ok(())
     }
@@ -301,9 +316,9 @@ impl Flushes {
         Ok(())
     }
 
-    fn take(&mut self, done: Result<Result<Segment, Error>, JoinError>) -> Result<(), Error> {
-        let segment = done.map_err(|error| Error::Internal(format!("writing a segment: {error}")))??;
-        self.segments.push(segment);
+    fn take(&mut self, done: Result<Result<Durable, Error>, JoinError>) -> Result<(), Error> {
+        let durable = done.map_err(|error| Error::Internal(format!("writing a segment: {error}")))??;
+        self.durable.push(durable);
         Ok(())
     }
 }

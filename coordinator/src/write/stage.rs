@@ -9,7 +9,7 @@ use futures::stream;
 use shoal_data::{EncodedSegment, Segment};
 use shoal_proto::cluster::segments_client::SegmentsClient;
 use shoal_proto::cluster::{StageHeader, StageRequest, stage_request};
-use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
+use shoal_proto::{ErrorCode, Failure, SegmentId, WorkerId, WriteId};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,23 @@ pub(super) struct Conditions {
     pub(super) needed: Vec<WorkerId>,
 }
 
+/// A segment that is durable on its replicas.
+#[derive(Debug)]
+pub(super) struct Durable {
+    pub(super) segment: Segment,
+    /// The id of the disk of each replica on which it is.
+    pub(super) disks: Vec<String>,
+}
+
+impl Durable {
+    /// Its copies, and where each of them is.
+    pub(super) fn copies(&self) -> impl Iterator<Item = (SegmentId, WorkerId, String)> {
+        let id = self.segment.id;
+        let copies = self.segment.replicas.iter().zip(&self.disks);
+        copies.map(move |(worker, disk)| (id, worker.clone(), disk.clone()))
+    }
+}
+
 /// Sends the segment to all of `workers` at once and waits for each; once a
 /// majority has it, only for those that are live: a copy for a silent one is
 /// made when it is back. Without a majority those that are not live are waited
@@ -52,7 +69,7 @@ pub(super) async fn stage(
     encoded: EncodedSegment,
     workers: &[WorkerId],
     conditions: &Conditions,
-) -> Result<Segment, Error> {
+) -> Result<Durable, Error> {
     let EncodedSegment { mut segment, bytes } = encoded;
     let header = StageHeader {
         name: segment.name().to_string(),
@@ -86,10 +103,13 @@ pub(super) async fn stage(
         }
     });
     let outcomes = join_all(sends).await;
-    let mut failures = Vec::new();
+    let (mut failures, mut disks) = (Vec::new(), Vec::new());
     for (worker, outcome) in workers.iter().zip(outcomes) {
         match outcome {
-            Ok(()) => segment.replicas.push(worker.clone()),
+            Ok(disk) => {
+                segment.replicas.push(worker.clone());
+                disks.push(disk);
+            }
             Err(failure) => {
                 tracing::warn!(%worker, segment = %segment.name(), %failure, "segment not staged");
                 failures.push((worker, failure));
@@ -98,7 +118,7 @@ pub(super) async fn stage(
     }
     let lacking = conditions.needed.iter().find(|needed| !segment.replicas.contains(needed));
     if segment.replicas.len() >= majority && lacking.is_none() {
-        return Ok(segment);
+        return Ok(Durable { segment, disks });
     }
     let needed = match lacking {
         Some(lacking) => format!("and {lacking}, which has the segments before it, is needed, too"),
@@ -122,13 +142,14 @@ pub(super) async fn stage(
     Err(Failure::new(code, message).into())
 }
 
+/// Sends the segment to one worker; the id of the disk on which it is durable there.
 async fn send(
     context: &WriteContext,
     header: &StageHeader,
     bytes: &Bytes,
     worker: &WorkerId,
     is_enough: &CancellationToken,
-) -> Result<(), Failure> {
+) -> Result<String, Failure> {
     let give_up = Instant::now() + WORKER_WAIT;
     let mut tries = TRIES;
     loop {
@@ -142,7 +163,7 @@ async fn send(
         };
         tries -= 1;
         match send_once(context, header, bytes, &address).await {
-            Ok(()) => return Ok(()),
+            Ok(disk) => return Ok(disk),
             Err(failure) if failure.code == ErrorCode::Unavailable && tries > 0 => {
                 tracing::debug!(%worker, %failure, "segment sent again");
             }
@@ -161,7 +182,7 @@ async fn send_once(
     header: &StageHeader,
     bytes: &Bytes,
     address: &str,
-) -> Result<(), Failure> {
+) -> Result<String, Failure> {
     let requests = std::iter::once(stage_request::Part::Header(header.clone()))
         .chain(pieces(bytes).map(stage_request::Part::Data))
         .map(|part| StageRequest { part: Some(part) });
@@ -182,7 +203,7 @@ async fn send_once(
         );
         return Err(Failure::new(ErrorCode::Corrupt, message));
     }
-    Ok(())
+    Ok(reply.disk)
 }
 
 /// The bytes cut for sending, without a copy.

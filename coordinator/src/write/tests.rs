@@ -38,6 +38,8 @@ struct Store {
     is_mute: Arc<AtomicBool>,
     /// What was last asked to stay free.
     keep_free_bytes: Arc<AtomicU64>,
+    /// The id of its disk.
+    disk: Arc<Mutex<String>>,
 }
 
 #[tonic::async_trait]
@@ -62,7 +64,8 @@ impl Segments for Store {
                 None => return Err(Status::invalid_argument("empty message")),
             }
         }
-        let reply = StageReply { bytes: bytes.len() as u64, crc32c: shoal_data::checksum::crc32c(&bytes) };
+        let crc32c = shoal_data::checksum::crc32c(&bytes);
+        let reply = StageReply { bytes: bytes.len() as u64, crc32c, disk: self.disk.lock().clone() };
         self.segments.lock().insert(name, bytes.into());
         Ok(Response::new(reply))
     }
@@ -287,6 +290,30 @@ async fn what_the_catalog_names_is_not_discarded_whatever_the_answer_was() {
     unnamed.refused(&catalog).await;
     assert_eq!(fixture.cluster.discarded.lock().len(), count);
     assert!(fixture.cluster.protected.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_says_on_which_disks_its_segments_are() {
+    use crate::catalog::{Command, OnDisk, WriteRecord};
+    let fixture = Fixture::new(0).await;
+    for (store, disk) in fixture.stores.iter().zip(["first", "second", ""]) {
+        *store.disk.lock() = disk.to_owned();
+    }
+    let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();
+    let write = WriteRecord { id: "w".into(), rows: staged.rows };
+    let segments = staged.segments.clone();
+    let commit = Command::CommitWrite { write, table: TableId(1), segments, replace: false };
+    let Command::OnDisks { disks, change } = staged.on_disks(commit) else {
+        panic!("it says nothing of disks");
+    };
+    let on = |worker: &str, disk: &str| OnDisk {
+        worker: worker.into(),
+        disk: disk.to_owned(),
+        segments: Vec::new(),
+    };
+    // The third worker says nothing of its disk.
+    assert_eq!(disks, [on("w1", "first"), on("w2", "second")]);
+    assert_eq!(change.segments(), staged.segments.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

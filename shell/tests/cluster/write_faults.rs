@@ -330,6 +330,46 @@ fn an_acknowledged_write_survives_the_end_of_any_worker_and_its_disk() {
 }
 
 #[test]
+fn what_a_worker_loses_before_the_commit_is_copied_to_it() {
+    let fixture = Fixture::new();
+    let cluster = &fixture.cluster;
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        fixture.make_table().await;
+        let pid = cluster.pid("coordinator").unwrap().to_string();
+        fixture.order(&pid, Step::WriteStaged, "hold");
+        let write = Write { kind: Kind::Insert, number: 1 };
+        let sent = tokio::spawn({
+            let (url, import_dir) = (cluster.url(), cluster.import_dir().to_owned());
+            async move { write.send(&url, &import_dir).await }
+        });
+        // All three have said that it is durable.
+        let since = Instant::now();
+        while !log_of(cluster, "coordinator").contains("a fault was ordered") {
+            assert!(since.elapsed() < KILLED_WITHIN, "nothing is staged");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cluster.kill("worker-1").unwrap();
+        std::fs::remove_dir_all(cluster.data_dir("worker-1").unwrap()).unwrap();
+        cluster.restart("worker-1").unwrap();
+        let mut client = fixture.client().await;
+        let joins = "SELECT count(*) FROM system.events WHERE kind = 'joined' AND worker = 'worker-1'";
+        while client.number(joins).await.unwrap() < 2 {
+            assert!(since.elapsed() < KILLED_WITHIN, "worker-1 does not join");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(write.count(&mut client).await.unwrap(), 0, "it is committed already");
+        fixture.order_nothing();
+        assert_eq!(sent.await.unwrap(), Ok(ROWS));
+        wait_until_settled(cluster, 3).await;
+        write.check(&mut client).await;
+    });
+}
+
+fn log_of(cluster: &Cluster, node: &str) -> String {
+    std::fs::read_to_string(cluster.dir().join(format!("{node}.log"))).unwrap()
+}
+
+#[test]
 fn without_a_majority_a_write_fails_says_so_and_leaves_nothing() {
     let fixture = Fixture::new();
     let cluster = &fixture.cluster;

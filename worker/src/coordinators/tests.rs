@@ -125,7 +125,7 @@ fn all_are_told_when_those_that_are_connected_know() {
 fn whoever_is_connected_says_how_far_a_drain_is() {
     let start = Instant::now();
     let mut known = known(start, ["a", "b"]);
-    let word = |is_done, lacks: &str| DrainWord { is_done, lacks: lacks.to_owned() };
+    let word = |is_done, lacks: &str| DrainWord { is_done, lacks: lacks.to_owned(), closing: 0 };
     assert_eq!(known.drain_word(), word(false, "no coordinator is connected"));
     for url in ["a", "b"] {
         known.set_link(start, url, Link::Connected);
@@ -140,4 +140,26 @@ fn whoever_is_connected_says_how_far_a_drain_is() {
     known.say("b", word(true, ""));
     known.set_link(start, "b", Link::Apart);
     assert_eq!(known.drain_word(), DrainWord::default(), "it is not connected any more");
+}
+
+#[test]
+fn a_worker_is_let_go_only_by_a_word_from_after_it_took_no_more() {
+    let start = Instant::now();
+    let mut known = known(start, ["a", "b"]);
+    let word = |is_done, closing| DrainWord { is_done, lacks: String::new(), closing };
+    for url in ["a", "b"] {
+        known.set_link(start, url, Link::Connected);
+    }
+    known.say("a", word(true, 1));
+    // It follows, and knows nothing.
+    known.say("b", word(false, 2));
+    assert!(known.lets_go(1) && !known.lets_go(2));
+    assert_eq!(known.drain_word(), word(true, 1));
+    known.say("a", word(true, 2));
+    assert!(known.lets_go(2));
+    known.say("a", word(false, 2));
+    assert!(!known.lets_go(2), "something came in between");
+    known.say("a", word(true, 2));
+    known.set_link(start, "a", Link::Apart);
+    assert!(!known.lets_go(2), "who said so is not connected any more");
 }

@@ -1,5 +1,6 @@
 //! Joins one coordinator and beats there for as long as it is one.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -94,6 +95,8 @@ impl Beating {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard_at = Instant::now();
         let (mut told_drain, mut told_leaving) = (false, false);
+        // The newest closing before each beat that is not answered yet.
+        let mut closings: VecDeque<u64> = VecDeque::new();
         loop {
             let is_asked = tokio::select! {
                 _ = ticks.tick() => false,
@@ -121,7 +124,9 @@ impl Beating {
                         if self.is_overtaken(&received) { &[] } else { &received.discard };
                     let is_newest = self.obey(received.term, received.fetch, discard);
                     let is_done = received.drained && is_newest;
-                    let word = DrainWord { is_done, lacks: received.drain_lacks };
+                    // Each beat is answered, in order.
+                    let closing = closings.pop_front().unwrap_or_default();
+                    let word = DrainWord { is_done, lacks: received.drain_lacks, closing };
                     worker.parts.coordinators.heard(coordinator, told_leaving, word);
                     worker.parts.coordinators.listed(&received.coordinators);
                     if !received.report {
@@ -140,7 +145,10 @@ impl Beating {
                 return Err(self.silent());
             }
             match beats.try_reserve() {
-                Ok(room) => room.send(self.next_beat(&reports)),
+                Ok(room) => {
+                    closings.push_back(worker.wishes.closings.load(Ordering::Acquire));
+                    room.send(self.next_beat(&reports));
+                }
                 // Full or closed: the answer that does not come says the rest.
                 Err(_) => tracing::debug!("a beat was not sent"),
             }
@@ -174,6 +182,7 @@ impl Beating {
                 .map(|(name, bytes)| HeldSegment { name: name.to_string(), bytes })
                 .collect(),
             incarnation: self.worker.incarnation.clone(),
+            disk: parts.dir.disk().to_owned(),
             cluster: parts.identity.cluster().unwrap_or_default().to_owned(),
             drain: self.worker.wishes.drain.is_cancelled(),
             term,

@@ -25,6 +25,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
+use crate::drain::until_drained;
 use crate::identity::Identity;
 
 /// Some time for a busy machine.
@@ -453,7 +454,7 @@ async fn who_leads_says_when_a_worker_is_drained() {
         let orders = Orders { term, drained, drain_lacks: lacks.to_owned(), ..Orders::default() };
         *it.orders.lock() = vec![orders; 10_000].into();
     };
-    let word = |is_done: bool, lacks: &str| DrainWord { is_done, lacks: lacks.to_owned() };
+    let word = |is_done: bool, lacks: &str| DrainWord { is_done, lacks: lacks.to_owned(), closing: 0 };
     says(&newest, 3, false, "");
     newest.beaten_at().await;
     says(&behind, 2, true, "");
@@ -467,6 +468,50 @@ async fn who_leads_says_when_a_worker_is_drained() {
     eventually("it is told that it is drained", || heartbeat.drain_word() == word(true, "")).await;
     says(&newest, 3, false, "");
     eventually("that is taken back", || heartbeat.drain_word() == DrainWord::default()).await;
+}
+
+/// From now on says of a worker that it is drained, or that it is not.
+fn say_drained(coordinator: &Coordinator, drained: bool) {
+    let orders = Orders { drained, ..Orders::default() };
+    *coordinator.orders.lock() = vec![orders; 10_000].into();
+}
+
+#[tokio::test]
+async fn a_word_from_before_a_worker_took_no_more_lets_it_not_go() {
+    let coordinator = Coordinator::default();
+    let seeds = [coordinator.start().await];
+    let (_root, heartbeat) = started(&seeds);
+    say_drained(&coordinator, true);
+    eventually("it is told that it is drained", || heartbeat.drain_word().is_done).await;
+    // Something was placed there since, and the worker does not know it yet.
+    say_drained(&coordinator, false);
+    assert!(!heartbeat.is_let_go(Duration::from_millis(500)).await, "an old word is believed");
+    say_drained(&coordinator, true);
+    assert!(heartbeat.is_let_go(SOON).await);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_drained_waits_for_what_is_being_written_and_takes_no_more() {
+    let coordinator = Coordinator::default();
+    let seeds = [coordinator.start().await];
+    let root = tempfile::tempdir().unwrap();
+    let parts = parts(root.path(), &seeds);
+    let dir = Arc::clone(&parts.dir);
+    let heartbeat = Heartbeat::start(parts).unwrap();
+    say_drained(&coordinator, true);
+    eventually("it is told that it is drained", || heartbeat.drain_word().is_done).await;
+    let name = SegmentName { table: TableId(3), shard: 0, segment: SegmentId::random() };
+    let written = dir.stage(name, 0, 0).unwrap();
+    let draining = until_drained(&heartbeat, &dir);
+    tokio::pin!(draining);
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut draining).await;
+    assert!(early.is_err(), "it does not wait");
+    written.finish().unwrap();
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut draining).await;
+    assert!(early.is_err(), "a write may count on what is here");
+    dir.remove(&name).unwrap();
+    tokio::time::timeout(SOON, draining).await.expect("still waited for").unwrap();
+    assert_eq!(dir.stage(name, 0, 0).unwrap_err().code(), ErrorCode::Stopping);
 }
 
 #[tokio::test]

@@ -115,3 +115,20 @@ async fn a_rate_holds_for_what_is_urgent_too() {
     fetched.expect("it waits").unwrap();
     assert!(target.has(&other) && !target.has(&order));
 }
+
+#[tokio::test]
+async fn a_copy_that_nobody_waits_for_any_more_can_be_ordered_again() {
+    let (source, target) = (Node::new(), Node::new());
+    let from = source.serve().await;
+    let order = source.write(&from);
+    let slow = FetchRequest { bytes_per_second: CRAWL, ..order.clone() };
+    let has_begun = || target.replicator.0.moves.permits.available_permits() < MOVES_MAX;
+    tokio::select! {
+        ended = target.replicator.fetch(slow) => panic!("it keeps to no rate: {ended:?}"),
+        () = eventually("it has begun", has_begun) => {}
+    }
+    assert!(target.replicator.0.under_way.lock().is_empty(), "it is under way for ever");
+    let fetched = tokio::time::timeout(SOON, target.replicator.fetch(order.clone())).await;
+    assert_eq!(fetched.expect("it waits").unwrap(), (order.bytes, order.crc32c));
+    assert!(target.has(&order));
+}

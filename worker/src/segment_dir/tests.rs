@@ -244,3 +244,40 @@ fn what_is_being_written_counts_until_it_is_here_or_given_up() {
     dir.remove(&held).unwrap();
     assert_eq!(dir.count(), 0);
 }
+
+#[test]
+fn what_is_closed_takes_nothing_and_only_what_is_empty_is_closed() {
+    let root = tempfile::tempdir().unwrap();
+    let (_lock, dir) = open(root.path());
+    let held = name(0);
+    let begun = dir.stage(held, 0, 0).unwrap();
+    assert!(!dir.close(), "a segment is being written");
+    begun.finish().unwrap();
+    assert!(!dir.close(), "a segment is here");
+    write(&dir, name(1), b"0123").unwrap();
+    for (held, _) in dir.held() {
+        dir.remove(&held).unwrap();
+    }
+    assert!(dir.close());
+    let refused = dir.stage(held, 4, 0).unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Stopping, "{refused}");
+    assert_eq!((dir.count(), staged_files(root.path())), (0, 0));
+    dir.open_again();
+    write(&dir, held, b"0123").unwrap();
+    assert_eq!(dir.held(), [(held, 4)]);
+}
+
+#[test]
+fn the_id_is_another_one_where_everything_is_gone() {
+    let root = tempfile::tempdir().unwrap();
+    let (lock, dir) = open(root.path());
+    let first = dir.disk().to_owned();
+    write(&dir, name(0), b"0123").unwrap();
+    drop((lock, dir));
+    let (lock, dir) = open(root.path());
+    assert_eq!(dir.disk(), first);
+    drop((lock, dir));
+    fs::remove_dir_all(root.path().join(SEGMENTS)).unwrap();
+    let (_lock, dir) = open(root.path());
+    assert_ne!(dir.disk(), first);
+}

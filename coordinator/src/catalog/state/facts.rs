@@ -52,6 +52,8 @@ struct Amiss {
     lacking: Places,
     /// A replica should not hold it.
     surplus: Places,
+    /// Bytes of what each worker should hold and is no replica of.
+    lacking_bytes: HashMap<WorkerId, u64>,
 }
 
 impl TableFacts {
@@ -220,6 +222,12 @@ impl TableFacts {
         &self.amiss().surplus
     }
 
+    /// Bytes of the segments that each worker should hold and is no replica of; only
+    /// workers for which there are some.
+    pub fn lacking_bytes(&self) -> &HashMap<WorkerId, u64> {
+        &self.amiss().lacking_bytes
+    }
+
     fn amiss(&self) -> &Amiss {
         self.amiss.get_or_init(|| {
             let mut amiss = Amiss::default();
@@ -229,7 +237,15 @@ impl TableFacts {
                 if placed == segment.replicas {
                     continue;
                 }
-                if placed.iter().any(|worker| !segment.replicas.contains(worker)) {
+                let mut is_lacking = false;
+                for worker in placed.iter().filter(|worker| !segment.replicas.contains(worker)) {
+                    is_lacking = true;
+                    match amiss.lacking_bytes.get_mut(worker) {
+                        Some(bytes) => *bytes += segment.bytes,
+                        None => drop(amiss.lacking_bytes.insert(worker.clone(), segment.bytes)),
+                    }
+                }
+                if is_lacking {
                     amiss.lacking.push(place);
                 }
                 if segment.replicas.iter().any(|worker| !placed.contains(worker)) {

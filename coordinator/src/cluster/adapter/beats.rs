@@ -9,7 +9,7 @@ use shoal_data::SegmentName;
 use shoal_proto::cluster::{Beat, JoinReply, JoinRequest, Orders};
 use shoal_proto::{QueryId, WorkerId};
 
-use super::{ANY_TERM, Cluster, Progress};
+use super::{ANY_TERM, Cluster, Copied, Progress};
 use crate::Error;
 use crate::catalog::{Command, WorkerRecord};
 use crate::cluster::events::EventKind;
@@ -61,6 +61,7 @@ impl Cluster {
         if state.worker(&id) != Some(&worker) {
             self.catalog.apply(Command::RegisterWorker { worker }).await?;
         }
+        self.register_disk(&id, &request.disk).await?;
 
         // Others wait for the lock.
         state.tables().for_each(|table| state.facts(table).prepare());
@@ -120,10 +121,12 @@ impl Cluster {
         if is_to_report {
             core.waiting.entry(id.clone()).or_default().report = true;
         }
-        core.fetched.extend(reconciled.adopt.into_iter().map(|name| (id.clone(), name)));
+        let adopted = |name| Copied { worker: id.clone(), name, disk: request.disk.clone() };
+        core.fetched.extend(reconciled.adopt.into_iter().map(adopted));
         let joining = Joining {
             id,
             incarnation: request.incarnation,
+            disk: request.disk,
             address: request.address,
             zone: request.zone,
             threads: request.threads,
@@ -141,6 +144,23 @@ impl Cluster {
             coordinators: self.coordinator_urls(),
             term,
         })
+    }
+
+    /// Has the catalog know on which disk the worker keeps what it has from now on:
+    /// copies that were made durable on another one do not count any more where they
+    /// are not in the catalog yet, and those that are there are known here then.
+    async fn register_disk(&self, id: &WorkerId, disk: &str) -> Result<(), Error> {
+        let is_known = || disk.is_empty() || self.catalog.snapshot().disk(id) == Some(disk);
+        if is_known() {
+            return Ok(());
+        }
+        self.catalog.apply(Command::RegisterDisk { worker: id.clone(), disk: disk.to_owned() }).await?;
+        if is_known() {
+            return Ok(());
+        }
+        Err(Error::Unavailable(format!(
+            "the catalog does not show yet what disk worker `{id}` has: join again"
+        )))
     }
 
     /// The number of a heartbeat stream that was opened now.
@@ -179,6 +199,7 @@ impl Cluster {
             Heard::Changed => self.publish(&core),
             Heard::Same | Heard::Unknown => core.is_stale = true,
         }
+        let disk = core.membership.disk(&id).unwrap_or_default().to_owned();
         for name in beat.fetched.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
             let ordered = core.fetching.get_mut(&id);
             let is_ordered = ordered.is_some_and(|ordered| ordered.remove(&name).is_some());
@@ -186,11 +207,15 @@ impl Cluster {
                 core.membership.gained(&id, &name);
                 core.is_stale = true;
             } else if is_ordered {
-                core.fetched.push((id.clone(), name));
+                core.fetched.push(Copied { worker: id.clone(), name, disk: disk.clone() });
             } else {
                 // It may have been told to remove it since: it is to say what is there.
                 core.waiting.entry(id.clone()).or_default().report = true;
             }
+        }
+        // Another process of its name was taken in since: it says again what it has.
+        if is_leader && !disk.is_empty() && self.catalog.snapshot().disk(&id) != Some(disk.as_str()) {
+            core.waiting.entry(id.clone()).or_default().report = true;
         }
         if heard == Heard::Changed || !beat.fetched.is_empty() {
             self.changed.notify_one();
@@ -228,7 +253,7 @@ impl Cluster {
         }
         // What was just copied is about to be in the catalog.
         let fetched: HashSet<&SegmentName> =
-            core.fetched.iter().filter(|(worker, _)| *worker == id).map(|(_, name)| name).collect();
+            core.fetched.iter().filter(|copied| copied.worker == id).map(|copied| &copied.name).collect();
         discard.retain(|name, decided_in| *decided_in >= term && !fetched.contains(name));
         let mut discard: BTreeSet<SegmentName> = discard.into_keys().collect();
         drop(core);

@@ -3,7 +3,7 @@
 use shoal_proto::WorkerId;
 use shoal_proto::cluster::Orders;
 
-use super::{Cluster, Core, candidates};
+use super::{Cluster, Core, Protected};
 use crate::cluster::given_up::{self, GivenUp};
 use crate::cluster::moves;
 
@@ -16,16 +16,22 @@ impl Cluster {
         }
         let state = self.catalog.snapshot();
         match core.given_up.get(worker) {
-            // That was found out a while ago: a table may have come since.
+            // That was found out a while ago: a table or a write may have come since.
             Some(GivenUp::Drained) => {
-                Orders { drained: !given_up::is_used(&state, worker), ..Orders::default() }
+                let is_needed = is_written_to(&core.protected, worker) || given_up::is_used(&state, worker);
+                Orders { drained: !is_needed, ..Orders::default() }
             }
             Some(GivenUp::Draining) => {
-                let (workers, leave) = (candidates(&self.live(), &state), core.given_up.leaving());
+                let (workers, leave) = (self.candidates(&self.live(), &state), core.given_up.leaving());
                 let lacks = moves::lacking(&state, &workers, &leave, worker);
                 Orders { drain_lacks: lacks.unwrap_or_default(), ..Orders::default() }
             }
             Some(GivenUp::Dead) | None => Orders::default(),
         }
     }
+}
+
+/// Whether a write of this coordinator goes to the worker.
+pub(super) fn is_written_to(protected: &Protected, worker: &WorkerId) -> bool {
+    protected.values().flat_map(|staged| staged.values()).flatten().any(|other| other == worker)
 }

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 use shoal_proto::Failure;
 
-use super::{Cluster, candidates};
+use super::Cluster;
 use crate::Error;
 use crate::catalog::{Answer, Call};
 use crate::cluster::moves::{self, Moved};
@@ -52,7 +52,7 @@ impl Cluster {
         let mut moved = Vec::new();
         for _ in 0..ROUNDS_MAX {
             let state = self.catalog.snapshot();
-            let workers = candidates(&self.live(), &state);
+            let workers = self.candidates(&self.live(), &state);
             let leave = self.core.lock().given_up.leaving();
             let commands = moves::at_once(&state, &workers, &leave);
             let begun = self.carry_out(term, &state, commands).await;
@@ -67,7 +67,7 @@ impl Cluster {
 
     fn why_not(&self) -> String {
         let (live, state) = (self.live(), self.catalog.snapshot());
-        let why_not = moves::why_not(&state, &candidates(&live, &state));
+        let why_not = moves::why_not(&state, &self.candidates(&live, &state));
         let is_copied = !repair::missing(&state, &live, 1, |_, _, _| false).is_empty();
         let meanwhile = if is_copied { "; copies are still being made (system.moves)" } else { "" };
         format!("{why_not}{meanwhile}")

@@ -447,4 +447,6 @@ async fn connect(cluster: &Cluster, worker: &str, held: &[SegmentName]) -> Strea
 }
 
 mod compacting;
+mod lost_disks;
 mod moving;
+mod room;

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use shoal_data::SegmentName;
 use shoal_proto::WorkerId;
 
-use super::{AtRest, Cluster, Core, Ordered, candidates};
+use super::{AtRest, Cluster, Copied, Core, Ordered, draining};
 use crate::catalog::{Command, Dropped, Outcome, State};
 use crate::cluster::disk::fills;
 use crate::cluster::events::EventKind;
@@ -56,13 +56,15 @@ impl Cluster {
 
     /// The same for so many that one command can carry: each command makes the
     /// tables anew that it changes.
-    async fn record_copies(&self, term: u64, copies: &[(WorkerId, SegmentName)]) {
+    async fn record_copies(&self, term: u64, copies: &[Copied]) {
         let mut by_worker: BTreeMap<&WorkerId, Vec<SegmentName>> = BTreeMap::new();
-        for (worker, name) in copies {
+        for Copied { worker, name, .. } in copies {
             by_worker.entry(worker).or_default().push(*name);
         }
         let by_worker = by_worker.into_iter().map(|(worker, names)| (worker.clone(), names));
         let command = Command::AddReplicas { copies: by_worker.collect() };
+        let on_disk = |it: &Copied| (it.name.segment, it.worker.clone(), it.disk.clone());
+        let command = command.on_disks(copies.iter().map(on_disk));
         let outcome = self.catalog.apply_in(term, command).await;
         let state = self.catalog.snapshot();
         let mut core = self.core.lock();
@@ -70,11 +72,11 @@ impl Cluster {
         core.fetched.drain(..recorded);
         match outcome {
             Ok(_) => {
-                for (worker, name) in copies {
+                for Copied { worker, name, disk } in copies {
                     // A table or segment that was dropped meanwhile needs no copy.
                     if state.segment(name).is_none() {
                         core.going.dropped(*name, state.version, 0, [worker.clone()]);
-                    } else {
+                    } else if core.membership.disk(worker) == Some(disk.as_str()) {
                         core.membership.gained(worker, name);
                     }
                 }
@@ -93,10 +95,7 @@ impl Cluster {
         }
         let mut core = self.core.lock();
         let Core { given_up, membership, protected, .. } = &mut *core;
-        let is_written_to = |id: &WorkerId| {
-            let mut staged_to = protected.values().flat_map(|staged| staged.values()).flatten();
-            staged_to.any(|worker| worker == id)
-        };
+        let is_written_to = |id: &WorkerId| draining::is_written_to(protected, id);
         let is_member = |id: &WorkerId| membership.is_member(id);
         let wants_drain = |id: &WorkerId| membership.wants_drain(id);
         for news in given_up.update(now, self.dead_after, &state, is_member, wants_drain, is_written_to) {
@@ -124,7 +123,7 @@ impl Cluster {
     pub(super) async fn place_anew(&self) {
         let live = self.live();
         let state = self.catalog.snapshot();
-        let workers = candidates(&live, &state);
+        let workers = self.candidates(&live, &state);
         let Some(term) = self.core.lock().leads_in else { return };
         // The same follows from the same: to look at a large catalog takes a while.
         let disks = fills(&workers).into_iter().zip(workers.iter().map(|worker| worker.disk.rounded()));

@@ -172,6 +172,21 @@ fn a_table_that_is_everywhere_is_in_danger_as_others_are() {
 }
 
 #[test]
+fn what_is_damaged_before_it_is_committed_does_not_count_afterwards() {
+    let mut staged = segment(TableId(1), 0, "w1");
+    staged.replicas.push("w2".into());
+    let name = staged.name();
+    let before = catalog(&[]);
+    let held = HashMap::from([(name, 0)]);
+    let reconciled = reconcile(&before, &live(&[("w2", &[])]), &"w1".into(), &held, |_| true);
+    let lacks: Vec<SegmentName> = reconciled.lacks.into_iter().collect();
+    assert_eq!((lacks.as_slice(), reconciled.discard.len()), (&[name][..], 0));
+    let after = catalog(std::slice::from_ref(&staged));
+    let wanted = [("w1".to_owned(), name.to_string(), vec!["w2".to_owned()])];
+    assert_eq!(ordered(&after, &live(&[("w1", lacks.as_slice()), ("w2", &[])])), wanted);
+}
+
+#[test]
 fn a_joining_worker_keeps_what_it_should_hold() {
     let [mine, unknown_to_catalog, mut foreign, lonely] = [(0, "w1"), (0, "w2"), (1, "w2"), (1, "w2")]
         .map(|(shard, worker)| segment(TableId(1), shard, worker));

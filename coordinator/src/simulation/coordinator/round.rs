@@ -12,7 +12,8 @@ use super::changes::{Ended, Why};
 use super::{Coordinator, Ordered};
 use crate::catalog::raft::types::Reply;
 use crate::catalog::{Command, Dropped, Outcome};
-use crate::cluster::adapter::candidates;
+use crate::cluster::adapter::candidates::candidates_of;
+use crate::cluster::arriving::bytes_to_come;
 use crate::cluster::going::Needs;
 use crate::cluster::{moves, repair};
 use crate::simulation::context::{Context, Decision, Message, Millis};
@@ -255,7 +256,7 @@ impl Coordinator {
         };
         let live = self.core.membership.live();
         let state = self.state.clone();
-        let workers = candidates(&live, &state);
+        let workers = candidates_of(&live, &state, &bytes_to_come(&state, &live));
         let leave = self.core.given_up.leaving();
         let commands = moves::due(&state, &live, &workers, &leave);
         let mut left = BTreeSet::new();

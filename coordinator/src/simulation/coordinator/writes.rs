@@ -13,7 +13,8 @@ use super::changes::{Ended, Why};
 use super::{ANY_TERM, Coordinator};
 use crate::catalog::raft::types::Reply;
 use crate::catalog::{Command, Outcome, WriteRecord};
-use crate::cluster::adapter::candidates;
+use crate::cluster::adapter::candidates::candidates_of;
+use crate::cluster::arriving::bytes_to_come;
 use crate::cluster::placement::place;
 use crate::simulation::client::{Wish, layout, new_table};
 use crate::simulation::context::{Context, Message, Millis};
@@ -330,7 +331,8 @@ impl Coordinator {
 
     /// `Engine::make_table`.
     pub(super) fn create_table(&mut self, context: &mut Context, id: TableId, table: usize) {
-        let workers = candidates(&self.core.membership.live(), &self.state);
+        let (live, state) = (self.core.membership.live(), &self.state);
+        let workers = candidates_of(&live, state, &bytes_to_come(state, &live));
         let tables = self.state.tables().map(AsRef::<Table>::as_ref);
         let Some(placement) = place(&layout(table), &workers, tables) else { return };
         let table = Table { placement: placement.shards, ..new_table(id, table) };

@@ -145,6 +145,47 @@ fn a_worker_that_drains_itself_before_it_stops_is_not_missed() {
 }
 
 #[test]
+fn nothing_that_is_written_meanwhile_is_only_on_a_worker_that_drains_itself() {
+    let worker_args = vec!["--drain".to_owned()];
+    let cluster = Cluster::start(&ClusterOptions { worker_args, coordinators: 3, ..options(3) }).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        // The only copy of a row may be on the worker that is to stop.
+        let sql = "CREATE TABLE written (k BIGINT NOT NULL) WITH (shards = 6, replicas = 1, shard_key = 'k')";
+        client.update(sql).await.unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let mut writers = Vec::new();
+        for (number, coordinator) in (0..).zip(cluster.coordinator_names()) {
+            let mut client = cluster.connect_to(&coordinator).await.unwrap();
+            let is_over = Arc::clone(&is_over);
+            writers.push(tokio::spawn(async move {
+                let (mut acknowledged, mut next) = (0, 1_000_000 * number);
+                while !is_over.load(Ordering::Relaxed) {
+                    let rows = format!("SELECT value FROM generate_series({next}, {})", next + 99);
+                    next += 100;
+                    // It may be refused where its place is only just left.
+                    let written = client.update(&format!("INSERT INTO written {rows}")).await;
+                    acknowledged += written.unwrap_or_default();
+                }
+                acknowledged
+            }));
+        }
+        wait_until(&mut client, "SELECT count(*) FROM written").await;
+        let status = cluster.terminate("worker-2", MOVED_WITHIN).unwrap();
+        assert!(status.success(), "{status}");
+        std::fs::remove_dir_all(cluster.data_dir("worker-2").unwrap()).unwrap();
+        is_over.store(true, Ordering::Relaxed);
+        let mut acknowledged = 0;
+        for writer in writers {
+            acknowledged += writer.await.unwrap();
+        }
+        assert!(acknowledged > 0);
+        let found = in_time(client.number("SELECT count(*) FROM written")).await.unwrap();
+        assert!(found >= acknowledged, "{found} of {acknowledged} rows\n{}", shown(&mut client).await);
+    });
+}
+
+#[test]
 fn a_worker_whose_shards_nobody_can_take_stops_at_a_second_signal() {
     let cluster = draining_at_the_end(2);
     tokio::runtime::Runtime::new().unwrap().block_on(async {

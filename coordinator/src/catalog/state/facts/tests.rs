@@ -47,6 +47,14 @@ fn check(state: &State, seed: u64) {
         for worker in &workers {
             let held: Vec<_> = all().filter(|segment| segment.replicas.contains(worker)).collect();
             assert_eq!(names(facts.of_worker(worker)), names(held.iter().copied()), "seed {seed}, {worker}");
+            let should_hold = all().filter(|segment| table.should_hold(segment.shard, worker));
+            let lacking = should_hold.filter(|segment| !segment.replicas.contains(worker));
+            let bytes: u64 = lacking.map(|segment| segment.bytes).sum();
+            assert_eq!(
+                facts.lacking_bytes().get(worker).copied().unwrap_or_default(),
+                bytes,
+                "seed {seed}, {worker}"
+            );
             let is_used = !held.is_empty() || table.placement.iter().flatten().any(|id| id == worker);
             assert_eq!(facts.workers().contains(worker), is_used, "seed {seed}, {worker}");
         }

@@ -485,3 +485,18 @@ async fn a_worker_is_not_drained_while_a_write_goes_there() {
     cluster.give_up(now);
     assert_eq!(cluster.given_up(&"w9".into()), Some(GivenUp::Drained));
 }
+
+#[tokio::test]
+async fn a_worker_is_not_told_that_it_is_drained_while_a_write_goes_there() {
+    let cluster = cluster().await;
+    let w1 = connect(&cluster, "w1", &[]).await;
+    beat_to_drain(&cluster, "w1", w1);
+    cluster.give_up(Instant::now());
+    assert!(beat_to_drain(&cluster, "w1", w1).drained);
+    // It has begun since that was found out.
+    let write = WriteId::random();
+    cluster.protect(&write, segment(TableId(1), 0, "w1").name(), &["w1".into()]);
+    assert!(!beat_to_drain(&cluster, "w1", w1).drained);
+    cluster.unprotect(&write);
+    assert!(beat_to_drain(&cluster, "w1", w1).drained);
+}
