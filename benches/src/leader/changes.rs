@@ -30,8 +30,8 @@ const KEYS_EACH: i64 = 1_000_000;
 const TRY_MAX: Duration = Duration::from_secs(15);
 /// How long a change may take to be acknowledged: its coordinator may be away.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(120);
-/// Between two changes of one client, and between two tries.
-const PAUSE: Duration = Duration::from_millis(25);
+/// Between two tries.
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
 
 /// A change that was acknowledged.
 #[derive(Clone, Copy, Debug)]
@@ -93,13 +93,13 @@ pub(super) struct Changers {
 }
 
 impl Changers {
-    /// One for each coordinator.
-    pub(super) fn begin(doors: &Arc<Doors>) -> Self {
+    /// One for each coordinator, which waits for so long between two changes.
+    pub(super) fn begin(doors: &Arc<Doors>, pause: Duration) -> Self {
         let shared = Arc::new(Shared::default());
         let mut clients = JoinSet::new();
         for coordinator in 0..doors.count() {
             let (doors, shared) = (Arc::clone(doors), Arc::clone(&shared));
-            let changer = Changer { doors, shared, coordinator, session: None, kept: Kept::default() };
+            let changer = Changer { doors, shared, coordinator, pause, session: None, kept: Kept::default() };
             clients.spawn(changer.run());
         }
         Self { shared, clients }
@@ -129,6 +129,7 @@ struct Changer {
     doors: Arc<Doors>,
     shared: Arc<Shared>,
     coordinator: usize,
+    pause: Duration,
     session: Option<(Seat, Client)>,
     kept: Kept,
 }
@@ -164,7 +165,7 @@ impl Changer {
                     let acknowledged = Instant::now();
                     let change = Change { coordinator: self.coordinator, sent, acknowledged };
                     self.shared.made.lock().push(change);
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(self.pause).await;
                     return Ok(());
                 }
                 Err(error) => error,
@@ -180,7 +181,7 @@ impl Changer {
             if began.elapsed() > ACKNOWLEDGED_WITHIN {
                 bail!("{sql} is not acknowledged after {ACKNOWLEDGED_WITHIN:?}: {error}");
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 

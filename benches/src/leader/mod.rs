@@ -8,6 +8,7 @@ mod kills;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -41,6 +42,9 @@ pub struct LeaderArgs {
     /// Clients that ask queries at each coordinator
     #[arg(long, default_value_t = 1)]
     pub clients: usize,
+    /// Milliseconds between two changes of one client; 0: as many as are taken
+    #[arg(long, value_name = "MS", default_value_t = 25)]
+    pub pause_ms: u64,
     /// Fail where accepted_p99_s is more than this
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     pub accepted_max: f64,
@@ -84,7 +88,7 @@ pub async fn run(args: &LeaderArgs) -> Result<bool> {
     let doors = Arc::new(Doors::of(&cluster)?);
 
     let load = Load::begin(&doors, &questions, args.clients * args.coordinators, true);
-    let changers = Changers::begin(&doors);
+    let changers = Changers::begin(&doors, Duration::from_millis(args.pause_ms));
     let killing = tokio::task::spawn_blocking({
         let (cluster, doors, record) = (Arc::clone(&cluster), Arc::clone(&doors), changers.record());
         let (runs, workers) = (args.runs, args.workers);
@@ -128,6 +132,7 @@ fn report(args: &LeaderArgs, measured: &Measured) -> Result<bool> {
     }
     Summary::new("leader")
         .with("runs", measured.kills.len())
+        .with("pause_ms", args.pause_ms)
         .with_number("accepted_p50_s", percentile(&accepted, 0.5))
         .with_number("accepted_p99_s", percentile(&accepted, 0.99))
         .with_number("accepted_max_s", percentile(&accepted, 1.0))

@@ -25,6 +25,7 @@ use super::raft::file::{Change, Identity, Opened, RaftFile};
 use super::raft::machine::{Dropped, Machine, Published};
 use super::raft::members::Turns;
 use super::raft::peers::Peers;
+use super::raft::succession::Heard;
 use super::raft::types::{CoordinatorId, LogId, TypeConfig};
 use super::state::{CatalogError, State};
 use crate::Error;
@@ -446,12 +447,24 @@ async fn start(mut opened: Opened, options: CatalogOptions, channels: Channels) 
         let members = BTreeMap::from([(coordinator, BasicNode::new(&address))]);
         raft.initialize(members).await.map_err(|error| failed(&error))?;
     }
-    tokio::spawn(keep_log_short(raft.clone(), log));
+    tokio::spawn(keep_log_short(raft.clone(), log.clone()));
     let path = opened.file.path().to_owned();
     let turns = Turns::new(tokio::runtime::Handle::current());
     let proposals = TaskTracker::new();
-    let core =
-        Core { me: coordinator, cluster, address, join, path, raft, peers, published, turns, proposals };
+    let core = Core {
+        me: coordinator,
+        cluster,
+        address,
+        join,
+        path,
+        raft,
+        log,
+        peers,
+        published,
+        turns,
+        proposals,
+        heard: Heard::default(),
+    };
     let voters = core.raft.with_raft_state(|state| {
         state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>()
     });
@@ -459,6 +472,7 @@ async fn start(mut opened: Opened, options: CatalogOptions, channels: Channels) 
         lead_alone(&core).await?;
     }
     tokio::spawn(core.clone().complete_changes());
+    tokio::spawn(core.clone().attend());
     Ok(core)
 }
 

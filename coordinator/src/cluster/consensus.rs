@@ -125,6 +125,16 @@ impl Consensus for ConsensusService {
         let leader = self.read(request, false)?;
         reply_or_failure(self.0.catalog().consensus().elect_here(leader).await)
     }
+
+    async fn attend(&self, request: Request<Payload>) -> Reply {
+        let attend = self.read(request, false)?;
+        reply(&self.0.catalog().consensus().attend_here(attend).await)
+    }
+
+    async fn misses(&self, request: Request<Payload>) -> Reply {
+        let leader = self.read(request, false)?;
+        reply(&self.0.catalog().consensus().misses(leader).await)
+    }
 }
 
 #[cfg(test)]

@@ -113,6 +113,39 @@ fn no_query_and_no_row_is_lost_with_the_leader() {
 }
 
 #[test]
+fn one_leader_after_the_other_is_missed_and_replaced() {
+    let cluster = three(2);
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        make_table(&mut cluster.connect().await.unwrap()).await;
+        let load = Load::begin(&cluster, &[]).await;
+        for kill in 0..4 {
+            load.goes_on().await;
+            let leader = cluster.leader().unwrap();
+            cluster.kill(&leader).unwrap();
+            load.goes_on().await;
+            let next = cluster.leader().unwrap();
+            assert_ne!(next, leader, "kill {kill}");
+            cluster.restart(&leader).unwrap();
+            cluster.wait_until_voting(3).unwrap();
+            cluster.wait_until_joined(2).unwrap();
+        }
+        let writes = load.end().await;
+        check_everywhere(&cluster, writes).await;
+    });
+    // And not because some time had passed.
+    let asked: usize = cluster.coordinator_names().iter().map(|name| times_asked(&cluster, name)).sum();
+    assert!(asked > 0, "no coordinator asked for votes because it missed the leader");
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+/// How often a coordinator asked for votes because it missed the leader.
+fn times_asked(cluster: &Cluster, coordinator: &str) -> usize {
+    let log = std::fs::read(cluster.dir().join(format!("{coordinator}.log"))).unwrap();
+    String::from_utf8_lossy(&log).matches("this coordinator asks for votes").count()
+}
+
+#[test]
 fn a_coordinator_that_thaws_gives_no_answer_that_is_out_of_date() {
     let cluster = three(2);
     let _logs = cluster.show_logs_on_failure();

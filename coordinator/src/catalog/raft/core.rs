@@ -14,9 +14,11 @@ use shoal_proto::{ErrorCode, Failure};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use super::log::LogStore;
 use super::machine::Published;
 use super::members::Turns;
 use super::peers::{Call, Peers};
+use super::succession::Heard;
 use super::types::{CoordinatorId, TypeConfig, term_of};
 use crate::Error;
 
@@ -103,6 +105,8 @@ pub struct Core {
     pub path: PathBuf,
     /// What agrees on the log.
     pub raft: Raft<TypeConfig>,
+    /// The log itself.
+    pub log: LogStore,
     /// The other coordinators.
     pub peers: Peers,
     /// What was applied.
@@ -112,6 +116,8 @@ pub struct Core {
     /// Proposals that this one is about to take as the leader; closed while it
     /// has another one lead.
     pub proposals: TaskTracker,
+    /// When whoever leads last said so.
+    pub heard: Heard,
 }
 
 impl Core {

@@ -16,7 +16,8 @@ const HANDOVER_MAX: Duration = Duration::from_secs(2);
 /// How long another coordinator may take to say that it tries.
 const ANSWER_MAX: Duration = Duration::from_millis(300);
 /// How long it may take to lead before it is asked again. With five coordinators
-/// it needs the votes of some that promised this one to wait for it, for 0.7 s.
+/// it needs the votes of some that promised this one to wait for it, and that free
+/// one another of that a little later (`succession`).
 const ELECTED_MAX: Duration = Duration::from_millis(200);
 
 impl Core {
@@ -87,14 +88,15 @@ impl Core {
         }
     }
 
-    /// Tries to lead in place of `leader`, which asks for it.
+    /// Asks for votes in place of `leader`: one that stops and wants it, or one that a
+    /// majority misses.
     ///
     /// # Errors
     /// `Unavailable` where this one is stopping.
     pub async fn elect_here(&self, leader: CoordinatorId) -> Result<Answer<()>, Failure> {
         let known = self.raft.metrics().borrow().current_leader;
         if known.is_none_or(|known| known == leader) {
-            tracing::info!(leader, "the leader stops: this coordinator wants to lead");
+            tracing::info!(leader, "the leader stops or is gone: this coordinator was asked to lead");
             let begun = self.raft.trigger().elect().await;
             begun.map_err(|error| Failure::new(ErrorCode::Unavailable, error.to_string()))?;
         }

@@ -63,6 +63,11 @@ impl Log {
         first.map_or(0, |(_, first)| self.appended - first.start)
     }
 
+    /// The last entry, also where it was removed behind a snapshot.
+    fn last(&self) -> Option<LogId> {
+        self.entries.values().next_back().map(|kept| kept.entry.log_id).or(self.purged)
+    }
+
     fn wants_snapshot(&self, kept: Option<u64>, applied: u64, snapshot_bytes: u64) -> bool {
         let entries = applied.saturating_sub(kept.unwrap_or_default());
         let bytes = self.bytes_after(kept);
@@ -114,6 +119,11 @@ impl LogStore {
         self.log.lock().removable(kept)
     }
 
+    /// The last entry that was appended.
+    pub fn last(&self) -> Option<LogId> {
+        self.log.lock().last()
+    }
+
     async fn change(&self, change: Change) -> Result<(), StorageIOError<CoordinatorId>> {
         self.file.change(change).await.map_err(|error| StorageIOError::write_logs(&error))
     }
@@ -148,8 +158,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
         let log = self.log.lock();
-        let last = log.entries.values().next_back().map(|kept| kept.entry.log_id);
-        Ok(LogState { last_purged_log_id: log.purged, last_log_id: last.or(log.purged) })
+        Ok(LogState { last_purged_log_id: log.purged, last_log_id: log.last() })
     }
 
     async fn get_log_reader(&mut self) -> Self {

@@ -8,6 +8,7 @@ mod handover;
 pub mod machine;
 pub mod members;
 pub mod peers;
+pub mod succession;
 pub mod types;
 
 pub mod log;

@@ -48,8 +48,12 @@ pub enum Call {
     Needs,
     /// To give shards other workers, as the leader.
     Rebalance,
-    /// To lead in place of the leader that asks.
+    /// To ask for votes in place of a leader that stops or is gone.
     Elect,
+    /// Whether it leads, and to say when it does not any more.
+    Attend,
+    /// Whether it misses the leader, too.
+    Misses,
 }
 
 /// The other coordinators of a cluster. Cheap to clone.
@@ -105,6 +109,8 @@ impl Peers {
                 Call::Needs => client.needs(payload).await,
                 Call::Rebalance => client.rebalance(payload).await,
                 Call::Elect => client.elect(payload).await,
+                Call::Attend => client.attend(payload).await,
+                Call::Misses => client.misses(payload).await,
             }
         };
         let answer = tokio::time::timeout(limit, asked).await.map_err(|_| {
@@ -261,4 +267,4 @@ impl RaftNetwork<TypeConfig> for Peer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

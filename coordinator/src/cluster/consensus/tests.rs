@@ -317,3 +317,5 @@ async fn who_cannot_be_taken_in_says_so() {
     let error = open(dir.path(), address, vec!["http://127.0.0.1:1".to_owned()]).await.unwrap_err();
     assert!(error.to_string().contains("no coordinator took this one in"), "{error}");
 }
+
+mod succession;

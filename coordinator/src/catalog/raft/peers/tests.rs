@@ -16,11 +16,25 @@ use crate::catalog::raft::types::Entry;
 
 type Reply = Result<Response<Payload>, Status>;
 
-/// Answers to entries when it may, and to all else at once.
+/// Answers to entries when it may, and to all else at once. It is of a version in
+/// which a leader was not attended.
 #[derive(Clone)]
-struct Slow {
+pub(in crate::catalog::raft) struct Slow {
     may_answer: Arc<Semaphore>,
     appends: Arc<AtomicUsize>,
+}
+
+type Serving = AbortOnDropHandle<Result<(), tonic::transport::Error>>;
+
+impl Slow {
+    /// Serves, and where.
+    pub(in crate::catalog::raft) async fn serve() -> (Self, Serving, String) {
+        let slow = Self { may_answer: Arc::new(Semaphore::new(0)), appends: Arc::default() };
+        let (listener, address) = server::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let service = ConsensusServer::new(slow.clone());
+        let serving = server::builder().add_service(service).serve_with_incoming(Incoming::new(listener));
+        (slow, AbortOnDropHandle::new(tokio::spawn(serving)), format!("http://{address}"))
+    }
 }
 
 fn success() -> Reply {
@@ -76,6 +90,14 @@ impl Consensus for Slow {
     async fn elect(&self, _: Request<Payload>) -> Reply {
         success()
     }
+
+    async fn attend(&self, _: Request<Payload>) -> Reply {
+        Err(Status::unimplemented("no such call"))
+    }
+
+    async fn misses(&self, _: Request<Payload>) -> Reply {
+        Err(Status::unimplemented("no such call"))
+    }
 }
 
 fn log_id(index: u64) -> LogId {
@@ -95,13 +117,9 @@ fn request(term: u64, last: u64) -> AppendEntriesRequest<TypeConfig> {
 
 #[tokio::test]
 async fn entries_that_take_longer_than_a_heartbeat_are_sent_once() {
-    let slow = Slow { may_answer: Arc::new(Semaphore::new(0)), appends: Arc::default() };
-    let (listener, address) = server::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
-    let service = ConsensusServer::new(slow.clone());
-    let serving = server::builder().add_service(service).serve_with_incoming(Incoming::new(listener));
-    let _serving = AbortOnDropHandle::new(tokio::spawn(serving));
+    let (slow, _serving, address) = Slow::serve().await;
     let mut peers = Peers::new(Channels::new(tokio::runtime::Handle::current()), "c");
-    let mut peer = peers.new_client(2, &BasicNode::new(format!("http://{address}"))).await;
+    let mut peer = peers.new_client(2, &BasicNode::new(address)).await;
     let heartbeat = Duration::from_millis(50);
     let option = || RPCOption::new(heartbeat);
     // The log grows meanwhile.
