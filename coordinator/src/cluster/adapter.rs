@@ -26,7 +26,7 @@ use super::placement::{self, Placement};
 use super::repair::{self, CopyRates};
 use super::silence::Silences;
 use crate::Error;
-use crate::catalog::{Catalog, State};
+use crate::catalog::Catalog;
 
 mod beats;
 pub(crate) mod candidates;

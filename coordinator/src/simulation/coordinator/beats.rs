@@ -129,6 +129,7 @@ impl Coordinator {
             threads: 1,
             memory_bytes: 1,
             wants_drain: report.wants_drain,
+            disk: String::new(),
             lacks: reconciled.lacks,
         };
         core.membership.join(context.instant(), joining);
