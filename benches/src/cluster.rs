@@ -134,7 +134,7 @@ impl Cluster {
             others => format!("coordinator-{}", others + 1),
         };
         let mut args = vec!["coordinator".to_owned()];
-        args.extend(options.zone_args(others));
+        args.extend(options.coordinator_zone_args(others));
         args.extend(coordinator_urls(&nodes).flat_map(|url| ["--join".to_owned(), url]));
         for root in std::iter::once(&self.import_dir).chain(&options.import_roots) {
             args.extend(["--import-root".to_owned(), root.display().to_string()]);

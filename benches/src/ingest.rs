@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use shoal_data::sample::TpchTable;
 
-use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::cluster::{Cluster, ClusterOptions};
 use crate::peers::{ChildPeer, Peer};
 use crate::process::{peak_bytes, reset_peak};
 use crate::report::{Summary, median, say, write_json};
@@ -69,10 +69,8 @@ struct Report {
 /// When a load fails or rows are missing.
 pub async fn run(args: &IngestArgs) -> Result<bool> {
     let data = TpchData::ensure(&data_root(), args.scale)?;
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     options.threads = args.threads;
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
 

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use shoal_benches::peers::PeerCommand;
-use shoal_benches::{chaos, failover, grow, ingest, leader, peers, point, repair, rot, scale, scan, tpch};
+use shoal_benches::{
+    chaos, crowd, failover, grow, growth, ingest, leader, peers, point, repair, rot, scale, scan, tpch,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,6 +30,8 @@ enum Bench {
     Ingest(ingest::IngestArgs),
     /// Lookups of single rows by shard key, at 1, 16 and 64 clients
     Point(point::PointArgs),
+    /// Lookups, small aggregates and TPC-H at the same time, from 1 to 1,000 clients; and 1,000 connections that do nothing
+    Load(crowd::LoadArgs),
     /// A whole table streamed out through Flight
     Scan(scan::ScanArgs),
     /// A mixed load while workers are killed, frozen, slowed, cut off, filled up and corrupted, and coordinators, too; every answer checked
@@ -42,6 +46,8 @@ enum Bench {
     Repair(repair::RepairArgs),
     /// One more worker, until all hold as much; then every process restarted, one after the other; under queries
     Grow(grow::GrowArgs),
+    /// CPU seconds and bytes moved for TPC-H with 1 to 16 workers, and what it would take on separate machines
+    Growth(growth::GrowthArgs),
     /// What a coordinator needs for many workers and segments, and what breaks first
     Scale(scale::ScaleArgs),
     /// A process that a benchmark starts
@@ -79,6 +85,7 @@ fn run(bench: Bench) -> anyhow::Result<bool> {
             Bench::Tpch(args) => tpch::run(&args).await,
             Bench::Ingest(args) => ingest::run(&args).await,
             Bench::Point(args) => point::run(&args).await,
+            Bench::Load(args) => crowd::run(&args).await,
             Bench::Scan(args) => scan::run(&args).await,
             Bench::Chaos(args) => chaos::run(&args).await,
             Bench::Rot(args) => rot::run(&args).await,
@@ -86,6 +93,7 @@ fn run(bench: Bench) -> anyhow::Result<bool> {
             Bench::Leader(args) => leader::run(&args).await,
             Bench::Repair(args) => repair::run(&args).await,
             Bench::Grow(args) => grow::run(&args).await,
+            Bench::Growth(args) => growth::run(&args).await,
             Bench::Scale(args) => scale::run(&args).await,
             Bench::Peer { .. } => Ok(true),
         }

@@ -8,8 +8,10 @@ use arrow::record_batch::RecordBatch;
 use datafusion::common::{Column, DataFusionError};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
+use shoal_data::sample::TpchTable;
 
-use crate::answer::{Answer, Numbers};
+use crate::answer::{Answer, FLOAT_TOLERANCE, Numbers};
+use crate::tpch_data::TpchData;
 
 /// A single-process DataFusion.
 #[derive(Clone)]
@@ -34,6 +36,18 @@ impl Oracle {
             .with_information_schema(true)
             .set_str("datafusion.execution.time_zone", "+00:00");
         Self { context: SessionContext::new_with_config(config) }
+    }
+
+    /// The same with all tables of TPC-H.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub async fn of_tables(partitions: usize, data: &TpchData) -> Result<Self, DataFusionError> {
+        let oracle = Self::new(partitions);
+        for table in TpchTable::ALL {
+            oracle.register_parquet(table.name(), &data.table_dir(table)).await?;
+        }
+        Ok(oracle)
     }
 
     /// Registers a directory of Parquet files, or one file, as a table.
@@ -81,6 +95,18 @@ impl Oracle {
         let order = self.order(sql).await?;
         let (schema, batches) = self.run(sql).await?;
         Ok(Expectation { answer: Answer::new(&schema, &batches, numbers)?, order })
+    }
+}
+
+impl Expectation {
+    /// Compares what somebody answered, types and last digits of integers and
+    /// decimals included.
+    ///
+    /// # Errors
+    /// The first difference, and when a value cannot be written as text.
+    pub fn check(&self, schema: &SchemaRef, batches: &[RecordBatch]) -> anyhow::Result<()> {
+        let answer = Answer::new(schema, batches, Numbers::Exact)?;
+        Ok(self.answer.compare(&answer, self.order.as_deref(), FLOAT_TOLERANCE)?)
     }
 }
 

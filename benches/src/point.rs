@@ -13,7 +13,7 @@ use serde::Serialize;
 use shoal_data::sample::TpchTable;
 
 use crate::client::Client;
-use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::cluster::{Cluster, ClusterOptions};
 use crate::peers::FlightPeer;
 use crate::report::{Summary, percentile, say, write_json};
 use crate::tpch::plain_files;
@@ -74,10 +74,8 @@ struct Report {
 /// When a lookup fails or does not give its one row.
 pub async fn run(args: &PointArgs) -> Result<bool> {
     let data = TpchData::ensure(&data_root(), args.scale)?;
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     options.threads = args.threads;
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
     client.update(&TpchTable::Orders.create_statement(args.shards, None)).await?;

@@ -1,17 +1,27 @@
-//! What the kernel counts for a process: CPU seconds and memory. Linux only.
+//! What the kernel counts for a process, and allows it: CPU time, memory, open
+//! files. Linux only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::report::say;
+
 /// Ticks of a second in `/proc/<pid>/stat`: 100 on every Linux that user space
 /// sees.
 const TICKS_PER_SECOND: f64 = 100.0;
+/// By how much the difference of two [`cpu_seconds`] may be too much: user and
+/// system time are each rounded down to a tick.
+const ROUNDED_S: f64 = 2.0 / TICKS_PER_SECOND;
 /// How often [`MemoryWatch`] looks.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+/// Files that a process may have open besides its connections.
+const FILES_SPARE: u64 = 500;
 
 /// User and system CPU seconds of a process and its ended threads so far;
 /// 0 for a process that is gone.
@@ -23,6 +33,64 @@ pub fn cpu_seconds(pid: u32) -> f64 {
         fields.split_ascii_whitespace().nth(index).and_then(|field| field.parse().ok()).unwrap_or(0.0)
     };
     (ticks(11) + ticks(12)) / TICKS_PER_SECOND
+}
+
+/// CPU time of a process so far: of each of its threads to the nanosecond, and in
+/// all, with the threads that have ended, to the tick.
+#[derive(Clone, Debug, Default)]
+pub struct CpuTime {
+    /// Nanoseconds by thread.
+    threads: BTreeMap<u32, u64>,
+    whole_s: f64,
+}
+
+impl CpuTime {
+    /// Of this process, now; nothing of one that is gone.
+    pub fn of(pid: u32) -> Self {
+        let mut threads = BTreeMap::new();
+        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Self::default() };
+        for task in tasks.flatten() {
+            let thread = task.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+            let times = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            let nanos = times.split_ascii_whitespace().next().and_then(|nanos| nanos.parse::<u64>().ok());
+            threads.extend(thread.zip(nanos));
+        }
+        Self { threads, whole_s: cpu_seconds(pid) }
+    }
+
+    /// CPU seconds since an earlier moment of the same process.
+    pub fn since(&self, earlier: &Self) -> f64 {
+        let whole_s = self.whole_s - earlier.whole_s;
+        if self.threads.is_empty() {
+            return whole_s;
+        }
+        let nanos: u64 = self
+            .threads
+            .iter()
+            .map(|(thread, now)| {
+                // More than now was of another thread, whose number this one got.
+                let before = earlier.threads.get(thread).copied().filter(|before| before <= now);
+                now - before.unwrap_or(0)
+            })
+            .sum();
+        // What ended meanwhile is in the whole alone.
+        (nanos as f64 / 1e9).max(whole_s - ROUNDED_S)
+    }
+}
+
+/// Lets this process, and those that it starts from now on, have so many
+/// connections open; says where that cannot be.
+pub fn open_many_files(connections: u64) {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let needed = connections + FILES_SPARE;
+    if current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let raised = maximum.map_or(needed, |maximum| maximum.min(needed));
+    let done = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum });
+    if done.is_err() || raised < needed {
+        say(format!("only {raised} files may be open here, and {needed} are needed: see ulimit -n"));
+    }
 }
 
 /// Bytes of memory that a process holds now; 0 for one that is gone.
@@ -136,5 +204,23 @@ mod tests {
         assert!(resident_bytes(own) > 0, "{sum}");
         assert!(MemoryWatch::start(vec![own]).finish() > 0);
         assert!(family(own).contains(&own));
+        assert!(CpuTime::of(own).since(&CpuTime::default()) > 0.0);
+    }
+
+    #[test]
+    fn cpu_time_counts_threads_that_began_and_those_that_ended() {
+        let at = |threads: &[(u32, u64)], whole_s: f64| CpuTime {
+            threads: threads.iter().copied().collect(),
+            whole_s,
+        };
+        let earlier = at(&[(1, 5_000_000), (2, 9_000_000)], 1.0);
+        // The second ended, and a new one got its number; the third is new, too.
+        let now = at(&[(1, 7_000_000), (2, 1_000_000), (3, 500_000)], 1.0);
+        assert_eq!(now.since(&earlier), 0.0035);
+        // Far more was taken than the one that is left says.
+        let ended = at(&[(1, 7_000_000)], 1.5).since(&earlier);
+        assert!((ended - 0.48).abs() < 1e-9, "{ended}");
+        // A kernel that does not count by thread.
+        assert_eq!(at(&[], 1.5).since(&at(&[], 1.0)), 0.5);
     }
 }

@@ -39,6 +39,12 @@ impl Summary {
         self.with(key, format!("{value:.2}"))
     }
 
+    /// Adds numbers with so many digits behind the point, with commas between.
+    pub fn with_list(self, key: &str, values: impl IntoIterator<Item = f64>, digits: usize) -> Self {
+        let values: Vec<String> = values.into_iter().map(|value| format!("{value:.digits$}")).collect();
+        self.with(key, values.join(","))
+    }
+
     /// Shows it.
     pub fn print(&self) {
         say(&self.line);
@@ -192,6 +198,8 @@ mod tests {
     fn the_last_line_is_made_of_keys_and_values() {
         let summary = Summary::new("tpch").with("right", "22/22").with_number("ratio_datafusion", 1.456);
         assert_eq!(summary.as_str(), "tpch right=22/22 ratio_datafusion=1.46");
+        let summary = Summary::new("load").with_list("rate", [1.25, 200.0], 0).with_list("none", [], 1);
+        assert_eq!(summary.as_str(), "load rate=1,200 none=");
     }
 
     #[test]

@@ -15,10 +15,11 @@ use rand::{Rng, SeedableRng};
 use shoal_data::checksum::crc32c;
 use shoal_data::sample::{QUERIES, TpchTable, query, tpch_schema};
 
-use crate::answer::{Answer, FLOAT_TOLERANCE, Numbers};
+use crate::answer::Numbers;
 use crate::client::Client;
-use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::cluster::{Cluster, ClusterOptions};
 use crate::disk::{files_below, flip};
+use crate::load::load_tables;
 use crate::oracle::{Expectation, Oracle};
 use crate::report::{Summary, say};
 use crate::tpch_data::{TpchData, data_root};
@@ -61,17 +62,12 @@ pub struct RotArgs {
 /// When something cannot be started.
 pub async fn run(args: &RotArgs) -> Result<bool> {
     let data = TpchData::ensure(&data_root(), args.scale)?;
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
+    let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     // It changes the files that are there at the start, again and again.
     options.coordinator_args.push("--compaction=off".to_owned());
     let cluster = Cluster::start(&options)?;
     let mut client = cluster.connect().await?;
-    for table in TpchTable::ALL {
-        client.update(&table.create_statement(8, Some(3))).await?;
-        client.update(&data.copy_statement(table)).await.with_context(|| format!("load {table}"))?;
-    }
+    load_tables(&mut client, &data, 8, Some(3)).await?;
     wait_until_whole(&mut client, args.workers.min(3)).await?;
     let questions = questions(&data).await?;
     let disks = (1..=args.workers)
@@ -145,10 +141,7 @@ async fn wait_until_whole(client: &mut Client, replicas: usize) -> Result<()> {
 
 /// The queries of TPC-H, and for each table one that needs every byte of it.
 async fn questions(data: &TpchData) -> Result<Vec<(String, Expectation)>> {
-    let oracle = Oracle::new(2);
-    for table in TpchTable::ALL {
-        oracle.register_parquet(table.name(), &data.table_dir(table)).await?;
-    }
+    let oracle = Oracle::of_tables(2, data).await?;
     let all = (1..=QUERIES.len()).filter_map(query).map(str::to_owned);
     let mut questions = Vec::new();
     for sql in all.chain(TpchTable::ALL.map(whole_table)) {
@@ -197,9 +190,7 @@ impl Totals {
                     say(format!("failed: {sql}: {error}"));
                 }
                 Ok((schema, batches)) => {
-                    let answer = Answer::new(&schema, &batches, Numbers::Exact)?;
-                    let order = expected.order.as_deref();
-                    if let Err(difference) = expected.answer.compare(&answer, order, FLOAT_TOLERANCE) {
+                    if let Err(difference) = expected.check(&schema, &batches) {
                         self.wrong += 1;
                         say(format!("wrong: {sql}: {difference}"));
                     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use shoal_data::sample::TpchTable;
 
 use crate::client::Client;
-use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::cluster::{Cluster, ClusterOptions};
 use crate::peers::FlightPeer;
 use crate::process::{peak_bytes, reset_peak};
 use crate::report::{Bar, Summary, median, missed, say, write_json};
@@ -79,10 +79,8 @@ fn bars(args: &ScanArgs, report: &Report) -> [Bar; 1] {
 /// When a scan fails or gives another number of rows.
 pub async fn run(args: &ScanArgs) -> Result<bool> {
     let data = TpchData::ensure(&data_root(), args.scale)?;
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     options.threads = args.threads;
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
     client.update(&TpchTable::Lineitem.create_statement(args.shards, None)).await?;

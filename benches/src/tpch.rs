@@ -10,7 +10,8 @@ use serde::Serialize;
 use shoal_data::sample::{QUERIES, TpchTable};
 
 use crate::answer::{Answer, FLOAT_TOLERANCE, Numbers};
-use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::cluster::{Cluster, ClusterOptions};
+use crate::load::load_tables;
 use crate::oracle::Oracle;
 use crate::peers::{ChildPeer, Peer, ShoalPeer, TableFiles, shard_files, start_duckdb};
 use crate::process::{MemoryWatch, cpu_seconds};
@@ -147,23 +148,15 @@ pub async fn run(args: &TpchArgs) -> Result<bool> {
 /// # Errors
 /// When a node does not start or a table cannot be loaded.
 pub async fn start_loaded(args: &TpchArgs, data: &TpchData) -> Result<(Arc<Cluster>, f64)> {
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    let mut options = ClusterOptions::for_bench(args.workers, data)?;
     options.threads = args.threads;
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
     // Peers read the same files, which stay.
     options.coordinator_args.push("--compaction=off".to_owned());
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
-    let started = Instant::now();
-    for table in TpchTable::ALL {
-        let loaded = async {
-            client.update(&table.create_statement(args.shards, None)).await?;
-            client.update(&data.copy_statement(table)).await
-        };
-        loaded.await.with_context(|| format!("load {table}\n{}", cluster.log_tails()))?;
-    }
-    Ok((cluster, started.elapsed().as_secs_f64()))
+    let loaded = load_tables(&mut client, data, args.shards, None).await;
+    let load_s = loaded.with_context(|| cluster.log_tails())?;
+    Ok((cluster, load_s))
 }
 
 /// The generator's files of every table.
@@ -217,10 +210,7 @@ async fn start_peers(
 
 /// The first pass: every engine's answers against DataFusion's.
 async fn check_answers(lanes: &mut [Lane], queries: &[usize], data: &TpchData) -> Result<()> {
-    let oracle = Oracle::new(1);
-    for table in TpchTable::ALL {
-        oracle.register_parquet(table.name(), &data.table_dir(table)).await?;
-    }
+    let oracle = Oracle::of_tables(1, data).await?;
     for number in queries {
         let sql =
             shoal_data::sample::query(*number).with_context(|| format!("TPC-H has no query {number}"))?;

@@ -22,10 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use shoal_data::sample::TpchTable;
 use tokio::task::JoinSet;
 
-use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::cluster::{Cluster, ClusterOptions};
+use crate::load::load_tables;
 use crate::report::{Summary, say};
 use crate::small_disk::SmallDisk;
 use crate::tpch_data::{TpchData, data_root};
@@ -99,10 +99,8 @@ pub struct ChaosArgs {
 pub async fn run(args: &ChaosArgs) -> Result<bool> {
     ensure!(args.coordinators > 0, "--coordinators is 1 or more");
     let data = TpchData::ensure(&data_root(), args.scale)?;
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     options.coordinators = args.coordinators;
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
     options.links = true;
     options.coordinator_args.push("--compaction=on".to_owned());
     if let Some(dead_after) = &args.dead_after {
@@ -125,10 +123,7 @@ pub async fn run(args: &ChaosArgs) -> Result<bool> {
     ensure!(args.no_faults || !faults.is_empty(), "none of the faults can strike here");
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
-    for table in TpchTable::ALL {
-        client.update(&table.create_statement(8, Some(args.replicas))).await?;
-        client.update(&data.copy_statement(table)).await.with_context(|| format!("load {table}"))?;
-    }
+    load_tables(&mut client, &data, 8, Some(args.replicas)).await?;
     let log = Arc::new(Log::new(args.log.as_deref())?);
     let coordinators = Arc::new(Coordinators::of(&cluster)?);
     let load = Arc::new(Load::new(&data, Arc::clone(&coordinators), Arc::clone(&log)).await?);

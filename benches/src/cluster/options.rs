@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
+
 use crate::node::Program;
+use crate::tpch_data::{TpchData, data_root};
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -25,6 +28,8 @@ pub struct ClusterOptions {
     /// Zones of the coordinators, and of the workers, in turn; none: they have
     /// none.
     pub zones: Vec<String>,
+    /// The zone of every coordinator, where it is none of those.
+    pub coordinator_zone: Option<String>,
     /// Environment of every node.
     pub env: Vec<(String, String)>,
     /// Where the cluster's directory is made; None: the system's directory
@@ -53,11 +58,32 @@ impl ClusterOptions {
             coordinator_args: Vec::new(),
             worker_args: Vec::new(),
             zones: Vec::new(),
+            coordinator_zone: None,
             env: Vec::new(),
             parent_dir: None,
             worker_dir: None,
             links: false,
             disk_bytes: None,
+        }
+    }
+
+    /// What a benchmark measures: `workers` workers of this build, which may load
+    /// these files, with their directory beside them.
+    ///
+    /// # Errors
+    /// When the path of this executable cannot be found.
+    pub fn for_bench(workers: usize, data: &TpchData) -> Result<Self> {
+        let mut options = Self::new(Program::this_executable()?, workers);
+        options.import_roots = vec![data.dir().to_owned()];
+        options.parent_dir = Some(data_root());
+        Ok(options)
+    }
+
+    /// What places a coordinator, before which there are so many.
+    pub(super) fn coordinator_zone_args(&self, before: usize) -> Vec<String> {
+        match &self.coordinator_zone {
+            Some(zone) => vec!["--zone".to_owned(), zone.clone()],
+            None => self.zone_args(before),
         }
     }
 

@@ -11,13 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
-use shoal_data::sample::{QUERIES, TpchTable};
+use shoal_data::sample::QUERIES;
 
-use crate::answer::{Answer, FLOAT_TOLERANCE, Numbers};
 use crate::client::Client;
-use crate::cluster::{Cluster, ClusterOptions, Program};
+use crate::cluster::{Cluster, ClusterOptions};
+use crate::load::load_tables;
 use crate::oracle::{Expectation, Oracle};
 use crate::report::{Bar, Summary, missed, say, write_json};
 use crate::tpch_data::{TpchData, data_root};
@@ -119,18 +119,12 @@ fn check(args: &FailoverArgs) -> Result<()> {
 pub async fn run(args: &FailoverArgs) -> Result<bool> {
     check(args)?;
     let data = TpchData::ensure(&data_root(), args.scale)?;
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
+    let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     options.links = true;
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
-    let oracle = Oracle::new(2);
-    for table in TpchTable::ALL {
-        client.update(&table.create_statement(8, Some(3))).await?;
-        client.update(&data.copy_statement(table)).await.with_context(|| format!("load {table}"))?;
-        oracle.register_parquet(table.name(), &data.table_dir(table)).await?;
-    }
+    load_tables(&mut client, &data, 8, Some(3)).await?;
+    let oracle = Oracle::of_tables(2, &data).await?;
     let bench =
         Bench { cluster, oracle, workers: args.workers, runs: args.runs, has_faults: !args.no_faults };
 
@@ -172,8 +166,7 @@ async fn timed(client: &mut Client, sql: &str, expected: &Expectation) -> Result
     let began = Instant::now();
     let (schema, batches) = client.query_with_schema(sql).await?;
     let seconds = began.elapsed().as_secs_f64();
-    let answer = Answer::new(&schema, &batches, Numbers::Exact)?;
-    expected.answer.compare(&answer, expected.order.as_deref(), FLOAT_TOLERANCE)?;
+    expected.check(&schema, &batches)?;
     Ok(seconds)
 }
 

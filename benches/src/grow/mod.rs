@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::client::Client;
-use crate::cluster::{ClusterOptions, Program};
-use crate::load::{Detours, Doors, Load, MOVES, Questions, settle, start_loaded};
+use crate::cluster::ClusterOptions;
+use crate::load::{Detours, Doors, Load, MOVES, Questions, bytes_on_each, settle, start_loaded};
 use crate::report::{Summary, say, write_json};
 use crate::tpch_data::{TpchData, data_root};
 
@@ -77,10 +77,8 @@ struct Measured {
 pub async fn run(args: &GrowArgs) -> Result<bool> {
     ensure!(args.workers >= 4 && args.clients > 0, "--workers is 4 or more, --clients 1 or more");
     let data = TpchData::ensure(&data_root(), args.scale)?;
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     options.coordinators = args.coordinators;
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
     let (cluster, mut client) = start_loaded(&options, &data, args.shards).await?;
     let questions = Arc::new(Questions::ask_first(&mut client, args.scale).await?);
     let doors = Arc::new(Doors::of(&cluster)?);
@@ -174,19 +172,6 @@ async fn wait_until_even(client: &mut Client, workers: &[String]) -> Result<f64>
         );
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-}
-
-/// Bytes of all copies on each of these workers.
-async fn bytes_on_each(client: &mut Client, workers: &[String]) -> Result<Vec<i64>> {
-    let mut bytes = Vec::new();
-    for worker in workers {
-        let sum = format!(
-            "SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM system.segments \
-             WHERE array_has(replicas, '{worker}')"
-        );
-        bytes.push(client.number(&sum).await?);
-    }
-    Ok(bytes)
 }
 
 /// By which part of the mean the most and the least differ.

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::client::Client;
-use crate::cluster::{ClusterOptions, Program};
+use crate::cluster::ClusterOptions;
 use crate::load::{Doors, Load, Questions, start_loaded};
 use crate::report::{Bar, Summary, missed, percentile, say, write_json};
 use crate::tpch_data::{TpchData, data_root};
@@ -78,10 +78,8 @@ pub async fn run(args: &LeaderArgs) -> Result<bool> {
     ensure!(args.coordinators >= 3, "--coordinators is 3 or more: of two, none can be missed");
     ensure!(args.runs > 0 && args.clients > 0, "--runs and --clients are 1 or more");
     let data = TpchData::ensure(&data_root(), args.scale)?;
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
+    let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     options.coordinators = args.coordinators;
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
     let (cluster, mut client) = start_loaded(&options, &data, SHARDS).await?;
     client.update(CREATE_TABLE).await?;
     let questions = Arc::new(Questions::ask_first(&mut client, args.scale).await?);

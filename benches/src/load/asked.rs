@@ -53,6 +53,11 @@ impl Tally {
         self.0.len()
     }
 
+    /// How many answers were right.
+    pub fn right(&self) -> usize {
+        self.of(Verdict::Right)
+    }
+
     /// How many answers were wrong.
     pub fn wrong(&self) -> usize {
         self.of(Verdict::Wrong)
@@ -116,7 +121,7 @@ mod tests {
             asked(1, 800.0, Verdict::Wrong, false),
             asked(2, 900.0, Verdict::Failed, false),
         ]);
-        assert_eq!((tally.count(), tally.wrong(), tally.failed()), (5, 1, 1));
+        assert_eq!((tally.count(), tally.right(), tally.wrong(), tally.failed()), (5, 3, 1, 1));
         assert_eq!((tally.percentile_ms(0.5), tally.p99_ms()), (1.0, 2.0));
         let first = tally.between(began, began + Duration::from_secs(1));
         assert_eq!((first.count(), first.p99_ms()), (1, 1.0));

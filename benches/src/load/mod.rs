@@ -14,4 +14,4 @@ pub use doors::{Doors, Seat};
 pub use questions::Questions;
 pub use roamer::{Detours, Roamer};
 pub use steady::Load;
-pub use tables::{MOVES, settle, start_loaded};
+pub use tables::{MOVES, bytes_on_each, load_tables, settle, start_loaded};

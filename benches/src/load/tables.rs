@@ -23,6 +23,25 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(600);
 /// How often it is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Makes all tables and loads them; the seconds that it took. Where `replicas` is
+/// none, the cluster says how many copies there are.
+///
+/// # Errors
+/// When a table cannot be loaded.
+pub async fn load_tables(
+    client: &mut Client,
+    data: &TpchData,
+    shards: u32,
+    replicas: Option<u32>,
+) -> Result<f64> {
+    let began = Instant::now();
+    for table in TpchTable::ALL {
+        client.update(&table.create_statement(shards, replicas)).await?;
+        client.update(&data.copy_statement(table)).await.with_context(|| format!("load {table}"))?;
+    }
+    Ok(began.elapsed().as_secs_f64())
+}
+
 /// Starts a cluster and loads all tables into it, three copies of each shard;
 /// a session with its first coordinator.
 ///
@@ -35,10 +54,7 @@ pub async fn start_loaded(
 ) -> Result<(Arc<Cluster>, Client)> {
     let cluster = Arc::new(Cluster::start(options)?);
     let mut client = cluster.connect().await?;
-    for table in TpchTable::ALL {
-        client.update(&table.create_statement(shards, Some(REPLICAS))).await?;
-        client.update(&data.copy_statement(table)).await.with_context(|| format!("load {table}"))?;
-    }
+    load_tables(&mut client, data, shards, Some(REPLICAS)).await?;
     settle(&mut client).await?;
     Ok((cluster, client))
 }
@@ -58,4 +74,20 @@ pub async fn settle(client: &mut Client) -> Result<()> {
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
     Ok(())
+}
+
+/// Bytes of all copies on each of these workers.
+///
+/// # Errors
+/// When the coordinator does not say.
+pub async fn bytes_on_each(client: &mut Client, workers: &[String]) -> Result<Vec<i64>> {
+    let mut bytes = Vec::new();
+    for worker in workers {
+        let sum = format!(
+            "SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM system.segments \
+             WHERE array_has(replicas, '{worker}')"
+        );
+        bytes.push(client.number(&sum).await?);
+    }
+    Ok(bytes)
 }

@@ -17,14 +17,30 @@ pub struct FlightPeer {
 }
 
 impl FlightPeer {
-    /// Starts DataFusion with so many threads and partitions over files.
+    /// Starts DataFusion with so many threads and partitions over files. All that
+    /// is asked of it runs at once.
     ///
     /// # Errors
     /// When it does not come up.
     pub fn start(threads: usize, tables: &[TableFiles]) -> Result<Self> {
+        Self::start_with(threads, &[], tables)
+    }
+
+    /// The same with so many queries that run at once; the others wait in order, as
+    /// at a coordinator.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn with_queue(threads: usize, queries_max: usize, tables: &[TableFiles]) -> Result<Self> {
+        Self::start_with(threads, &["--queries", &queries_max.to_string()], tables)
+    }
+
+    fn start_with(threads: usize, more: &[&str], tables: &[TableFiles]) -> Result<Self> {
         let dir = TempDir::new().context("make a directory")?;
         let mut child = Command::new(std::env::current_exe().context("path of this executable")?)
-            .args(["peer", "flight", "--threads", &threads.to_string(), "--tables"])
+            .args(["peer", "flight", "--threads", &threads.to_string()])
+            .args(more)
+            .arg("--tables")
             .arg(tables_file(&dir, tables)?)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

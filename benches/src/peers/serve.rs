@@ -67,6 +67,9 @@ pub enum PeerCommand {
         /// Threads and partitions.
         #[arg(long)]
         threads: usize,
+        /// Queries that run at once; the others wait. Not given: all run.
+        #[arg(long)]
+        queries: Option<usize>,
         /// The list of tables.
         #[arg(long)]
         tables: PathBuf,
@@ -93,7 +96,9 @@ pub fn run(command: &PeerCommand) -> Result<()> {
             answer_queries(*threads, SessionContext::from(state), tables)
         }
         PeerCommand::DfdWorker { threads, port } => serve_worker(*threads, *port),
-        PeerCommand::Flight { threads, tables } => crate::flight_peer::serve(*threads, tables),
+        PeerCommand::Flight { threads, queries, tables } => {
+            crate::flight_peer::serve(*threads, *queries, tables)
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::cluster::{ClusterOptions, Program};
+use crate::cluster::ClusterOptions;
 use crate::load::{Doors, Load, Questions, settle, start_loaded};
 use crate::report::{Bar, Summary, at_least, median, missed, say, write_json};
 use crate::tpch_data::{TpchData, data_root};
@@ -91,9 +91,7 @@ pub async fn run(args: &RepairArgs) -> Result<bool> {
 }
 
 async fn measure(args: &RepairArgs, data: &TpchData) -> Result<Measured> {
-    let mut options = ClusterOptions::new(Program::this_executable()?, args.workers);
-    options.import_roots = vec![data.dir().to_owned()];
-    options.parent_dir = Some(data_root());
+    let mut options = ClusterOptions::for_bench(args.workers, data)?;
     options.coordinator_args = vec!["--dead-after".to_owned(), args.dead_after.clone()];
     if let Some(rate) = &args.repair_rate {
         options.coordinator_args.extend(["--repair-rate".to_owned(), rate.clone()]);

@@ -15,14 +15,13 @@ use anyhow::{Context, Result, ensure};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use self::fill::{Filled, Wanted, fill, table_name};
 use self::stub::{Counts, Running, Stub};
 use crate::client::Client;
 use crate::node::{Node, Program};
-use crate::process::{cpu_seconds, peak_bytes, resident_bytes};
+use crate::process::{cpu_seconds, open_many_files, peak_bytes, resident_bytes};
 use crate::report::{Bar, Summary, median, missed, percentile, say, write_json};
 use crate::tpch_data::data_root;
 
@@ -38,8 +37,6 @@ const MOVED_WITHIN: Duration = Duration::from_secs(300);
 const PLANS: usize = 9;
 /// Schemas that are made and dropped.
 const SCHEMAS: usize = 100;
-/// Files that a process may have open here: a connection for each worker, and some.
-const FILES_SPARE: u64 = 500;
 
 /// What to run.
 #[derive(Clone, Debug, clap::Args)]
@@ -203,20 +200,6 @@ pub async fn run(args: &ScaleArgs) -> Result<bool> {
         .with_number("start_s", last.start_s)
         .print();
     Ok(broken.is_empty())
-}
-
-/// Each worker is a connection, here and in the coordinator, which inherits this.
-fn open_many_files(workers: u64) {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let needed = workers + FILES_SPARE;
-    if current.is_none_or(|current| current >= needed) {
-        return;
-    }
-    let raised = maximum.map_or(needed, |maximum| maximum.min(needed));
-    let done = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum });
-    if done.is_err() || raised < needed {
-        say(format!("only {raised} files may be open here, and {needed} are needed: see ulimit -n"));
-    }
 }
 
 async fn measure_level(args: &ScaleArgs, segments: usize) -> Result<Level> {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use shoal_benches::disk::files_below;
+use shoal_benches::load::bytes_on_each;
 use shoal_benches::small_disk::SmallDisk;
 use shoal_benches::{Client, ClientError, Cluster, ClusterOptions};
 use tokio::task::JoinHandle;
@@ -251,7 +252,7 @@ fn a_worker_that_joins_gets_shards_until_all_hold_as_much() {
         cluster.wait_until_joined(5).unwrap();
         let since = Instant::now();
         loop {
-            let bytes = bytes_on_each(&mut client, 5).await;
+            let bytes = bytes_on_each(&mut client, &cluster.worker_names()).await.unwrap();
             let gap = bytes.iter().max().unwrap() - bytes.iter().min().unwrap();
             // A shard that is as large as the gap would only turn it round.
             if 2 * gap <= 3 * shard {
@@ -272,19 +273,6 @@ fn a_worker_that_joins_gets_shards_until_all_hold_as_much() {
         let copies = client.number(&count("shards", "array_has(workers, 'worker-5')")).await.unwrap();
         assert!((4..=5).contains(&copies), "{copies} copies\n{}", shown(&mut client).await);
     });
-}
-
-/// Bytes of all copies on each of so many workers.
-async fn bytes_on_each(client: &mut Client, workers: usize) -> Vec<i64> {
-    let mut bytes = Vec::new();
-    for number in 1..=workers {
-        let sum = format!(
-            "SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM system.segments \
-             WHERE array_has(replicas, 'worker-{number}')"
-        );
-        bytes.push(client.number(&sum).await.unwrap());
-    }
-    bytes
 }
 
 #[test]

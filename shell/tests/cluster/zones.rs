@@ -102,3 +102,24 @@ fn what_no_zone_has_all_of_crosses_and_is_counted() {
         assert!(bytes > 0, "{text}");
     });
 }
+
+#[test]
+fn where_each_process_is_a_zone_all_that_they_exchange_is_counted() {
+    let zones = (1..=4).map(|number| format!("machine-{number}")).collect();
+    let coordinator_zone = Some("coordinator".to_owned());
+    let cluster = Cluster::start(&ClusterOptions { zones, coordinator_zone, ..options(4) }).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        make_rows(&mut client, "shards = 8, replicas = 3").await;
+        let placed = "SELECT count(DISTINCT zone) FROM system.workers";
+        assert_eq!(client.number(placed).await.unwrap(), 4);
+        for sql in QUERIES {
+            let (bytes, text) = crossed(&mut client, sql).await;
+            // What comes to the coordinator, at least: no worker stands in its zone.
+            assert!(bytes > 0, "{sql}\n{text}");
+        }
+        let (_, text) = crossed(&mut client, QUERIES[2]).await;
+        let used = cluster.worker_names().iter().filter(|worker| text.contains(worker.as_str())).count();
+        assert!(is_distributed(&text) && used > 1, "one zone is not enough for what others hold: {text}");
+    });
+}
