@@ -1,22 +1,29 @@
 //! Single-process DataFusion behind the same encoding of rows, the same
-//! server settings and the same two calls for each statement as Shoal's front
-//! door: what lookups and scans are compared with.
+//! server settings and the same calls for each statement, prepared or not, as
+//! Shoal's front door: what lookups and scans are compared with.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
-use arrow_flight::sql::server::FlightSqlService;
-use arrow_flight::sql::{CommandStatementQuery, ProstMessageExt, SqlInfo, TicketStatementQuery};
-use arrow_flight::{
-    FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse, Ticket,
+use arrow_flight::sql::server::{FlightSqlService, PeekableFlightDataStream};
+use arrow_flight::sql::{
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
+    ActionCreatePreparedStatementResult, CommandPreparedStatementQuery, CommandStatementQuery,
+    DoPutPreparedStatementResult, ProstMessageExt, SqlInfo, TicketStatementQuery,
 };
+use arrow_flight::{
+    Action, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse, Ticket,
+};
+use datafusion::common::ScalarValue;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
-use futures::{Stream, stream};
+use futures::{Stream, TryStreamExt, stream};
 use prost::Message;
 use shoal_coordinator::flight::{encoded, result_schema};
 use shoal_proto::server::{Incoming, bind, builder};
@@ -29,10 +36,64 @@ struct Door {
     planned: Mutex<Planned>,
 }
 
+impl Door {
+    fn planned(&self) -> MutexGuard<'_, Planned> {
+        self.planned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a query until it is fetched.
+    fn announce(
+        &self,
+        frame: DataFrame,
+        descriptor: FlightDescriptor,
+    ) -> Result<Response<FlightInfo>, Status> {
+        let schema = result_schema(frame.schema().as_arrow());
+        let handle = {
+            let mut planned = self.planned();
+            let handle = planned.number();
+            planned.frames.insert(handle, frame);
+            handle
+        };
+        let ticket = TicketStatementQuery { statement_handle: handle.to_le_bytes().to_vec().into() };
+        let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket.as_any().encode_to_vec()));
+        let info = FlightInfo::new()
+            .try_with_schema(&schema)
+            .map_err(internal)?
+            .with_endpoint(endpoint)
+            .with_descriptor(descriptor);
+        Ok(Response::new(info))
+    }
+}
+
 #[derive(Default)]
 struct Planned {
+    /// Queries that wait to be fetched.
     frames: HashMap<u64, DataFrame>,
+    statements: HashMap<u64, Statement>,
     next: u64,
+}
+
+/// A prepared statement, with the values that were bound last.
+#[derive(Clone)]
+struct Statement {
+    frame: DataFrame,
+    values: Vec<ScalarValue>,
+}
+
+impl Planned {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn statement(&mut self, handle: &[u8]) -> Result<&mut Statement, Status> {
+        let statement = number_of(handle).and_then(|number| self.statements.get_mut(&number));
+        statement.ok_or_else(|| Status::not_found("the statement is unknown"))
+    }
+}
+
+fn number_of(handle: &[u8]) -> Option<u64> {
+    <[u8; 8]>::try_from(handle).ok().map(u64::from_le_bytes)
 }
 
 /// Serves until standard input closes; its first line of output is its URL.
@@ -68,22 +129,59 @@ impl FlightSqlService for Door {
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
         let frame = self.context.sql(&query.query).await.map_err(internal)?;
-        let schema = result_schema(frame.schema().as_arrow());
-        let handle = {
-            let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
-            planned.next += 1;
-            let handle = planned.next;
-            planned.frames.insert(handle, frame);
-            handle
-        };
-        let ticket = TicketStatementQuery { statement_handle: handle.to_le_bytes().to_vec().into() };
-        let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket.as_any().encode_to_vec()));
-        let info = FlightInfo::new()
-            .try_with_schema(&schema)
-            .map_err(internal)?
-            .with_endpoint(endpoint)
-            .with_descriptor(request.into_inner());
-        Ok(Response::new(info))
+        self.announce(frame, request.into_inner())
+    }
+
+    async fn do_action_create_prepared_statement(
+        &self,
+        query: ActionCreatePreparedStatementRequest,
+        _: Request<Action>,
+    ) -> Result<ActionCreatePreparedStatementResult, Status> {
+        let frame = self.context.sql(&query.query).await.map_err(internal)?;
+        let mut planned = self.planned();
+        let handle = planned.number();
+        planned.statements.insert(handle, Statement { frame, values: Vec::new() });
+        Ok(ActionCreatePreparedStatementResult {
+            prepared_statement_handle: handle.to_le_bytes().to_vec().into(),
+            ..Default::default()
+        })
+    }
+
+    async fn do_put_prepared_statement_query(
+        &self,
+        query: CommandPreparedStatementQuery,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<DoPutPreparedStatementResult, Status> {
+        let messages = request.into_inner().map_err(FlightError::from);
+        let rows = FlightRecordBatchStream::new_from_flight_data(messages);
+        let rows: Vec<_> = rows.try_collect().await.map_err(internal)?;
+        let row = rows.iter().find(|batch| batch.num_rows() > 0);
+        let row = row.ok_or_else(|| Status::invalid_argument("no values"))?;
+        let values = row.columns().iter().map(|column| ScalarValue::try_from_array(column, 0));
+        let values = values.collect::<datafusion::common::Result<Vec<_>>>().map_err(internal)?;
+        self.planned().statement(&query.prepared_statement_handle)?.values = values;
+        Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(query.prepared_statement_handle) })
+    }
+
+    async fn get_flight_info_prepared_statement(
+        &self,
+        query: CommandPreparedStatementQuery,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        let statement = self.planned().statement(&query.prepared_statement_handle)?.clone();
+        let frame = statement.frame.with_param_values(statement.values).map_err(internal)?;
+        self.announce(frame, request.into_inner())
+    }
+
+    async fn do_action_close_prepared_statement(
+        &self,
+        query: ActionClosePreparedStatementRequest,
+        _: Request<Action>,
+    ) -> Result<(), Status> {
+        if let Some(number) = number_of(&query.prepared_statement_handle) {
+            self.planned().statements.remove(&number);
+        }
+        Ok(())
     }
 
     async fn do_get_statement(
@@ -91,10 +189,8 @@ impl FlightSqlService for Door {
         ticket: TicketStatementQuery,
         _: Request<Ticket>,
     ) -> Result<Response<<Self as FlightService>::DoGetStream>, Status> {
-        let frame = <[u8; 8]>::try_from(ticket.statement_handle.as_ref()).ok().and_then(|handle| {
-            let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
-            planned.frames.remove(&u64::from_le_bytes(handle))
-        });
+        let frame =
+            number_of(&ticket.statement_handle).and_then(|number| self.planned().frames.remove(&number));
         let frame = frame.ok_or_else(|| Status::not_found("the ticket is unknown"))?;
         let schema = result_schema(frame.schema().as_arrow());
         let rows = frame.execute_stream().await.map_err(internal)?;
