@@ -15,6 +15,7 @@ pub mod key_hash;
 pub mod object_stores;
 pub mod operators;
 pub mod packed_statistics;
+mod page_cache;
 pub mod plain_rows;
 pub mod sample;
 pub mod scan_counter;

@@ -25,7 +25,7 @@ use shoal_proto::exchange::ReadLog;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
 
 use crate::block_sums::BlockSums;
-use crate::{SegmentName, file_stream};
+use crate::{SegmentName, file_stream, page_cache};
 
 /// The scheme and host under which sessions register the store: segments are
 /// `shard://segments/<table>/<shard>/<segment>.parquet`.
@@ -46,6 +46,10 @@ const LOCATED_MAX: usize = 10_000;
 const COALESCE_BYTES: u64 = 256 * 1024;
 /// Checksums of segments that are kept in memory: some 20 bytes per MB of them.
 const SUMS_MAX: usize = 20_000;
+/// Bytes that are read without a thread that may wait: of more that is a small part.
+const AT_HAND_BYTES_MAX: u64 = 1024 * 1024;
+/// Ranges that are read so, each with the blocks that it begins and ends in.
+const AT_HAND_RANGES_MAX: usize = 64;
 /// A remote read above this is cut, so that no single buffer grows large.
 const WHOLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -109,6 +113,19 @@ impl LocalSegments {
             ranges.iter().map(|range| sums.read(&file, range.clone())).collect::<io::Result<Vec<_>>>()
         });
         self.unless_damaged(name, read)
+    }
+
+    /// The same without a wait for the disk: few bytes that the system has in
+    /// memory, of a segment that was read before. None where it is not so, or
+    /// where anything is not as it should be.
+    pub fn read_at_hand(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+        let bytes: u64 = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        if bytes > AT_HAND_BYTES_MAX || ranges.len() > AT_HAND_RANGES_MAX {
+            return None;
+        }
+        let sums = self.sums.lock().get(name).cloned()?;
+        let file = page_cache::open(&self.dir.join(name.to_string()))?;
+        ranges.iter().map(|range| sums.read_at_hand(&file, range.clone())).collect()
     }
 
     /// Whether the checksums of a segment are on the disk as they were written,
@@ -238,10 +255,13 @@ impl ShardStore {
         Self { log: Some(log), ..self.clone() }
     }
 
-    /// All ranges from the local file in one hop to a blocking thread, each
-    /// block verified; none where there is no local file or it is damaged, or
-    /// the disk does not answer.
+    /// All ranges from the local file, each block verified: at once what is in
+    /// memory, as lookups read it, and else in one hop to a blocking thread. None
+    /// where there is no local file or it is damaged, or the disk does not answer.
     async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+        if let Some(read) = self.local.as_ref()?.read_at_hand(name, ranges) {
+            return Some(read);
+        }
         let (name, ranges) = (*name, ranges.to_vec());
         self.ask_disk(&name, move |local| local.read(&name, &ranges)).await
     }

@@ -45,8 +45,9 @@ use crate::session::{TaskSessions, with_counted_readers};
 const FORGET_INTERVAL: Duration = Duration::from_millis(400);
 /// What the library says of a task whose plan did not come in time.
 const PLAN_IS_LATE: &str = "waiting for the plan";
-/// Frames that wait between the plan and the network, per partition.
-const FRAMES_WAITING: usize = 2;
+/// Frames that wait between the plan and the network, per partition: all of a
+/// small result, which are its columns, its rows and its end.
+const FRAMES_WAITING: usize = 3;
 
 /// Runs tasks. Cheap to clone.
 #[derive(Clone)]

@@ -5,9 +5,11 @@ mod availability;
 mod compaction;
 mod copy;
 mod ddl;
+mod lookup;
 mod many_rows;
 mod names;
 mod own_thread;
+mod planned;
 mod prepared;
 mod rebalance;
 mod runtime;
@@ -15,6 +17,7 @@ mod select;
 mod write;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +26,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::catalog::CatalogProviderList;
 use datafusion::common::ScalarValue;
 use datafusion::execution::SendableRecordBatchStream;
+use futures::FutureExt;
 use parking_lot::Mutex;
 use serde::Serialize;
 use shoal_data::ImportRoots;
@@ -135,6 +139,8 @@ const TIME_ZONE_SETTING: &str = "datafusion.execution.time_zone";
 /// One statement's hold on the world: a pinned snapshot and the settings.
 struct Scope {
     snapshot: Arc<State>,
+    /// Whether a majority says that there is no newer one.
+    is_current: bool,
     pin: PinGuard,
     settings: Settings,
     planning: Planning,
@@ -334,7 +340,7 @@ impl Engine {
     /// `Unavailable` where no majority of the coordinators says which that is.
     async fn scope(&self, session: &Session) -> Result<Scope, Error> {
         self.cluster.catalog().catch_up().await?;
-        Ok(self.scope_of(session, |names| names))
+        Ok(self.scope_of(session, true, |names| names))
     }
 
     /// As [`Self::scope`], for planning a write.
@@ -343,14 +349,14 @@ impl Engine {
     /// The same.
     async fn scope_to_write(&self, session: &Session) -> Result<Scope, Error> {
         self.cluster.catalog().catch_up().await?;
-        Ok(self.scope_of(session, SnapshotCatalogs::for_writing))
+        Ok(self.scope_of(session, true, SnapshotCatalogs::for_writing))
     }
 
     /// As [`Self::scope`]; where no majority answers, the system tables can still
     /// be read, and nothing else.
     async fn scope_to_read(&self, session: &Session) -> Scope {
         let caught_up = self.cluster.catalog().catch_up().await;
-        self.scope_of(session, |names| match caught_up {
+        self.scope_of(session, caught_up.is_ok(), |names| match caught_up {
             Ok(()) => names,
             Err(error) => names.stale(&error),
         })
@@ -359,6 +365,7 @@ impl Engine {
     fn scope_of(
         &self,
         session: &Session,
+        is_current: bool,
         finish: impl FnOnce(SnapshotCatalogs) -> SnapshotCatalogs,
     ) -> Scope {
         let settings = session.settings();
@@ -371,7 +378,7 @@ impl Engine {
         );
         let names: Arc<dyn CatalogProviderList> = Arc::new(finish(names));
         let planning = self.template.planning(&settings.options, names);
-        Scope { snapshot, pin, settings, planning }
+        Scope { snapshot, is_current, pin, settings, planning }
     }
 
     fn query_options(&self, query: QueryId, settings: &Settings) -> Result<QueryOptions, Error> {
@@ -408,6 +415,16 @@ impl Engine {
     /// An error of planning, with a hint where a name is misspelt.
     fn hinted(&self, snapshot: &State, error: impl Into<Failure>) -> Error {
         with_hint(error.into(), table_names(snapshot)).into()
+    }
+}
+
+/// Runs a statement's work on the thread that asks, which may be one that talks
+/// to clients: for what takes no longer than threads take to wake one another.
+/// Dropping the result stops it.
+async fn here<T>(work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Error> {
+    match AssertUnwindSafe(work.boxed()).catch_unwind().await {
+        Ok(result) => result,
+        Err(panic) => Err(panic_failure(panic.as_ref()).into()),
     }
 }
 

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::common::ParamValues;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::common::ScalarValue;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement as DfStatement;
 use parking_lot::Mutex;
 use shoal_proto::Failure;
 
 use super::availability::availability_columns;
+use super::planned::{Asked, Planned, is_timeless, parameter_fields, with_values};
 use super::rebalance::moved_columns;
 use super::{Engine, Parameters, Scope};
 use crate::query::as_meant;
@@ -25,48 +25,6 @@ pub struct Prepared {
     columns: SchemaRef,
     parameters: Schema,
     planned: Mutex<Option<Planned>>,
-}
-
-/// A plan and the world that it was made for.
-#[derive(Clone)]
-struct Planned {
-    catalog_version: u64,
-    settings_version: u64,
-    session: String,
-    plan: LogicalPlan,
-    /// The same optimised, where that is right whenever it is run.
-    optimised: Option<LogicalPlan>,
-}
-
-impl Planned {
-    /// Whether it was made for this session, its settings, and this snapshot.
-    fn is_of(&self, session: &Session, scope: &Scope) -> bool {
-        self.catalog_version == scope.snapshot.version
-            && self.settings_version == scope.settings.version
-            && self.session == session.id()
-    }
-}
-
-/// What is to be run.
-pub(super) enum Asked {
-    /// A plan as it was written.
-    Plan(LogicalPlan),
-    /// One that is optimised already.
-    Optimised(LogicalPlan),
-}
-
-impl Asked {
-    pub(super) fn plan(&self) -> &LogicalPlan {
-        match self {
-            Self::Plan(plan) | Self::Optimised(plan) => plan,
-        }
-    }
-}
-
-impl From<LogicalPlan> for Asked {
-    fn from(plan: LogicalPlan) -> Self {
-        Self::Plan(plan)
-    }
 }
 
 impl Prepared {
@@ -104,13 +62,50 @@ impl Prepared {
         &self.parameters
     }
 
+    /// Whether it is a lookup by shard key whose plan can be used as it is, by what
+    /// is known before the catalog has caught up. Little is left to plan then, and
+    /// it is bounded.
+    pub(super) fn is_kept_lookup(&self, session: &Session, catalog_version: u64) -> bool {
+        let settings = session.settings();
+        // Functions are made anew for some of the others, which takes long.
+        let is_plain = settings.changed.is_empty();
+        let planned = self.planned.lock();
+        let kept = planned.as_ref().filter(|kept| kept.is_lookup());
+        is_plain && kept.is_some_and(|kept| kept.is_for(session, &settings, catalog_version))
+    }
+
+    /// Parameters as they are put into a plan: in the types that the statement needs.
+    fn values(&self, parameters: Parameters) -> Result<Vec<ScalarValue>, Error> {
+        let wanted = self.parameters.fields().len();
+        if parameters.len() != wanted {
+            return Err(Error::Invalid(format!(
+                "the statement has {wanted} parameters and {} were given",
+                parameters.len()
+            )));
+        }
+        let values = parameters.into_iter().zip(self.parameters.fields()).map(|(value, field)| {
+            // A text for a number and the like: as the statement needs it.
+            if field.data_type().is_null() || value.data_type() == *field.data_type() {
+                return value;
+            }
+            // What does not fit exactly stays as it is, and is compared as it is.
+            let there = value.cast_to(field.data_type()).ok();
+            let back = there.as_ref().and_then(|there| there.cast_to(&value.data_type()).ok());
+            match there {
+                Some(there) if back.as_ref() == Some(&value) => there,
+                _ => value,
+            }
+        });
+        Ok(values.collect())
+    }
+
     /// What was planned, where that holds in this scope.
     fn kept(&self, session: &Session, scope: &Scope) -> Option<Planned> {
         // System tables are filled when they are planned.
         self.planned
             .lock()
             .clone()
-            .filter(|kept| kept.is_of(session, scope) && !super::select::reads_system_tables(&kept.plan))
+            .filter(|kept| kept.is_of(session, scope) && !super::select::reads_system_tables(kept.plan()))
     }
 }
 
@@ -166,14 +161,7 @@ impl Engine {
             Some(plan) => parameter_fields(plan)?,
             None => Schema::empty(),
         };
-        let optimised = optimised.filter(|_| parameters.fields().is_empty());
-        let planned = plan.map(|plan| Planned {
-            optimised: optimised.filter(|_| is_timeless(&plan)),
-            catalog_version: scope.snapshot.version,
-            settings_version: scope.settings.version,
-            session: session.id().to_owned(),
-            plan,
-        });
+        let planned = plan.map(|plan| Planned::of(session, &scope, plan, optimised));
         Ok(Arc::new(Prepared {
             sql: sql.to_owned(),
             statement,
@@ -184,7 +172,9 @@ impl Engine {
     }
 
     /// What a query asks for in this scope: the plan that was optimised when it
-    /// was prepared, where nothing changed since, or else [`Engine::plan_of`].
+    /// was prepared, with the parameters put in, where nothing changed since and
+    /// they are of the types that were planned for; or else what is still to be
+    /// optimised.
     pub(super) async fn asked_of(
         &self,
         session: &Session,
@@ -193,21 +183,25 @@ impl Engine {
         statement: &DfStatement,
         parameters: Parameters,
     ) -> Result<Asked, Error> {
-        if !parameters.is_empty() || !prepared.parameters.fields().is_empty() {
-            return self.plan_of(session, scope, prepared, statement, parameters).await.map(Asked::Plan);
-        }
-        if let Some(optimised) = prepared.kept(session, scope).and_then(|kept| kept.optimised) {
-            return Ok(Asked::Optimised(optimised));
-        }
-        let plan = self.plan_of(session, scope, prepared, statement, parameters).await?;
-        let optimised = is_timeless(&plan).then(|| self.optimised(scope, plan.clone()));
-        let Some(Ok(optimised)) = optimised else { return Ok(Asked::Plan(plan)) };
-        if let Some(planned) = prepared.planned.lock().as_mut()
-            && planned.is_of(session, scope)
-        {
-            planned.optimised = Some(optimised.clone());
-        }
-        Ok(Asked::Optimised(optimised))
+        let planned = match prepared.kept(session, scope) {
+            Some(kept) => kept,
+            None => {
+                let plan = self.plan(scope, statement).await?;
+                let optimised = match is_timeless(&plan) {
+                    // What goes wrong here goes wrong again where it is run.
+                    true => self.optimised(scope, plan.clone()).ok(),
+                    false => None,
+                };
+                let planned = Planned::of(session, scope, plan, optimised);
+                *prepared.planned.lock() = Some(planned.clone());
+                planned
+            }
+        };
+        let values = prepared.values(parameters)?;
+        Ok(match planned.optimised_with(&values)? {
+            Some(optimised) => Asked::Optimised(optimised),
+            None => Asked::Plan(with_values(planned.into_plan(), values)?),
+        })
     }
 
     /// The plan of a statement in this scope: the kept one where nothing
@@ -233,16 +227,10 @@ impl Engine {
         statement: &DfStatement,
     ) -> Result<LogicalPlan, Error> {
         let plan = match prepared.kept(session, scope) {
-            Some(kept) => kept.plan,
+            Some(kept) => kept.into_plan(),
             None => {
                 let plan = self.plan(scope, statement).await?;
-                *prepared.planned.lock() = Some(Planned {
-                    catalog_version: scope.snapshot.version,
-                    settings_version: scope.settings.version,
-                    session: session.id().to_owned(),
-                    plan: plan.clone(),
-                    optimised: None,
-                });
+                *prepared.planned.lock() = Some(Planned::of(session, scope, plan.clone(), None));
                 plan
             }
         };
@@ -256,31 +244,7 @@ impl Engine {
         plan: LogicalPlan,
         parameters: Parameters,
     ) -> Result<LogicalPlan, Error> {
-        let wanted = prepared.parameters.fields().len();
-        if parameters.len() != wanted {
-            return Err(Error::Invalid(format!(
-                "the statement has {wanted} parameters and {} were given",
-                parameters.len()
-            )));
-        }
-        if wanted == 0 {
-            return Ok(plan);
-        }
-        let values = parameters.into_iter().zip(prepared.parameters.fields()).map(|(value, field)| {
-            // A text for a number and the like: as the statement needs it.
-            if field.data_type().is_null() || value.data_type() == *field.data_type() {
-                return value;
-            }
-            // What does not fit exactly stays as it is, and is compared as it is.
-            let there = value.cast_to(field.data_type()).ok();
-            let back = there.as_ref().and_then(|there| there.cast_to(&value.data_type()).ok());
-            match there {
-                Some(there) if back.as_ref() == Some(&value) => there,
-                _ => value,
-            }
-        });
-        let values = values.collect::<Vec<_>>();
-        Ok(plan.with_param_values(ParamValues::from(values))?)
+        with_values(plan, prepared.values(parameters)?)
     }
 
     /// A plan as it will be run, before it becomes a physical one.
@@ -308,39 +272,5 @@ fn result_columns(optimised: &LogicalPlan) -> SchemaRef {
     Arc::clone(optimised.schema().inner())
 }
 
-/// Whether a plan means the same at any moment: no `now()`, no `random()`.
-fn is_timeless(plan: &LogicalPlan) -> bool {
-    let mut is_timeless = true;
-    let walked = plan.apply_with_subqueries(|node| {
-        node.apply_expressions(|expr| {
-            is_timeless &= !expr.exists(|part| {
-                Ok(match part {
-                    Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
-                    Expr::ScalarVariable(..) => true,
-                    _ => false,
-                })
-            })?;
-            Ok(TreeNodeRecursion::Continue)
-        })
-    });
-    is_timeless && walked.is_ok()
-}
-
-fn parameter_fields(plan: &LogicalPlan) -> Result<Schema, Error> {
-    let types = plan.get_parameter_types()?;
-    let mut numbered = Vec::with_capacity(types.len());
-    for (name, data_type) in types {
-        let number: usize = name.trim_start_matches('$').parse().map_err(|_| {
-            Error::Invalid(format!("parameter `{name}` has no number: write $1, $2 and so on, or ?"))
-        })?;
-        numbered.push((number, name, data_type.unwrap_or(DataType::Null)));
-    }
-    numbered.sort_by_key(|(number, ..)| *number);
-    if let Some((expected, found)) =
-        numbered.iter().enumerate().map(|(index, (number, ..))| (index + 1, *number)).find(|(a, b)| a != b)
-    {
-        return Err(Error::Invalid(format!("there is a parameter ${found} but no ${expected}")));
-    }
-    let fields = numbered.into_iter().map(|(_, name, data_type)| Field::new(name, data_type, true));
-    Ok(Schema::new(fields.collect::<Vec<_>>()))
-}
+#[cfg(test)]
+mod tests;

@@ -15,8 +15,9 @@ use shoal_proto::{ErrorCode, Failure, QueryId};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::prepared::{Asked, explain_columns};
-use super::{Engine, Parameters, Prepared, QueryOutput, Scope};
+use super::planned::Asked;
+use super::prepared::explain_columns;
+use super::{Engine, Parameters, Prepared, QueryOutput, Scope, here};
 use crate::query::{
     Failover, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
 };
@@ -27,6 +28,8 @@ use crate::{Error, Session};
 const BATCHES_WAITING: usize = 2;
 /// A client that takes no rows for so long does not keep others waiting.
 const SLOW_CLIENT: Duration = Duration::from_secs(5);
+/// With more live workers a plan takes too long to be made beside the network.
+const WORKERS_OF_LOOKUPS_MAX: usize = 100;
 
 impl Engine {
     /// Runs a statement that returns rows, under the id `query`.
@@ -41,8 +44,18 @@ impl Engine {
         query: QueryId,
     ) -> Result<QueryOutput, Error> {
         session.touch();
+        let is_short = self.is_short(session, prepared);
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
-        self.on_compute(async move { engine.query_here(&session, &prepared, parameters, query).await }).await
+        let work = async move { engine.query_here(&session, &prepared, parameters, query).await };
+        if is_short { here(work).await } else { self.on_compute(work).await }
+    }
+
+    /// Whether a query is a lookup whose plan is kept, and can be run among the
+    /// threads that talk to clients: to hand it to another one and back would take
+    /// about as long as the coordinator's part of it.
+    fn is_short(&self, session: &Session, prepared: &Prepared) -> bool {
+        prepared.is_kept_lookup(session, self.catalog().version)
+            && self.cluster.live().workers.len() <= WORKERS_OF_LOOKUPS_MAX
     }
 
     async fn query_here(
@@ -58,7 +71,10 @@ impl Engine {
             Statement::Query(statement) => {
                 let asked = self.asked_of(session, &scope, prepared, statement, parameters).await?;
                 let stream = self.select(running, scope, asked, false).await?;
-                let stream = self.pumped(stream);
+                let stream: SendableRecordBatchStream = match stream.is_at_hand() {
+                    true => Box::pin(stream),
+                    false => self.pumped(stream),
+                };
                 Ok(QueryOutput { query, schema: stream.schema(), stream })
             }
             Statement::Explain { analyze, verbose, query: statement } => {

@@ -38,7 +38,10 @@ use crate::Error;
 use crate::cluster::{Cluster, LiveWorkers, PinGuard};
 use crate::sql::ShoalConfig;
 
+mod pause;
 mod spool;
+
+pub(super) use self::pause::pause;
 
 /// How long a query waits for the first live worker.
 const WORKER_WAIT: Duration = Duration::from_secs(2);
@@ -160,7 +163,7 @@ impl Attempts {
                 self.wait_for_a_worker().await;
             }
             attempted.begin();
-            tokio::time::sleep(attempted.pause()).await;
+            pause(attempted.pause()).await;
             let attempt = pinned.running.attempt();
             pinned.options.attempt = attempt;
             let event = match self.view(&pinned.plan, attempted.avoid()) {
@@ -241,7 +244,7 @@ impl Attempts {
             let rest = if is_complete { futures::stream::empty().boxed() } else { rows.boxed() };
             let rows = futures::stream::iter(first.map(Ok)).chain(rest);
             let rows = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
-            return Ok(Released { plan, view, rows, is_complete });
+            return Ok(Released { plan, view, rows, is_complete, is_at_hand: is_complete });
         }
         let limits = SpoolLimits {
             memory_bytes: settings.spool_memory,
@@ -277,10 +280,11 @@ impl Attempts {
                 tracing::info!(query_id = %pinned.options.query, "spool is full: rows are handed out");
                 attempted.on(Event::Released, Instant::now());
                 let rows = Box::pin(RecordBatchStreamAdapter::new(schema, spool.into_rows().chain(rows)));
-                return Ok(Released { plan, view, rows, is_complete: false });
+                return Ok(Released { plan, view, rows, is_complete: false, is_at_hand: false });
             }
         }
-        Ok(Released { plan, view, rows: spool.into_rows(), is_complete: true })
+        let is_at_hand = spool.is_in_memory();
+        Ok(Released { plan, view, rows: spool.into_rows(), is_complete: true, is_at_hand })
     }
 }
 
@@ -342,6 +346,8 @@ struct Released {
     rows: SendableRecordBatchStream,
     /// Whether the attempt is over: no worker is needed any more.
     is_complete: bool,
+    /// Whether it is over, and all its rows are in memory.
+    is_at_hand: bool,
 }
 
 fn stopped() -> Error {
@@ -357,12 +363,13 @@ pub struct QueryStream {
     rows: BoxStream<'static, DfResult<RecordBatch>>,
     pinned: Pinned,
     cluster: Arc<Cluster>,
+    is_at_hand: bool,
     is_over: bool,
 }
 
 impl QueryStream {
     fn new(released: Released, mut pinned: Pinned, cluster: Arc<Cluster>) -> Self {
-        let Released { plan, view, rows, is_complete } = released;
+        let Released { plan, view, rows, is_complete, is_at_hand } = released;
         let cancelled = pinned.running.cancelled();
         if is_complete {
             // Others may run while the client takes what is there.
@@ -383,7 +390,12 @@ impl QueryStream {
                 .filter_map(std::future::ready),
             )
             .boxed();
-        Self { schema: plan.schema(), plan, view, rows, pinned, cluster, is_over: false }
+        Self { schema: plan.schema(), plan, view, rows, pinned, cluster, is_at_hand, is_over: false }
+    }
+
+    /// Whether nothing is computed or waited for any more: its rows are in memory.
+    pub fn is_at_hand(&self) -> bool {
+        self.is_at_hand
     }
 
     /// The plan that runs, for EXPLAIN ANALYZE once the rows have ended.

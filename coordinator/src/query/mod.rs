@@ -16,6 +16,7 @@ mod pruning;
 mod registry;
 mod retry;
 mod rewrite;
+mod row_by_row;
 mod safe_pushdown;
 mod scan_tasks;
 mod session_state;

@@ -28,6 +28,7 @@ use super::guard;
 use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
+use super::row_by_row;
 use super::safe_pushdown::SafePushdown;
 use super::scan_tasks::{add_handlers, scan_bytes, segment_of, shard_scan};
 use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, over_one_file, with_streams};
@@ -52,6 +53,8 @@ const SMALL_SCAN_BYTES: u64 = 1024 * 1024;
 #[derive(Clone)]
 pub struct StateTemplate {
     state: SessionState,
+    /// The same with the rules of [`row_by_row`] only.
+    row_by_row: Arc<SessionState>,
     channels: Channels,
 }
 
@@ -88,7 +91,10 @@ impl StateTemplate {
         let rules = SafePushdown::in_all(state.physical_optimizers());
         let state =
             SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
-        Self { state, channels }
+        let row_by_row = SessionStateBuilder::new_from_existing(state.clone())
+            .with_physical_optimizer_rules(row_by_row::rules(state.physical_optimizers()))
+            .build();
+        Self { state, row_by_row: Arc::new(row_by_row), channels }
     }
 
     /// The session that all others are made of.
@@ -115,7 +121,7 @@ impl StateTemplate {
         state.register_catalog_list(catalogs);
         // The one moment that `now()` means in this statement.
         state.execution_props_mut().mark_start_execution(Arc::new(options.clone()));
-        Planning { state, channels: self.channels.clone() }
+        Planning { state, row_by_row: Arc::clone(&self.row_by_row), channels: self.channels.clone() }
     }
 }
 
@@ -123,6 +129,7 @@ impl StateTemplate {
 #[derive(Clone)]
 pub struct Planning {
     state: SessionState,
+    row_by_row: Arc<SessionState>,
     channels: Channels,
 }
 
@@ -134,7 +141,7 @@ impl Planning {
 
     /// Replaces the DataFusion session; for catalogs that need one to be made.
     pub fn with_state(&self, state: SessionState) -> Self {
-        Self { state, channels: self.channels.clone() }
+        Self { state, row_by_row: Arc::clone(&self.row_by_row), channels: self.channels.clone() }
     }
 
     /// The physical plan of an optimised logical plan, for one attempt.
@@ -263,7 +270,11 @@ impl Planning {
         let node = self.state.runtime_env();
         let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..node.as_ref().clone() };
-        let mut state = self.state.clone();
+        let mut state = match way {
+            Way::Streamed => self.row_by_row.as_ref().clone(),
+            _ => self.state.clone(),
+        };
+        *state.execution_props_mut() = self.state.execution_props().clone();
         *state.config_mut() = config;
         let context = TaskContext::from(&state).with_runtime(Arc::new(runtime));
         Ok((state, Arc::new(context)))

@@ -91,6 +91,10 @@ async fn send_rows(
         .with_dictionary_handling(DictionaryHandling::Resend)
         .with_max_flight_data_size(FRAME_BYTES)
         .build(counted);
+    // The first message is the columns, which tell a reader nothing: they wait
+    // for the first rows or the end, and go with those in one packet.
+    let mut columns = None;
+    let mut is_first = true;
     loop {
         let data = tokio::select! {
             biased;
@@ -105,9 +109,20 @@ async fn send_rows(
             reads: reads.news(&mut told),
             crossed: reads.crossed_news(&mut told_crossed),
         };
-        if frames.send(Ok(frame)).await.is_err() {
-            return Ok(None);
+        if std::mem::take(&mut is_first) {
+            columns = Some(frame);
+            continue;
         }
+        for frame in columns.take().into_iter().chain([frame]) {
+            if frames.send(Ok(frame)).await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
+    if let Some(columns) = columns
+        && frames.send(Ok(columns)).await.is_err()
+    {
+        return Ok(None);
     }
     Ok(Some(Sent {
         rows: rows.load(Ordering::Relaxed),
@@ -366,6 +381,24 @@ mod tests {
         assert_eq!(read(&frames, None).await, (Ok(9), true));
         let frames = sent(stream::empty()).await;
         assert_eq!(read(&frames, None).await, (Ok(0), true));
+    }
+
+    #[tokio::test]
+    async fn columns_wait_for_the_first_rows() {
+        let (rows, coming) = mpsc::channel::<Result<RecordBatch>>(1);
+        let coming = tokio_stream::wrappers::ReceiverStream::new(coming);
+        let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema(), coming));
+        let (frames, mut sent) = mpsc::channel(64);
+        let open = async move { Ok((stream, Arc::new(ReadLog::new()))) };
+        let mut driven = Box::pin(drive_stream(open, WORKER, frames, || None));
+        assert!(futures::poll!(&mut driven).is_pending());
+        assert!(sent.try_recv().is_err(), "something was sent before there were rows");
+        rows.send(Ok(batch(2))).await.unwrap();
+        assert!(futures::poll!(&mut driven).is_pending());
+        assert!(sent.try_recv().is_ok() && sent.try_recv().is_ok(), "the columns and the rows");
+        drop(rows);
+        driven.await;
+        assert!(matches!(sent.recv().await, Some(Ok(Frame { part: Some(frame::Part::Complete(_)), .. }))));
     }
 
     #[tokio::test]

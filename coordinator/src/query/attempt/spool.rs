@@ -105,6 +105,11 @@ impl Spool {
         Ok(if is_full { Room::Full } else { Room::Left })
     }
 
+    /// Whether none of its rows is in a file.
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.file.is_none()
+    }
+
     /// Bytes in the file.
     #[cfg(test)]
     pub(super) fn file_bytes(&self) -> u64 {

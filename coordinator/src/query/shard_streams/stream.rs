@@ -22,7 +22,7 @@ use url::Url;
 
 use super::stragglers::Stragglers;
 use super::{Giving, ShardPlan, StreamContext};
-use crate::query::attempt::{STILL_CHECK, standstill, worker_lost};
+use crate::query::attempt::{STILL_CHECK, pause, standstill, worker_lost};
 use crate::query::planned_reads::take_in_shard;
 use crate::query::retry::{Attempted, Decision, Event};
 
@@ -131,7 +131,7 @@ impl ShardStream {
         let opened = match self.worker().await {
             Ok((worker, url)) => {
                 self.attempted.begin();
-                tokio::time::sleep(self.attempted.pause()).await;
+                pause(self.attempted.pause()).await;
                 self.open(worker, &url)
             }
             Err(failure) => Err(failure),

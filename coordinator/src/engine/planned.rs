@@ -1,0 +1,175 @@
+//! The plan that a prepared statement keeps: for which world it was made, and
+//! whether it can be run as it is.
+
+use arrow::datatypes::{DataType, Field, Schema};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{ParamValues, ScalarValue};
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+
+use super::Scope;
+use super::lookup::{is_lookup, takes_values_late};
+use crate::session::Settings;
+use crate::{Error, Session};
+
+/// A plan and the world that it was made for.
+#[derive(Clone)]
+pub(super) struct Planned {
+    catalog_version: u64,
+    settings_version: u64,
+    session: String,
+    plan: LogicalPlan,
+    /// Types of its parameters, by number.
+    parameters: Vec<DataType>,
+    /// The same optimised, where that is right whenever it is run, and whatever
+    /// its parameters are.
+    optimised: Option<LogicalPlan>,
+    is_lookup: bool,
+}
+
+impl Planned {
+    /// What was planned in this scope. `optimised` is the same plan optimised, where
+    /// that was possible; it is kept where it can be.
+    pub(super) fn of(
+        session: &Session,
+        scope: &Scope,
+        plan: LogicalPlan,
+        optimised: Option<LogicalPlan>,
+    ) -> Self {
+        let parameters = parameter_fields(&plan).ok();
+        let optimised = optimised.filter(|optimised| {
+            let takes_values = parameters
+                .as_ref()
+                .is_some_and(|known| known.fields().is_empty() || takes_values_late(&plan, optimised));
+            takes_values && is_timeless(&plan)
+        });
+        let types = parameters.iter().flat_map(|known| known.fields().iter());
+        Self {
+            catalog_version: scope.snapshot.version,
+            settings_version: scope.settings.version,
+            session: session.id().to_owned(),
+            parameters: types.map(|field| field.data_type().clone()).collect(),
+            is_lookup: optimised.as_ref().is_some_and(is_lookup),
+            plan,
+            optimised,
+        }
+    }
+
+    /// Whether it was made in this scope. A snapshot that may be an old one must not
+    /// be read, whatever was planned before.
+    pub(super) fn is_of(&self, session: &Session, scope: &Scope) -> bool {
+        scope.is_current && self.is_for(session, &scope.settings, scope.snapshot.version)
+    }
+
+    /// Whether it was made for this session, these settings of it, and this version
+    /// of the catalog.
+    pub(super) fn is_for(&self, session: &Session, settings: &Settings, catalog_version: u64) -> bool {
+        self.catalog_version == catalog_version
+            && self.settings_version == settings.version
+            && self.session == session.id()
+    }
+
+    /// The plan as it was written.
+    pub(super) fn plan(&self) -> &LogicalPlan {
+        &self.plan
+    }
+
+    /// The same.
+    pub(super) fn into_plan(self) -> LogicalPlan {
+        self.plan
+    }
+
+    /// Whether it has an optimised plan, and that is a lookup.
+    pub(super) fn is_lookup(&self) -> bool {
+        self.is_lookup
+    }
+
+    /// The optimised plan with these values for its parameters; none where there is
+    /// none for them.
+    ///
+    /// # Errors
+    /// None in practice; those of changing a plan.
+    pub(super) fn optimised_with(&self, values: &[ScalarValue]) -> Result<Option<LogicalPlan>, Error> {
+        let Some(optimised) = &self.optimised else { return Ok(None) };
+        // Nulls and other types would be treated otherwise by the optimiser.
+        let is_as_planned = |(value, planned): (&ScalarValue, &DataType)| {
+            !planned.is_null() && !value.is_null() && value.data_type() == *planned
+        };
+        let are_as_planned =
+            values.len() == self.parameters.len() && values.iter().zip(&self.parameters).all(is_as_planned);
+        are_as_planned.then(|| with_values(optimised.clone(), values.to_vec())).transpose()
+    }
+}
+
+/// What is to be run.
+pub(super) enum Asked {
+    /// A plan as it was written.
+    Plan(LogicalPlan),
+    /// One that is optimised already.
+    Optimised(LogicalPlan),
+}
+
+impl Asked {
+    pub(super) fn plan(&self) -> &LogicalPlan {
+        match self {
+            Self::Plan(plan) | Self::Optimised(plan) => plan,
+        }
+    }
+}
+
+impl From<LogicalPlan> for Asked {
+    fn from(plan: LogicalPlan) -> Self {
+        Self::Plan(plan)
+    }
+}
+
+/// A plan with these values for its parameters.
+///
+/// # Errors
+/// Where one of them cannot be there.
+pub(super) fn with_values(plan: LogicalPlan, values: Vec<ScalarValue>) -> Result<LogicalPlan, Error> {
+    if values.is_empty() {
+        return Ok(plan);
+    }
+    Ok(plan.with_param_values(ParamValues::from(values))?)
+}
+
+/// Whether a plan means the same at any moment: no `now()`, no `random()`.
+pub(super) fn is_timeless(plan: &LogicalPlan) -> bool {
+    let mut is_timeless = true;
+    let walked = plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            is_timeless &= !expr.exists(|part| {
+                Ok(match part {
+                    Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
+                    Expr::ScalarVariable(..) => true,
+                    _ => false,
+                })
+            })?;
+            Ok(TreeNodeRecursion::Continue)
+        })
+    });
+    is_timeless && walked.is_ok()
+}
+
+/// One field for each parameter of a plan, by number.
+///
+/// # Errors
+/// `Invalid` where parameters are not numbered from 1.
+pub(super) fn parameter_fields(plan: &LogicalPlan) -> Result<Schema, Error> {
+    let types = plan.get_parameter_types()?;
+    let mut numbered = Vec::with_capacity(types.len());
+    for (name, data_type) in types {
+        let number: usize = name.trim_start_matches('$').parse().map_err(|_| {
+            Error::Invalid(format!("parameter `{name}` has no number: write $1, $2 and so on, or ?"))
+        })?;
+        numbered.push((number, name, data_type.unwrap_or(DataType::Null)));
+    }
+    numbered.sort_by_key(|(number, ..)| *number);
+    if let Some((expected, found)) =
+        numbered.iter().enumerate().map(|(index, (number, ..))| (index + 1, *number)).find(|(a, b)| a != b)
+    {
+        return Err(Error::Invalid(format!("there is a parameter ${found} but no ${expected}")));
+    }
+    let fields = numbered.into_iter().map(|(_, name, data_type)| Field::new(name, data_type, true));
+    Ok(Schema::new(fields.collect::<Vec<_>>()))
+}
