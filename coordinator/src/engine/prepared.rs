@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::ParamValues;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement as DfStatement;
 use parking_lot::Mutex;
 use shoal_proto::Failure;
@@ -14,8 +13,8 @@ use shoal_proto::Failure;
 use super::availability::availability_columns;
 use super::rebalance::moved_columns;
 use super::{Engine, Parameters, Scope};
-use crate::query::as_meant;
-use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
+use crate::query::{Grounds, as_meant, fleeting_part};
+use crate::sql::{CopyDirection, CopySource, LookedUp, Statement, parse, with_function_hint};
 use crate::{Error, Session};
 
 /// A statement that was parsed and planned once.
@@ -36,6 +35,8 @@ struct Planned {
     plan: LogicalPlan,
     /// The same optimised, where that is right whenever it is run.
     optimised: Option<LogicalPlan>,
+    /// The names that were looked up for it.
+    looked_up: LookedUp,
 }
 
 impl Planned {
@@ -104,6 +105,43 @@ impl Prepared {
         &self.parameters
     }
 
+    /// The values of parameters, as the statement needs them.
+    ///
+    /// # Errors
+    /// `Invalid` where there are more or fewer than it has.
+    pub(super) fn values_of(&self, parameters: Parameters) -> Result<Parameters, Error> {
+        let wanted = self.parameters.fields().len();
+        if parameters.len() != wanted {
+            return Err(Error::Invalid(format!(
+                "the statement has {wanted} parameters and {} were given",
+                parameters.len()
+            )));
+        }
+        let values = parameters.into_iter().zip(self.parameters.fields()).map(|(value, field)| {
+            // A text for a number and the like: as the statement needs it.
+            if field.data_type().is_null() || value.data_type() == *field.data_type() {
+                return value;
+            }
+            // What does not fit exactly stays as it is, and is compared as it is.
+            let there = value.cast_to(field.data_type()).ok();
+            let back = there.as_ref().and_then(|there| there.cast_to(&value.data_type()).ok());
+            match there {
+                Some(there) if back.as_ref() == Some(&value) => there,
+                _ => value,
+            }
+        });
+        Ok(values.collect())
+    }
+
+    /// What a result of what was planned in this scope rests on; none where that can
+    /// change without the catalog.
+    pub(super) fn grounds(&self, session: &Session, scope: &Scope) -> Option<Grounds> {
+        let planned = self.planned.lock();
+        let looked_up = planned.as_ref().filter(|planned| planned.is_of(session, scope))?.looked_up.clone();
+        drop(planned);
+        Grounds::of(&looked_up)
+    }
+
     /// What was planned, where that holds in this scope.
     fn kept(&self, session: &Session, scope: &Scope) -> Option<Planned> {
         // System tables are filled when they are planned.
@@ -136,9 +174,26 @@ impl Engine {
 
     async fn prepare_here(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
         let statement = parse(sql)?;
-        let scope = match &statement {
-            Statement::Insert(_) => self.scope_to_write(session).await?,
-            _ => self.scope_to_read(session).await,
+        let scope = if matches!(statement, Statement::Insert(_)) {
+            self.scope_to_write(session).await?
+        } else {
+            let settings = session.settings();
+            let caught_up = self.cluster.catalog().catch_up().await;
+            if matches!(statement, Statement::Query(_))
+                && caught_up.is_ok()
+                && let Some(key) = self.result_key(&settings, sql, Vec::new())
+                && let Some(result) = self.kept_result(&key)
+            {
+                // Nothing needs to be planned, unless it is run after a change.
+                return Ok(Arc::new(Prepared {
+                    sql: sql.to_owned(),
+                    statement,
+                    columns: Arc::clone(result.schema()),
+                    parameters: Schema::empty(),
+                    planned: Mutex::default(),
+                }));
+            }
+            self.scope_caught_up(settings, &caught_up)
         };
         let nothing = || Arc::new(Schema::empty());
         let mut optimised = None;
@@ -172,6 +227,7 @@ impl Engine {
             catalog_version: scope.snapshot.version,
             settings_version: scope.settings.version,
             session: session.id().to_owned(),
+            looked_up: scope.looked_up.clone(),
             plan,
         });
         Ok(Arc::new(Prepared {
@@ -242,6 +298,7 @@ impl Engine {
                     session: session.id().to_owned(),
                     plan: plan.clone(),
                     optimised: None,
+                    looked_up: scope.looked_up.clone(),
                 });
                 plan
             }
@@ -256,30 +313,10 @@ impl Engine {
         plan: LogicalPlan,
         parameters: Parameters,
     ) -> Result<LogicalPlan, Error> {
-        let wanted = prepared.parameters.fields().len();
-        if parameters.len() != wanted {
-            return Err(Error::Invalid(format!(
-                "the statement has {wanted} parameters and {} were given",
-                parameters.len()
-            )));
-        }
-        if wanted == 0 {
+        let values = prepared.values_of(parameters)?;
+        if values.is_empty() {
             return Ok(plan);
         }
-        let values = parameters.into_iter().zip(prepared.parameters.fields()).map(|(value, field)| {
-            // A text for a number and the like: as the statement needs it.
-            if field.data_type().is_null() || value.data_type() == *field.data_type() {
-                return value;
-            }
-            // What does not fit exactly stays as it is, and is compared as it is.
-            let there = value.cast_to(field.data_type()).ok();
-            let back = there.as_ref().and_then(|there| there.cast_to(&value.data_type()).ok());
-            match there {
-                Some(there) if back.as_ref() == Some(&value) => there,
-                _ => value,
-            }
-        });
-        let values = values.collect::<Vec<_>>();
         Ok(plan.with_param_values(ParamValues::from(values))?)
     }
 
@@ -310,20 +347,7 @@ fn result_columns(optimised: &LogicalPlan) -> SchemaRef {
 
 /// Whether a plan means the same at any moment: no `now()`, no `random()`.
 fn is_timeless(plan: &LogicalPlan) -> bool {
-    let mut is_timeless = true;
-    let walked = plan.apply_with_subqueries(|node| {
-        node.apply_expressions(|expr| {
-            is_timeless &= !expr.exists(|part| {
-                Ok(match part {
-                    Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
-                    Expr::ScalarVariable(..) => true,
-                    _ => false,
-                })
-            })?;
-            Ok(TreeNodeRecursion::Continue)
-        })
-    });
-    is_timeless && walked.is_ok()
+    fleeting_part(plan).is_none()
 }
 
 fn parameter_fields(plan: &LogicalPlan) -> Result<Schema, Error> {
