@@ -37,6 +37,8 @@ pub struct CoordinatorConfig {
     pub query_memory_bytes: u64,
     /// Memory that the rows of one write may take before they become segments.
     pub write_buffer_bytes: usize,
+    /// Memory for results that are kept; 0: none are.
+    pub result_cache_bytes: usize,
     /// A worker that is away for so long is given up: its shards get others.
     pub dead_after: Duration,
     /// Bytes in a second that one worker may copy of what only moves; 0: no limit.
@@ -49,6 +51,8 @@ pub struct CoordinatorConfig {
     pub grace: Duration,
 }
 
+/// Memory for results that are kept, by default.
+pub const RESULT_CACHE_BYTES: usize = 64 << 20;
 /// How long a worker may be away by default before it is given up.
 pub const DEAD_AFTER: Duration = Duration::from_secs(300);
 /// What one worker copies by default in a second of what only moves.
@@ -74,6 +78,7 @@ impl CoordinatorConfig {
             memory_limit_bytes: 2 << 30,
             query_memory_bytes: 1 << 30,
             write_buffer_bytes: 384 << 20,
+            result_cache_bytes: RESULT_CACHE_BYTES,
             dead_after: DEAD_AFTER,
             move_bytes_per_second: MOVE_BYTES_PER_SECOND,
             repair_bytes_per_second: REPAIR_BYTES_PER_SECOND,

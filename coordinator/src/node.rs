@@ -108,6 +108,9 @@ pub async fn run(
         tasks.spawn(async move { compacting.compact_in_background(stop).await });
     }
 
+    let (forgetting, stopping) = (engine.clone(), stop.clone());
+    tasks.spawn(async move { forgetting.forget_results_in_background(stopping).await });
+
     let server = builder()
         .add_service(ClusterService::new(Arc::clone(&cluster), end.clone()).into_server())
         .add_service(ConsensusService::new(Arc::clone(&cluster)).into_server())

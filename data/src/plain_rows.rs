@@ -75,8 +75,7 @@ pub fn in_pieces(batch: RecordBatch, bytes_max: usize) -> Vec<RecordBatch> {
 
 fn halve(batch: RecordBatch, bytes_max: usize, pieces: &mut Vec<RecordBatch>) {
     let rows = batch.num_rows();
-    let bytes: usize = batch.columns().iter().map(|column| bytes_of(column.as_ref())).sum();
-    if rows <= 1 || bytes <= bytes_max {
+    if rows <= 1 || encoded_bytes(&batch) <= bytes_max {
         pieces.push(batch);
         return;
     }
@@ -85,8 +84,13 @@ fn halve(batch: RecordBatch, bytes_max: usize, pieces: &mut Vec<RecordBatch>) {
     halve(batch.slice(half, rows - half), bytes_max, pieces);
 }
 
-/// About how many bytes the rows of a column take once encoded; exact for
-/// flat columns and views.
+/// About how many bytes the rows of a batch take once encoded, however much memory
+/// they keep; exact for flat columns and views.
+pub fn encoded_bytes(batch: &RecordBatch) -> usize {
+    batch.columns().iter().map(|column| bytes_of(column.as_ref())).sum()
+}
+
+/// The same of a column.
 fn bytes_of(column: &dyn Array) -> usize {
     let rows = column.len();
     match column.data_type() {

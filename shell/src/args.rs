@@ -133,6 +133,9 @@ pub struct CoordinatorArgs {
     /// Memory that the rows of one write may take before they become segments [default: 384MiB]
     #[arg(long, value_name = "SIZE")]
     pub write_buffer: Option<String>,
+    /// Memory for results that are kept, of sessions with SET shoal.result_cache = on; 0: none are [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub result_cache: Option<String>,
 }
 
 /// `shoal worker`.

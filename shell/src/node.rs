@@ -129,6 +129,7 @@ fn serve_coordinator(settings: CoordinatorSettings, force_new_cluster: bool) -> 
             memory_limit_bytes: settings.memory_limit.0,
             query_memory_bytes: settings.query_memory_limit.0,
             write_buffer_bytes: usize::try_from(settings.write_buffer.0).unwrap_or(usize::MAX),
+            result_cache_bytes: usize::try_from(settings.result_cache.0).unwrap_or(usize::MAX),
             dead_after: settings.dead_after,
             move_bytes_per_second: settings.move_rate.0,
             repair_bytes_per_second: settings.repair_rate.0,

@@ -18,4 +18,4 @@ pub use raft::core::{Answer, Coordinator, Enlist};
 pub use raft::machine::Dropped;
 pub use raft::peers::Call;
 pub use raft::types::{CoordinatorId, Proposal, TypeConfig, shown_term};
-pub use state::{CatalogError, ColumnBounds, State, TableFacts};
+pub use state::{CatalogError, ColumnBounds, Contents, State, TableFacts};

@@ -21,7 +21,7 @@ mod facts;
 mod replicas;
 mod tables;
 
-pub use facts::{ColumnBounds, TableFacts};
+pub use facts::{ColumnBounds, Contents, TableFacts};
 
 /// The schema that every cluster starts with.
 pub const SCHEMA_DEFAULT: &str = "public";

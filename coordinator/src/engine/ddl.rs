@@ -371,6 +371,7 @@ impl Engine {
         match self.plan(&scope, statement).await? {
             LogicalPlan::Statement(PlanStatement::SetVariable(set)) => {
                 session.set(&set.variable, Some(&set.value))?;
+                self.tell_of_no_results(session, &set.variable);
             }
             LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) => {
                 session.set(&reset.variable, None)?

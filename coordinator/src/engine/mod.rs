@@ -12,6 +12,7 @@ mod own_thread;
 mod planned;
 mod prepared;
 mod rebalance;
+mod results;
 mod runtime;
 mod select;
 mod write;
@@ -39,9 +40,11 @@ use uuid::Uuid;
 
 use crate::catalog::{Coordinator, CoordinatorId, State};
 use crate::cluster::{Cluster, PinGuard};
-use crate::query::{Admission, Attempts, Certificate, Planning, Registry, StateTemplate, TIME_ZONE};
+use crate::query::{
+    Admission, Attempts, Certificate, Planning, Registry, ResultCache, StateTemplate, TIME_ZONE,
+};
 use crate::session::Settings;
-use crate::sql::{ShoalConfig, SnapshotCatalogs, SystemTables, with_hint};
+use crate::sql::{LookedUp, ShoalConfig, SnapshotCatalogs, SystemTables, with_hint};
 use crate::write::WriteContext;
 use crate::{CoordinatorConfig, Error, Session};
 
@@ -63,6 +66,7 @@ pub struct Engine {
     attempts: Attempts,
     admission: Admission,
     registry: Registry,
+    results: ResultCache,
     /// Statements that change something, for as long as each runs.
     changes: TaskTracker,
     system: SystemTables,
@@ -139,11 +143,13 @@ const TIME_ZONE_SETTING: &str = "datafusion.execution.time_zone";
 /// One statement's hold on the world: a pinned snapshot and the settings.
 struct Scope {
     snapshot: Arc<State>,
-    /// Whether a majority says that there is no newer one.
-    is_current: bool,
+    /// Whether the catalog had caught up: a majority said that there is no newer one.
+    is_caught_up: bool,
     pin: PinGuard,
     settings: Settings,
     planning: Planning,
+    /// The names that were looked up for it so far.
+    looked_up: LookedUp,
 }
 
 impl Engine {
@@ -164,11 +170,17 @@ impl Engine {
         let attempts = Attempts::new(Arc::clone(&cluster), &config.zone, &spill_dir);
         let (runtime, shards) = coordinator_runtime(config, &cluster, &channels, &imports, spill_dir)?;
         let registry = Registry::default();
+        let results = ResultCache::new(config.result_cache_bytes);
         let admission = Admission::new(config.queries_max, config.queue_max, config.queue_timeout);
         Ok(Self {
             template: Arc::new(StateTemplate::new(runtime, shards, channels.clone(), imports.clone())),
             attempts,
-            system: SystemTables::new(Arc::clone(&cluster), registry.clone(), admission.clone()),
+            system: SystemTables::new(
+                Arc::clone(&cluster),
+                registry.clone(),
+                admission.clone(),
+                results.clone(),
+            ),
             writes: WriteContext::new(Arc::clone(&cluster), channels, config.write_buffer_bytes),
             compacting: Arc::default(),
             query_memory_bytes: config.query_memory_bytes,
@@ -177,6 +189,7 @@ impl Engine {
             cluster,
             admission,
             registry,
+            results,
             imports,
             compute,
             object_stores: config.object_stores.clone().into(),
@@ -340,7 +353,7 @@ impl Engine {
     /// `Unavailable` where no majority of the coordinators says which that is.
     async fn scope(&self, session: &Session) -> Result<Scope, Error> {
         self.cluster.catalog().catch_up().await?;
-        Ok(self.scope_of(session, true, |names| names))
+        Ok(self.scope_of(session.settings(), &Ok(()), |names| names))
     }
 
     /// As [`Self::scope`], for planning a write.
@@ -349,36 +362,40 @@ impl Engine {
     /// The same.
     async fn scope_to_write(&self, session: &Session) -> Result<Scope, Error> {
         self.cluster.catalog().catch_up().await?;
-        Ok(self.scope_of(session, true, SnapshotCatalogs::for_writing))
+        Ok(self.scope_of(session.settings(), &Ok(()), SnapshotCatalogs::for_writing))
     }
 
     /// As [`Self::scope`]; where no majority answers, the system tables can still
     /// be read, and nothing else.
     async fn scope_to_read(&self, session: &Session) -> Scope {
         let caught_up = self.cluster.catalog().catch_up().await;
-        self.scope_of(session, caught_up.is_ok(), |names| match caught_up {
-            Ok(()) => names,
-            Err(error) => names.stale(&error),
-        })
+        self.scope_of(session.settings(), &caught_up, |names| names)
     }
 
+    /// Pins the newest snapshot for these settings. Where the catalog has not
+    /// `caught_up`, the system tables alone can be read.
     fn scope_of(
         &self,
-        session: &Session,
-        is_current: bool,
+        settings: Settings,
+        caught_up: &Result<(), Error>,
         finish: impl FnOnce(SnapshotCatalogs) -> SnapshotCatalogs,
     ) -> Scope {
-        let settings = session.settings();
+        let looked_up = LookedUp::default();
         let (snapshot, pin) = self.cluster.pin().into_parts();
         let names = SnapshotCatalogs::new(
             Arc::clone(&snapshot),
             self.system.clone(),
             Arc::clone(&self.template),
             Arc::clone(&settings.options),
+            looked_up.clone(),
         );
-        let names: Arc<dyn CatalogProviderList> = Arc::new(finish(names));
+        let names = match caught_up {
+            Ok(()) => finish(names),
+            Err(error) => names.stale(error),
+        };
+        let names: Arc<dyn CatalogProviderList> = Arc::new(names);
         let planning = self.template.planning(&settings.options, names);
-        Scope { snapshot, is_current, pin, settings, planning }
+        Scope { snapshot, is_caught_up: caught_up.is_ok(), pin, settings, planning, looked_up }
     }
 
     fn query_options(&self, query: QueryId, settings: &Settings) -> Result<QueryOptions, Error> {

@@ -2,13 +2,14 @@
 //! whether it can be run as it is.
 
 use arrow::datatypes::{DataType, Field, Schema};
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
-use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::LogicalPlan;
 
 use super::Scope;
 use super::lookup::{is_lookup, takes_values_late};
+use crate::query::fleeting_part;
 use crate::session::Settings;
+use crate::sql::LookedUp;
 use crate::{Error, Session};
 
 /// A plan and the world that it was made for.
@@ -24,6 +25,8 @@ pub(super) struct Planned {
     /// its parameters are.
     optimised: Option<LogicalPlan>,
     is_lookup: bool,
+    /// The names that were looked up for it.
+    looked_up: LookedUp,
 }
 
 impl Planned {
@@ -49,6 +52,7 @@ impl Planned {
             session: session.id().to_owned(),
             parameters: types.map(|field| field.data_type().clone()).collect(),
             is_lookup: optimised.as_ref().is_some_and(is_lookup),
+            looked_up: scope.looked_up.clone(),
             plan,
             optimised,
         }
@@ -57,7 +61,7 @@ impl Planned {
     /// Whether it was made in this scope. A snapshot that may be an old one must not
     /// be read, whatever was planned before.
     pub(super) fn is_of(&self, session: &Session, scope: &Scope) -> bool {
-        scope.is_current && self.is_for(session, &scope.settings, scope.snapshot.version)
+        scope.is_caught_up && self.is_for(session, &scope.settings, scope.snapshot.version)
     }
 
     /// Whether it was made for this session, these settings of it, and this version
@@ -81,6 +85,11 @@ impl Planned {
     /// Whether it has an optimised plan, and that is a lookup.
     pub(super) fn is_lookup(&self) -> bool {
         self.is_lookup
+    }
+
+    /// The names that were looked up for it.
+    pub(super) fn looked_up(&self) -> &LookedUp {
+        &self.looked_up
     }
 
     /// The optimised plan with these values for its parameters; none where there is
@@ -135,20 +144,7 @@ pub(super) fn with_values(plan: LogicalPlan, values: Vec<ScalarValue>) -> Result
 
 /// Whether a plan means the same at any moment: no `now()`, no `random()`.
 pub(super) fn is_timeless(plan: &LogicalPlan) -> bool {
-    let mut is_timeless = true;
-    let walked = plan.apply_with_subqueries(|node| {
-        node.apply_expressions(|expr| {
-            is_timeless &= !expr.exists(|part| {
-                Ok(match part {
-                    Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
-                    Expr::ScalarVariable(..) => true,
-                    _ => false,
-                })
-            })?;
-            Ok(TreeNodeRecursion::Continue)
-        })
-    });
-    is_timeless && walked.is_ok()
+    fleeting_part(plan).is_none()
 }
 
 /// One field for each parameter of a plan, by number.

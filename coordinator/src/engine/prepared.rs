@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::common::ScalarValue;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement as DfStatement;
 use parking_lot::Mutex;
@@ -14,7 +13,7 @@ use super::availability::availability_columns;
 use super::planned::{Asked, Planned, is_timeless, parameter_fields, with_values};
 use super::rebalance::moved_columns;
 use super::{Engine, Parameters, Scope};
-use crate::query::as_meant;
+use crate::query::{Grounds, as_meant};
 use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
 use crate::{Error, Session};
 
@@ -75,7 +74,10 @@ impl Prepared {
     }
 
     /// Parameters as they are put into a plan: in the types that the statement needs.
-    fn values(&self, parameters: Parameters) -> Result<Vec<ScalarValue>, Error> {
+    ///
+    /// # Errors
+    /// `Invalid` where there are more or fewer than it has.
+    pub(super) fn values(&self, parameters: Parameters) -> Result<Parameters, Error> {
         let wanted = self.parameters.fields().len();
         if parameters.len() != wanted {
             return Err(Error::Invalid(format!(
@@ -97,6 +99,15 @@ impl Prepared {
             }
         });
         Ok(values.collect())
+    }
+
+    /// What a result of what was planned in this scope rests on; none where that can
+    /// change without the catalog.
+    pub(super) fn grounds(&self, session: &Session, scope: &Scope) -> Option<Grounds> {
+        let planned = self.planned.lock();
+        let looked_up = planned.as_ref().filter(|kept| kept.is_of(session, scope))?.looked_up().clone();
+        drop(planned);
+        Grounds::of(&looked_up)
     }
 
     /// What was planned, where that holds in this scope.
@@ -131,9 +142,26 @@ impl Engine {
 
     async fn prepare_here(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
         let statement = parse(sql)?;
-        let scope = match &statement {
-            Statement::Insert(_) => self.scope_to_write(session).await?,
-            _ => self.scope_to_read(session).await,
+        let scope = if matches!(statement, Statement::Insert(_)) {
+            self.scope_to_write(session).await?
+        } else {
+            let settings = session.settings();
+            let caught_up = self.cluster.catalog().catch_up().await;
+            if matches!(statement, Statement::Query(_))
+                && caught_up.is_ok()
+                && let Some(key) = self.result_key(&settings, sql, || Ok(Vec::new()))
+                && let Some(result) = self.kept_result(&key)
+            {
+                // Nothing needs to be planned, unless it is run after a change.
+                return Ok(Arc::new(Prepared {
+                    sql: sql.to_owned(),
+                    statement,
+                    columns: Arc::clone(result.schema()),
+                    parameters: Schema::empty(),
+                    planned: Mutex::default(),
+                }));
+            }
+            self.scope_of(settings, &caught_up, |names| names)
         };
         let nothing = || Arc::new(Schema::empty());
         let mut optimised = None;

@@ -19,7 +19,8 @@ use super::planned::Asked;
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope, here};
 use crate::query::{
-    Failover, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
+    Failover, Filling, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze,
+    reads_data,
 };
 use crate::sql::{ShoalConfig, Statement};
 use crate::{Error, Session};
@@ -66,14 +67,29 @@ impl Engine {
         query: QueryId,
     ) -> Result<QueryOutput, Error> {
         let running = self.registry.begin(query, session.user(), prepared.sql());
-        let scope = self.scope_to_read(session).await;
+        let settings = session.settings();
+        let caught_up = self.cluster.catalog().catch_up().await;
+        let key = match &prepared.statement {
+            Statement::Query(_) if caught_up.is_ok() => {
+                self.result_key(&settings, prepared.sql(), || prepared.values(parameters.clone()))
+            }
+            _ => None,
+        };
+        if let Some(result) = key.as_ref().and_then(|key| self.kept_result(key)) {
+            self.results.hit();
+            let schema = Arc::clone(result.schema());
+            return Ok(QueryOutput { query, schema, stream: result.rows(running) });
+        }
+        let scope = self.scope_of(settings, &caught_up, |names| names);
         match &prepared.statement {
             Statement::Query(statement) => {
                 let asked = self.asked_of(session, &scope, prepared, statement, parameters).await?;
+                let filling = key.and_then(|key| self.filling(key, session, &scope, prepared, asked.plan()));
                 let stream = self.select(running, scope, asked, false).await?;
-                let stream: SendableRecordBatchStream = match stream.is_at_hand() {
+                // What is to be kept is copied: among what is computed.
+                let stream: SendableRecordBatchStream = match stream.is_at_hand() && filling.is_none() {
                     true => Box::pin(stream),
-                    false => self.pumped(stream),
+                    false => self.pumped(stream, filling),
                 };
                 Ok(QueryOutput { query, schema: stream.schema(), stream })
             }
@@ -107,12 +123,18 @@ impl Engine {
     /// task that just stops is an error and not a short answer.
     ///
     /// A client that does not take its rows gives up its query's turn, not its
-    /// query: others run meanwhile.
-    fn pumped(&self, mut rows: QueryStream) -> SendableRecordBatchStream {
+    /// query: others run meanwhile. The result is kept where all of it comes, and
+    /// before its end is told.
+    fn pumped(&self, mut rows: QueryStream, mut filling: Option<Filling>) -> SendableRecordBatchStream {
         let schema = RecordBatchStream::schema(&rows);
+        let columns = Arc::clone(&schema);
         let (sender, receiver) = mpsc::channel(BATCHES_WAITING);
         let task = self.compute.spawn(async move {
             while let Some(batch) = rows.next().await {
+                filling = match &batch {
+                    Ok(batch) => filling.and_then(|filling| filling.with(batch)),
+                    Err(_) => None,
+                };
                 let room = match tokio::time::timeout(SLOW_CLIENT, sender.reserve()).await {
                     Ok(room) => room,
                     Err(_elapsed) => {
@@ -124,6 +146,9 @@ impl Engine {
                     Ok(room) => room.send(Some(batch)),
                     Err(_gone) => return,
                 }
+            }
+            if let Some(filling) = filling {
+                filling.finish(columns, rows.running().record().certificate());
             }
             let _gone = sender.send(None).await;
         });
@@ -195,6 +220,7 @@ impl Engine {
         verbose: bool,
     ) -> Result<RecordBatch, Error> {
         if analyze {
+            let kept = self.kept_line(&scope.settings, &plan);
             let mut stream = self.select(running, scope, plan, true).await?;
             while let Some(batch) = stream.next().await {
                 batch?;
@@ -210,6 +236,7 @@ impl Engine {
             for loss in record.losses() {
                 text.push_str(&format!("lost: {loss}\n"));
             }
+            text.push_str(&kept.unwrap_or_default());
             return explain_rows(vec![("Plan with Metrics", text)]);
         }
         let optimised = self.optimised(&scope, plan.clone())?;

@@ -67,7 +67,7 @@ impl Admission {
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(Permit { _permit: permit });
         }
-        if self.permits.is_closed() {
+        if self.is_closed() {
             return Err(Error::Stopping);
         }
         if self.waiting() >= self.queue_max {
@@ -95,6 +95,11 @@ impl Admission {
     /// Admits nobody from now on; those who wait are refused.
     pub fn close(&self) {
         self.permits.close();
+    }
+
+    /// Whether nobody is admitted any more.
+    pub fn is_closed(&self) -> bool {
+        self.permits.is_closed()
     }
 
     /// The place in the queue of a ticket, from 1.
@@ -136,7 +141,9 @@ mod tests {
             tokio::spawn(async move { admission.admit(|ticket| queued.send(ticket).unwrap()).await })
         };
         is_queued.await.unwrap();
+        assert!(!admission.is_closed());
         admission.close();
+        assert!(admission.is_closed());
         let refused = waiting.await.unwrap().unwrap_err();
         assert!(matches!(refused, Error::Stopping), "{refused}");
         drop(running);

@@ -31,6 +31,18 @@ pub struct Certificate {
     pub tables: Vec<TableRead>,
     /// What was lost on the way, and why.
     pub lost: Vec<String>,
+    /// Whether the result was kept from an earlier query, which this tells of.
+    pub from_cache: bool,
+}
+
+impl Certificate {
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let workers = self.workers.iter().map(|worker| worker.as_str().len() + size_of::<WorkerId>());
+        let tables = self.tables.iter().map(|read| read.table.len() + size_of::<TableRead>());
+        let lost = self.lost.iter().map(|loss| loss.len() + size_of::<String>());
+        workers.chain(tables).chain(lost).sum()
+    }
 }
 
 /// What was read of one table.
@@ -90,6 +102,7 @@ impl Certifier {
             workers: workers.into_iter().collect(),
             tables,
             lost: self.record.losses(),
+            from_cache: false,
         });
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -66,6 +66,8 @@ pub struct QueryRecord {
     pub bytes: AtomicU64,
     /// Attempts begun.
     pub attempts: AtomicU32,
+    /// Whether its rows are a kept result: it was not run.
+    pub from_cache: AtomicBool,
     /// Segments that the plan reads.
     pub segments_total: AtomicU64,
     /// Bytes that crossed zones for its result, once that is complete.
@@ -173,6 +175,7 @@ impl Registry {
             rows: AtomicU64::default(),
             bytes: AtomicU64::default(),
             attempts: AtomicU32::default(),
+            from_cache: AtomicBool::default(),
             segments_total: AtomicU64::default(),
             cross_zone_bytes: AtomicU64::default(),
             changing: Mutex::new(Changing {
@@ -253,6 +256,11 @@ impl Running {
     /// Another attempt begins; its number, from 1.
     pub fn attempt(&self) -> u32 {
         self.record.attempts.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A kept result is its answer.
+    pub fn from_cache(&self) {
+        self.record.from_cache.store(true, Ordering::Relaxed);
     }
 
     /// Rows were handed to the client.

@@ -11,6 +11,7 @@ use datafusion::sql::parser::Statement as DfStatement;
 
 use shoal_proto::{ErrorCode, Failure};
 
+use super::looked_up::{LookedUp, Meaning};
 use super::parse::{Statement, parse};
 use super::system_tables::{SYSTEM_SCHEMA, SystemTables};
 use crate::Error;
@@ -30,6 +31,7 @@ pub struct SnapshotCatalogs {
     system: SystemTables,
     template: Arc<StateTemplate>,
     options: Arc<ConfigOptions>,
+    looked_up: LookedUp,
     view_depth: usize,
     is_for_writing: bool,
     /// Why the snapshot may be an old one.
@@ -37,14 +39,17 @@ pub struct SnapshotCatalogs {
 }
 
 impl SnapshotCatalogs {
-    /// The names of `snapshot` for a session with these settings.
+    /// The names of `snapshot` for a session with these settings. What is looked
+    /// up is noted in `looked_up`.
     pub fn new(
         snapshot: Arc<State>,
         system: SystemTables,
         template: Arc<StateTemplate>,
         options: Arc<ConfigOptions>,
+        looked_up: LookedUp,
     ) -> Self {
-        Self { snapshot, system, template, options, view_depth: 0, is_for_writing: false, stale: None }
+        let (view_depth, is_for_writing, stale) = (0, false, None);
+        Self { snapshot, system, template, options, looked_up, view_depth, is_for_writing, stale }
     }
 
     /// The same names for planning a write: see [`ShardTable::to_write`].
@@ -177,7 +182,9 @@ impl SchemaProvider for SnapshotSchema {
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let (names, schema_name) = (&self.names, self.schema_name.as_str());
+        let note = |meaning: Meaning| names.looked_up.note(schema_name, name, meaning);
         if schema_name == SYSTEM_SCHEMA {
+            note(Meaning::Elsewhere);
             return names.system.table(name, &names.snapshot).map_err(|error: Error| error.into());
         }
         if let Some(stale) = &names.stale {
@@ -185,17 +192,21 @@ impl SchemaProvider for SnapshotSchema {
         }
         if let Some(table) = names.snapshot.table(schema_name, name) {
             let facts = names.snapshot.facts(table);
+            note(Meaning::Table(Arc::clone(&facts)));
             let provider =
                 if names.is_for_writing { ShardTable::to_write(facts) } else { ShardTable::new(facts) };
             return Ok(Some(Arc::new(provider)));
         }
         if let Some(view) = names.snapshot.view(schema_name, name) {
+            note(Meaning::View(Arc::clone(view)));
             return names.view(view).await.map(Some);
         }
         if let Some(table) = names.snapshot.external(schema_name, name) {
+            note(Meaning::Elsewhere);
             let provider = external_table(table).map_err(|error| plan_datafusion_err!("{error}"))?;
             return Ok(Some(provider));
         }
+        note(Meaning::Nothing);
         Ok(None)
     }
 

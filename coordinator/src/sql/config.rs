@@ -6,6 +6,9 @@ use datafusion::common::{DataFusionError, Result as DfResult};
 use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
 use shoal_data::parse_bytes;
 
+/// The setting that switches the result cache, in full.
+pub const RESULT_CACHE_SETTING: &str = "shoal.result_cache";
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 const GIB: usize = 1024 * MIB;
@@ -29,6 +32,10 @@ pub struct ShoalConfig {
     pub spool_disk: usize,
     /// Whether clients are told of all coordinators at which they can fetch rows.
     pub locations: bool,
+    /// Whether queries are answered from the coordinator's result cache, and their
+    /// results kept there. Off by default: a query that is sent to see whether the
+    /// cluster still answers, or how fast it is, must be run.
+    pub result_cache: bool,
     /// Id of the next write of this session; used once, then empty again.
     pub write_id: String,
 }
@@ -43,6 +50,7 @@ impl Default for ShoalConfig {
             spool_memory: 64 * MIB,
             spool_disk: 2 * GIB,
             locations: false,
+            result_cache: false,
             write_id: String::new(),
         }
     }
@@ -91,6 +99,7 @@ impl ExtensionOptions for ShoalConfig {
             "spool_memory" => self.spool_memory = size()?,
             "spool_disk" => self.spool_disk = size()?,
             "locations" => self.locations = switch()?,
+            "result_cache" => self.result_cache = switch()?,
             "write_id" => value.clone_into(&mut self.write_id),
             _ => {
                 let names: Vec<String> = self.entries().into_iter().map(|entry| entry.key).collect();
@@ -148,6 +157,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.locations.to_string(),
                 "Whether a FlightInfo names all coordinators as places to fetch the rows from. Drivers then connect \
                  to the first of them for that, and go on to the next where no answer begins there.",
+            ),
+            entry(
+                "result_cache",
+                self.result_cache.to_string(),
+                "Whether a query may be answered with the kept result of the same query over the same rows, and its \
+                 own result is kept for that. The coordinator's result_cache says how much memory they may take.",
             ),
             entry(
                 "write_id",
@@ -221,6 +236,18 @@ mod tests {
         let message = again.set("task_byte", "1").unwrap_err().to_string();
         assert!(message.contains("shoal.task_bytes"), "{message}");
         assert!(again.set("colocate", "perhaps").is_err());
+    }
+
+    #[test]
+    fn results_are_kept_only_where_a_session_asks_for_it() {
+        let mut config = ShoalConfig::default();
+        // Tests and benchmarks rest on it.
+        assert!(!config.result_cache);
+        let name = RESULT_CACHE_SETTING.strip_prefix("shoal.").unwrap();
+        config.set(name, "on").unwrap();
+        assert!(config.result_cache);
+        config.set(name, "off").unwrap();
+        assert!(!config.result_cache);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::catalog::{Coordinator, State, shown_term};
 use crate::cluster::arriving::arriving;
 use crate::cluster::repair::has;
 use crate::cluster::{Cluster, GivenUp};
-use crate::query::{Admission, Certificate, Registry};
+use crate::query::{Admission, Certificate, Registry, ResultCache};
 
 /// The schema that holds them.
 pub const SYSTEM_SCHEMA: &str = "system";
@@ -32,14 +32,20 @@ pub struct SystemTables {
     cluster: Arc<Cluster>,
     registry: Registry,
     admission: Admission,
+    results: ResultCache,
 }
 
 type Columns = Vec<(&'static str, ArrayRef)>;
 
 impl SystemTables {
     /// Tables over what this coordinator knows.
-    pub fn new(cluster: Arc<Cluster>, registry: Registry, admission: Admission) -> Self {
-        Self { cluster, registry, admission }
+    pub fn new(
+        cluster: Arc<Cluster>,
+        registry: Registry,
+        admission: Admission,
+        results: ResultCache,
+    ) -> Self {
+        Self { cluster, registry, admission, results }
     }
 
     /// The names of the tables.
@@ -55,6 +61,7 @@ impl SystemTables {
             "queries",
             "writes",
             "scrub",
+            "caches",
         ]
         .into_iter()
     }
@@ -78,6 +85,7 @@ impl SystemTables {
             "queries" => self.queries(),
             "writes" => writes(snapshot),
             "scrub" => self.scrub(),
+            "caches" => self.caches(),
             _ => return Ok(None),
         };
         let batch = filled(name, columns)?;
@@ -260,6 +268,22 @@ impl SystemTables {
         ]
     }
 
+    fn caches(&self) -> Columns {
+        let usage = self.results.usage();
+        let number = |number: u64| unsigned(std::iter::once(number));
+        vec![
+            ("cache", text(std::iter::once("results"))),
+            ("entries", number(usage.entries as u64)),
+            ("bytes", number(usage.bytes as u64)),
+            ("bytes_max", number(usage.bytes_max as u64)),
+            ("hits", number(usage.hits)),
+            ("misses", number(usage.misses)),
+            ("stored", number(usage.stored)),
+            ("evicted", number(usage.evicted)),
+            ("outdated", number(usage.outdated)),
+        ]
+    }
+
     fn queries(&self) -> Columns {
         let records = self.registry.all();
         let certificates: Vec<Known> = records.iter().map(|record| record.certificate()).collect();
@@ -297,6 +321,15 @@ impl SystemTables {
             ("bytes", count(|record| record.bytes.load(Ordering::Relaxed))),
             ("segments", count(|record| record.segments_total.load(Ordering::Relaxed))),
             ("attempts", count(|record| record.attempts.load(Ordering::Relaxed).into())),
+            (
+                "from_cache",
+                Arc::new(
+                    records
+                        .iter()
+                        .map(|record| Some(record.from_cache.load(Ordering::Relaxed)))
+                        .collect::<BooleanArray>(),
+                ),
+            ),
             (
                 "lost",
                 Arc::new(records.iter().map(|record| joined(&record.losses())).collect::<StringArray>()),

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
-use shoal_coordinator::config::{DEAD_AFTER, MOVE_BYTES_PER_SECOND, REPAIR_BYTES_PER_SECOND};
+use shoal_coordinator::config::{
+    DEAD_AFTER, MOVE_BYTES_PER_SECOND, REPAIR_BYTES_PER_SECOND, RESULT_CACHE_BYTES,
+};
 use shoal_worker::config::SCRUB_BYTES_PER_SECOND_DEFAULT;
 
 use super::value::quoted;
@@ -93,6 +95,8 @@ pub struct CoordinatorSettings {
     /// Memory that the rows of one write may take before they become
     /// segments.
     pub write_buffer: ByteSize,
+    /// Memory for results that are kept; 0: none are.
+    pub result_cache: ByteSize,
 }
 
 /// All settings of a worker.
@@ -175,6 +179,7 @@ impl CoordinatorSettings {
         let memory_limit = layers.value("memory_limit", || share_of_memory(25))?;
         let query_memory_limit = layers.value("query_memory_limit", || ByteSize(memory_limit.0 / 2))?;
         let write_buffer = layers.value("write_buffer", || ByteSize(WRITE_BUFFER_BYTES))?;
+        let result_cache = layers.value("result_cache", || ByteSize(RESULT_CACHE_BYTES as u64))?;
         Ok(Self {
             node,
             join,
@@ -191,6 +196,7 @@ impl CoordinatorSettings {
             memory_limit,
             query_memory_limit,
             write_buffer,
+            result_cache,
         })
     }
 }

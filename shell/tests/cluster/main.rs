@@ -46,6 +46,8 @@ mod python;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod result_cache;
+#[cfg(test)]
 mod rolling;
 #[cfg(test)]
 mod rot;

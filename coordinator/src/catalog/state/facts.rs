@@ -30,7 +30,17 @@ pub struct TableFacts {
     shard_replicas: OnceLock<Vec<Option<Vec<WorkerId>>>>,
     amiss: OnceLock<Amiss>,
     rows: OnceLock<ArrayRef>,
+    contents: OnceLock<Contents>,
     bounds: Mutex<HashMap<usize, Arc<ColumnBounds>>>,
+}
+
+/// Which segments a version of a table has, wherever they are: versions of one
+/// table that have the same contents hold the same rows. Two that differ are told
+/// apart as the segments of a scan are, by a sum of 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contents {
+    segments: usize,
+    digest: u64,
 }
 
 /// What is known of one column in each segment, in the order of the segments, with
@@ -69,6 +79,7 @@ impl TableFacts {
             shard_replicas: OnceLock::new(),
             amiss: OnceLock::new(),
             rows: OnceLock::new(),
+            contents: OnceLock::new(),
             bounds: Mutex::default(),
         }
     }
@@ -192,6 +203,15 @@ impl TableFacts {
         self.rows.get_or_init(|| -> ArrayRef {
             let rows = self.table.segments.iter().map(|segment| segment.rows);
             Arc::new(UInt64Array::from_iter_values(rows))
+        })
+    }
+
+    /// What it has of rows, told in few bytes.
+    pub fn contents(&self) -> Contents {
+        *self.contents.get_or_init(|| {
+            let digests = self.table.segments.iter().map(|segment| segment.name().digest());
+            let digest = digests.fold(0, u64::wrapping_add);
+            Contents { segments: self.table.segments.len(), digest }
         })
     }
 

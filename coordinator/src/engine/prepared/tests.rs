@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use datafusion::common::ScalarValue;
 use shoal_data::{ImportRoots, Table};
 use shoal_proto::{Channels, TableId};
 use tokio::runtime::Handle;
@@ -13,6 +14,7 @@ use crate::catalog::state::tests::{commit, create, segment, table};
 use crate::catalog::{Catalog, Command, Outcome};
 use crate::cluster::Cluster;
 use crate::query::tables_of;
+use crate::sql::RESULT_CACHE_SETTING;
 
 async fn engine(dir: &Path) -> Engine {
     let catalog = Catalog::alone(&dir.join("catalog")).await.unwrap();
@@ -134,7 +136,7 @@ async fn a_snapshot_that_may_be_an_old_one_is_not_read_by_a_plan_that_was_kept()
     let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
     let mut scope = engine.scope_to_read(&session).await;
     assert!(prepared.kept(&session, &scope).is_some());
-    scope.is_current = false;
+    scope.is_caught_up = false;
     assert!(prepared.kept(&session, &scope).is_none());
 }
 
@@ -157,4 +159,30 @@ async fn a_lookup_is_short_while_nothing_changed() {
     assert!(!is_short(&session), "what it takes to plan with these settings is not known");
     let scan = engine.prepare(&engine.open_session("eve"), "SELECT * FROM t").await.unwrap();
     assert!(!scan.is_kept_lookup(&session, engine.catalog().version));
+}
+
+#[tokio::test]
+async fn a_result_rests_on_what_was_planned_in_its_scope() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    let id = make_table(&engine, DataType::Int64).await;
+    let session = engine.open_session("ada");
+    let key = |session: &Session| {
+        let values = || Ok(vec![number(1)]);
+        engine.result_key(&session.settings(), LOOKUP, values)
+    };
+    assert!(key(&session).is_none(), "nobody asked for it");
+    session.set(RESULT_CACHE_SETTING, Some("on")).unwrap();
+    assert!(key(&session).is_some());
+    let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
+    assert!(prepared.is_kept_lookup(&session, engine.catalog().version), "with kept results, too");
+    let before = engine.scope_to_read(&session).await;
+    assert!(prepared.grounds(&session, &before).is_some());
+    engine.cluster.catalog().apply(commit("w", &segment(id, 0, "w1"))).await.unwrap();
+    let after = engine.scope_to_read(&session).await;
+    assert!(prepared.grounds(&session, &after).is_none(), "it was planned before there were rows");
+    let query = query_of(&prepared);
+    engine.asked_of(&session, &after, &prepared, query, vec![number(1)]).await.unwrap();
+    assert!(prepared.grounds(&session, &after).is_some());
+    assert!(prepared.grounds(&session, &before).is_none());
 }

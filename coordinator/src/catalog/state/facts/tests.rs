@@ -156,3 +156,37 @@ fn facts_of_tables_that_are_gone_are_forgotten() {
     }
     assert!(state.memo.0.lock().len() <= STALE_MAX + 1);
 }
+
+#[test]
+fn contents_are_the_same_as_long_as_the_segments_are() {
+    for seed in 0..SEEDS {
+        let mut state = random(seed);
+        let before = state.clone();
+        let contents = |state: &State, id: TableId| state.facts(state.table_by_id(id).unwrap()).contents();
+        let same = |state: &State, id: TableId| contents(state, id) == contents(&before, id);
+        for table in before.tables() {
+            let id = table.id;
+            // Copies come and go: the rows are the same.
+            let (seen, workers) = (table.placement.clone(), vec!["w0".into(), "w1".into()]);
+            let placement = vec![workers; seen.len()];
+            let names = table.segments.iter().map(|segment| segment.name()).collect();
+            let ids = table.segments.iter().map(|segment| segment.id).collect();
+            for command in [
+                Command::MoveShards { table: id, seen, placement },
+                Command::AddReplicas { copies: vec![("w3".into(), names)] },
+                Command::RemoveReplicas { table: id, worker: "w2".into(), segments: ids },
+            ] {
+                state.apply(command).unwrap();
+                assert!(same(&state, id), "seed {seed}");
+            }
+            let written = crate::catalog::state::tests::segment(id, 0, "w1");
+            state.apply(crate::catalog::state::tests::commit(&format!("write to {id}"), &written)).unwrap();
+            assert!(!same(&state, id), "seed {seed}");
+            let new = [4, written.rows - 4];
+            let new = new.map(|rows| Segment { id: SegmentId::random(), rows, ..written.clone() }).to_vec();
+            let (between, old) = (contents(&state, id), vec![written.id]);
+            state.apply(Command::Compact { table: id, shard: 0, old, new }).unwrap();
+            assert!(!same(&state, id) && contents(&state, id) != between, "seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Which plans give the same rows whenever they run, and of those, which can only
+//! change their rows when a table of shards does. No other result is kept.
+
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::datasource::source_as_provider;
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+
+use super::shard_table::as_shard_table;
+
+/// What in a plan may mean something else at another moment, such as `now()` or
+/// `random()`; none in most. To be asked before a plan is optimised, as that puts
+/// values in the place of calls.
+pub(crate) fn fleeting_part(plan: &LogicalPlan) -> Option<String> {
+    let mut found: Option<String> = None;
+    let walked = plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|part| {
+                found = found.take().or_else(|| fleeting(part));
+                Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+            })
+        })?;
+        Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    match walked {
+        Ok(_) => found,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn fleeting(part: &Expr) -> Option<String> {
+    let (name, volatility) = match part {
+        Expr::ScalarFunction(call) => (call.func.name(), call.func.signature().volatility),
+        Expr::AggregateFunction(call) => (call.func.name(), call.func.signature().volatility),
+        Expr::WindowFunction(call) => (call.fun.name(), call.fun.signature().volatility),
+        Expr::HigherOrderFunction(call) => (call.func.name(), call.func.signature().volatility),
+        Expr::ScalarVariable(_, names) => return Some(names.join(".")),
+        _ => return None,
+    };
+    (volatility != Volatility::Immutable).then(|| format!("{name}()"))
+}
+
+/// Why the result of a plan must not be kept; none where it may be.
+pub(crate) fn never_kept(plan: &LogicalPlan) -> Option<String> {
+    if let Some(part) = fleeting_part(plan) {
+        return Some(format!("{part} is not the same at each moment"));
+    }
+    let (mut reads_tables, mut elsewhere) = (false, None);
+    let walked = plan.apply_with_subqueries(|node| {
+        match node {
+            LogicalPlan::TableScan(scan) => match source_as_provider(&scan.source) {
+                Ok(provider) if as_shard_table(&provider).is_some() => reads_tables = true,
+                Ok(_) | Err(_) => {
+                    elsewhere = Some(format!("what `{}` has is not in the catalog", scan.table_name))
+                }
+            },
+            LogicalPlan::Extension(extension) => {
+                elsewhere = Some(format!("nobody knows what {} reads", extension.node.name()));
+            }
+            _ => {}
+        }
+        Ok(if elsewhere.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    if let Err(error) = walked {
+        return Some(error.to_string());
+    }
+    elsewhere.or_else(|| (!reads_tables).then(|| "it reads no table".to_owned()))
+}
+
+#[cfg(test)]
+mod tests;
