@@ -73,6 +73,8 @@ pub async fn run(args: &IngestArgs) -> Result<bool> {
     options.threads = args.threads;
     options.import_roots = vec![data.dir().to_owned()];
     options.parent_dir = Some(data_root());
+    // As DataFusion does, workers read the files themselves.
+    options.worker_args.push(format!("--import-root={}", data.dir().display()));
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
 

@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::Error;
 use crate::replicate::Replicator;
-use crate::segment_dir::SegmentDir;
+use crate::segment_dir::{SegmentDir, Staging};
 
 /// How long a sender may be silent before its segment is given up.
 const STALL_MAX: Duration = Duration::from_secs(10);
@@ -102,22 +102,7 @@ impl SegmentService {
             })
             .await?;
         }
-        // All of it where it runs to its end, also when nobody waits any more.
-        let replicator = self.replicator.clone();
-        // Gone with this call, when nobody waits for it.
-        let waited_for = Arc::new(());
-        let waits = Arc::downgrade(&waited_for);
-        let staged = blocking(move || {
-            let number = staging.number();
-            let done = staging.finish()?;
-            if waits.strong_count() == 0 {
-                replicator.staged_for_nobody(number);
-            }
-            Ok(done)
-        })
-        .await;
-        drop(waited_for);
-        staged
+        finished(staging, &self.replicator).await
     }
 }
 
@@ -154,6 +139,29 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|join| Err(Error::Internal(format!("file work did not end: {join}"))))
+}
+
+/// Makes a segment that was written durable under its name; its length and
+/// checksum. All of it where it runs to its end, also when nobody waits any more.
+///
+/// # Errors
+/// Those of [`Staging::finish`].
+pub(crate) async fn finished(staging: Staging, replicator: &Replicator) -> Result<(u64, u32), Error> {
+    let replicator = replicator.clone();
+    // Gone with this call, when nobody waits for it.
+    let waited_for = Arc::new(());
+    let waits = Arc::downgrade(&waited_for);
+    let done = blocking(move || {
+        let number = staging.number();
+        let done = staging.finish()?;
+        if waits.strong_count() == 0 {
+            replicator.staged_for_nobody(number);
+        }
+        Ok(done)
+    })
+    .await;
+    drop(waited_for);
+    done
 }
 
 #[async_trait]

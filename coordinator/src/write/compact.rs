@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
+use shoal_data::load::{self, RowShape};
 use shoal_data::{EncodedSegment, Segment, SortedWriter, Table};
 use shoal_proto::{WorkerId, WriteId};
 
 use super::load::StagedNames;
-use super::{RowShape, Staged, WriteContext, stage};
+use super::{Staged, WriteContext};
 use crate::Error;
 use crate::cluster::compaction::TARGET_BYTES;
 
@@ -48,8 +49,7 @@ pub async fn compact(
         staging.stage(encoded).await?;
     }
     let Staging { names, segments, .. } = staging;
-    let rows = segments.iter().map(|segment| segment.rows).sum();
-    Ok(Staged { segments, rows, names })
+    Ok(Staged::new(segments, names))
 }
 
 /// The new segments on their way to the workers of the shard.
@@ -78,7 +78,7 @@ impl<'a> Staging<'a> {
 
     async fn stage(&mut self, encoded: EncodedSegment) -> Result<(), Error> {
         self.names.add(encoded.segment.name(), &self.workers);
-        let staged = stage::stage(self.context, &self.table, &self.id, encoded, &self.workers).await?;
+        let staged = load::stage(self.context.here(), &self.table, &self.id, encoded, &self.workers).await?;
         self.segments.push(staged);
         Ok(())
     }

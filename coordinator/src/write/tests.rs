@@ -15,6 +15,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use shoal_data::load::Holders;
 use shoal_data::{KeyHash, ReplicaCount, SegmentName, Table, TableLayout};
 use shoal_proto::cluster::segments_server::{Segments, SegmentsServer};
 use shoal_proto::cluster::{
@@ -76,7 +77,7 @@ struct FakeCluster {
     discarded: Mutex<Vec<(SegmentName, Vec<WorkerId>)>>,
 }
 
-impl SegmentHolders for FakeCluster {
+impl Holders for FakeCluster {
     fn address(&self, worker: &WorkerId) -> Option<String> {
         self.addresses.lock().get(worker).cloned()
     }
@@ -99,6 +100,16 @@ impl SegmentHolders for FakeCluster {
 
     fn suspect(&self, worker: &WorkerId, _why: &str) {
         self.suspected.lock().insert(worker.clone());
+    }
+}
+
+impl SegmentHolders for FakeCluster {
+    fn is_live(&self, worker: &WorkerId) -> bool {
+        self.addresses.lock().contains_key(worker)
+    }
+
+    fn able(&self) -> Vec<WorkerId> {
+        self.addresses.lock().keys().cloned().collect()
     }
 
     fn protect(&self, write: &WriteId, name: SegmentName, _workers: &[WorkerId]) {

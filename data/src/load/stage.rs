@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::stream;
-use shoal_data::{EncodedSegment, Segment};
 use shoal_proto::cluster::segments_client::SegmentsClient;
 use shoal_proto::cluster::{StageHeader, StageRequest, stage_request};
 use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
@@ -14,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::WriteContext;
-use crate::Error;
+use crate::{EncodedSegment, Segment};
 
 /// Bytes of a segment that one message carries.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -31,18 +30,19 @@ const WORKER_WAIT: Duration = Duration::from_secs(5);
 /// Sends the segment to all of `workers` at once and waits for each; once a
 /// majority has it, only for those that are live: a copy for a silent one is
 /// made when it is back. Without a majority those that are not live are waited
-/// for, for some seconds. The result names those on which it is durable.
+/// for, for some seconds. Where this process is one of them, nothing is sent
+/// there. The result names those on which it is durable.
 ///
 /// # Errors
 /// Where they are no majority: the worst of the workers' own errors, with all
 /// of them in its message.
-pub(super) async fn stage(
+pub async fn stage(
     context: &WriteContext,
     table: &str,
     write_id: &WriteId,
     encoded: EncodedSegment,
     workers: &[WorkerId],
-) -> Result<Segment, Error> {
+) -> Result<Segment, Failure> {
     let EncodedSegment { mut segment, bytes } = encoded;
     let majority = workers.len() / 2 + 1;
     let durable = AtomicUsize::new(0);
@@ -97,7 +97,7 @@ pub(super) async fn stage(
     } else {
         ErrorCode::Unavailable
     };
-    Err(Failure::new(code, message).into())
+    Err(Failure::new(code, message))
 }
 
 async fn send(
@@ -108,6 +108,9 @@ async fn send(
     worker: &WorkerId,
     is_enough: &CancellationToken,
 ) -> Result<(), Failure> {
+    if let Some(stored) = context.holders().store_here(worker, segment, bytes) {
+        return stored.await.map_err(|failure| failure.at(worker.as_str()));
+    }
     let give_up = Instant::now() + WORKER_WAIT;
     let mut tries = TRIES;
     loop {
