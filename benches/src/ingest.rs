@@ -71,6 +71,8 @@ pub async fn run(args: &IngestArgs) -> Result<bool> {
     let data = TpchData::ensure(&data_root(), args.scale)?;
     let mut options = ClusterOptions::for_bench(args.workers, &data)?;
     options.threads = args.threads;
+    // As DataFusion does, workers read the files themselves.
+    options.worker_args.push(format!("--import-root={}", data.dir().display()));
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
 

@@ -1,7 +1,9 @@
 //! Shoal's contract at rest: what a table, a shard and a segment are, how a
-//! row finds its shard, how segments are written and checked, and sample data.
+//! row finds its shard, how rows are loaded, how segments are written and checked,
+//! and sample data.
 //!
-//! Nothing here talks to a coordinator or decides where shards live.
+//! Nothing here talks to a coordinator, but for bytes of files, or decides where
+//! shards live.
 
 pub mod block_sums;
 pub mod byte_size;
@@ -12,6 +14,7 @@ pub mod file_stream;
 pub mod functions;
 pub mod import_store;
 pub mod key_hash;
+pub mod load;
 pub mod object_stores;
 pub mod operators;
 pub mod packed_statistics;

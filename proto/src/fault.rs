@@ -68,7 +68,8 @@ impl Step {
         Self::SegmentRenamed,
         Self::StageInstalled,
     ];
-    /// Those that a coordinator takes, in their order.
+    /// Those that a coordinator takes, in their order. Those of a segment are a
+    /// worker's where that loads.
     pub const OF_COORDINATOR: [Self; 7] = [
         Self::WriteBegun,
         Self::SegmentEncoded,

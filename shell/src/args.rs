@@ -159,6 +159,10 @@ pub struct WorkerArgs {
     /// An object store prefix that external tables may use, like s3://bucket/path; repeatable [default: none]
     #[arg(long, value_name = "URL")]
     pub object_store: Vec<String>,
+    /// A folder that the coordinators have as an --import-root, too, at the same path, such as a mounted share: COPY reads
+    /// its files here and not through them; repeatable [default: none]
+    #[arg(long, value_name = "DIR")]
+    pub import_root: Vec<String>,
     /// Memory for queries; what needs more spills to disk or fails alone [default: 60% of the machine's]
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<String>,

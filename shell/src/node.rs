@@ -157,6 +157,7 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
             name: settings.name,
             zone: settings.zone,
             object_stores: settings.object_stores,
+            import_roots: settings.import_roots,
             memory_limit_bytes: settings.memory_limit.0,
             threads: settings.threads,
             scrub_bytes_per_second: settings.scrub_rate.0,

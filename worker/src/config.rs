@@ -27,6 +27,9 @@ pub struct WorkerConfig {
     pub threads: usize,
     /// Object stores that plans may read, such as `s3://bucket/path`.
     pub object_stores: Vec<String>,
+    /// Directories whose files it may load itself, where a coordinator has the
+    /// same files under the same paths.
+    pub import_roots: Vec<PathBuf>,
     /// Bytes in a second that it reads of its segments to find rot; 0 for none.
     pub scrub_bytes_per_second: u64,
     /// How long running tasks may take to finish when it stops.
@@ -45,6 +48,7 @@ impl WorkerConfig {
             memory_limit_bytes: 4 << 30,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             object_stores: Vec::new(),
+            import_roots: Vec::new(),
             scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND_DEFAULT,
             grace: Duration::from_secs(10),
         }

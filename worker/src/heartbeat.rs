@@ -94,6 +94,8 @@ pub struct HeartbeatParts {
     pub scrub: Scrub,
     /// What it runs.
     pub status: Arc<dyn ExecutionStatus>,
+    /// Rows that became segments here.
+    pub rows_loaded: Arc<AtomicU64>,
 }
 
 impl Heartbeat {

@@ -1,5 +1,5 @@
-//! Shoal's worker: it holds segments, copies them from and to its peers, and
-//! runs the tasks of queries.
+//! Shoal's worker: it holds segments, copies them from and to its peers, makes
+//! them of the rows of files, and runs the tasks of queries.
 //!
 //! It never changes the catalog, and never decides what it should hold: the
 //! coordinators tell it.
@@ -12,6 +12,7 @@ pub mod error;
 pub mod execute;
 pub mod heartbeat;
 pub mod identity;
+pub mod loads;
 pub mod locate;
 pub mod node;
 mod pace;

@@ -10,7 +10,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use shoal_data::import_store::IMPORT_STORE_URL;
 use shoal_data::object_stores::register_object_stores;
 use shoal_data::shard_store::{LocalSegments, SHARD_STORE_URL};
-use shoal_data::{DataDir, ImportStore, ShardStore};
+use shoal_data::{DataDir, ImportRoots, ImportStore, ShardStore};
 use shoal_proto::Channels;
 use shoal_proto::cluster::QueryProgress;
 use shoal_proto::server::{Incoming, builder};
@@ -25,6 +25,7 @@ use crate::drain::until_drained;
 use crate::execute::ExecutionService;
 use crate::heartbeat::{ExecutionStatus, Heartbeat, HeartbeatParts, Introduction};
 use crate::identity::{Identity, KeptIdentity};
+use crate::loads::{Files, LoadParts, LoadService};
 use crate::locate::CoordinatorLocate;
 use crate::replicate::Replicator;
 use crate::scrub::Scrub;
@@ -108,6 +109,18 @@ pub async fn run(
     register(&runtime, IMPORT_STORE_URL, imports)?;
     register_object_stores(&runtime, &config.object_stores)?;
 
+    let roots = ImportRoots::new(&config.import_roots);
+    let loads = LoadService::new(LoadParts {
+        worker: worker.clone(),
+        dir: Arc::clone(&dir),
+        replicator: replicator.clone(),
+        files: Files::new(roots, Arc::clone(&runtime), channels.clone()),
+        channels: channels.clone(),
+        compute: compute.clone(),
+        threads: config.threads,
+        memory_bytes: memory,
+    });
+    let rows_loaded = loads.rows_loaded();
     let execution =
         ExecutionService::new(worker.clone(), runtime, shards, channels.clone(), compute, config.threads);
 
@@ -119,6 +132,7 @@ pub async fn run(
         .add_service(execution.clone().into_server())
         .add_service(segments.segments_server())
         .add_service(segments.files_server())
+        .add_service(loads.into_server())
         .serve_with_incoming_shutdown(Incoming::new(listener), end.clone().cancelled_owned());
     let served = tokio::spawn(served);
 
@@ -136,6 +150,7 @@ pub async fn run(
         replicator,
         scrub,
         status: Arc::new(execution.clone()),
+        rows_loaded,
     })?;
     data_dir.write_address(&listening.to_string())?;
     tracing::info!(%worker, %address, data_dir = %config.data_dir.display(), "worker is ready");

@@ -17,15 +17,15 @@ use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::files_server::{Files, FilesServer};
 use shoal_proto::cluster::segments_server::{Segments, SegmentsServer};
 use shoal_proto::cluster::{
-    DeleteReply, DeleteRequest, FetchRequest, ReadChunk, ReadRequest, StageReply, StageRequest, StatReply,
-    StatRequest, stage_request,
+    DeleteReply, DeleteRequest, FetchRequest, ReadChunk, ReadRequest, StageHeader, StageReply, StageRequest,
+    StatReply, StatRequest, stage_request,
 };
 use shoal_proto::{Failure, WorkerId};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::Error;
 use crate::replicate::Replicator;
-use crate::segment_dir::SegmentDir;
+use crate::segment_dir::{SegmentDir, Staging};
 
 /// How long a sender may be silent before its segment is given up.
 const STALL_MAX: Duration = Duration::from_secs(10);
@@ -93,15 +93,9 @@ impl SegmentService {
         let Some(stage_request::Part::Header(header)) = first else {
             return Err(Error::Invalid("a segment is sent with its header first".to_owned()));
         };
-        let name: SegmentName = header.name.parse()?;
+        let name = header.name.clone();
         let dir = Arc::clone(&self.dir);
-        let mut staging = blocking(move || {
-            if header.keep_free_bytes > 0 {
-                dir.check_room(&name, header.bytes, header.keep_free_bytes)?;
-            }
-            dir.stage(name, header.bytes, header.crc32c)
-        })
-        .await?;
+        let mut staging = blocking(move || begun(&dir, &header)).await?;
         while let Some(part) = next_part(&mut parts).await? {
             let stage_request::Part::Data(data) = part else {
                 return Err(Error::Invalid(format!("segment {name} is sent with two headers")));
@@ -112,22 +106,7 @@ impl SegmentService {
             })
             .await?;
         }
-        // All of it where it runs to its end, also when nobody waits any more.
-        let replicator = self.replicator.clone();
-        // Gone with this call, when nobody waits for it.
-        let waited_for = Arc::new(());
-        let waits = Arc::downgrade(&waited_for);
-        let staged = blocking(move || {
-            let number = staging.number();
-            let done = staging.finish()?;
-            if waits.strong_count() == 0 {
-                replicator.staged_for_nobody(number);
-            }
-            Ok(done)
-        })
-        .await;
-        drop(waited_for);
-        staged
+        finished(staging, &self.replicator).await
     }
 }
 
@@ -164,6 +143,42 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|join| Err(Error::Internal(format!("file work did not end: {join}"))))
+}
+
+/// Begins a segment as its header says, where so much stays free beside it as that
+/// asks for.
+///
+/// # Errors
+/// `NoRoom`, and those of [`SegmentDir::stage`].
+pub(crate) fn begun(dir: &Arc<SegmentDir>, header: &StageHeader) -> Result<Staging, Error> {
+    let name: SegmentName = header.name.parse()?;
+    if header.keep_free_bytes > 0 {
+        dir.check_room(&name, header.bytes, header.keep_free_bytes)?;
+    }
+    dir.stage(name, header.bytes, header.crc32c)
+}
+
+/// Makes a segment that was written durable under its name; its length and
+/// checksum. All of it where it runs to its end, also when nobody waits any more.
+///
+/// # Errors
+/// Those of [`Staging::finish`].
+pub(crate) async fn finished(staging: Staging, replicator: &Replicator) -> Result<(u64, u32), Error> {
+    let replicator = replicator.clone();
+    // Gone with this call, when nobody waits for it.
+    let waited_for = Arc::new(());
+    let waits = Arc::downgrade(&waited_for);
+    let done = blocking(move || {
+        let number = staging.number();
+        let done = staging.finish()?;
+        if waits.strong_count() == 0 {
+            replicator.staged_for_nobody(number);
+        }
+        Ok(done)
+    })
+    .await;
+    drop(waited_for);
+    done
 }
 
 #[async_trait]

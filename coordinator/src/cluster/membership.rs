@@ -79,6 +79,8 @@ pub struct LiveWorker {
     pub disk_used_bytes: u64,
     /// Bytes that came to it from other zones since its start.
     pub cross_zone_bytes: u64,
+    /// Rows that became segments there since its start.
+    pub rows_loaded: u64,
     /// It asks that its shards go to others: it is to stop then.
     pub wants_drain: bool,
     /// Since when it is known, without a break.
@@ -104,6 +106,7 @@ impl LiveWorker {
             disk_total_bytes: 0,
             disk_used_bytes: 0,
             cross_zone_bytes: 0,
+            rows_loaded: 0,
             wants_drain: false,
             joined_at: Instant::now(),
             holds: Arc::default(),
@@ -177,6 +180,8 @@ pub struct Vitals {
     pub disk_used_bytes: u64,
     /// Bytes that came to it from other zones since its start.
     pub cross_zone_bytes: u64,
+    /// Rows that became segments there since its start.
+    pub rows_loaded: u64,
     /// It is stopping: no new work.
     pub leaving: bool,
     /// It asks that its shards go to others.
@@ -243,6 +248,7 @@ impl Membership {
             disk_total_bytes: 0,
             disk_used_bytes: 0,
             cross_zone_bytes: 0,
+            rows_loaded: 0,
             wants_drain: joining.wants_drain,
             joined_at: now,
             holds: Arc::new(Holds::all_but(joining.lacks)),
@@ -285,6 +291,7 @@ impl Membership {
         worker.disk_total_bytes = vitals.disk_total_bytes;
         worker.disk_used_bytes = vitals.disk_used_bytes;
         worker.cross_zone_bytes = vitals.cross_zone_bytes;
+        worker.rows_loaded = vitals.rows_loaded;
         let trust = if vitals.leaving { Trust::Leaving } else { Trust::Live };
         let changed = member.trust != trust || worker.wants_drain != vitals.wants_drain;
         worker.wants_drain = vitals.wants_drain;

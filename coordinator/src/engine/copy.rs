@@ -10,15 +10,17 @@ use datafusion::sql::parser::{CreateExternalTable, Statement as DfStatement};
 use datafusion::sql::sqlparser::ast::{self, Value};
 use futures::StreamExt;
 use shoal_data::object_stores::is_allowed;
+use shoal_proto::fault::{self, Step};
 use shoal_proto::{ErrorCode, Failure, QueryId, WriteId};
 
 use super::names::{check_name, full_name};
 use super::write::Commit;
 use super::{Engine, Parameters, Prepared, Scope};
 use crate::catalog::{Command, ExternalTable};
-use crate::files::{Compression, FileFormat, Location, infer_columns, read_files, resolve, write_file};
+use crate::files::{Compression, FileFormat, Location, infer_columns, open_files, resolve, write_file};
 use crate::query::Running;
-use crate::sql::{Copy, CopyDirection, CopySource, plain_columns};
+use crate::sql::{Copy, CopyDirection, CopySource, ShoalConfig, plain_columns};
+use crate::write::{Load, Staged, spread};
 use crate::{Error, Session};
 
 impl Engine {
@@ -149,9 +151,39 @@ impl Engine {
             }
         };
         let format = FileFormat::from_options(&copy.location, &copy.options)?;
-        let rows =
-            read_files(scope.planning.state(), &self.imports, &copy.location, &format, columns).await?;
-        self.write(&table, &write_id, watched(running, rows), Commit::Append).await
+        let opened =
+            open_files(scope.planning.state(), &self.imports, &copy.location, &format, columns).await?;
+        let task_bytes = ShoalConfig::of(&scope.settings.options).load_task_bytes as u64;
+        let load = opened.row_groups().and_then(|row_groups| {
+            let files_at = self.cluster.catalog().consensus().address.clone();
+            let columns = opened.columns();
+            Load::new(&self.writes, &table, &write_id, columns, &row_groups, files_at, task_bytes)
+        });
+        match load {
+            Some(load) => {
+                fault::point(Step::WriteBegun);
+                let staged = self.spread(running, load).await?;
+                self.commit_rows(&table, &write_id, staged, Commit::Append).await
+            }
+            None => self.write(&table, &write_id, watched(running, opened.into_rows()), Commit::Append).await,
+        }
+    }
+
+    /// Stages a load on the workers. Its record counts what is done, and `KILL
+    /// QUERY` ends it.
+    async fn spread(&self, running: Running, load: Load) -> Result<Staged, Error> {
+        let cancelled = running.cancelled();
+        let count = |rows: u64, bytes: u64| running.count(rows as usize, bytes as usize);
+        let staged = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => Err(Error::Cancelled("the statement was cancelled".to_owned())),
+            staged = spread(&self.writes, load, &count) => staged,
+        };
+        match &staged {
+            Ok(_) => running.finished(),
+            Err(error) => running.failed(&error.to_string()),
+        }
+        staged
     }
 
     async fn copy_to(

@@ -232,6 +232,17 @@ impl Engine {
         fault::point(Step::WriteBegun);
         let progress = Arc::new(WriteProgress::default());
         let staged = crate::write::write(&self.writes, table, write_id, rows, progress).await?;
+        self.commit_rows(table, write_id, staged, commit).await
+    }
+
+    /// Commits what was staged; how many rows.
+    pub(super) async fn commit_rows(
+        &self,
+        table: &Table,
+        write_id: &WriteId,
+        staged: Staged,
+        commit: Commit,
+    ) -> Result<u64, Error> {
         fault::point(Step::WriteStaged);
         let rows = staged.rows;
         let write = WriteRecord { id: write_id.clone(), rows };

@@ -1,6 +1,6 @@
 //! Delimited text, record by record.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, LargeStringArray, RecordBatch, StringArray, StringViewArray};
@@ -9,16 +9,17 @@ use arrow::csv::ReaderBuilder;
 use arrow::csv::reader::Format;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
+use flate2::read::MultiGzDecoder;
 use regex::Regex;
+use shoal_data::load::{BATCH_BYTES, BATCH_ROWS, RowShape, Sink, SourceFile};
 
-use super::read::{BATCH_BYTES, BATCH_ROWS, Sink};
-use super::source::SourceFile;
-use super::{CsvOptions, FileFormat};
+use super::{Compression, CsvOptions, FileFormat};
 use crate::Error;
-use crate::write::RowShape;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 1024 * 1024;
+/// Compressed bytes read at once.
+const PACKED_BYTES: usize = 256 * 1024;
 /// Characters of a broken line that a message shows.
 const SHOWN_CHARS_MAX: usize = 200;
 
@@ -162,13 +163,25 @@ pub(super) fn first_line(file: &SourceFile, format: &FileFormat) -> Result<Vec<S
 
 /// The file's text without a byte order mark.
 pub(super) fn text(file: &SourceFile, format: &FileFormat) -> Result<impl BufRead + use<>, Error> {
-    let stream = file.stream(format.stream_compression(file.name()))?;
+    let stream = plain(file, format.stream_compression(file.name()))?;
     let mut stream = BufReader::with_capacity(READ_BYTES, stream);
     let head = stream.fill_buf().map_err(|error| file.unreadable(&error))?;
     if head.starts_with(b"\xef\xbb\xbf") {
         stream.consume(3);
     }
     Ok(stream)
+}
+
+/// The file's bytes, decompressed.
+fn plain(file: &SourceFile, compression: Compression) -> Result<Box<dyn Read + Send>, Error> {
+    let raw = file.reader();
+    Ok(match compression {
+        Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(PACKED_BYTES, raw))),
+        Compression::Zstd => {
+            Box::new(zstd::stream::read::Decoder::new(raw).map_err(|error| file.unreadable(&error))?)
+        }
+        Compression::None | Compression::Snappy | Compression::Lz4 => Box::new(raw),
+    })
 }
 
 /// The options in Arrow's words.

@@ -7,9 +7,9 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::json::reader::infer_json_schema;
 use datafusion::execution::SessionState;
 use shoal_data::ImportRoots;
+use shoal_data::load::{SourceFile, read_footer};
 
-use super::source::SourceFile;
-use super::{FileFormat, FileKind, csv_file, parquet_file, read};
+use super::{FileFormat, FileKind, csv_file, read};
 use crate::Error;
 
 /// Records that are looked at.
@@ -42,7 +42,7 @@ fn infer(file: &SourceFile, format: &FileFormat) -> Result<SchemaRef, Error> {
     let wrong = |error: arrow::error::ArrowError| Error::Invalid(format!("`{}`: {error}", file.name()));
     let schema = match format.kind {
         FileKind::Parquet => {
-            let footer = parquet_file::read_footer(file, None)?;
+            let footer = read_footer(file, None)?;
             Schema::new(footer.schema().fields().clone())
         }
         FileKind::Csv => {

@@ -7,12 +7,10 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::json::ReaderBuilder;
 use arrow::json::reader::Decoder;
+use shoal_data::load::{BATCH_BYTES, BATCH_ROWS, RowShape, Sink, SourceFile};
 
-use super::read::{BATCH_BYTES, BATCH_ROWS, Sink};
-use super::source::SourceFile;
 use super::{FileFormat, csv_file};
 use crate::Error;
-use crate::write::RowShape;
 
 /// A line may have so many bytes.
 const LINE_BYTES_MAX: usize = 256 * 1024 * 1024;

@@ -10,17 +10,15 @@ mod format;
 mod infer;
 mod json_file;
 mod location;
-mod parquet_file;
 mod read;
 mod sink;
-mod source;
 mod write;
 
 pub use external::{ExternalFiles, external_table};
 pub use format::{Compression, CsvOptions, FileFormat, FileKind};
 pub use infer::infer_columns;
 pub use location::{Location, expand, resolve};
-pub use read::read_files;
+pub use read::{Opened, open_files};
 pub use shoal_data::ImportRoots;
 pub use write::write_file;
 

@@ -68,10 +68,11 @@ impl Fixture {
     ) -> Result<RecordBatch, String> {
         let format =
             FileFormat::from_options(location, &named(options)).map_err(|error| error.to_string())?;
-        let stream = read_files(&self.state, &self.roots, location, &format, columns.clone())
+        let opened = open_files(&self.state, &self.roots, location, &format, columns.clone())
             .await
             .map_err(|error| error.to_string())?;
-        let batches: Vec<_> = stream
+        let batches: Vec<_> = opened
+            .into_rows()
             .try_collect()
             .await
             .map_err(|error| shoal_proto::Failure::from_datafusion(&error).message)?;
@@ -312,8 +313,8 @@ async fn long_lines_make_small_batches() {
     let text: String = (0..100).map(|key| format!("{key},\"{line_end}\"\r\n")).collect();
     fixture.put("long.csv", &text);
     let format = FileFormat::from_options("long.csv", &BTreeMap::new()).unwrap();
-    let read = read_files(&fixture.state, &fixture.roots, "long.csv", &format, columns()).await.unwrap();
-    let batches: Vec<_> = read.try_collect().await.unwrap();
+    let opened = open_files(&fixture.state, &fixture.roots, "long.csv", &format, columns()).await.unwrap();
+    let batches: Vec<_> = opened.into_rows().try_collect().await.unwrap();
     assert_eq!(keys(&concat_batches(&columns(), &batches).unwrap()), (0..100).collect::<Vec<_>>());
     assert!(batches.iter().all(|batch| batch.column(1).as_string::<i32>().value(0) == line_end));
     assert!(batches.iter().all(|batch| batch.num_rows() < 70), "one batch has nearly all");

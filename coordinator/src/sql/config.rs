@@ -19,6 +19,8 @@ const GIB: usize = 1024 * MIB;
 pub struct ShoalConfig {
     /// Bytes to be read per task.
     pub task_bytes: usize,
+    /// Bytes of files to be loaded per task.
+    pub load_task_bytes: usize,
     /// Whether shards join and group where they are.
     pub colocate: bool,
     /// Memory that one query may hold on one node; empty: the
@@ -44,6 +46,7 @@ impl Default for ShoalConfig {
     fn default() -> Self {
         Self {
             task_bytes: 24 * MIB,
+            load_task_bytes: 64 * MIB,
             colocate: true,
             query_memory: String::new(),
             failover: true,
@@ -88,6 +91,7 @@ impl ExtensionOptions for ShoalConfig {
         };
         match key {
             "task_bytes" => self.task_bytes = size()?.max(1),
+            "load_task_bytes" => self.load_task_bytes = size()?.max(1),
             "colocate" => self.colocate = switch()?,
             "query_memory" => {
                 if !value.is_empty() {
@@ -121,6 +125,12 @@ impl ExtensionOptions for ShoalConfig {
                 size_text(self.task_bytes),
                 "Bytes to be read per task: a scan of fewer runs in fewer tasks. Small queries pay most for being \
                  distributed.",
+            ),
+            entry(
+                "load_task_bytes",
+                size_text(self.load_task_bytes),
+                "Bytes of Parquet files to be loaded per task, uncompressed: COPY of fewer than two such tasks reads and \
+                 encodes on the coordinator, more on the workers.",
             ),
             entry(
                 "colocate",

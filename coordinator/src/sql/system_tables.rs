@@ -156,6 +156,7 @@ impl SystemTables {
             ("disk_free_bytes", number(|worker| worker.disk_free_bytes)),
             ("disk_total_bytes", number(|worker| worker.disk_total_bytes)),
             ("cross_zone_bytes", number(|worker| worker.cross_zone_bytes)),
+            ("rows_loaded", number(|worker| worker.rows_loaded)),
             ("times_lost", unsigned(known.iter().map(|worker| self.cluster.times_lost(&worker.id)))),
             (
                 "ejected_ms",

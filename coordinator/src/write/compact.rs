@@ -7,13 +7,13 @@ use std::sync::Arc;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryReservation;
 use futures::StreamExt;
+use shoal_data::load::{self, Conditions, Durable, RowShape};
 use shoal_data::plain_rows::in_pieces;
 use shoal_data::{EncodedSegment, Segment, SortedWriter, Table};
 use shoal_proto::{WorkerId, WriteId};
 
 use super::load::StagedNames;
-use super::stage::{self, Conditions, Durable};
-use super::{RowShape, Staged, WriteContext};
+use super::{Staged, WriteContext};
 use crate::Error;
 use crate::cluster::compaction::TARGET_BYTES;
 
@@ -99,8 +99,8 @@ impl<'a> Staging<'a> {
 
     async fn stage(&mut self, encoded: EncodedSegment) -> Result<(), Error> {
         self.names.add(encoded.segment.name(), &self.workers);
-        let (workers, conditions) = (&self.workers, &self.conditions);
-        let durable = stage::stage(self.context, &self.table, &self.id, encoded, workers, conditions);
+        let (here, workers, conditions) = (self.context.here(), &self.workers, &self.conditions);
+        let durable = load::stage(here, &self.table, &self.id, encoded, workers, conditions);
         let durable = durable.await?;
         self.durable.push(durable);
         Ok(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use shoal_data::SegmentName;
+use shoal_data::load::Holders;
 use shoal_proto::{WorkerId, WriteId};
 
 use crate::cluster::membership::BEAT_INTERVAL;
@@ -13,20 +14,13 @@ use crate::cluster::{Cluster, LiveWorkers};
 /// A worker that has not been live for so long is not about to be.
 const LOST_AFTER: Duration = BEAT_INTERVAL.saturating_mul(2);
 
-/// The workers, as seen by a write.
-pub trait SegmentHolders: Send + Sync {
-    /// Where a worker is reached that is live, or only suspected.
-    fn address(&self, worker: &WorkerId) -> Option<String>;
+/// The workers, as seen by a write of this coordinator.
+pub trait SegmentHolders: Holders {
+    /// Whether a worker is live, and not only suspected.
+    fn is_live(&self, worker: &WorkerId) -> bool;
 
-    /// Returns when the worker can be reached.
-    fn joined<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()>;
-
-    /// Returns when the worker is not live and does not become so soon: it is
-    /// silent, gone, or not to be reached.
-    fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()>;
-
-    /// A call to this worker failed.
-    fn suspect(&self, worker: &WorkerId, why: &str);
+    /// Those that can be given work, in order.
+    fn able(&self) -> Vec<WorkerId>;
 
     /// This segment is being written to these workers: do not collect it,
     /// although no table names it.
@@ -39,7 +33,7 @@ pub trait SegmentHolders: Send + Sync {
     fn discard(&self, names: Vec<(SegmentName, Vec<WorkerId>)>);
 }
 
-impl SegmentHolders for Cluster {
+impl Holders for Cluster {
     fn address(&self, worker: &WorkerId) -> Option<String> {
         let live = self.live();
         let suspected = || live.suspected.iter().find(|suspected| suspected.id == *worker);
@@ -78,6 +72,19 @@ impl SegmentHolders for Cluster {
 
     fn suspect(&self, worker: &WorkerId, why: &str) {
         Self::suspect(self, worker, why);
+    }
+}
+
+impl SegmentHolders for Cluster {
+    fn is_live(&self, worker: &WorkerId) -> bool {
+        self.live().get(worker).is_some()
+    }
+
+    fn able(&self) -> Vec<WorkerId> {
+        let drained = self.drained();
+        let live = self.live();
+        let able = live.workers.iter().filter(|worker| !worker.wants_drain && !drained.contains(&worker.id));
+        able.map(|worker| worker.id.clone()).collect()
     }
 
     fn protect(&self, write: &WriteId, name: SegmentName, workers: &[WorkerId]) {

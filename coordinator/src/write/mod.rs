@@ -1,24 +1,23 @@
-//! The life of a write until it can be committed: rows are brought to the
-//! table's columns, dealt to shards, encoded once per segment and made
-//! durable on the workers that should hold them; and segments that are written
-//! anew together.
+//! The life of a write until it can be committed: its rows become segments that are
+//! durable on the workers of their shards (`shoal_data::load`), here or on the
+//! workers; and segments that are written anew together.
 //!
 //! Nothing here changes the catalog: the caller commits what was staged, all
 //! of it or nothing.
 
+mod ask;
 mod compact;
+mod deals;
 mod holders;
 mod load;
-mod progress;
-mod rows;
-mod shard_writer;
-mod stage;
+mod spread;
+mod tasks;
 
 pub use compact::compact;
 pub use holders::SegmentHolders;
 pub use load::{BUFFER_BYTES_DEFAULT, Staged, WriteContext, write};
-pub use progress::WriteProgress;
-pub use rows::{RowShape, is_loadable};
+pub use shoal_data::load::WriteProgress;
+pub use spread::{Load, spread};
 
 #[cfg(test)]
 mod tests;

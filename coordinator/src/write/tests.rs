@@ -18,6 +18,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use shoal_data::load::Holders;
 use shoal_data::{KeyHash, PackedStatistics, ReplicaCount, Segment, SegmentName, Table, TableLayout};
 use shoal_proto::cluster::segments_server::{Segments, SegmentsServer};
 use shoal_proto::cluster::{
@@ -87,7 +88,7 @@ struct FakeCluster {
     discarded: Mutex<Vec<(SegmentName, Vec<WorkerId>)>>,
 }
 
-impl SegmentHolders for FakeCluster {
+impl Holders for FakeCluster {
     fn address(&self, worker: &WorkerId) -> Option<String> {
         self.addresses.lock().get(worker).cloned()
     }
@@ -110,6 +111,16 @@ impl SegmentHolders for FakeCluster {
 
     fn suspect(&self, worker: &WorkerId, _why: &str) {
         self.suspected.lock().insert(worker.clone());
+    }
+}
+
+impl SegmentHolders for FakeCluster {
+    fn is_live(&self, worker: &WorkerId) -> bool {
+        self.addresses.lock().contains_key(worker)
+    }
+
+    fn able(&self) -> Vec<WorkerId> {
+        self.addresses.lock().keys().cloned().collect()
     }
 
     fn protect(&self, write: &WriteId, name: SegmentName, _workers: &[WorkerId]) {
@@ -314,6 +325,34 @@ async fn a_write_says_on_which_disks_its_segments_are() {
     // The third worker says nothing of its disk.
     assert_eq!(disks, [on("w1", "first"), on("w2", "second")]);
     assert_eq!(change.segments(), staged.segments.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_a_write_say_together_on_which_disks_they_are() {
+    use crate::catalog::{Command, WriteRecord};
+    let fixture = Fixture::new(0).await;
+    let (table, worker) = (table(2, &["k"]), WorkerId::from("w1"));
+    let disks = ["first", "second"];
+    let mut parts = Vec::new();
+    for disk in disks {
+        *fixture.stores[0].disk.lock() = disk.to_owned();
+        parts.push(fixture.write(&table, rows(100, 10)).await.unwrap());
+    }
+    let of_first: Vec<SegmentId> = parts[0].segments.iter().map(|segment| segment.id).collect();
+    let staged = parts.into_iter().reduce(super::Staged::with).unwrap();
+    assert_eq!(staged.rows, 200);
+    let write = WriteRecord { id: "w".into(), rows: staged.rows };
+    let segments = staged.segments.clone();
+    let commit = Command::CommitWrite { write, table: TableId(1), segments, replace: false };
+    let Command::OnDisks { disks: told, .. } = staged.on_disks(commit) else {
+        panic!("it says nothing of disks");
+    };
+    assert_eq!(told.iter().map(|it| it.disk.as_str()).collect::<Vec<_>>(), disks);
+    for segment in &staged.segments {
+        let is_on: Vec<bool> = told.iter().map(|it| it.is_of(segment.id, &worker)).collect();
+        let is_of_first = of_first.contains(&segment.id);
+        assert_eq!(is_on, [is_of_first, !is_of_first]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

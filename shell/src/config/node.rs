@@ -112,6 +112,8 @@ pub struct WorkerSettings {
     pub zone: String,
     /// Object store prefixes that plans may read.
     pub object_stores: Vec<String>,
+    /// Folders whose files it may load itself.
+    pub import_roots: Vec<PathBuf>,
     /// Memory for queries.
     pub memory_limit: ByteSize,
     /// Threads that compute.
@@ -214,6 +216,7 @@ impl WorkerSettings {
             name: layers.optional::<WorkerName>("name")?.map(|name| name.0),
             zone: layers.optional::<String>("zone")?.unwrap_or_default(),
             object_stores: layers.list("object_store")?,
+            import_roots: layers.list("import_root")?,
             memory_limit: layers.value("memory_limit", || share_of_memory(60))?,
             threads: layers.value("threads", cores)?,
             scrub_rate: layers.value("scrub_rate", || ByteSize(SCRUB_BYTES_PER_SECOND_DEFAULT))?,

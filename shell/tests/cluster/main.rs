@@ -30,6 +30,8 @@ mod goes_on;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod loading;
+#[cfg(test)]
 mod lookups;
 #[cfg(test)]
 mod moves;

@@ -234,6 +234,7 @@ impl Beating {
             scrub: Some(parts.scrub.progress()),
             drain: self.worker.wishes.drain.is_cancelled(),
             cross_zone_bytes: parts.replicator.cross_zone_bytes(),
+            rows_loaded: parts.rows_loaded.load(Ordering::Relaxed),
         }
     }
 

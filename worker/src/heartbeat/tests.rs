@@ -193,6 +193,7 @@ fn parts(root: &Path, seeds: &[String]) -> HeartbeatParts {
         dir,
         replicator,
         status: Arc::new(Idle),
+        rows_loaded: Arc::default(),
     }
 }
 

@@ -179,6 +179,7 @@ impl Cluster {
             disk_total_bytes: beat.disk_total_bytes,
             disk_used_bytes: beat.disk_used_bytes,
             cross_zone_bytes: beat.cross_zone_bytes,
+            rows_loaded: beat.rows_loaded,
             leaving: beat.leaving,
             wants_drain: beat.drain,
         };

@@ -1,4 +1,4 @@
-//! The likeness of `write::stage`, `write::load` and `Engine::write`: segments
+//! The likeness of `load::stage`, `load::write` and `Engine::write`: segments
 //! are staged on the workers of their shard, and then committed by one command
 //! or given up.
 

@@ -161,8 +161,8 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
         "DIR/worker.toml:3: unknown key `memory_limt` (did you mean `memory_limit`?); \
          `shoal worker --print-config` lists every key"
     );
-    let text = "import_root = '/srv'";
-    assert!(refusal(&REQUIRED, &[], Some(text)).contains("unknown key `import_root`"));
+    let text = "max_queries = 3";
+    assert!(refusal(&REQUIRED, &[], Some(text)).contains("unknown key `max_queries`"));
     let text = "data-dir = 'w'";
     assert!(refusal(&REQUIRED, &[], Some(text)).contains("did you mean `data_dir`?"));
 }

@@ -21,10 +21,7 @@ impl DemoCluster {
         let names = std::iter::once(FIRST.to_owned()).chain(others);
         let (there, new): (Vec<String>, Vec<String>) =
             names.partition(|name| name == FIRST || self.dir.join(name).exists());
-        // Files where the demo was started are what COPY and external tables
-        // may read and write.
-        let import_root = std::env::current_dir().context("cannot tell the current folder")?;
-        let import_root = format!("--import-root={}", import_root.display());
+        let import_root = import_root()?;
         let first = self.kept_link(FIRST)?;
         for names in [there, new] {
             for name in &names {
@@ -70,6 +67,7 @@ impl DemoCluster {
             .map(|node| format!("--coordinator=http://{}", node.reached_at()))
             .collect();
         let names: Vec<String> = (1..=count).map(|number| format!("worker-{number}")).collect();
+        let import_root = import_root()?;
         for name in &names {
             let link = self.links.open(name).with_context(|| format!("cannot open a link to {name}"))?;
             let arguments = [
@@ -77,6 +75,7 @@ impl DemoCluster {
                 format!("--name={name}"),
                 format!("--threads={threads}"),
                 format!("--memory-limit={memory}"),
+                import_root.clone(),
             ];
             self.start_node(name, link, [arguments.to_vec(), coordinators.clone()].concat())?;
         }
@@ -103,6 +102,13 @@ impl DemoCluster {
         }
         Ok(())
     }
+}
+
+/// Files where the demo was started are what COPY and external tables may read and
+/// write.
+fn import_root() -> Result<String> {
+    let folder = std::env::current_dir().context("cannot tell the current folder")?;
+    Ok(format!("--import-root={}", folder.display()))
 }
 
 /// Of `coordinator-3` 3, and of `coordinator` 0.

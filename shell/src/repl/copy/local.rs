@@ -12,7 +12,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::SessionContext;
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use shoal_coordinator::files::{ImportRoots, read_files, write_file};
+use shoal_coordinator::files::{ImportRoots, open_files, write_file};
 use shoal_proto::Failure;
 
 use super::Copy;
@@ -35,11 +35,11 @@ pub(in crate::repl) async fn open(
     columns: SchemaRef,
 ) -> Result<Source<impl Stream<Item = Result<RecordBatch, ClientError>> + Send + 'static>, ClientError> {
     let state = SessionContext::new().state();
-    let files = read_files(&state, &everywhere(), &location(&copy.file)?, &copy.format, columns).await;
-    let files = files.map_err(|error| ClientError::Content(Failure::from(error).to_string()))?;
+    let opened = open_files(&state, &everywhere(), &location(&copy.file)?, &copy.format, columns).await;
+    let opened = opened.map_err(|error| ClientError::Content(Failure::from(error).to_string()))?;
     let rows = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&rows);
-    let batches = files.map(move |batch| {
+    let batches = opened.into_rows().map(move |batch| {
         let batch =
             batch.map_err(|error| ClientError::Content(Failure::from_datafusion(&error).to_string()))?;
         counter.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);

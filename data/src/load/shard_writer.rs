@@ -7,7 +7,8 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{BatchCoalescer, take, take_record_batch};
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
-use shoal_data::{DataError, KeyHash, Table};
+
+use crate::{DataError, KeyHash, Table};
 
 /// Smaller batches are gathered before they are dealt.
 const BATCH_ROWS_MIN: usize = 2048;
@@ -163,10 +164,10 @@ fn compact(batch: &RecordBatch) -> Result<RecordBatch, DataError> {
 #[cfg(test)]
 mod tests {
     use arrow::array::{Int64Array, StringViewArray};
-    use shoal_data::{ReplicaCount, TableLayout};
     use shoal_proto::TableId;
 
     use super::*;
+    use crate::{ReplicaCount, TableLayout};
 
     fn large() -> RecordBatch {
         let keys: ArrayRef = Arc::new((0..100_000).collect::<Int64Array>());

@@ -6,14 +6,13 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
+use shoal_proto::{ErrorCode, Failure};
 
-use super::read::{BATCH_BYTES, BATCH_ROWS, Sink};
-use super::source::SourceFile;
-use crate::Error;
-use crate::write::RowShape;
+use super::{BATCH_BYTES, BATCH_ROWS, Piece, RowShape, Sink, SourceFile};
 
-/// One row group of a file whose columns were checked.
-pub(super) struct RowGroups {
+/// One row group of a file whose columns were checked. Clones share the footer.
+#[derive(Clone)]
+pub struct RowGroup {
     file: SourceFile,
     metadata: ArrowReaderMetadata,
     columns: SchemaRef,
@@ -22,13 +21,16 @@ pub(super) struct RowGroups {
 }
 
 /// Reads the footer, checks the columns and cuts the file into row groups.
-pub(super) fn open(file: SourceFile, columns: &SchemaRef) -> Result<Vec<RowGroups>, Error> {
-    let metadata = read_footer(&file, Some(columns))?;
-    RowShape::complete(&label(&file), columns, metadata.schema())?;
+///
+/// # Errors
+/// `Invalid`, naming the file and what is wrong with it.
+pub fn row_groups(file: &SourceFile, columns: &SchemaRef) -> Result<Vec<RowGroup>, Failure> {
+    let metadata = read_footer(file, Some(columns))?;
+    RowShape::complete(&label(file), columns, metadata.schema())?;
     let mut rows_before = 0;
     let mut pieces = Vec::with_capacity(metadata.metadata().num_row_groups());
     for (index, row_group) in metadata.metadata().row_groups().iter().enumerate() {
-        pieces.push(RowGroups {
+        pieces.push(RowGroup {
             file: file.clone(),
             metadata: metadata.clone(),
             columns: columns.clone(),
@@ -41,12 +43,12 @@ pub(super) fn open(file: SourceFile, columns: &SchemaRef) -> Result<Vec<RowGroup
 }
 
 /// The footer; text is read as the table has it, where the table is known.
-pub(super) fn read_footer(
-    file: &SourceFile,
-    columns: Option<&SchemaRef>,
-) -> Result<ArrowReaderMetadata, Error> {
+///
+/// # Errors
+/// `Invalid` where it is none.
+pub fn read_footer(file: &SourceFile, columns: Option<&SchemaRef>) -> Result<ArrowReaderMetadata, Failure> {
     let unreadable = |error: parquet::errors::ParquetError| {
-        Error::Invalid(format!("`{}` is not a whole Parquet file: {error}", file.name()))
+        invalid(format!("`{}` is not a whole Parquet file: {error}", file.name()))
     };
     let own = ArrowReaderMetadata::load(file, ArrowReaderOptions::new()).map_err(unreadable)?;
     let Some(wanted) = columns.and_then(|columns| with_text_of(own.schema(), columns)) else {
@@ -82,10 +84,36 @@ fn label(file: &SourceFile) -> String {
     format!("`{}`", file.name())
 }
 
-impl RowGroups {
-    pub(super) fn read(self, sink: Sink<'_>) -> Result<(), Error> {
+fn invalid(message: String) -> Failure {
+    Failure::new(ErrorCode::Invalid, message)
+}
+
+impl RowGroup {
+    /// The file that it is in.
+    pub fn file(&self) -> &SourceFile {
+        &self.file
+    }
+
+    /// Its number in the file.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Rows in it, as the footer says.
+    pub fn rows(&self) -> u64 {
+        u64::try_from(self.metadata.metadata().row_group(self.index).num_rows()).unwrap_or(0)
+    }
+
+    /// Bytes of it when they are decompressed, as the footer says.
+    pub fn bytes(&self) -> u64 {
+        u64::try_from(self.metadata.metadata().row_group(self.index).total_byte_size()).unwrap_or(0)
+    }
+}
+
+impl Piece for RowGroup {
+    fn read(self, sink: Sink<'_>) -> Result<(), Failure> {
         let unreadable = |error: &dyn std::fmt::Display| {
-            Error::Invalid(format!("`{}` is damaged in row group {}: {error}", self.file.name(), self.index))
+            invalid(format!("`{}` is damaged in row group {}: {error}", self.file.name(), self.index))
         };
         let mut shape = RowShape::complete(&label(&self.file), &self.columns, self.metadata.schema())?
             .after(self.rows_before);

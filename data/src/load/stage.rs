@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::stream;
-use shoal_data::{EncodedSegment, Segment};
+use serde::{Deserialize, Serialize};
 use shoal_proto::cluster::segments_client::SegmentsClient;
 use shoal_proto::cluster::{StageHeader, StageRequest, stage_request};
 use shoal_proto::{ErrorCode, Failure, SegmentId, WorkerId, WriteId};
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::WriteContext;
-use crate::Error;
+use crate::{EncodedSegment, Segment};
 
 /// Bytes of a segment that one message carries.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -30,24 +30,25 @@ const WORKER_WAIT: Duration = Duration::from_secs(5);
 
 /// What is asked for beyond that most workers have a segment.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Conditions {
+pub struct Conditions {
     /// What must stay free on a worker's disk beside it.
-    pub(super) keep_free_bytes: u64,
+    pub keep_free_bytes: u64,
     /// Workers without which the others are not enough.
-    pub(super) needed: Vec<WorkerId>,
+    pub needed: Vec<WorkerId>,
 }
 
 /// A segment that is durable on its replicas.
-#[derive(Debug)]
-pub(super) struct Durable {
-    pub(super) segment: Segment,
-    /// The id of the disk of each replica on which it is.
-    pub(super) disks: Vec<String>,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Durable {
+    /// The segment.
+    pub segment: Segment,
+    /// The id of the disk of each replica on which it is; empty: not known.
+    pub disks: Vec<String>,
 }
 
 impl Durable {
     /// Its copies, and where each of them is.
-    pub(super) fn copies(&self) -> impl Iterator<Item = (SegmentId, WorkerId, String)> {
+    pub fn copies(&self) -> impl Iterator<Item = (SegmentId, WorkerId, String)> {
         let id = self.segment.id;
         let copies = self.segment.replicas.iter().zip(&self.disks);
         copies.map(move |(worker, disk)| (id, worker.clone(), disk.clone()))
@@ -57,19 +58,20 @@ impl Durable {
 /// Sends the segment to all of `workers` at once and waits for each; once a
 /// majority has it, only for those that are live: a copy for a silent one is
 /// made when it is back. Without a majority those that are not live are waited
-/// for, for some seconds. The result names those on which it is durable.
+/// for, for some seconds. Where this process is one of them, nothing is sent
+/// there. The result names those on which it is durable.
 ///
 /// # Errors
 /// Where they are no majority, or one that is needed is not among them: the worst
 /// of the workers' own errors, with all of them in its message.
-pub(super) async fn stage(
+pub async fn stage(
     context: &WriteContext,
     table: &str,
     write_id: &WriteId,
     encoded: EncodedSegment,
     workers: &[WorkerId],
     conditions: &Conditions,
-) -> Result<Durable, Error> {
+) -> Result<Durable, Failure> {
     let EncodedSegment { mut segment, bytes } = encoded;
     let header = StageHeader {
         name: segment.name().to_string(),
@@ -139,7 +141,7 @@ pub(super) async fn stage(
     } else {
         ErrorCode::Unavailable
     };
-    Err(Failure::new(code, message).into())
+    Err(Failure::new(code, message))
 }
 
 /// Sends the segment to one worker; the id of the disk on which it is durable there.
@@ -150,6 +152,9 @@ async fn send(
     worker: &WorkerId,
     is_enough: &CancellationToken,
 ) -> Result<String, Failure> {
+    if let Some(stored) = context.holders().store_here(worker, header, bytes) {
+        return stored.await.map_err(|failure| failure.at(worker.as_str()));
+    }
     let give_up = Instant::now() + WORKER_WAIT;
     let mut tries = TRIES;
     loop {

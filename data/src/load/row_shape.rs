@@ -5,8 +5,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::{CastOptions, can_cast_types, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-
-use crate::Error;
+use shoal_proto::{ErrorCode, Failure};
 
 /// How the columns of an input become those of a table.
 #[derive(Debug)]
@@ -25,17 +24,17 @@ impl RowShape {
     /// # Errors
     /// `Invalid` naming the column that is missing, unknown, given twice or
     /// of a type that cannot become the table's.
-    pub fn new(source: &str, columns: &SchemaRef, input: &Schema) -> Result<Self, Error> {
+    pub fn new(source: &str, columns: &SchemaRef, input: &Schema) -> Result<Self, Failure> {
         for (index, field) in input.fields().iter().enumerate() {
             if columns.column_with_name(field.name()).is_none() {
-                return Err(Error::Invalid(format!(
+                return Err(invalid(format!(
                     "{source} has a column `{}`, which the table does not have (columns of the table: {})",
                     field.name(),
                     names(columns)
                 )));
             }
             if input.fields().iter().take(index).any(|earlier| earlier.name() == field.name()) {
-                return Err(Error::Invalid(format!("{source} has column `{}` twice", field.name())));
+                return Err(invalid(format!("{source} has column `{}` twice", field.name())));
             }
         }
         let mut sources = Vec::with_capacity(columns.fields().len());
@@ -45,14 +44,14 @@ impl RowShape {
                     sources.push(None);
                     continue;
                 }
-                return Err(Error::Invalid(format!(
+                return Err(invalid(format!(
                     "{source} lacks column `{}`, which is NOT NULL in the table (it has: {})",
                     field.name(),
                     names(input)
                 )));
             };
             if !is_loadable(given.data_type(), field.data_type()) {
-                return Err(Error::Invalid(format!(
+                return Err(invalid(format!(
                     "column `{}` of {source} is of type {}, which cannot become {} as in the table",
                     field.name(),
                     given.data_type(),
@@ -68,11 +67,11 @@ impl RowShape {
     ///
     /// # Errors
     /// As there, and `Invalid` for any column that is missing.
-    pub fn complete(source: &str, columns: &SchemaRef, input: &Schema) -> Result<Self, Error> {
+    pub fn complete(source: &str, columns: &SchemaRef, input: &Schema) -> Result<Self, Failure> {
         let shape = Self::new(source, columns, input)?;
         match columns.fields().iter().zip(&shape.sources).find(|(_, index)| index.is_none()) {
             None => Ok(shape),
-            Some((field, _)) => Err(Error::Invalid(format!(
+            Some((field, _)) => Err(invalid(format!(
                 "{source} lacks column `{}` of the table (it has: {})",
                 field.name(),
                 names(input)
@@ -91,7 +90,7 @@ impl RowShape {
     /// # Errors
     /// `Invalid` naming column and row for a value that does not fit its type
     /// or a null in a column that takes none.
-    pub fn apply(&mut self, batch: &RecordBatch) -> Result<RecordBatch, Error> {
+    pub fn apply(&mut self, batch: &RecordBatch) -> Result<RecordBatch, Failure> {
         let rows = batch.num_rows();
         let mut arrays = Vec::with_capacity(self.sources.len());
         for (field, index) in self.columns.fields().iter().zip(&self.sources) {
@@ -103,7 +102,7 @@ impl RowShape {
                 && let Some(nulls) = array.logical_nulls()
                 && let Some(row) = nulls.iter().position(|valid| !valid)
             {
-                return Err(Error::Invalid(format!(
+                return Err(invalid(format!(
                     "row {} of {} has a null in column `{}`, which is NOT NULL",
                     self.rows_before + row as u64 + 1,
                     self.source,
@@ -115,10 +114,10 @@ impl RowShape {
         self.rows_before += rows as u64;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         RecordBatch::try_new_with_options(self.columns.clone(), arrays, &options)
-            .map_err(|error| Error::Invalid(format!("{}: {error}", self.source)))
+            .map_err(|error| invalid(format!("{}: {error}", self.source)))
     }
 
-    fn cast(&self, given: &ArrayRef, field: &Field) -> Result<ArrayRef, Error> {
+    fn cast(&self, given: &ArrayRef, field: &Field) -> Result<ArrayRef, Failure> {
         if given.data_type() == field.data_type() {
             return Ok(Arc::clone(given));
         }
@@ -127,7 +126,7 @@ impl RowShape {
             // Which row it is costs a second look, at one batch.
             let row = (0..given.len())
                 .find(|row| cast_with_options(&given.slice(*row, 1), field.data_type(), &strict).is_err());
-            Error::Invalid(format!(
+            invalid(format!(
                 "row {} of {}, column `{}`: {error}",
                 self.rows_before + row.unwrap_or(0) as u64 + 1,
                 self.source,
@@ -139,7 +138,7 @@ impl RowShape {
 
 /// Whether values of one type may be loaded into a column of another: where
 /// the meaning stays, and each value is checked. Text is not parsed.
-pub fn is_loadable(from: &DataType, to: &DataType) -> bool {
+fn is_loadable(from: &DataType, to: &DataType) -> bool {
     use DataType as T;
     if from == to {
         return true;
@@ -167,6 +166,10 @@ pub fn is_loadable(from: &DataType, to: &DataType) -> bool {
         (from, to) => from.is_nested() && to.is_nested(),
     };
     is_same_kind && can_cast_types(from, to)
+}
+
+fn invalid(message: String) -> Failure {
+    Failure::new(ErrorCode::Invalid, message)
 }
 
 fn names(schema: &Schema) -> String {

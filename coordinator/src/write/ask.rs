@@ -1,0 +1,183 @@
+//! One task of a load on one worker: what it is told, what it tells, and what of
+//! that is taken.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use shoal_data::load::{Durable, from_wire, to_wire};
+use shoal_data::{SegmentName, Table};
+use shoal_proto::channel::MESSAGE_BYTES_MAX;
+use shoal_proto::cluster::load_news::News;
+use shoal_proto::cluster::load_order::Order;
+use shoal_proto::cluster::loads_client::LoadsClient;
+use shoal_proto::cluster::{LoadDone, LoadOrder, LoadTask, LoadWorker, LoadWorkers};
+use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::load::StagedNames;
+use super::{Staged, WriteContext};
+
+/// How long a worker may take to begin.
+const BEGIN_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked at which workers are live.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Orders that wait for the network.
+const ORDERS_WAITING: usize = 16;
+
+/// The table as workers are told of it: they need not know what it has.
+///
+/// # Errors
+/// None in practice.
+pub(super) fn told(table: &Table) -> Result<Bytes, Failure> {
+    to_wire(&Table { segments: Vec::new(), ..table.clone() })
+}
+
+/// Has `worker` do the task, of which all rows together are `rows`. What it
+/// stages is protected before it does, and discarded unless all was well.
+///
+/// # Errors
+/// `Unavailable` where it cannot be reached, falls silent or does not end in order;
+/// `Corrupt` where what it says cannot be; what it says went wrong.
+pub(super) async fn ask(
+    context: &WriteContext,
+    worker: &WorkerId,
+    table: &Table,
+    task: LoadTask,
+    rows: u64,
+) -> Result<Staged, Failure> {
+    let names = StagedNames::new(context, WriteId::new(task.write_id.clone()));
+    let call = Call { context, worker, table, names: &names };
+    let durable = tokio::select! {
+        durable = call.make(task) => durable?,
+        () = context.holders().lost(worker) => {
+            return Err(Failure::new(ErrorCode::Unavailable, "is silent").at(worker.as_str()));
+        }
+    };
+    call.check(&durable, rows)?;
+    Ok(Staged::new(durable, names))
+}
+
+struct Call<'a> {
+    context: &'a WriteContext,
+    worker: &'a WorkerId,
+    table: &'a Table,
+    names: &'a StagedNames,
+}
+
+impl Call<'_> {
+    async fn make(&self, task: LoadTask) -> Result<Vec<Durable>, Failure> {
+        let holders = self.context.holders();
+        let address = holders.address(self.worker).ok_or_else(|| self.unavailable("is not live"))?;
+        let (orders, outgoing) = mpsc::channel(ORDERS_WAITING);
+        let mut known = self.workers();
+        for order in [Order::Task(task), Order::Workers(known.clone())] {
+            give(&orders, order).await;
+        }
+        let mut client = LoadsClient::new(self.context.here().channels().get(&address)?)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let begun = tokio::time::timeout(BEGIN_MAX, client.load(ReceiverStream::new(outgoing))).await;
+        let begun = begun.map_err(|_| self.unavailable("does not begin"))?;
+        let mut news = begun.map_err(|status| self.failed(&status))?.into_inner();
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let told = tokio::select! {
+                told = news.message() => told.map_err(|status| self.failed(&status))?,
+                _ = looks.tick() => {
+                    let now = self.workers();
+                    if now != known {
+                        known = now;
+                        give(&orders, Order::Workers(known.clone())).await;
+                    }
+                    continue;
+                }
+            };
+            match told.map(|told| told.news) {
+                Some(Some(News::Staging(name))) => {
+                    self.announced(&name)?;
+                    give(&orders, Order::GoOn(name)).await;
+                }
+                Some(Some(News::Suspect(suspect))) => {
+                    holders.suspect(&WorkerId::new(suspect.worker), &suspect.why);
+                }
+                Some(Some(News::Done(LoadDone { segments }))) => {
+                    return segments.iter().map(|segment| from_wire(segment)).collect();
+                }
+                Some(None) => return Err(self.wrong("it says nothing")),
+                None => return Err(self.unavailable("stopped before the end of its task")),
+            }
+        }
+    }
+
+    /// The workers of the table, as they are now.
+    fn workers(&self) -> LoadWorkers {
+        let holders = self.context.holders();
+        let worker = |id: &WorkerId| LoadWorker {
+            worker: id.to_string(),
+            address: holders.address(id).unwrap_or_default(),
+            is_live: holders.is_live(id),
+        };
+        LoadWorkers { workers: self.table.workers().into_iter().map(worker).collect() }
+    }
+
+    /// Protects a segment that is about to be staged.
+    fn announced(&self, name: &str) -> Result<(), Failure> {
+        let name: SegmentName =
+            name.parse().map_err(|error: shoal_data::DataError| self.wrong(&error.to_string()))?;
+        let Some(workers) = self.table.placement.get(name.shard as usize).filter(|_| {
+            name.table == self.table.id && name.shard < self.table.layout.shards && !self.names.has(&name)
+        }) else {
+            return Err(self.wrong(&format!("segment {name} is none of its task")));
+        };
+        self.names.add(name, workers);
+        Ok(())
+    }
+
+    /// Takes nothing on trust that a commit would rest on.
+    fn check(&self, durable: &[Durable], rows: u64) -> Result<(), Failure> {
+        let made: u64 = durable.iter().map(|it| it.segment.rows).sum();
+        if made != rows {
+            return Err(self.wrong(&format!("it made segments of {made} rows of {rows}")));
+        }
+        let nobody = Vec::new();
+        for (index, Durable { segment, disks }) in durable.iter().enumerate() {
+            let name = segment.name();
+            let workers = self.table.placement.get(segment.shard as usize).unwrap_or(&nobody);
+            let is_durable = segment.replicas.len() > workers.len() / 2;
+            let is_placed = segment.replicas.iter().all(|replica| workers.contains(replica));
+            let is_on_disks = segment.replicas.len() == disks.len();
+            let is_twice = durable.iter().take(index).any(|earlier| earlier.segment.name() == name);
+            if !self.names.has(&name) || !is_durable || !is_placed || !is_on_disks || is_twice {
+                let replicas: Vec<&str> = segment.replicas.iter().map(WorkerId::as_str).collect();
+                return Err(self.wrong(&format!("segment {name} on {} cannot be", replicas.join(", "))));
+            }
+        }
+        Ok(())
+    }
+
+    fn unavailable(&self, what: &str) -> Failure {
+        Failure::new(ErrorCode::Unavailable, what).at(self.worker.as_str())
+    }
+
+    fn wrong(&self, what: &str) -> Failure {
+        let message = format!("what it says of a load is wrong: {what}");
+        Failure::new(ErrorCode::Corrupt, message).at(self.worker.as_str())
+    }
+
+    /// What the worker says, or what became of the connection to it.
+    fn failed(&self, status: &tonic::Status) -> Failure {
+        let failure = Failure::of_call(status);
+        if failure.worker.is_none() && failure.code == ErrorCode::Unavailable {
+            self.context.holders().suspect(self.worker, &failure.message);
+        }
+        failure.at(self.worker.as_str())
+    }
+}
+
+/// Sends an order. A worker that is gone says so by its news.
+async fn give(orders: &mpsc::Sender<LoadOrder>, order: Order) {
+    let _gone = orders.send(LoadOrder { order: Some(order) }).await;
+}

@@ -1,0 +1,27 @@
+//! How rows become durable segments, on a coordinator or on a worker: files are
+//! read, rows brought to a table's columns, dealt to shards, encoded once per
+//! segment and sent to the workers that should hold them.
+//!
+//! Nothing here knows the catalog: whoever calls commits what was staged, all of
+//! it or nothing.
+
+mod holders;
+mod pieces;
+mod progress;
+mod row_groups;
+mod row_shape;
+mod shard_writer;
+mod source;
+mod stage;
+mod wire;
+mod write;
+
+pub use holders::{Announce, Holders};
+pub use pieces::{BATCH_BYTES, BATCH_ROWS, Piece, Sink, read_pieces};
+pub use progress::WriteProgress;
+pub use row_groups::{RowGroup, read_footer, row_groups};
+pub use row_shape::RowShape;
+pub use source::{Origin, SourceFile, SourceReader};
+pub use stage::{Conditions, Durable, stage};
+pub use wire::{from_wire, to_wire};
+pub use write::{WriteContext, WriteLimits, write};
