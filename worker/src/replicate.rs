@@ -28,9 +28,9 @@ use crate::reports::{Reporters, Reports};
 use crate::segment_dir::{SegmentDir, Staging};
 use crate::segments::blocking;
 
-/// Urgent copies that are made at a time: while some are made durable, the next
-/// ones come.
-const URGENT_MAX: usize = 4;
+/// Urgent copies that are made at a time: while one is made durable, the next
+/// one comes. More are not faster, and would only take from queries.
+const URGENT_MAX: usize = 2;
 /// Other copies that are made at a time: one can take all that the rate allows.
 const MOVES_MAX: usize = 1;
 

@@ -20,7 +20,7 @@ use crate::tpch_data::data_root;
 /// Copies of each shard of the large tables.
 const REPLICAS: usize = 3;
 /// Copies that each worker makes at a time.
-const COPIES_AT_A_TIME: usize = 4;
+const COPIES_AT_A_TIME: usize = 2;
 /// How long the death may take to be found out, and the repair to be made.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(600);
 /// How often it is looked how far it is.
