@@ -58,7 +58,7 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(300);
 /// What one worker copies by default in a second of what only moves.
 pub const MOVE_BYTES_PER_SECOND: u64 = 64 << 20;
 /// The same of what has too few copies.
-pub const REPAIR_BYTES_PER_SECOND: u64 = 256 << 20;
+pub const REPAIR_BYTES_PER_SECOND: u64 = 1 << 30;
 
 impl CoordinatorConfig {
     /// The defaults, for a data directory.

@@ -118,7 +118,7 @@ pub struct CoordinatorArgs {
     /// is drained; 0: no limit [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     pub move_rate: Option<String>,
-    /// What one worker copies in a second of shards that have too few copies; 0: no limit [default: 256MiB]
+    /// What one worker copies in a second of shards that have too few copies; 0: no limit [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub repair_rate: Option<String>,
     /// Whether small segments of a shard become few in the background: on or off [default: on]

@@ -29,7 +29,7 @@ use crate::segment_dir::{SegmentDir, Staging};
 use crate::segments::blocking;
 
 /// Urgent copies that are made at a time: while one is made durable, the next
-/// one comes. More would only take from queries.
+/// one comes. More are not faster, and would only take from queries.
 const URGENT_MAX: usize = 2;
 /// Other copies that are made at a time: one can take all that the rate allows.
 const MOVES_MAX: usize = 1;

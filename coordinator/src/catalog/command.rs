@@ -10,8 +10,9 @@ use shoal_data::table::schema_serde;
 use shoal_data::{ReplicaCount, Segment, SegmentName, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
 
-/// The newest commands that this program reads: it is one more for each that an
-/// older program cannot. Coordinators tell one another. 1: [`Command::Compact`].
+/// The newest commands that this program reads, of those that wait until all
+/// coordinators do: it is one more for each that an older program cannot read.
+/// Coordinators tell one another. 1: [`Command::Compact`].
 pub const COMMANDS: u32 = 1;
 
 /// One change, applied as a whole or not at all.

@@ -84,6 +84,8 @@ pub struct Cluster {
     rates: CopyRates,
     /// Something may need repair.
     changed: Notify,
+    /// The turn of a worker that joins.
+    joining: tokio::sync::Mutex<()>,
     /// Copies wait for a worker.
     ordered: watch::Sender<()>,
     streams: AtomicU64,
@@ -187,6 +189,7 @@ impl Cluster {
             outliers: Mutex::default(),
             to_come: Mutex::default(),
             changed: Notify::new(),
+            joining: tokio::sync::Mutex::default(),
             ordered: watch::Sender::default(),
             streams: AtomicU64::new(0),
         }

@@ -9,7 +9,7 @@ use openraft::{CommittedLeaderId, EntryPayload};
 use shoal_data::Segment;
 
 use crate::catalog::raft::machine::Applied;
-use crate::catalog::raft::types::{Entry, LogId, Reply};
+use crate::catalog::raft::types::{Entry, LogId, Reply, shown_term, term_of};
 use crate::catalog::{Proposal, State};
 
 /// So many entries may have to be applied again after a restart.
@@ -58,6 +58,11 @@ pub(super) struct Logged {
     pub(super) dropped: Vec<Arc<Segment>>,
 }
 
+/// Who leads in a term, as the log's entries say it.
+fn leader_of(term: u64, leader: usize) -> CommittedLeaderId<u64> {
+    CommittedLeaderId::new(shown_term(term), leader as u64 + 1)
+}
+
 impl Agreement {
     pub(super) fn new() -> Self {
         let empty = Arc::new(State::new("story"));
@@ -89,6 +94,13 @@ impl Agreement {
         Arc::clone(entries.checked_sub(1).map_or(&self.empty, |last| &self.logged(last).state))
     }
 
+    /// Begins the next term, in which this one leads.
+    pub(super) fn elect(&mut self, leader: usize) -> u64 {
+        let next = CommittedLeaderId::new(shown_term(self.term) + 1, leader as u64 + 1);
+        (self.term, self.leader) = (term_of(&next), Some(leader));
+        self.term
+    }
+
     /// The term of the last of so many entries.
     pub(super) fn term_at(&self, entries: u64) -> u64 {
         entries.checked_sub(1).map_or(0, |last| self.logged(last).term)
@@ -102,7 +114,7 @@ impl Agreement {
     /// Commits one entry: its index, and what came of it.
     pub(super) fn commit(&mut self, term: u64, leader: usize, proposal: Option<Proposal>) -> (u64, Reply) {
         let index = self.len();
-        let log_id = LogId::new(CommittedLeaderId::new(term, leader as u64 + 1), index);
+        let log_id = LogId::new(leader_of(term, leader), index);
         let payload = proposal.map_or(EntryPayload::Blank, EntryPayload::Normal);
         let before = self.newest();
         let mut state = State::clone(&before);

@@ -16,7 +16,7 @@ use super::agreement::{Agreement, Logged};
 use super::context::{Context, Message, Millis, Timer};
 use super::network::Node;
 use crate::catalog::raft::machine::gone;
-use crate::catalog::{COMMANDS, Dropped, State};
+use crate::catalog::{COMMANDS, Dropped, State, shown_term};
 use crate::cluster::Pinned;
 use crate::cluster::given_up::GivenUps;
 use crate::cluster::going::{Going, Needs};
@@ -208,7 +208,11 @@ impl Coordinator {
             core.fetching.clear();
             core.silences.clear();
             if let Some(term) = leads {
-                context.note(format_args!("c{} looks after the workers in term {term}", self.me));
+                context.note(format_args!(
+                    "c{} looks after the workers in term {}",
+                    self.me,
+                    shown_term(term)
+                ));
                 for worker in core.membership.members() {
                     core.waiting.entry(worker.clone()).or_default().report = true;
                 }

@@ -9,6 +9,7 @@ use super::coordinator::Coordinator;
 use super::network::{Network, Node};
 use super::trace::Trace;
 use super::worker::Worker;
+use crate::catalog::shown_term;
 
 /// Everything that there is.
 pub(super) struct World {
@@ -423,10 +424,8 @@ impl World {
             let kept = self.context.chance.below(self.log.tail.len() + 1);
             self.log.tail.truncate(kept);
         }
-        self.log.term += 1;
-        self.log.leader = Some(leader);
-        let term = self.log.term;
-        self.context.note(format_args!("c{leader} is elected for term {term}"));
+        let term = self.log.elect(leader);
+        self.context.note(format_args!("c{leader} is elected for term {}", shown_term(term)));
         for at in 0..self.coordinators.len() {
             let network = &self.context.network;
             let (here, other) = (Node::Coordinator(leader), Node::Coordinator(at));

@@ -181,6 +181,9 @@ pub struct Machine {
     applied: Applied,
     published: Published,
     file: RaftFile,
+    /// The snapshot that was read at the start, until it is asked for: openraft asks
+    /// for it before anything else.
+    first: Option<KeptSnapshot>,
 }
 
 impl Machine {
@@ -190,9 +193,10 @@ impl Machine {
     /// Where the snapshot cannot be read.
     pub fn new(file: RaftFile, snapshot: Option<KeptSnapshot>, published: Published) -> Result<Self, Error> {
         let applied = Applied::new(Arc::clone(&published.state.borrow()));
-        let mut machine = Self { applied, published, file };
-        if let Some(KeptSnapshot { meta, data }) = snapshot {
-            machine.replace(&meta, &data)?;
+        let mut machine = Self { applied, published, file, first: None };
+        if let Some(snapshot) = snapshot {
+            machine.replace(&snapshot.meta, &snapshot.data)?;
+            machine.first = Some(snapshot);
             // Nothing reads them after a restart; workers are told when they join.
             machine.published.dropped.lock().clear();
         }
@@ -322,6 +326,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         meta: &SnapshotMeta,
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), StorageError> {
+        self.first = None;
         let data = snapshot.into_inner();
         self.replace(meta, &data)
             .map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
@@ -329,7 +334,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
-        let kept = self.file.snapshot().await.map_err(|error| StorageIOError::read_snapshot(None, &error))?;
+        let kept = match self.first.take() {
+            Some(first) => Some(first),
+            None => {
+                self.file.snapshot().await.map_err(|error| StorageIOError::read_snapshot(None, &error))?
+            }
+        };
         Ok(kept.map(|KeptSnapshot { meta, data }| Snapshot {
             meta,
             snapshot: Box::new(Cursor::new(Vec::from(data))),

@@ -4,13 +4,15 @@
 //!
 //! ```text
 //! magic, format (4 bytes), length of the head (8 bytes), head (JSON),
-//! the segments of each table in the order of the head, CRC-32C of all that
+//! the segments of each table in the order of the head,
+//! how many bytes those of each table take (8 bytes each), CRC-32C of all that
 //! ```
 //!
 //! Numbers are little-endian, or as `put_varint` writes them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,8 @@ const MAGIC: [u8; 8] = *b"shoal st";
 const FORMAT: u32 = 1;
 /// Bytes of the checksum at the end.
 const SUM_BYTES: usize = 4;
+/// Fewer bytes of segments are read on one thread.
+const THREADS_FROM_BYTES: usize = 1 << 20;
 /// Bytes that a segment takes at least, and without statistics and replicas at most.
 const SEGMENT_BYTES: (usize, usize) = (25, 64);
 
@@ -84,20 +88,15 @@ impl State {
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend((head.len() as u64).to_le_bytes());
         bytes.extend(head);
-        for segment in tables.iter().flat_map(|table| &table.segments) {
-            bytes.extend(segment.id.0.as_bytes());
-            for number in [u64::from(segment.shard), segment.rows, segment.bytes] {
-                put_varint(&mut bytes, number);
+        let mut lengths = Vec::with_capacity(tables.len());
+        for table in &tables {
+            let start = bytes.len();
+            for segment in &table.segments {
+                put_segment(&mut bytes, segment, &numbers);
             }
-            bytes.extend(segment.crc32c.to_le_bytes());
-            let statistics = segment.columns.as_bytes();
-            put_varint(&mut bytes, statistics.len() as u64);
-            bytes.extend(statistics);
-            put_varint(&mut bytes, segment.replicas.len() as u64);
-            for replica in &segment.replicas {
-                put_varint(&mut bytes, numbers.get(replica).copied().unwrap_or_default());
-            }
+            lengths.push((bytes.len() - start) as u64);
         }
+        bytes.extend(lengths.into_iter().flat_map(u64::to_le_bytes));
         let sum = crc32c::crc32c(&bytes);
         bytes.extend(sum.to_le_bytes());
         Ok(bytes)
@@ -136,16 +135,14 @@ impl State {
         if ids.len() != segments.len() {
             return Err(broken("it has other tables than it says"));
         }
-        for (id, count) in ids.into_iter().zip(segments) {
-            let segments = read_segments(&mut reader, id, count, &workers).ok_or_else(cut)?;
+        let packed = parts(reader.rest, &ids, &segments).ok_or_else(cut)?;
+        for (id, segments) in ids.into_iter().zip(read_all(&packed, &workers)) {
+            let segments = segments.ok_or_else(cut)?;
             if let Some(table) = state.tables.by_id_mut(id) {
                 let table = Arc::make_mut(table);
                 table.segments = segments;
                 table.placement.iter_mut().flatten().for_each(|worker| share(&state.workers, worker));
             }
-        }
-        if reader.rest.len() != SUM_BYTES {
-            return Err(broken("it is longer than it says"));
         }
         Ok((state, extra))
     }
@@ -168,14 +165,70 @@ impl State {
     }
 }
 
-/// The segments of one table; none where the bytes end before.
-fn read_segments(
-    reader: &mut Reader<'_>,
+fn put_segment(bytes: &mut Vec<u8>, segment: &Segment, workers: &HashMap<&WorkerId, u64>) {
+    bytes.extend(segment.id.0.as_bytes());
+    for number in [u64::from(segment.shard), segment.rows, segment.bytes] {
+        put_varint(bytes, number);
+    }
+    bytes.extend(segment.crc32c.to_le_bytes());
+    let statistics = segment.columns.as_bytes();
+    put_varint(bytes, statistics.len() as u64);
+    bytes.extend(statistics);
+    put_varint(bytes, segment.replicas.len() as u64);
+    for replica in &segment.replicas {
+        put_varint(bytes, workers.get(replica).copied().unwrap_or_default());
+    }
+}
+
+/// The segments of one table, packed.
+struct Packed<'a> {
     table: TableId,
     count: u64,
-    workers: &[WorkerId],
-) -> Option<Vec<Arc<Segment>>> {
-    let count = usize::try_from(count).ok()?;
+    bytes: &'a [u8],
+}
+
+/// Cuts what comes after the head into that of each table; none where it is longer or
+/// shorter than it says.
+fn parts<'a>(rest: &'a [u8], ids: &[TableId], counts: &[u64]) -> Option<Vec<Packed<'a>>> {
+    let lengths_at = rest.len().checked_sub(SUM_BYTES + 8 * ids.len())?;
+    let (bytes, lengths) = rest.split_at(lengths_at);
+    let (mut bytes, mut lengths) = (Reader { rest: bytes }, Reader { rest: lengths });
+    let mut parts = Vec::with_capacity(ids.len());
+    for (table, count) in ids.iter().zip(counts) {
+        let length = usize::try_from(u64::from_le_bytes(lengths.array()?)).ok()?;
+        parts.push(Packed { table: *table, count: *count, bytes: bytes.take(length)? });
+    }
+    bytes.rest.is_empty().then_some(parts)
+}
+
+/// The segments of all tables, on as many threads as there are processors: a
+/// coordinator that starts does nothing else.
+fn read_all(packed: &[Packed<'_>], workers: &[WorkerId]) -> Vec<Option<Vec<Arc<Segment>>>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(packed.len());
+    if threads < 2 || packed.iter().map(|part| part.bytes.len()).sum::<usize>() < THREADS_FROM_BYTES {
+        return packed.iter().map(|part| read_segments(part, workers)).collect();
+    }
+    let read: Vec<OnceLock<Option<Vec<Arc<Segment>>>>> = packed.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((part, place)) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    packed.get(index).zip(read.get(index))
+                } {
+                    place.get_or_init(|| read_segments(part, workers));
+                }
+            });
+        }
+    });
+    read.into_iter().map(|place| place.into_inner().flatten()).collect()
+}
+
+/// None where the bytes end before, or after.
+fn read_segments(packed: &Packed<'_>, workers: &[WorkerId]) -> Option<Vec<Arc<Segment>>> {
+    let mut reader = Reader { rest: packed.bytes };
+    let (table, count) = (packed.table, usize::try_from(packed.count).ok()?);
     if count > reader.rest.len() / SEGMENT_BYTES.0 {
         return None;
     }
@@ -197,7 +250,7 @@ fn read_segments(
         }
         segments.push(Arc::new(Segment { id, table, shard, rows, bytes, crc32c, columns, replicas: named }));
     }
-    Some(segments)
+    reader.rest.is_empty().then_some(segments)
 }
 
 #[cfg(test)]
@@ -233,6 +286,30 @@ mod tests {
             // The same state has the same bytes.
             assert_eq!(read.to_bytes(&extra).unwrap(), bytes, "seed {seed}");
         }
+    }
+
+    #[test]
+    fn many_tables_are_read_on_several_threads() {
+        let mut state = random(1);
+        let table = state.tables().next().unwrap().clone();
+        let sample = table.segments.first().unwrap().clone();
+        for number in 0..40 {
+            let id = TableId(1_000 + number);
+            let segments = (0..u128::from(number) * 100).map(|segment| {
+                let id_of_segment = SegmentId(Uuid::from_u128(segment));
+                Arc::new(Segment { id: id_of_segment, table: id, shard: 0, ..Segment::clone(&sample) })
+            });
+            let segments = segments.collect();
+            let name = format!("many{number}");
+            state.tables.insert(Arc::new(Table { id, name, segments, ..Table::clone(&table) }));
+        }
+        let bytes = state.to_bytes(&()).unwrap();
+        assert!(bytes.len() > THREADS_FROM_BYTES, "{} bytes are read on one thread", bytes.len());
+        let (read, ()) = State::from_bytes(&bytes).unwrap();
+        for (read, table) in read.tables().zip(state.tables()) {
+            assert_eq!((read.id, &read.segments), (table.id, &table.segments));
+        }
+        assert_eq!(read.to_bytes(&()).unwrap(), bytes);
     }
 
     #[test]

@@ -63,6 +63,10 @@ impl Cluster {
         }
         self.register_disk(&id, &request.disk).await?;
 
+        // One after the other: where a thousand come at once, one that has waited too
+        // long joins again, and its place here goes with it.
+        let _turn = self.joining.lock().await;
+        let state = self.catalog.snapshot();
         // Others wait for the lock.
         state.tables().for_each(|table| state.facts(table).prepare());
         let mut core = self.core.lock();

@@ -81,7 +81,7 @@ impl Cluster {
     /// Removes what was dropped, and what no write is about to commit, once all
     /// coordinators have said so.
     pub(super) async fn remove_what_nobody_needs(&self, term: u64) {
-        let asked = self.core.lock().going.asked();
+        let mut asked = self.core.lock().going.asked();
         if asked.is_empty() {
             return;
         }
@@ -115,7 +115,11 @@ impl Cluster {
         if self.catalog.apply_all(term).await.is_err() || self.lead() != Some(term) {
             return;
         }
+        // What nobody knew when it was asked about may have come into the catalog since,
+        // and gone again: who reads a snapshot in between reads it.
         let state = self.catalog.snapshot();
+        self.collect(Some(term));
+        asked.retain(|name| self.pins.retired(name).is_none());
         let mut free = self.core.lock().going.release(&asked, &answers);
         // What a write has committed meanwhile is not unknown any more.
         free.retain_mut(|(name, workers)| {

@@ -225,7 +225,7 @@ impl Coordinator {
 
     /// `Cluster::remove_what_nobody_needs`, from there on.
     pub(super) fn all_applied(&mut self, context: &mut Context, ended: &Ended) {
-        let (term, asked, answers) = match replace(&mut self.round, Round::Resting) {
+        let (term, mut asked, answers) = match replace(&mut self.round, Round::Resting) {
             Round::Applying { term, asked, answers } => (term, asked, answers),
             other => {
                 self.round = other;
@@ -233,6 +233,8 @@ impl Coordinator {
             }
         };
         if matches!(ended, Ok(Reply::Abandoned)) && self.lead(context) == Some(term) {
+            self.collect(Some(term));
+            asked.retain(|name| self.pins.retired(name).is_none());
             let mut free = self.core.going.release(&asked, &answers);
             free.retain_mut(|(name, workers)| {
                 let replicas = self.state.segment(name).map(|segment| &segment.replicas);

@@ -86,18 +86,18 @@ async fn generations_that_queries_keep_take_the_room_of_the_next() {
     let cluster = cluster().await;
     let stream = connect(&cluster, "w1", &[]).await;
     let (table, old) = with_segments(&cluster).await;
-    let has_room = |disk_free_bytes: u64| Beat {
-        worker: "w1".to_owned(),
-        incarnation: "one".to_owned(),
-        disk_free_bytes,
-        ..Beat::default()
+    let has_room = |disk_free_bytes: u64| {
+        let (worker, incarnation) = ("w1".to_owned(), "one".to_owned());
+        cluster.beat(stream, Beat { worker, incarnation, disk_free_bytes, ..Beat::default() });
+        // Only then others see it.
+        cluster.expire(Instant::now());
     };
     let check = || {
         let state = cluster.catalog.snapshot();
         cluster.check_room(state.table_by_id(table).unwrap(), 0, 100)
     };
     // Four times what is compacted.
-    cluster.beat(stream, has_room(400));
+    has_room(400);
     check().unwrap();
     let reader = cluster.pin();
     let new = Segment { rows: 80, ..segment(table, 0, "w1") };
@@ -108,9 +108,9 @@ async fn generations_that_queries_keep_take_the_room_of_the_next() {
     let refused = check().unwrap_err();
     assert_eq!(refused.code(), ErrorCode::Exhausted);
     assert!(refused.to_string().contains("1200 bytes must be free there (800 of them"), "{refused}");
-    cluster.beat(stream, has_room(1_200));
+    has_room(1_200);
     check().unwrap();
-    cluster.beat(stream, has_room(400));
+    has_room(400);
     drop(reader);
     collect(&cluster).await;
     check().unwrap();
