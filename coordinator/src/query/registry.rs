@@ -259,7 +259,7 @@ impl Running {
     }
 
     /// A kept result is its answer.
-    pub fn from_cache(&self) {
+    pub fn answered_from_cache(&self) {
         self.record.from_cache.store(true, Ordering::Relaxed);
     }
 

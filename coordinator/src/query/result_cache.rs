@@ -156,7 +156,7 @@ impl KeptResult {
 
     /// Its rows once more, for the query that is `running`.
     pub fn rows(self: Arc<Self>, running: Running) -> SendableRecordBatchStream {
-        running.from_cache();
+        running.answered_from_cache();
         let schema = Arc::clone(&self.schema);
         let rows = futures::stream::unfold(Some((running, 0)), move |state| {
             let next = state.and_then(|(running, place)| self.next(running, place));

@@ -26,7 +26,7 @@ const KILLED_WITHIN: Duration = Duration::from_secs(20);
 
 /// The columns of rows with these keys: what repeats, what does not, nulls.
 fn columns(keys: std::ops::Range<i64>) -> Vec<(&'static str, ArrayRef)> {
-    let days: Date32Array = keys.clone().map(|key| (key * 7_919 % 10_000) as i32).collect();
+    let days: Date32Array = keys.clone().map(|key| Some((key * 7_919 % 10_000) as i32)).collect();
     let floats: Float64Array = keys.clone().map(|key| (key % 3 > 0).then_some(key as f64 / 8.0)).collect();
     let texts: StringArray = keys.clone().map(|key| Some(format!("some text of row {key}"))).collect();
     let groups: Int32Array = keys.clone().map(|key| (key % 7) as i32).collect();

@@ -133,11 +133,11 @@ fn a_lookup_is_known_like_other_queries() {
         let sql = "SELECT s FROM lk_known WHERE k = $1";
         let mut lookup = client.prepare(sql).await.unwrap();
         assert_eq!(run(client, &mut lookup, Some(2)).await.unwrap(), ["b"]);
-        let known = client.text(&format!(
+        let known = format!(
             "SELECT state || ' ' || CAST(rows AS VARCHAR) || ' ' || CAST(attempts AS VARCHAR) \
              FROM system.queries WHERE sql = '{sql}'"
-        ));
-        assert_eq!(known.await.unwrap(), "finished 1 1\n");
+        );
+        assert_eq!(client.text(&known).await.unwrap(), "finished 1 1\n");
         client.update("DROP TABLE lk_known").await.unwrap();
     });
 }

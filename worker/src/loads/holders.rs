@@ -103,7 +103,7 @@ impl Holders for LoadHolders {
     }
 
     fn lost<'a>(&'a self, worker: &'a WorkerId) -> BoxFuture<'a, ()> {
-        let is_live = |known: &AllKnown| known.get(worker).is_some_and(|worker| worker.is_live);
+        let is_live = move |known: &AllKnown| known.get(worker).is_some_and(|worker| worker.is_live);
         Box::pin(async move {
             let mut known = self.known.clone();
             loop {
@@ -111,7 +111,7 @@ impl Holders for LoadHolders {
                     return;
                 }
                 // A worker that is only suspected beats again soon.
-                let is_back = known.wait_for(|known| is_live(known));
+                let is_back = known.wait_for(is_live);
                 let is_back = matches!(tokio::time::timeout(LOST_AFTER, is_back).await, Ok(Ok(_)));
                 if !is_back {
                     return;
