@@ -19,7 +19,6 @@ use super::write::commit_staged;
 use super::{Engine, Prepared};
 use crate::catalog::{Command, Outcome};
 use crate::cluster::compaction::{self, Compacted, Compaction, Rests};
-use crate::query::Admission;
 use crate::{Error, Session};
 
 /// How long at least between two looks at what is due.
@@ -33,8 +32,8 @@ const TELL_INTERVAL: Duration = Duration::from_secs(30);
 const LEADER_INTERVAL: Duration = Duration::from_millis(500);
 /// How long one compaction may take: as long as it reads, what was dropped stays.
 const COMPACTION_MAX: Duration = Duration::from_secs(30 * 60);
-/// While queries wait for their turn, a compaction rests for so many times as long
-/// as it worked.
+/// While queries wait for their turn, or there are too few copies of something, a
+/// compaction rests for so many times as long as it worked.
 const REST_FACTOR: u32 = 4;
 /// How long it rests at most between two batches.
 const REST_MAX: Duration = Duration::from_secs(1);
@@ -246,7 +245,9 @@ impl Engine {
         let what = format!("shard {shard} of {}", table.full_name());
         let merge = self.template.merge_of(&what, &old).await?;
         let old = merge.segments();
-        let rows = paced(self.template.merged_rows(&table, &merge).await?, self.admission.clone());
+        let (admission, cluster) = (self.admission.clone(), Arc::clone(&self.cluster));
+        let is_to_rest = move || admission.waiting() > 0 || cluster.is_repairing();
+        let rows = paced(self.template.merged_rows(&table, &merge).await?, is_to_rest);
         let memory = merge.memory("the new segment");
         let staged = crate::write::compact(&self.writes, &table, shard, old, rows, &memory).await?;
         fault::point(Step::CompactionStaged);
@@ -285,19 +286,22 @@ impl Engine {
     }
 }
 
-/// The same rows, more slowly while queries wait for their turn.
-fn paced(rows: SendableRecordBatchStream, admission: Admission) -> SendableRecordBatchStream {
+/// The same rows, more slowly while others have more need of what they take.
+fn paced(
+    rows: SendableRecordBatchStream,
+    is_to_rest: impl Fn() -> bool + Send + 'static,
+) -> SendableRecordBatchStream {
     let schema = rows.schema();
-    let state = (rows, admission, Instant::now());
-    let paced = futures::stream::unfold(state, |(mut rows, admission, since)| async move {
-        if admission.waiting() > 0 {
+    let state = (rows, is_to_rest, Instant::now());
+    let paced = futures::stream::unfold(state, |(mut rows, is_to_rest, since)| async move {
+        if is_to_rest() {
             tokio::time::sleep((since.elapsed() * REST_FACTOR).min(REST_MAX)).await;
         }
         // Whoever gave it up is heard here, also where all rows are at hand.
         tokio::task::yield_now().await;
         let since = Instant::now();
         let batch = rows.next().await?;
-        Some((batch, (rows, admission, since)))
+        Some((batch, (rows, is_to_rest, since)))
     });
     Box::pin(RecordBatchStreamAdapter::new(schema, paced))
 }
@@ -314,8 +318,7 @@ mod tests {
         let schema = Arc::new(Schema::empty());
         let empty = RecordBatch::new_empty(Arc::clone(&schema));
         let endless = futures::stream::repeat_with(move || Ok(empty.clone()));
-        let admission = Admission::new(1, 1, Duration::from_secs(1));
-        let mut rows = paced(Box::pin(RecordBatchStreamAdapter::new(schema, endless)), admission);
+        let mut rows = paced(Box::pin(RecordBatchStreamAdapter::new(schema, endless)), || false);
         let reading = async move { while rows.next().await.is_some() {} };
         assert!(tokio::time::timeout(Duration::from_millis(50), reading).await.is_err());
     }

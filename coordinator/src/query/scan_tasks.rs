@@ -125,15 +125,14 @@ fn deal_scan(
     let dealt = view.deal(&loads, tasks);
 
     let mut groups: Vec<Vec<FileGroup>> = vec![vec![FileGroup::default(); partitions]; tasks];
+    let mut sizes = vec![vec![0_u64; partitions]; tasks];
     for (task, files) in dealt.into_iter().zip(shards.into_values()) {
         for file in files {
-            let lightest = groups[task]
-                .iter_mut()
-                .min_by_key(|group| group.files().iter().map(PartitionedFile::effective_size).sum::<u64>());
-            match lightest {
-                Some(group) => group.push(file),
-                None => return internal_err!("a task without partitions"),
-            }
+            let Some(lightest) = (0..partitions).min_by_key(|&index| sizes[task][index]) else {
+                return internal_err!("a task without partitions");
+            };
+            sizes[task][lightest] += file.effective_size();
+            groups[task][lightest].push(file);
         }
     }
     leaf_of(plan, scan, groups)

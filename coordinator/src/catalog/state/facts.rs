@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{ArrayRef, UInt64Array};
+use datafusion::common::ColumnStatistics;
 use parking_lot::Mutex;
 use shoal_data::{Segment, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId};
@@ -31,6 +32,7 @@ pub struct TableFacts {
     amiss: OnceLock<Amiss>,
     rows: OnceLock<ArrayRef>,
     bounds: Mutex<HashMap<usize, Arc<ColumnBounds>>>,
+    merged: Mutex<HashMap<usize, ColumnStatistics>>,
 }
 
 /// What is known of one column in each segment, in the order of the segments, with
@@ -70,6 +72,7 @@ impl TableFacts {
             amiss: OnceLock::new(),
             rows: OnceLock::new(),
             bounds: Mutex::default(),
+            merged: Mutex::default(),
         }
     }
 
@@ -210,6 +213,24 @@ impl TableFacts {
         let bounds = Arc::new(make(&self.table.segments));
         self.bounds.lock().insert(column, Arc::clone(&bounds));
         bounds
+    }
+
+    /// What is known of a column, by its place, in all segments together; `make`
+    /// works it out where nobody did.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn merged<E>(
+        &self,
+        column: usize,
+        make: impl FnOnce(&[Arc<Segment>]) -> Result<ColumnStatistics, E>,
+    ) -> Result<ColumnStatistics, E> {
+        if let Some(merged) = self.merged.lock().get(&column) {
+            return Ok(merged.clone());
+        }
+        let merged = make(&self.table.segments)?;
+        self.merged.lock().insert(column, merged.clone());
+        Ok(merged)
     }
 
     /// The places of segments that a worker should hold which is no replica.

@@ -213,7 +213,9 @@ async fn copies_do_not_wait_for_a_beat_and_go_where_the_worker_listens() {
     let (old, new) = (cluster.open_stream(), cluster.open_stream());
     beat(&cluster, "w1", new);
     let mut ordered = cluster.watch_orders();
+    assert!(!cluster.is_repairing());
     cluster.order_copies(Instant::now());
+    assert!(cluster.is_repairing());
     assert!(ordered.has_changed().unwrap(), "nobody is woken");
     ordered.mark_unchanged();
     assert!(cluster.copies_for(&"w1".into(), old).is_none(), "nobody reads an old stream");
