@@ -4,6 +4,8 @@
 mod availability;
 mod compaction;
 mod copy;
+mod create_table;
+mod create_view;
 mod ddl;
 mod many_rows;
 mod names;
