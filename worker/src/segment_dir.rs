@@ -69,9 +69,9 @@ impl SegmentDir {
     /// `Io` where a directory cannot be read.
     pub fn open(data_dir: &DataDir) -> Result<Self, Error> {
         let segments = data_dir.path().join(SEGMENTS);
-        // In this order: what begins empty never has the id of what was there before.
+        // Before anything else is there: what begins empty never has the id of what was
+        // there before.
         let disk = disk_id::load(data_dir.path(), &segments)?;
-        make_dir(&segments)?;
         let staging = data_dir.emptied(STAGING)?;
         let damaged = data_dir.path().join(DAMAGED);
         make_dir(&damaged)?;
@@ -94,6 +94,9 @@ impl SegmentDir {
         }
         dir.take_back()?;
         for table in entries(&dir.segments)? {
+            if table.ends_with(disk_id::FILE) {
+                continue;
+            }
             for shard in entries(&table)? {
                 for file in entries(&shard)? {
                     dir.find(&file)?;

@@ -226,7 +226,7 @@ fn many_small_writes_become_few_segments_and_no_query_notices() {
 #[test]
 fn what_takes_more_memory_than_there_is_stays_as_it_is_and_is_told_once() {
     const WRITES: i64 = 12;
-    // Half of it is less than a compaction of anything takes.
+    // A quarter of it is less than a compaction of anything takes.
     let coordinator_args = vec!["--memory-limit=48MiB".to_owned()];
     let cluster = Cluster::start(&ClusterOptions { coordinator_args, ..options(3) }).unwrap();
     let _logs = cluster.show_logs_on_failure();
