@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -19,13 +19,16 @@ use shoal_proto::cluster::{ReadChunk, ReadEnd, ReadRequest, StatReply, StatReque
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tonic::{Status, Streaming};
 
-use crate::checksum;
+use crate::checksum::{self, Joiner};
 
 /// Bytes in one message: whole blocks of a segment, and few enough to stay in the
 /// processor's caches on their way.
 pub const CHUNK_BYTES: u64 = 256 * 1024;
 /// Messages that are read ahead of the one that is sent.
 const READ_AHEAD: usize = 2;
+
+/// Of whole messages.
+static JOINER: LazyLock<Joiner> = LazyLock::new(|| Joiner::of_pieces(CHUNK_BYTES as usize));
 /// How long a reader that has no other source waits for the next message
 /// before it gives the sender up.
 pub const STALL_MAX: Duration = Duration::from_secs(5);
@@ -97,7 +100,10 @@ pub fn send(
             let (mut chunks, crc32c) = state?;
             Some(match chunks.next().await {
                 Some(Ok((data, of_chunk))) => {
-                    let crc32c = crc32c::crc32c_combine(crc32c, of_chunk, data.len());
+                    let crc32c = match data.len() as u64 {
+                        CHUNK_BYTES => JOINER.join(crc32c, of_chunk),
+                        _last => crc32c::crc32c_combine(crc32c, of_chunk, data.len()),
+                    };
                     (Ok(ReadChunk { data, end: None }), Some((chunks, crc32c)))
                 }
                 Some(Err(error)) => (Err(read_failure(&name, &error).to_status()), None),

@@ -221,7 +221,7 @@ fn read_all(packed: &[Packed<'_>], workers: &[WorkerId]) -> Vec<Option<Vec<Arc<S
     std::thread::scope(|scope| {
         for _ in 1..threads {
             // Where there can be no more threads this one reads what is left.
-            if std::thread::Builder::new().spawn_scoped(scope, &read_on).is_err() {
+            if std::thread::Builder::new().spawn_scoped(scope, read_on).is_err() {
                 break;
             }
         }
