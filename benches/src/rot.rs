@@ -219,7 +219,9 @@ struct Round {
 
 impl Disk {
     fn new(dir: &Path) -> Result<Self> {
-        let files = files_below(dir);
+        let mut files = files_below(dir);
+        // Not the id of the disk.
+        files.retain(|path| path.extension().is_some());
         let mut pristine = BTreeMap::new();
         for path in &files {
             let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;

@@ -6,11 +6,13 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 
+use crate::checksum::{self, Joiner};
 use crate::file_stream::read_exact;
-use crate::{SegmentName, checksum, page_cache};
+use crate::{SegmentName, page_cache};
 
 /// Bytes of a block: what is read and verified at least.
 pub const BLOCK_BYTES: u64 = 64 * 1024;
@@ -20,6 +22,9 @@ const VERIFIED_AT_ONCE_BYTES: usize = 8 * 1024 * 1024;
 pub const EXTENSION: &str = "sums";
 /// What the file begins with: its kind and its version.
 const MAGIC: &[u8; 8] = b"SHSUMS01";
+
+/// Of whole blocks.
+static JOINER: LazyLock<Joiner> = LazyLock::new(|| Joiner::of_pieces(BLOCK_BYTES as usize));
 
 /// The checksum of each block of one segment. The last block may be shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +43,21 @@ impl BlockSums {
     /// Length of the segment.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// CRC-32C of the whole segment.
+    pub fn crc32c(&self) -> u32 {
+        self.crc32c_of(0..self.blocks.len())
+    }
+
+    /// CRC-32C of these blocks as one.
+    fn crc32c_of(&self, blocks: Range<usize>) -> u32 {
+        let (last, end) = (self.blocks.len(), (self.bytes % BLOCK_BYTES) as usize);
+        blocks.fold(0, |before, number| {
+            let block = self.blocks[number];
+            let is_short = number + 1 == last && end != 0;
+            if is_short { crc32c::crc32c_combine(before, block, end) } else { JOINER.join(before, block) }
+        })
     }
 
     /// The file's bytes: kind, segment, length, checksums, and the checksum of
@@ -103,6 +123,24 @@ impl BlockSums {
             self.read(file, start..self.bytes.min(start + VERIFIED_AT_ONCE_BYTES as u64))?;
         }
         Ok(())
+    }
+
+    /// As [`BlockSums::read`], with the CRC-32C of the part: of whole blocks it is
+    /// known already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_summed(&self, file: &File, range: Range<u64>) -> io::Result<(Bytes, u32)> {
+        let data = self.read(file, range.clone())?;
+        let is_at_blocks = range.start.is_multiple_of(BLOCK_BYTES)
+            && (range.end.is_multiple_of(BLOCK_BYTES) || range.end == self.bytes);
+        let crc32c = if is_at_blocks && !range.is_empty() {
+            let [from, to] = [range.start / BLOCK_BYTES, range.end.div_ceil(BLOCK_BYTES)];
+            self.crc32c_of(from as usize..to as usize)
+        } else {
+            checksum::crc32c(&data)
+        };
+        Ok((data, crc32c))
     }
 
     /// The part `range` of the segment's file, every block of it verified.
@@ -231,6 +269,7 @@ mod tests {
             for piece in [1, 1000, 65_536, 100_000] {
                 assert_eq!(sums(name, &whole, piece), expected);
             }
+            assert_eq!(expected.crc32c(), checksum::crc32c(&whole), "{length} bytes");
             assert_eq!(BlockSums::decode(name, &expected.encode()).unwrap(), expected);
         }
     }
@@ -255,9 +294,12 @@ mod tests {
         let sums = sums(name, &whole, 5000);
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&whole, 0).unwrap();
-        for range in [0..300_001, 0..1, 65_535..65_537, 100_000..200_000, 300_000..300_001, 5..5] {
-            let read = sums.read(&file, range.clone()).unwrap();
+        let at_blocks = [0..65_536, 65_536..196_608, 262_144..300_001];
+        let elsewhere = [0..300_001, 0..1, 65_535..65_537, 100_000..200_000, 300_000..300_001, 5..5, 0..0];
+        for range in at_blocks.into_iter().chain(elsewhere) {
+            let (read, sum) = sums.read_summed(&file, range.clone()).unwrap();
             assert_eq!(read, whole[range.start as usize..range.end as usize]);
+            assert_eq!(sum, checksum::crc32c(&read), "{range:?}");
             // Not every file system can tell what it holds in memory.
             if let Some(at_hand) = sums.read_at_hand(&file, range) {
                 assert_eq!(at_hand, read);

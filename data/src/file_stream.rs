@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -19,8 +19,16 @@ use shoal_proto::cluster::{ReadChunk, ReadEnd, ReadRequest, StatReply, StatReque
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tonic::{Status, Streaming};
 
-/// Bytes in one message; far below what gRPC takes as one message.
-pub const CHUNK_BYTES: u64 = 1024 * 1024;
+use crate::checksum::{self, Joiner};
+
+/// Bytes in one message: whole blocks of a segment, and few enough to stay in the
+/// processor's caches on their way.
+pub const CHUNK_BYTES: u64 = 256 * 1024;
+/// Messages that are read ahead of the one that is sent.
+const READ_AHEAD: usize = 2;
+
+/// Of whole messages.
+static JOINER: LazyLock<Joiner> = LazyLock::new(|| Joiner::of_pieces(CHUNK_BYTES as usize));
 /// How long a reader that has no other source waits for the next message
 /// before it gives the sender up.
 pub const STALL_MAX: Duration = Duration::from_secs(5);
@@ -53,16 +61,18 @@ pub fn checked_range(offset: u64, length: u64, bytes: u64) -> Option<Range<u64>>
 
 /// Bytes that can be sent. For blocking threads.
 pub trait Source: Send + Sync + 'static {
-    /// The bytes of `range`.
+    /// The bytes of `range`, and their CRC-32C.
     ///
     /// # Errors
     /// Where they cannot be read, or are not what they should be.
-    fn read(&self, range: Range<u64>) -> io::Result<Bytes>;
+    fn read(&self, range: Range<u64>) -> io::Result<(Bytes, u32)>;
 }
 
 impl Source for File {
-    fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        read_exact(self, range)
+    fn read(&self, range: Range<u64>) -> io::Result<(Bytes, u32)> {
+        let data = read_exact(self, range)?;
+        let crc32c = checksum::crc32c(&data);
+        Ok((data, crc32c))
     }
 }
 
@@ -73,33 +83,34 @@ pub fn send(
     name: String,
     range: Range<u64>,
 ) -> BoxStream<'static, Result<ReadChunk, Status>> {
-    enum Next {
-        Bytes { at: u64, crc32c: u32 },
-        Nothing,
-    }
-    let file = Arc::new(source);
-    let first = Next::Bytes { at: range.start, crc32c: 0 };
-    stream::unfold(first, move |next| {
-        let (file, name, range) = (Arc::clone(&file), name.clone(), range.clone());
+    let (start, end) = (range.start, range.end.max(range.start));
+    let source = Arc::new(source);
+    let read = move |from: u64| {
+        let (source, to) = (Arc::clone(&source), end.min(from + CHUNK_BYTES));
         async move {
-            let Next::Bytes { at, crc32c } = next else {
-                return None;
-            };
-            if at >= range.end {
-                let end = ReadEnd { bytes: range.end.saturating_sub(range.start), crc32c };
-                return Some((Ok(ReadChunk { data: Bytes::new(), end: Some(end) }), Next::Nothing));
-            }
-            let end = range.end.min(at + CHUNK_BYTES);
-            let read = tokio::task::spawn_blocking(move || {
-                let data = file.read(at..end)?;
-                let crc32c = crc32c::crc32c_append(crc32c, &data);
-                Ok::<_, io::Error>((data, crc32c))
-            })
-            .await
-            .unwrap_or_else(|join| Err(io::Error::other(join)));
-            Some(match read {
-                Ok((data, crc32c)) => (Ok(ReadChunk { data, end: None }), Next::Bytes { at: end, crc32c }),
-                Err(error) => (Err(read_failure(&name, &error).to_status()), Next::Nothing),
+            let reading = tokio::task::spawn_blocking(move || source.read(from..to));
+            reading.await.unwrap_or_else(|join| Err(io::Error::other(join)))
+        }
+    };
+    let starts = (start..end).step_by(CHUNK_BYTES as usize);
+    let chunks = stream::iter(starts).map(read).buffered(READ_AHEAD).boxed();
+    stream::unfold(Some((chunks, 0)), move |state| {
+        let name = name.clone();
+        async move {
+            let (mut chunks, crc32c) = state?;
+            Some(match chunks.next().await {
+                Some(Ok((data, of_chunk))) => {
+                    let crc32c = match data.len() as u64 {
+                        CHUNK_BYTES => JOINER.join(crc32c, of_chunk),
+                        _last => crc32c::crc32c_combine(crc32c, of_chunk, data.len()),
+                    };
+                    (Ok(ReadChunk { data, end: None }), Some((chunks, crc32c)))
+                }
+                Some(Err(error)) => (Err(read_failure(&name, &error).to_status()), None),
+                None => {
+                    let end = ReadEnd { bytes: end - start, crc32c };
+                    (Ok(ReadChunk { data: Bytes::new(), end: Some(end) }), None)
+                }
             })
         }
     })
@@ -130,6 +141,32 @@ pub async fn receive(
     range: Range<u64>,
     patience: Duration,
 ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+    open(channels, address, name, range, patience, Some(0)).await
+}
+
+/// As [`receive`], for whoever knows the checksum of these bytes and looks at it:
+/// here it is not.
+///
+/// # Errors
+/// As [`receive`].
+pub async fn receive_unsummed(
+    channels: &Channels,
+    address: &str,
+    name: &str,
+    range: Range<u64>,
+    patience: Duration,
+) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+    open(channels, address, name, range, patience, None).await
+}
+
+async fn open(
+    channels: &Channels,
+    address: &str,
+    name: &str,
+    range: Range<u64>,
+    patience: Duration,
+    crc32c: Option<u32>,
+) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
     let mut client = FilesClient::new(channels.get(address)?);
     let length = range.end.saturating_sub(range.start);
     let request = ReadRequest { name: name.to_owned(), offset: range.start, length };
@@ -141,7 +178,7 @@ pub async fn receive(
         patience,
         length,
         bytes: 0,
-        crc32c: 0,
+        crc32c,
     };
     Ok(stream::try_unfold(Some(reader), |reader| async move {
         let Some(mut reader) = reader else {
@@ -215,7 +252,8 @@ struct Reader {
     patience: Duration,
     length: u64,
     bytes: u64,
-    crc32c: u32,
+    /// Of the bytes so far; none where nobody looks at it.
+    crc32c: Option<u32>,
 }
 
 impl Reader {
@@ -226,7 +264,7 @@ impl Reader {
                 return Err(self.broken("it stops without its end mark"));
             };
             self.bytes += chunk.data.len() as u64;
-            self.crc32c = crc32c::crc32c_append(self.crc32c, &chunk.data);
+            self.crc32c = self.crc32c.map(|crc32c| crc32c::crc32c_append(crc32c, &chunk.data));
             if self.bytes > self.length {
                 return Err(self.broken("there are more bytes than were asked for"));
             }
@@ -236,7 +274,9 @@ impl Reader {
                     _ if end.bytes != self.bytes || self.bytes != self.length => {
                         Err(self.broken("bytes are missing"))
                     }
-                    _ if end.crc32c != self.crc32c => Err(self.broken("its checksum does not match")),
+                    _ if self.crc32c.is_some_and(|crc32c| crc32c != end.crc32c) => {
+                        Err(self.broken("its checksum does not match"))
+                    }
                     _ => Ok(None),
                 };
             }

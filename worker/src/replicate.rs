@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use shoal_data::SegmentName;
 use shoal_data::file_stream::{self, STALL_MAX};
@@ -18,7 +20,7 @@ use shoal_data::shard_store::ReportDamage;
 use shoal_proto::cluster::{FetchRequest, Location};
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,6 +35,9 @@ use crate::segments::blocking;
 const URGENT_MAX: usize = 2;
 /// Other copies that are made at a time: one can take all that the rate allows.
 const MOVES_MAX: usize = 1;
+
+/// Messages that came and are not written yet, of one copy.
+const CHUNKS_AHEAD: usize = 4;
 
 /// How often a copy that is ordered looks whether the old one is removed.
 const REMOVAL_WAIT: Duration = Duration::from_millis(20);
@@ -296,22 +301,50 @@ impl Replicator {
         urgent: &CancellationToken,
     ) -> Result<(), Error> {
         let (bytes, crc32c) = (request.bytes, request.crc32c);
-        let mut data =
-            file_stream::receive(&self.0.channels, &peer.address, &request.name, 0..bytes, STALL_MAX).await?;
+        let data = file_stream::receive_unsummed(
+            &self.0.channels,
+            &peer.address,
+            &request.name,
+            0..bytes,
+            STALL_MAX,
+        );
+        let data = data.await?;
         let dir = Arc::clone(&self.0.dir);
-        let mut staging = blocking(move || dir.stage(name, bytes, crc32c)).await?;
+        let (chunks, mut to_write) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+        // While one message is written, the next one comes.
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut staging = dir.stage(name, bytes, crc32c)?;
+            while let Some(chunk) = to_write.blocking_recv() {
+                staging.write(&chunk)?;
+            }
+            Ok::<_, Error>(staging)
+        });
+        let received = self.pass_on(data, chunks, peer, urgent).await;
+        let staging = writing.await.unwrap_or_else(|join| Err(Error::Internal(join.to_string())))?;
+        received?;
+        // Here it is looked at whether the bytes are those that were announced.
+        blocking(move || Staging::finish(staging)).await?;
+        Ok(())
+    }
+
+    /// Passes on what comes from a peer, as fast as the rate allows.
+    async fn pass_on(
+        &self,
+        mut data: BoxStream<'static, Result<Bytes, Failure>>,
+        chunks: mpsc::Sender<Bytes>,
+        peer: &Location,
+        urgent: &CancellationToken,
+    ) -> Result<(), Error> {
         while let Some(chunk) = data.next().await {
             let chunk = chunk?;
             let length = chunk.len() as u64;
             self.0.channels.zone().received(&peer.zone, length);
-            staging = blocking(move || {
-                staging.write(&chunk)?;
-                Ok(staging)
-            })
-            .await?;
+            if chunks.send(chunk).await.is_err() {
+                // Writing has failed, and says why.
+                break;
+            }
             self.rest(length, urgent).await;
         }
-        blocking(move || Staging::finish(staging)).await?;
         Ok(())
     }
 

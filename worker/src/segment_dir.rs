@@ -69,9 +69,9 @@ impl SegmentDir {
     /// `Io` where a directory cannot be read.
     pub fn open(data_dir: &DataDir) -> Result<Self, Error> {
         let segments = data_dir.path().join(SEGMENTS);
-        // In this order: what begins empty never has the id of what was there before.
+        // Before anything else is there: what begins empty never has the id of what was
+        // there before.
         let disk = disk_id::load(data_dir.path(), &segments)?;
-        make_dir(&segments)?;
         let staging = data_dir.emptied(STAGING)?;
         let damaged = data_dir.path().join(DAMAGED);
         make_dir(&damaged)?;
@@ -94,6 +94,9 @@ impl SegmentDir {
         }
         dir.take_back()?;
         for table in entries(&dir.segments)? {
+            if table.ends_with(disk_id::FILE) {
+                continue;
+            }
             for shard in entries(&table)? {
                 for file in entries(&shard)? {
                     dir.find(&file)?;
@@ -274,7 +277,7 @@ impl SegmentDir {
             sums_path,
             path,
             expected: (bytes, crc32c),
-            written: (0, 0),
+            written: 0,
             blocks: BlockSummer::default(),
         };
         if bytes > 0 {
@@ -388,8 +391,8 @@ pub struct Staging {
     blocks: BlockSummer,
     /// Bytes and checksum that were announced.
     expected: (u64, u32),
-    /// Bytes and checksum so far.
-    written: (u64, u32),
+    /// Bytes so far.
+    written: u64,
 }
 
 impl Staging {
@@ -403,9 +406,8 @@ impl Staging {
     /// # Errors
     /// `Corrupt` for more than were announced; `DiskFull`; `Io`.
     pub fn write(&mut self, data: &Bytes) -> Result<(), Error> {
-        self.written.0 += data.len() as u64;
-        self.written.1 = crc32c::crc32c_append(self.written.1, data);
-        if self.written.0 > self.expected.0 {
+        self.written += data.len() as u64;
+        if self.written > self.expected.0 {
             return Err(self.corrupt("there are more bytes than were announced"));
         }
         self.blocks.update(data);
@@ -422,18 +424,18 @@ impl Staging {
     /// segment was discarded meanwhile; `DiskFull`; `Io`. An fsync that fails
     /// otherwise ends the process.
     pub fn finish(self) -> Result<(u64, u32), Error> {
-        if self.written.0 != self.expected.0 {
-            return Err(self.corrupt(&format!("{} of {} bytes came", self.written.0, self.expected.0)));
+        if self.written != self.expected.0 {
+            return Err(self.corrupt(&format!("{} of {} bytes came", self.written, self.expected.0)));
         }
-        if self.written.1 != self.expected.1 {
+        let sums = self.blocks.clone().finish(self.name);
+        if sums.crc32c() != self.expected.1 {
             return Err(self.corrupt("its checksum does not match"));
         }
         fault::point(Step::StageWritten);
         let failed = |path: &Path, error| self.dir.failed(&self.name, self.expected.0, path, error);
-        let sums = self.blocks.clone().finish(self.name).encode();
         let mut sums_file =
             File::create(&self.sums_path.0).map_err(|error| failed(&self.sums_path.0, error))?;
-        sums_file.write_all(&sums).map_err(|error| failed(&self.sums_path.0, error))?;
+        sums_file.write_all(&sums.encode()).map_err(|error| failed(&self.sums_path.0, error))?;
         for (file, path) in [(&sums_file, &self.sums_path.0), (&self.file, &self.path.0)] {
             sync_file(file, path).map_err(|error| match error {
                 full if full.code() == shoal_proto::ErrorCode::Exhausted => Error::DiskFull {
@@ -447,7 +449,7 @@ impl Staging {
         fault::point(Step::StageSynced);
         self.dir.install(&self)?;
         fault::point(Step::StageInstalled);
-        Ok(self.written)
+        Ok(self.expected)
     }
 
     fn corrupt(&self, what: &str) -> Error {

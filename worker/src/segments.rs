@@ -119,8 +119,8 @@ struct Verified {
 }
 
 impl file_stream::Source for Verified {
-    fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        self.sums.read(&self.file, range).inspect_err(|error| self.local.tell(&self.name, error))
+    fn read(&self, range: Range<u64>) -> io::Result<(Bytes, u32)> {
+        self.sums.read_summed(&self.file, range).inspect_err(|error| self.local.tell(&self.name, error))
     }
 }
 

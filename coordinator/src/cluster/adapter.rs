@@ -43,6 +43,11 @@ pub use rebalance::Rebalanced;
 const SILENCE_TICK: Duration = Duration::from_millis(100);
 /// How often dropped segments and missing copies are looked for.
 const TICK: Duration = Duration::from_millis(200);
+/// How soon at least after workers said something new: copies that they made count
+/// then, and the next ones are ordered.
+const TICK_MIN: Duration = Duration::from_millis(10);
+/// So many times as long as a round took nothing is looked for.
+const REST_FACTOR: u32 = 4;
 /// After so long an order to remove what a write staged is repeated: it may have
 /// been on its way when the order was given first.
 const DISCARD_AGAIN: Duration = Duration::from_secs(30);
@@ -378,10 +383,16 @@ impl Cluster {
         let repair = async {
             let mut catalog = self.catalog.watch();
             loop {
+                let began = Instant::now();
                 self.look_after_workers().await;
-                tokio::time::sleep(TICK).await;
+                let rest = (began.elapsed() * REST_FACTOR).clamp(TICK_MIN, TICK);
+                tokio::time::sleep(rest).await;
+                let catalog_changes = async {
+                    tokio::time::sleep(TICK.saturating_sub(rest)).await;
+                    let _ended = catalog.changed().await;
+                };
                 tokio::select! {
-                    _ = catalog.changed() => {}
+                    () = catalog_changes => {}
                     () = self.changed.notified() => {}
                     // Pins end without a word, and orders can be lost.
                     () = tokio::time::sleep(5 * TICK) => {}

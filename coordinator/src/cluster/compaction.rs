@@ -21,6 +21,7 @@ use shoal_proto::{SegmentId, TableId};
 
 use super::membership::LiveWorkers;
 use super::repair::has;
+use crate::Error;
 use crate::catalog::{State, TableFacts};
 
 pub use rests::Rests;
@@ -38,6 +39,8 @@ const LARGE_DECODED_BYTES: u64 = DECODED_BYTES / 2;
 const SEGMENTS_MIN: usize = 8;
 /// Segments that are read at once: of each, pages of all columns are in memory.
 const INPUTS_MAX: usize = 16;
+/// So many shards are named that stay as they are.
+const REFUSED_NAMED_MAX: usize = 32;
 /// A text or a list in memory, without what is in it.
 const REFERENCE_BYTES: u64 = 16;
 
@@ -275,6 +278,26 @@ pub fn told(done: &[Compacted]) -> Vec<String> {
         }
     });
     lines.collect()
+}
+
+/// What is said at the end of shards that were to be compacted and stay as they are,
+/// each with why; none where there are none.
+pub fn refused(table: &str, shards: u32, mut refused: Vec<(u32, Error)>) -> Option<Error> {
+    if shards == 1 {
+        return refused.pop().map(|(_, why)| why);
+    }
+    let (first, why) = refused.first()?;
+    let numbers: Vec<String> =
+        refused.iter().take(REFUSED_NAMED_MAX).map(|(shard, _)| shard.to_string()).collect();
+    let more = match refused.len().saturating_sub(REFUSED_NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(Error::Exhausted(format!(
+        "{} of {shards} shards of {table} stay as they are: {}{more}; the others are done. Shard {first}: {why}",
+        refused.len(),
+        numbers.join(", ")
+    )))
 }
 
 /// Bytes as people read them.

@@ -81,6 +81,11 @@ impl Consensus for ConsensusService {
     async fn install_snapshot(&self, mut request: Request<Payload>) -> Reply {
         let data = std::mem::take(&mut request.get_mut().data);
         let mut piece: InstallSnapshotRequest<TypeConfig> = self.read(request, false)?;
+        if !piece.data.is_empty() {
+            // In a form that this one would take for damage, and end.
+            let message = "a snapshot of a coordinator of an older version: update that one first";
+            return Err(Failure::new(ErrorCode::Unsupported, message).to_status());
+        }
         piece.data = data.into();
         reply(&self.0.catalog().consensus().raft.install_snapshot(piece).await)
     }
@@ -122,8 +127,9 @@ impl Consensus for ConsensusService {
     }
 
     async fn elect(&self, request: Request<Payload>) -> Reply {
+        let term = request.get_ref().term;
         let leader = self.read(request, false)?;
-        reply_or_failure(self.0.catalog().consensus().elect_here(leader).await)
+        reply_or_failure(self.0.catalog().consensus().elect_here(leader, term).await)
     }
 
     async fn attend(&self, request: Request<Payload>) -> Reply {

@@ -4,6 +4,7 @@
 //! know nothing: the leader asks all of them first.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 use shoal_data::SegmentName;
@@ -41,7 +42,11 @@ struct Leaving {
 
 /// What waits to be removed.
 #[derive(Debug, Default)]
-pub struct Going(BTreeMap<SegmentName, Leaving>);
+pub struct Going {
+    segments: BTreeMap<SegmentName, Leaving>,
+    /// The last one that was asked for: those behind it are next.
+    asked_to: Option<SegmentName>,
+}
 
 impl Going {
     /// The catalog does not have this segment of so many bytes since `version`.
@@ -52,12 +57,13 @@ impl Going {
         bytes: u64,
         workers: impl IntoIterator<Item = WorkerId>,
     ) {
-        self.add(name, version, bytes, workers);
+        // Of a write that is under way it cannot be: what was committed never is again.
+        self.add(name, version, bytes, workers, false);
     }
 
     /// A worker holds a segment that the catalog does not have in `version`.
     pub fn unknown(&mut self, name: SegmentName, version: u64, worker: WorkerId) {
-        self.add(name, version, 0, [worker]).is_unknown = true;
+        self.add(name, version, 0, [worker], true);
     }
 
     fn add(
@@ -66,19 +72,20 @@ impl Going {
         version: u64,
         bytes: u64,
         workers: impl IntoIterator<Item = WorkerId>,
-    ) -> &mut Leaving {
-        let first = Leaving { version, workers: BTreeSet::new(), bytes, is_unknown: false };
-        let leaving = self.0.entry(name).or_insert(first);
+        is_unknown: bool,
+    ) {
+        let first = Leaving { version, workers: BTreeSet::new(), bytes, is_unknown };
+        let leaving = self.segments.entry(name).or_insert(first);
         leaving.version = leaving.version.max(version);
         leaving.bytes = leaving.bytes.max(bytes);
         leaving.workers.extend(workers);
-        leaving
+        leaving.is_unknown &= is_unknown;
     }
 
     /// Bytes that wait, on each worker.
     pub fn bytes(&self) -> BTreeMap<WorkerId, u64> {
         let mut bytes: BTreeMap<WorkerId, u64> = BTreeMap::new();
-        for leaving in self.0.values() {
+        for leaving in self.segments.values() {
             for worker in &leaving.workers {
                 *bytes.entry(worker.clone()).or_default() += leaving.bytes;
             }
@@ -88,17 +95,23 @@ impl Going {
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.segments.is_empty()
     }
 
     /// Forgets everything: another coordinator looks after it.
     pub fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
-    /// What to ask the other coordinators about.
-    pub fn asked(&self) -> Vec<SegmentName> {
-        self.0.keys().take(ASKED_MAX).copied().collect()
+    /// What to ask the other coordinators about: others each time where they are too
+    /// many, as the first ones may be needed for long.
+    pub fn asked(&mut self) -> Vec<SegmentName> {
+        let next = self.asked_to.map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = self.segments.range((next, Bound::Unbounded));
+        let before = self.asked_to.map(|last| self.segments.range(..=last)).into_iter().flatten();
+        let asked: Vec<SegmentName> = behind.chain(before).map(|(name, _)| *name).take(ASKED_MAX).collect();
+        self.asked_to = asked.last().copied();
+        asked
     }
 
     /// Takes out what nobody needs of the segments asked about. `answers` are
@@ -121,8 +134,8 @@ impl Going {
         };
         let mut free = Vec::new();
         for name in asked {
-            if self.0.get(name).is_some_and(|leaving| is_free(name, leaving))
-                && let Some(leaving) = self.0.remove(name)
+            if self.segments.get(name).is_some_and(|leaving| is_free(name, leaving))
+                && let Some(leaving) = self.segments.remove(name)
             {
                 free.push((*name, leaving.workers.into_iter().collect()));
             }
@@ -171,6 +184,38 @@ mod tests {
         let asked = going.asked();
         assert_eq!(going.release(&asked, &[None]), [(name(2), vec![worker("a")])]);
         assert_eq!(going.release(&asked, &[Some(at(7))]), [(name(1), vec![worker("a")])]);
+    }
+
+    #[test]
+    fn what_the_catalog_had_is_not_of_a_write_under_way() {
+        let mut going = Going::default();
+        going.unknown(name(1), 7, worker("a"));
+        going.dropped(name(1), 9, 30, [worker("b")]);
+        going.dropped(name(2), 7, 30, [worker("a")]);
+        going.unknown(name(2), 8, worker("b"));
+        let asked = going.asked();
+        let both = vec![worker("a"), worker("b")];
+        assert_eq!(going.release(&asked, &[None]), [(name(1), both.clone()), (name(2), both)]);
+    }
+
+    #[test]
+    fn all_are_asked_for_where_the_first_ones_are_needed() {
+        let mut going = Going::default();
+        let count = ASKED_MAX as u128 + 3;
+        for number in 0..count {
+            going.dropped(name(number), 7, 1, [worker("a")]);
+        }
+        let first = going.asked();
+        assert_eq!((first.len(), first.first()), (ASKED_MAX, Some(&name(0))));
+        let second = going.asked();
+        assert_eq!((second.len(), second.first()), (ASKED_MAX, Some(&name(ASKED_MAX as u128))));
+        let all: BTreeSet<_> = first.into_iter().chain(second).collect();
+        assert_eq!(all.len() as u128, count);
+        // What fits is asked for whole each time, wherever it began.
+        going.release(&all.into_iter().skip(2).collect::<Vec<_>>(), &[]);
+        for _ in 0..2 {
+            assert_eq!(going.asked().len(), 2);
+        }
     }
 
     #[test]

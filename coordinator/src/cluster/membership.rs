@@ -3,7 +3,8 @@
 //! Pure: every decision is given `now`. A worker counts from the first beat on
 //! a healthy stream until its stream breaks, or it is silent for
 //! [`SILENCE_MAX`], or somebody suspects it; then it must join anew, or, when
-//! only suspected, beat again.
+//! only suspected, beat again. One that joins again does not beat until it is
+//! answered: meanwhile its silence says nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -17,6 +18,9 @@ pub const BEAT_INTERVAL: Duration = Duration::from_millis(250);
 /// Silence after which a worker is lost: six beats. It is noticed at the next
 /// check, so within two seconds in all.
 pub const SILENCE_MAX: Duration = Duration::from_millis(1_500);
+/// How long a worker that joins again may be silent before it is answered: after
+/// that it has given up by itself, and its stream has ended.
+pub const ASKING_MAX: Duration = Duration::from_secs(5);
 /// A gap between two checks that says that this process itself stood still.
 const STALL_MIN: Duration = Duration::from_millis(500);
 
@@ -209,6 +213,8 @@ struct Member {
     incarnation: String,
     disk: String,
     heard_at: Instant,
+    /// Until then it may be waiting for the answer to another join.
+    asks_until: Option<Instant>,
     /// The stream on which it beats; none before its first beat.
     stream: Option<StreamNumber>,
     trust: Trust,
@@ -254,9 +260,26 @@ impl Membership {
             holds: Arc::new(Holds::all_but(joining.lacks)),
         };
         let (incarnation, disk) = (joining.incarnation, joining.disk);
-        let member = Member { worker, incarnation, disk, heard_at: now, stream: None, trust: Trust::Waiting };
+        let member = Member {
+            worker,
+            incarnation,
+            disk,
+            heard_at: now,
+            asks_until: None,
+            stream: None,
+            trust: Trust::Waiting,
+        };
         self.members.insert(joining.id, member);
         self.generation += 1;
+    }
+
+    /// A member joins again: where many do so at once it may have to wait. It is not
+    /// silent until [`Membership::join`], for [`ASKING_MAX`] at most.
+    pub fn asks_to_join(&mut self, now: Instant, id: &WorkerId, incarnation: &str) {
+        let member = self.members.get_mut(id).filter(|member| member.incarnation == incarnation);
+        if let Some(member) = member {
+            member.asks_until = Some(now + ASKING_MAX);
+        }
     }
 
     /// The address of another live process that has this worker's name.
@@ -326,7 +349,10 @@ impl Membership {
                 member.heard_at += gap.min(now.saturating_duration_since(member.heard_at));
             }
         }
-        let silent = |member: &Member| now.saturating_duration_since(member.heard_at) >= SILENCE_MAX;
+        let silent = |member: &Member| {
+            now.saturating_duration_since(member.heard_at) >= SILENCE_MAX
+                && member.asks_until.is_none_or(|until| now >= until)
+        };
         let expired: Vec<_> =
             self.members.iter().filter(|(_, member)| silent(member)).map(|(id, _)| id.clone()).collect();
         for id in &expired {

@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::ast::ObjectName;
 use futures::StreamExt;
 use shoal_proto::fault::{self, Step};
 use shoal_proto::{ErrorCode, QueryId, TableId};
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::names::full_name;
@@ -19,7 +19,6 @@ use super::write::commit_staged;
 use super::{Engine, Prepared};
 use crate::catalog::{Command, Outcome};
 use crate::cluster::compaction::{self, Compacted, Compaction, Rests};
-use crate::query::Admission;
 use crate::{Error, Session};
 
 /// How long at least between two looks at what is due.
@@ -31,10 +30,11 @@ const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(30);
 const TELL_INTERVAL: Duration = Duration::from_secs(30);
 /// How often it is looked whether this coordinator still leads.
 const LEADER_INTERVAL: Duration = Duration::from_millis(500);
-/// How long one compaction may take: as long as it reads, what was dropped stays.
+/// How long one compaction may take: as long as it reads, what was dropped stays. And
+/// so long it waits for its turn: what comes before it is given up by then.
 const COMPACTION_MAX: Duration = Duration::from_secs(30 * 60);
-/// While queries wait for their turn, a compaction rests for so many times as long
-/// as it worked.
+/// While queries wait for their turn, or there are too few copies of something, a
+/// compaction rests for so many times as long as it worked.
 const REST_FACTOR: u32 = 4;
 /// How long it rests at most between two batches.
 const REST_MAX: Duration = Duration::from_secs(1);
@@ -65,7 +65,10 @@ impl Engine {
             let due = self.cluster.compactions_due(&rests);
             if !due.is_empty() {
                 match self.cluster.check_coordinators().await {
-                    Ok(()) => self.compact_one_by_one(due, &mut rests).await,
+                    Ok(()) => {
+                        said.clear();
+                        self.compact_one_by_one(due, &mut rests).await;
+                    }
                     Err(error) => {
                         let what = error.to_string();
                         if what != said {
@@ -154,7 +157,9 @@ impl Engine {
         let ended = tokio::select! {
             biased;
             () = cancelled.cancelled() => Err(Error::Cancelled("the statement was cancelled".into())),
-            ended = self.compact_all(id, shards, &mut done) => ended,
+            ended = self.compact_all(id, shards, &mut done) => ended.and_then(|refused| {
+                compaction::refused(&format!("{schema_name}.{name}"), shards, refused).map_or(Ok(()), Err)
+            }),
         };
         // What was compacted before an error stays so.
         self.cluster.tell_compacted(&done);
@@ -183,7 +188,15 @@ impl Engine {
         Ok(0)
     }
 
-    async fn compact_all(&self, id: TableId, shards: u32, done: &mut Vec<Compacted>) -> Result<(), Error> {
+    /// Compacts one shard after the other. Those of which no two segments fit into
+    /// what there is stay as they are: which, and why.
+    async fn compact_all(
+        &self,
+        id: TableId,
+        shards: u32,
+        done: &mut Vec<Compacted>,
+    ) -> Result<Vec<(u32, Error)>, Error> {
+        let mut refused = Vec::new();
         for shard in 0..shards {
             let mut changes = 0;
             let found = self.catalog();
@@ -211,6 +224,10 @@ impl Engine {
                         changes += 1;
                         tokio::time::sleep(CHANGE_PAUSE).await;
                     }
+                    Err(error) if error.code() == ErrorCode::Exhausted => {
+                        refused.push((shard, error));
+                        break;
+                    }
                     Err(error) => return Err(error),
                     Ok(None) => {
                         return Err(Error::Unavailable(format!(
@@ -221,14 +238,14 @@ impl Engine {
                 }
             }
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Carries out one compaction, when it is its turn; none where the shard has
     /// changed in the meantime, and nothing was done. To drop this gives it up, and
     /// no other begins before all of it has ended: two would take the memory of two.
     async fn compact(&self, compaction: Compaction) -> Result<Option<Compacted>, Error> {
-        let turn: Turn = Arc::new(Arc::clone(&self.compacting).lock_owned().await);
+        let turn = turn_of(&self.compacting, COMPACTION_MAX).await?;
         let (engine, of_work) = (self.clone(), Arc::clone(&turn));
         let work = on_own_thread(turn, async move { engine.compact_here(&compaction, of_work).await });
         tokio::time::timeout(COMPACTION_MAX, work).await.unwrap_or_else(|_elapsed| {
@@ -246,7 +263,9 @@ impl Engine {
         let what = format!("shard {shard} of {}", table.full_name());
         let merge = self.template.merge_of(&what, &old).await?;
         let old = merge.segments();
-        let rows = paced(self.template.merged_rows(&table, &merge).await?, self.admission.clone());
+        let (admission, cluster) = (self.admission.clone(), Arc::clone(&self.cluster));
+        let is_to_rest = move || admission.waiting() > 0 || cluster.is_repairing();
+        let rows = paced(self.template.merged_rows(&table, &merge).await?, is_to_rest);
         let memory = merge.memory("the new segment");
         let staged = crate::write::compact(&self.writes, &table, shard, old, rows, &memory).await?;
         fault::point(Step::CompactionStaged);
@@ -285,19 +304,31 @@ impl Engine {
     }
 }
 
-/// The same rows, more slowly while queries wait for their turn.
-fn paced(rows: SendableRecordBatchStream, admission: Admission) -> SendableRecordBatchStream {
+/// The turn, as soon as all before it have ended. A thread that stands still keeps its
+/// own for ever: nobody is to wait for that without a word.
+async fn turn_of(turns: &Arc<Mutex<()>>, limit: Duration) -> Result<Turn, Error> {
+    let turn = tokio::time::timeout(limit, Arc::clone(turns).lock_owned()).await;
+    turn.map(Arc::new).map_err(|_elapsed| {
+        Error::Timeout(format!("no compaction was begun: another one has not ended within {limit:?}"))
+    })
+}
+
+/// The same rows, more slowly while others have more need of what they take.
+fn paced(
+    rows: SendableRecordBatchStream,
+    is_to_rest: impl Fn() -> bool + Send + 'static,
+) -> SendableRecordBatchStream {
     let schema = rows.schema();
-    let state = (rows, admission, Instant::now());
-    let paced = futures::stream::unfold(state, |(mut rows, admission, since)| async move {
-        if admission.waiting() > 0 {
+    let state = (rows, is_to_rest, Instant::now());
+    let paced = futures::stream::unfold(state, |(mut rows, is_to_rest, since)| async move {
+        if is_to_rest() {
             tokio::time::sleep((since.elapsed() * REST_FACTOR).min(REST_MAX)).await;
         }
         // Whoever gave it up is heard here, also where all rows are at hand.
         tokio::task::yield_now().await;
         let since = Instant::now();
         let batch = rows.next().await?;
-        Some((batch, (rows, admission, since)))
+        Some((batch, (rows, is_to_rest, since)))
     });
     Box::pin(RecordBatchStreamAdapter::new(schema, paced))
 }
@@ -310,12 +341,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_turn_that_does_not_come_is_not_waited_for_for_ever() {
+        let turns = Arc::default();
+        let first = turn_of(&turns, COMPACTION_MAX).await.unwrap();
+        let refused = turn_of(&turns, Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Timeout, "{refused}");
+        drop(first);
+        drop(turn_of(&turns, COMPACTION_MAX).await.unwrap());
+    }
+
+    #[tokio::test]
     async fn rows_that_are_all_at_hand_are_given_up_before_their_end() {
         let schema = Arc::new(Schema::empty());
         let empty = RecordBatch::new_empty(Arc::clone(&schema));
         let endless = futures::stream::repeat_with(move || Ok(empty.clone()));
-        let admission = Admission::new(1, 1, Duration::from_secs(1));
-        let mut rows = paced(Box::pin(RecordBatchStreamAdapter::new(schema, endless)), admission);
+        let mut rows = paced(Box::pin(RecordBatchStreamAdapter::new(schema, endless)), || false);
         let reading = async move { while rows.next().await.is_some() {} };
         assert!(tokio::time::timeout(Duration::from_millis(50), reading).await.is_err());
     }

@@ -2,19 +2,16 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::DataType;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement};
+use datafusion::logical_expr::{LogicalPlan, Statement as PlanStatement};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{self, ObjectName};
-use shoal_data::{ReplicaCount, Table};
-use shoal_proto::{TableId, WriteId};
+use shoal_data::ReplicaCount;
+use shoal_proto::WriteId;
 
 use super::names::{check_name, full_name, plain_name};
 use super::{Engine, Parameters, Prepared, Scope};
-use crate::catalog::{Command, Coordinator, CoordinatorId, Outcome, View};
-use crate::sql::{
-    SYSTEM_SCHEMA, Statement, TableOptions, VIEW_DEPTH_MAX, complete_layout, fold_identifier, plain_columns,
-};
+use crate::catalog::{Command, Coordinator, CoordinatorId, Outcome};
+use crate::sql::{SYSTEM_SCHEMA, Statement, TableOptions};
 use crate::{Error, Session};
 
 impl Engine {
@@ -100,179 +97,6 @@ impl Engine {
             Outcome::AlreadyWritten { rows } => Ok(rows),
             Outcome::Done | Outcome::Unchanged | Outcome::Table(_) | Outcome::Coordinator(_) => Ok(0),
         }
-    }
-
-    async fn create_table(&self, session: &Session, create: &ast::CreateTable) -> Result<u64, Error> {
-        let scope = self.scope(session).await?;
-        let plan = self.plan_create(&scope, create).await?;
-        let columns = plain_columns(plan.schema().as_arrow());
-        let Some(table) = self.new_table(session, &scope, create, columns).await? else { return Ok(0) };
-        self.apply(Command::CreateTable { table, if_not_exists: create.if_not_exists, write: None }).await
-    }
-
-    /// The table that a statement makes, with an id of its own and no rows
-    /// yet; none where it is there already and that is as wished.
-    pub(super) async fn new_table(
-        &self,
-        session: &Session,
-        scope: &Scope,
-        create: &ast::CreateTable,
-        columns: arrow::datatypes::SchemaRef,
-    ) -> Result<Option<Table>, Error> {
-        let (schema_name, name) = full_name(&create.name, &scope.settings)?;
-        check_name("table", &name)?;
-        self.check_schema(scope, &schema_name)?;
-        if create.if_not_exists && scope.snapshot.table(&schema_name, &name).is_some() {
-            session.notice(format!("table {schema_name}.{name} exists already, skipped"));
-            return Ok(None);
-        }
-        let options = TableOptions::read(create)?;
-        self.make_table(session, schema_name, name, columns, options).await.map(Some)
-    }
-
-    pub(super) async fn make_table(
-        &self,
-        session: &Session,
-        schema_name: String,
-        name: String,
-        columns: arrow::datatypes::SchemaRef,
-        options: TableOptions,
-    ) -> Result<Table, Error> {
-        if columns.fields().is_empty() {
-            return Err(Error::Invalid(format!("table {schema_name}.{name} needs at least one column")));
-        }
-        if let Some(field) = columns.fields().iter().find(|field| has_interval(field.data_type())) {
-            return Err(Error::Unsupported(format!(
-                "column `{}` of type INTERVAL is not supported, as Parquet files hold none: store two timestamps, or a \
-                 number of seconds",
-                field.name()
-            )));
-        }
-        self.cluster.workers_have_joined().await;
-        let workers = self.cluster.live().workers.len();
-        let layout = complete_layout(options, &columns, workers)?;
-        let placement = self.cluster.place(&layout)?;
-        if let Some(notice) = placement.notice {
-            session.notice(notice);
-        }
-        let id = self.reserve_table().await?;
-        Ok(Table {
-            id,
-            schema_name,
-            name,
-            columns,
-            layout,
-            placement: placement.shards,
-            segments: Vec::new(),
-        })
-    }
-
-    async fn reserve_table(&self) -> Result<TableId, Error> {
-        match self.cluster.catalog().apply(Command::ReserveTable).await? {
-            Outcome::Table(id) => Ok(id),
-            other => Err(Error::Internal(format!("a table id was asked for and {other:?} came"))),
-        }
-    }
-
-    /// Plans CREATE TABLE [AS], without the options that are ours: the schema
-    /// of the plan is that of the table.
-    pub(super) async fn plan_create(
-        &self,
-        scope: &Scope,
-        create: &ast::CreateTable,
-    ) -> Result<LogicalPlan, Error> {
-        let unsupported = [
-            (create.temporary, "TEMPORARY"),
-            (create.or_replace, "OR REPLACE"),
-            (create.like.is_some(), "LIKE"),
-            (create.partition_by.is_some(), "PARTITION BY"),
-            (create.external, "EXTERNAL"),
-        ];
-        if let Some((_, what)) = unsupported.into_iter().find(|(is_used, _)| *is_used) {
-            return Err(Error::Unsupported(format!(
-                "CREATE TABLE with {what} is not supported: columns, AS SELECT and WITH (shards, replicas, shard_key, sort_key) are"
-            )));
-        }
-        for column in &create.columns {
-            if let Some(option) = column.options.iter().find_map(|option| match &option.option {
-                ast::ColumnOption::Null | ast::ColumnOption::NotNull | ast::ColumnOption::PrimaryKey(_) => {
-                    None
-                }
-                other => Some(other),
-            }) {
-                return Err(Error::Unsupported(format!(
-                    "column `{}` with {option} is not supported: NULL, NOT NULL and PRIMARY KEY are",
-                    column.name
-                )));
-            }
-        }
-        let mut plain = create.clone();
-        plain.table_options = ast::CreateTableOptions::None;
-        if let Some(constraint) = plain
-            .constraints
-            .iter()
-            .find(|constraint| !matches!(constraint, ast::TableConstraint::PrimaryKey(_)))
-        {
-            return Err(Error::Unsupported(format!(
-                "`{constraint}` is not supported: rows are not checked but for NOT NULL and types"
-            )));
-        }
-        plain.constraints.clear();
-        for column in &mut plain.columns {
-            column.options.retain(|option| !matches!(option.option, ast::ColumnOption::PrimaryKey(_)));
-        }
-        let statement = DfStatement::Statement(Box::new(ast::Statement::CreateTable(plain)));
-        match self.plan(scope, &statement).await? {
-            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => {
-                let schema = create.input.schema();
-                for (index, field) in schema.fields().iter().enumerate() {
-                    if schema.fields()[..index].iter().any(|earlier| earlier.name() == field.name()) {
-                        return Err(Error::Invalid(format!(
-                            "column `{}` is there twice: give each its own name, with AS where it comes from a query",
-                            field.name()
-                        )));
-                    }
-                }
-                Ok(Arc::unwrap_or_clone(create.input))
-            }
-            other => Err(Error::Internal(format!("CREATE TABLE became {}", other.display()))),
-        }
-    }
-
-    async fn create_view(&self, session: &Session, create: &ast::CreateView) -> Result<u64, Error> {
-        if create.materialized || create.temporary {
-            return Err(Error::Unsupported(
-                "materialized and temporary views are not supported: plain views are".into(),
-            ));
-        }
-        let scope = self.scope(session).await?;
-        let (schema_name, name) = full_name(&create.name, &scope.settings)?;
-        check_name("view", &name)?;
-        self.check_schema(&scope, &schema_name)?;
-        // Planned once now, so that a view that cannot work is not made.
-        let plan = self.plan_query(&scope, &create.query).await?;
-        let columns: Vec<String> =
-            create.columns.iter().map(|column| fold_identifier(column.name.clone())).collect();
-        if !columns.is_empty() && columns.len() != plan.schema().fields().len() {
-            return Err(Error::Invalid(format!(
-                "view {name} names {} columns and its query gives {}",
-                columns.len(),
-                plan.schema().fields().len()
-            )));
-        }
-        if create.if_not_exists && scope.snapshot.view(&schema_name, &name).is_some() {
-            session.notice(format!("view {schema_name}.{name} exists already, skipped"));
-            return Ok(0);
-        }
-        let columns = (!columns.is_empty()).then_some(columns);
-        let default_schema = Some(scope.settings.options.catalog.default_schema.clone());
-        if reads_view(&scope.snapshot, &create.query, default_schema.as_deref(), (&schema_name, &name), 0)? {
-            return Err(Error::Invalid(format!(
-                "view {schema_name}.{name} would read itself: give the new view another name"
-            )));
-        }
-        let view = View { schema_name, name, sql: create.query.to_string(), columns, default_schema };
-        self.apply(Command::CreateView { view, or_replace: create.or_replace }).await
     }
 
     async fn drop_one(
@@ -420,60 +244,6 @@ fn coordinator_named(named: &str, all: &[Coordinator]) -> Result<CoordinatorId, 
                 numbers.join(" and ")
             )))
         }
-    }
-}
-
-/// Whether a query reads a view, by itself or through other views.
-fn reads_view(
-    snapshot: &crate::catalog::State,
-    query: &ast::Query,
-    default_schema: Option<&str>,
-    wanted: (&str, &str),
-    depth: usize,
-) -> Result<bool, Error> {
-    let mut read = Vec::new();
-    let visited = ast::visit_relations(query, |relation| {
-        read.push(relation.clone());
-        std::ops::ControlFlow::<()>::Continue(())
-    });
-    debug_assert!(visited.is_continue(), "nothing breaks off");
-    for relation in read {
-        let parts: Option<Vec<String>> = relation
-            .0
-            .iter()
-            .map(|part| part.as_ident().map(|ident| fold_identifier(ident.clone())))
-            .collect();
-        let (schema_name, name) = match parts.as_deref() {
-            Some([name]) => (default_schema.unwrap_or("public").to_owned(), name.clone()),
-            Some([.., schema_name, name]) => (schema_name.clone(), name.clone()),
-            _ => continue,
-        };
-        if (schema_name.as_str(), name.as_str()) == wanted {
-            return Ok(true);
-        }
-        if let Some(view) = snapshot.view(&schema_name, &name)
-            && depth < VIEW_DEPTH_MAX
-            && let crate::sql::Statement::Query(statement) = crate::sql::parse(&view.sql)?
-            && let DfStatement::Statement(statement) = *statement
-            && let ast::Statement::Query(query) = *statement
-            && reads_view(snapshot, &query, view.default_schema.as_deref(), wanted, depth + 1)?
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Whether values of a type hold intervals.
-fn has_interval(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Interval(_) => true,
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
-            has_interval(item.data_type())
-        }
-        DataType::Struct(fields) => fields.iter().any(|field| has_interval(field.data_type())),
-        DataType::Map(entries, _) => has_interval(entries.data_type()),
-        _ => false,
     }
 }
 

@@ -4,6 +4,8 @@
 mod availability;
 mod compaction;
 mod copy;
+mod create_table;
+mod create_view;
 mod ddl;
 mod lookup;
 mod many_rows;

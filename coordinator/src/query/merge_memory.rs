@@ -9,8 +9,8 @@ use parquet::basic::Type;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 
-/// What a compaction takes at most. Where a node has less than twice that, it is
-/// half of what the node has.
+/// What a compaction takes at most. Where a node has less than four times that, it is
+/// a quarter of what the node has: the rest is for queries.
 const MEMORY_BYTES_MAX: u64 = 512 << 20;
 /// Rows of one batch at most.
 const BATCH_ROWS: u64 = 2048;
@@ -24,7 +24,7 @@ const VALUE_BYTES: u64 = 16;
 /// What a compaction may take of a node's memory.
 pub(super) fn limit_bytes(node: MemoryLimit) -> u64 {
     match node {
-        MemoryLimit::Finite(bytes) => MEMORY_BYTES_MAX.min(bytes as u64 / 2),
+        MemoryLimit::Finite(bytes) => MEMORY_BYTES_MAX.min(bytes as u64 / 4),
         MemoryLimit::Infinite | MemoryLimit::Unknown => MEMORY_BYTES_MAX,
     }
 }

@@ -67,8 +67,8 @@ impl StateTemplate {
         let fitting = fitting(&footprints, limit_bytes).map_err(|needed_bytes| {
             Error::Exhausted(format!(
                 "to compact two of the {} segments of {what} takes {needed_bytes} bytes of memory, and more than \
-                 {limit_bytes} bytes are not taken for that on the coordinator (512 MiB, and half of its --memory-limit \
-                 at most): the segments stay as they are",
+                 {limit_bytes} bytes are not taken for that on the coordinator (512 MiB, and a quarter of its \
+                 --memory-limit at most): the segments stay as they are",
                 segments.len()
             ))
         })?;

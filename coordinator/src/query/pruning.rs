@@ -313,5 +313,34 @@ pub(crate) fn merged_statistics(
     Statistics::try_merge_iter(&merged, schema)
 }
 
+/// The same of all segments of a table, of which there is one at least; it is kept
+/// for the next query.
+///
+/// # Errors
+/// The same.
+pub(crate) fn table_statistics(
+    facts: &TableFacts,
+    schema: &SchemaRef,
+    columns: &[usize],
+) -> Result<Statistics> {
+    let segments = &facts.table().segments;
+    let known = columns.iter().map(|&column| {
+        facts.merged(column, |segments| {
+            let merged = merged_statistics(segments, schema, &[column])?;
+            Ok(merged.column_statistics.into_iter().next().unwrap_or_else(ColumnStatistics::new_unknown))
+        })
+    });
+    let column_statistics = known.collect::<Result<_>>()?;
+    let sum = |of: fn(&Segment) -> u64| {
+        let sum: u64 = segments.iter().map(|segment| of(segment)).sum();
+        usize::try_from(sum).unwrap_or(usize::MAX)
+    };
+    Ok(Statistics {
+        num_rows: Precision::Exact(sum(|segment| segment.rows)),
+        total_byte_size: Precision::Inexact(sum(|segment| segment.bytes)),
+        column_statistics,
+    })
+}
+
 #[cfg(test)]
 mod tests;

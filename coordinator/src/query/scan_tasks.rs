@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use datafusion::common::{Result, internal_err, plan_err};
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
@@ -35,10 +35,19 @@ pub(crate) fn shard_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfi
     scan.object_store_url.as_str().starts_with(SHARD_STORE_URL).then_some(scan)
 }
 
-/// A scan of no files that is the same otherwise: to be copied and given some.
+/// A scan of no files that is the same otherwise: to be copied and given some. Not by
+/// copying it with its files, of which there may be 100,000.
 pub(crate) fn without_files(scan: &FileScanConfig) -> FileScanConfig {
-    let mut bare = scan.clone();
-    bare.file_groups = Vec::new();
+    let builder = FileScanConfigBuilder::new(scan.object_store_url.clone(), Arc::clone(&scan.file_source));
+    let mut bare = builder.with_statistics(scan.statistics()).build();
+    bare.constraints = scan.constraints.clone();
+    bare.limit = scan.limit;
+    bare.preserve_order = scan.preserve_order;
+    bare.output_ordering.clone_from(&scan.output_ordering);
+    bare.file_compression_type = scan.file_compression_type;
+    bare.batch_size = scan.batch_size;
+    bare.expr_adapter_factory.clone_from(&scan.expr_adapter_factory);
+    bare.output_partitioning.clone_from(&scan.output_partitioning);
     bare
 }
 
@@ -125,15 +134,14 @@ fn deal_scan(
     let dealt = view.deal(&loads, tasks);
 
     let mut groups: Vec<Vec<FileGroup>> = vec![vec![FileGroup::default(); partitions]; tasks];
+    let mut sizes = vec![vec![0_u64; partitions]; tasks];
     for (task, files) in dealt.into_iter().zip(shards.into_values()) {
         for file in files {
-            let lightest = groups[task]
-                .iter_mut()
-                .min_by_key(|group| group.files().iter().map(PartitionedFile::effective_size).sum::<u64>());
-            match lightest {
-                Some(group) => group.push(file),
-                None => return internal_err!("a task without partitions"),
-            }
+            let Some(lightest) = (0..partitions).min_by_key(|&index| sizes[task][index]) else {
+                return internal_err!("a task without partitions");
+            };
+            sizes[task][lightest] += file.effective_size();
+            groups[task][lightest].push(file);
         }
     }
     leaf_of(plan, scan, groups)
@@ -187,4 +195,49 @@ fn route_tasks(event: RouteTasksEvent) -> Option<Result<RouteTasksEventResponse>
     let workers = view.task_workers(event.task_count);
     let urls = workers.iter().map(|&index| view.workers()[index].url.clone()).collect();
     Some(Ok(RouteTasksEventResponse::new(urls)))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::common::Statistics;
+    use datafusion::common::stats::Precision;
+    use datafusion::datasource::physical_plan::ParquetSource;
+    use datafusion::execution::object_store::ObjectStoreUrl;
+    use datafusion::physical_expr::expressions::Column;
+    use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalSortExpr};
+
+    use super::*;
+
+    #[test]
+    fn a_scan_without_its_files_is_the_same_otherwise() {
+        let fields = ["a", "b"].map(|name| Field::new(name, DataType::Int64, false));
+        let schema = Arc::new(Schema::new(fields.to_vec()));
+        let a = Arc::new(Column::new("a", 0));
+        let statistics = Statistics { num_rows: Precision::Exact(7), ..Statistics::new_unknown(&schema) };
+        let scan = FileScanConfigBuilder::new(
+            ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap(),
+            Arc::new(ParquetSource::new(schema)),
+        )
+        .with_file_groups(vec![FileGroup::new(vec![PartitionedFile::new("1/2/x.parquet", 9)])])
+        .with_statistics(statistics)
+        .with_projection_indices(Some(vec![1, 0]))
+        .unwrap()
+        .with_limit(Some(3))
+        .with_batch_size(Some(100))
+        .with_output_ordering(
+            LexOrdering::new([PhysicalSortExpr::new_default(a.clone())]).into_iter().collect(),
+        )
+        .with_output_partitioning(Some(Partitioning::Hash(vec![a], 1)))
+        .build();
+        let mut copied = scan.clone();
+        copied.file_groups.clear();
+        let bare = without_files(&scan);
+        assert_ne!(format!("{scan:?}"), format!("{copied:?}"));
+        assert_eq!(format!("{bare:?}"), format!("{copied:?}"));
+        assert_eq!(bare.statistics(), copied.statistics());
+        assert_eq!((bare.limit, bare.batch_size), (Some(3), Some(100)));
+        assert_eq!((bare.preserve_order, &bare.output_ordering), (true, &copied.output_ordering));
+        assert_eq!(format!("{:?}", bare.output_partitioning), format!("{:?}", copied.output_partitioning));
+    }
 }

@@ -20,7 +20,7 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, SessionStateBuilderExt};
 use shoal_data::operators::OperatorCodec;
-use shoal_data::{ImportRoots, ShardStore, Table};
+use shoal_data::{ImportRoots, SegmentName, ShardStore, Table};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::{Channels, QueryPool, TableId};
 
@@ -382,7 +382,23 @@ fn only_scan_bytes(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<u64>> {
 /// that few of its pages are read. One worker is as good as many for that.
 fn is_lookup(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     let is_restricted = plan.exists(|node| Ok(node.is::<FilterExec>()))?;
-    Ok(is_restricted && shards_of(plan)?.len() <= 1)
+    Ok(is_restricted && is_of_one_shard(plan)?)
+}
+
+/// Whether a plan reads one shard at most.
+fn is_of_one_shard(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+    let mut only = None;
+    let has_other = plan.exists(|node| {
+        for file in shard_scan(node).into_iter().flat_map(|scan| &scan.file_groups).flat_map(FileGroup::files)
+        {
+            let SegmentName { table, shard, .. } = segment_of(file)?;
+            if *only.get_or_insert((table, shard)) != (table, shard) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })?;
+    Ok(!has_other)
 }
 
 /// The shards that a plan reads, and the bytes of each.

@@ -6,26 +6,19 @@
 //! A shard's rows come in one order only, whichever replica they are read from,
 //! or they are given when a run over the shard has ended: [`Giving`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
-use datafusion::datasource::source::DataSourceExec;
+use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_expr::{Partitioning, PhysicalExpr};
-use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, replace_children_if_necessary};
-use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::metrics::MetricsSet;
-use datafusion::physical_plan::projection::ProjectionExec;
-use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -36,44 +29,25 @@ use shoal_proto::exchange::QueryOptions;
 use shoal_proto::{Channels, WorkerId};
 use url::Url;
 
+use self::giving::makes_few_of_a_shard;
+use self::shard_files::{bare_scan, files_by_shard, with_files};
 use self::stragglers::Stragglers;
 use self::stream::ShardStream;
 use super::registry::QueryRecord;
-use super::scan_tasks::{scan_bytes, segment_of, shard_scan, without_files};
+use super::scan_tasks::segment_of;
 use super::view::{ShardLoad, View};
 use crate::cluster::Cluster;
 
+mod giving;
+mod shard_files;
 mod stragglers;
 mod stream;
 
-/// Rows of a shard that are kept until all are there, at most: of a query that
-/// asks for the first so many.
-const KEPT_ROWS_MAX: usize = 10_000;
-/// Bytes of them over all shards, by the size of the rows on disk.
-const KEPT_BYTES_MAX: u64 = 16 << 20;
+pub(crate) use giving::{Giving, giving};
+pub(crate) use shard_files::over_one_file;
+
 /// What a shard counts at least, however small: each costs a call.
 const WEIGHT_MIN: f64 = 0.5;
-/// Aggregates whose state is small, however many rows they have seen.
-const SMALL_AGGREGATES: [&str; 18] = [
-    "count",
-    "sum",
-    "avg",
-    "min",
-    "max",
-    "bool_and",
-    "bool_or",
-    "bit_and",
-    "bit_or",
-    "bit_xor",
-    "stddev",
-    "stddev_pop",
-    "var",
-    "var_pop",
-    "covar_samp",
-    "covar_pop",
-    "corr",
-    "approx_distinct",
-];
 
 /// What streams need beside the plan.
 #[derive(Clone)]
@@ -90,140 +64,6 @@ pub(crate) struct StreamContext {
     pub(crate) query: QueryOptions,
     /// Whether operators' metrics are brought back.
     pub(crate) collect_metrics: bool,
-}
-
-/// Whether a query is a scan of one table, row by row: the same rows in the
-/// same order whenever a shard is read.
-///
-/// # Errors
-/// None in practice; those of walking a plan.
-fn is_row_by_row(plan: &LogicalPlan) -> Result<bool> {
-    let mut is_eligible = true;
-    plan.apply(|node| {
-        let is_known = match node {
-            LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) => true,
-            LogicalPlan::TableScan(scan) => scan.fetch.is_none(),
-            _ => false,
-        };
-        is_eligible &= is_known;
-        node.apply_expressions(|expr| {
-            is_eligible &= !has_subquery(expr)? && !expr.is_volatile();
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-        Ok(if is_eligible { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
-    })?;
-    Ok(is_eligible)
-}
-
-/// The shape of a query that can be read shard by shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Giving {
-    /// Rows as they are read: they come in one order, can be given at once, and
-    /// go on elsewhere at the row where they stopped.
-    AsTheyCome,
-    /// Few rows that are made of many (an aggregate, the first of an order):
-    /// given when a run over the shard has ended, and made anew elsewhere.
-    WhenWhole,
-}
-
-/// How a query can be read shard by shard, if it can.
-///
-/// # Errors
-/// None in practice; those of walking a plan.
-pub(crate) fn giving(plan: &LogicalPlan) -> Result<Option<Giving>> {
-    Ok(match is_row_by_row(plan)? {
-        true => Some(Giving::AsTheyCome),
-        false => is_few_of_many(plan)?.then_some(Giving::WhenWhole),
-    })
-}
-
-/// Whether a query makes few rows of one table, with no groups.
-fn is_few_of_many(plan: &LogicalPlan) -> Result<bool> {
-    let mut is_eligible = true;
-    let mut are_few = false;
-    plan.apply(|node| {
-        is_eligible &= match node {
-            LogicalPlan::Projection(_)
-            | LogicalPlan::Filter(_)
-            | LogicalPlan::SubqueryAlias(_)
-            | LogicalPlan::Limit(_) => true,
-            LogicalPlan::TableScan(scan) => scan.fetch.is_none(),
-            LogicalPlan::Aggregate(aggregate) => {
-                are_few = true;
-                aggregate.group_expr.is_empty()
-            }
-            LogicalPlan::Sort(sort) => {
-                let is_short = sort.fetch.is_some_and(|rows| rows <= KEPT_ROWS_MAX);
-                are_few |= is_short;
-                is_short || are_few
-            }
-            _ => false,
-        };
-        node.apply_expressions(|expr| {
-            is_eligible &= !has_subquery(expr)?;
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-        Ok(if is_eligible { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
-    })?;
-    Ok(is_eligible && are_few)
-}
-
-fn has_subquery(expr: &Expr) -> Result<bool> {
-    expr.exists(|part| {
-        Ok(matches!(
-            part,
-            Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_)
-        ))
-    })
-}
-
-/// Whether the plan below the place where partitions meet makes few rows of
-/// one shard, and all that it does can be done shard by shard.
-fn makes_few_of_a_shard(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    let mut are_few = false;
-    let mut rows_kept = 1;
-    let mut node = plan;
-    loop {
-        if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
-            let is_small = aggregate
-                .aggr_expr()
-                .iter()
-                .all(|each| SMALL_AGGREGATES.contains(&each.fun().name()) && !each.is_distinct());
-            if *aggregate.mode() != AggregateMode::Partial || !aggregate.group_expr().is_empty() || !is_small
-            {
-                return false;
-            }
-            are_few = true;
-        } else if let Some(sort) = node.downcast_ref::<SortExec>() {
-            if !sort.preserve_partitioning() || sort.fetch().is_none_or(|rows| rows > KEPT_ROWS_MAX) {
-                return false;
-            }
-            are_few = true;
-            rows_kept = sort.fetch().unwrap_or_default() as u64;
-        } else if let Some(scan) = shard_scan(node) {
-            // Of files in an order of their own a sort may have been left out.
-            return are_few
-                && scan.output_ordering.is_empty()
-                && kept_bytes(scan, rows_kept) <= KEPT_BYTES_MAX;
-        } else if !(node.is::<FilterExec>() || node.is::<ProjectionExec>() || node.is::<CooperativeExec>()) {
-            return false;
-        }
-        match node.children().as_slice() {
-            [only] => node = only,
-            _ => return false,
-        }
-    }
-}
-
-/// Bytes of so many rows of each segment, as they are on disk.
-fn kept_bytes(scan: &FileScanConfig, rows: u64) -> u64 {
-    let files: Vec<&PartitionedFile> = scan.file_groups.iter().flat_map(FileGroup::files).collect();
-    let known = |file: &PartitionedFile| file.statistics.as_ref()?.num_rows.get_value().copied();
-    let of_files: Option<usize> = files.iter().map(|file| known(file)).sum();
-    let of_scan = || scan.statistics().num_rows.get_value().copied();
-    let all_rows = of_files.or_else(of_scan).unwrap_or_default();
-    let row_bytes = scan_bytes(scan) / (all_rows as u64).max(1);
-    row_bytes.max(1) * rows * files.len() as u64
 }
 
 /// A plan in which what is below the place where partitions meet is read shard
@@ -383,76 +223,6 @@ impl ShardStreamsExec {
     pub(crate) fn node_metrics(&self) -> Vec<MetricsSet> {
         self.metrics.lock().clone()
     }
-}
-
-/// The files of the plan's one scan, by shard; none where it has no scan of
-/// shards, or several.
-fn files_by_shard(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<BTreeMap<u32, Vec<PartitionedFile>>>> {
-    let mut shards: BTreeMap<u32, Vec<PartitionedFile>> = BTreeMap::new();
-    let mut scans = 0;
-    plan.apply(|node| {
-        if node.children().is_empty() {
-            scans += 1;
-            match shard_scan(node) {
-                Some(scan) => {
-                    for file in scan.file_groups.iter().flat_map(FileGroup::files) {
-                        shards.entry(segment_of(file)?.shard).or_default().push(file.clone());
-                    }
-                }
-                None => scans += 1,
-            }
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok((scans == 1).then_some(shards))
-}
-
-/// The plan's one scan of shards, without its files: it is copied for each shard,
-/// and they would be, too.
-fn bare_scan(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<FileScanConfig>> {
-    let mut bare = None;
-    plan.apply(|node| {
-        if let Some(scan) = shard_scan(node) {
-            bare = Some(without_files(scan));
-            return Ok(TreeNodeRecursion::Stop);
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(bare)
-}
-
-/// The plan over one of its files: what can be sent of that can be sent of all.
-///
-/// # Errors
-/// None in practice; those of walking a plan.
-pub(crate) fn over_one_file(plan: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-    let Some(bare) = bare_scan(plan)? else { return Ok(Arc::clone(plan)) };
-    let mut first = None;
-    plan.apply(|node| {
-        let groups = shard_scan(node).into_iter().flat_map(|scan| &scan.file_groups);
-        first = groups.flat_map(FileGroup::files).next().cloned();
-        Ok(if first.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
-    })?;
-    with_files(plan, &bare, first.into_iter().collect())
-}
-
-/// The plan over these files only, in this order; its scan is `bare` otherwise.
-fn with_files(
-    plan: &Arc<dyn ExecutionPlan>,
-    bare: &FileScanConfig,
-    files: Vec<PartitionedFile>,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    let mut files = Some(files);
-    let replaced = Arc::clone(plan).transform_up(|node| {
-        if shard_scan(&node).is_none() {
-            return Ok(Transformed::no(node));
-        }
-        let mut scan = bare.clone();
-        scan.file_groups = vec![FileGroup::new(files.take().unwrap_or_default())];
-        scan.output_partitioning = None;
-        Ok(Transformed::yes(DataSourceExec::from_data_source(scan) as Arc<dyn ExecutionPlan>))
-    })?;
-    Ok(replaced.data)
 }
 
 impl fmt::Debug for ShardStreamsExec {

@@ -30,7 +30,9 @@ use shoal_proto::exchange::ReadLog;
 use crate::catalog::TableFacts;
 use crate::sql::ShoalConfig;
 
-use super::pruning::{merged_statistics, segment_statistics, segments_for, segments_of, shards_for, widened};
+use super::pruning::{
+    merged_statistics, segment_statistics, segments_for, segments_of, shards_for, table_statistics, widened,
+};
 
 /// Files that are planned each with its own statistics, at most: those of more take
 /// more memory and time, also on their way to workers, than they can save. What all
@@ -153,16 +155,18 @@ impl TableProvider for ShardTable {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let segments = self.segments(filters, session)?;
-        let ordering = self.ordering();
         // Of the others nothing is asked: filters and sorts are over what is read.
         let columns: Vec<usize> = match projection {
             Some(projection) => projection.clone(),
             None => (0..self.schema.fields().len()).collect(),
         };
         let are_few = segments.len() <= FILES_KNOWN_MAX;
+        // Of a group of files it holds only where it is known of each what is in it.
+        let ordering = if are_few { self.ordering() } else { None };
         let partitions = session.config().target_partitions().max(1);
         let declared = self.layout(session, partitions);
-        let mut groups = vec![FileGroup::default(); partitions];
+        let per_group = segments.len() / partitions;
+        let mut groups: Vec<_> = (0..partitions).map(|_| Vec::with_capacity(per_group)).collect();
         let mut sizes = vec![0_u64; partitions];
         for segment in &segments {
             let file = segment_file(segment);
@@ -187,7 +191,10 @@ impl TableProvider for ShardTable {
         let statistics = match segments.as_slice() {
             [] => empty_statistics(&self.schema),
             segments => {
-                let merged = merged_statistics(segments, &self.schema, &columns)?;
+                let merged = match segments.len() == self.table().segments.len() {
+                    true => table_statistics(&self.facts, &self.schema, &columns)?,
+                    false => merged_statistics(segments, &self.schema, &columns)?,
+                };
                 widened(merged, &self.schema, &columns)
             }
         };
@@ -203,7 +210,7 @@ impl TableProvider for ShardTable {
             source = source.with_parquet_file_reader_factory(Arc::new(readers));
         }
         let scan = FileScanConfigBuilder::new(url, Arc::new(source))
-            .with_file_groups(groups)
+            .with_file_groups(groups.into_iter().map(FileGroup::new).collect())
             .with_output_partitioning(declared)
             .with_statistics(statistics)
             .with_projection_indices(projection.cloned())?
@@ -215,8 +222,10 @@ impl TableProvider for ShardTable {
 
 /// A segment as a file of a scan.
 pub(super) fn segment_file(segment: &Segment) -> PartitionedFile {
+    let name = segment.name().to_string();
     PartitionedFile::new_from_meta(ObjectMeta {
-        location: Path::from(segment.name().to_string()),
+        // Nothing in a name need be escaped.
+        location: Path::parse(&name).unwrap_or_else(|_| Path::from(name)),
         // Segments do not change: what is cached of one stays true.
         last_modified: chrono::DateTime::UNIX_EPOCH,
         size: segment.bytes,

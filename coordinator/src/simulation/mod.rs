@@ -8,8 +8,10 @@
 //!
 //! - `coordinator` is the likeness of the adapters, function by function;
 //! - `worker` is a worker with a disk on which only what is fsynced outlives a crash;
-//! - `agreement` is the log, which is as the consensus promises it;
-//! - `network` and `context` are the time, the links and what is on its way;
+//! - `agreement` is the log, which is as the consensus promises it, and `leadership`
+//!   who leads and what is committed;
+//! - `network` and `context` are the time, the links and what is on its way, and
+//!   `delivery` how that arrives;
 //! - `client` and `faults` are what happens; `checks` is what must be so after
 //!   every step, and `rest` what must be so when nothing goes wrong any more.
 //!
@@ -36,7 +38,9 @@ mod client;
 mod consensus;
 mod context;
 mod coordinator;
+mod delivery;
 mod faults;
+mod leadership;
 mod network;
 mod rest;
 mod trace;

@@ -1,27 +1,27 @@
 //! The `system` schema: what the cluster is and does, usable in any query.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Instant, UNIX_EPOCH};
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, ListBuilder, RecordBatch,
-    StringArray, StringBuilder, StructArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
+    ArrayRef, BooleanArray, StringArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
 };
-use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use shoal_data::{ReplicaCount, Table};
 use shoal_proto::WorkerId;
 use shoal_proto::cluster::ScrubProgress;
 
+use self::columns::{Columns, filled, lists, signed, text, unsigned};
 use crate::Error;
 use crate::catalog::{Coordinator, State, shown_term};
 use crate::cluster::arriving::arriving;
 use crate::cluster::repair::has;
 use crate::cluster::{Cluster, GivenUp};
-use crate::query::{Admission, Certificate, Registry, ResultCache};
+use crate::query::{Admission, Registry, ResultCache};
+
+mod columns;
+mod queries;
 
 /// The schema that holds them.
 pub const SYSTEM_SCHEMA: &str = "system";
@@ -34,8 +34,6 @@ pub struct SystemTables {
     admission: Admission,
     results: ResultCache,
 }
-
-type Columns = Vec<(&'static str, ArrayRef)>;
 
 impl SystemTables {
     /// Tables over what this coordinator knows.
@@ -284,80 +282,6 @@ impl SystemTables {
             ("outdated", number(usage.outdated)),
         ]
     }
-
-    fn queries(&self) -> Columns {
-        let records = self.registry.all();
-        let certificates: Vec<Known> = records.iter().map(|record| record.certificate()).collect();
-        let count =
-            |get: fn(&crate::query::QueryRecord) -> u64| unsigned(records.iter().map(|record| get(record)));
-        let submitted = records.iter().map(|record| {
-            let since = record.submitted_at.duration_since(UNIX_EPOCH).unwrap_or_default();
-            i64::try_from(since.as_micros()).ok()
-        });
-        vec![
-            ("id", text(records.iter().map(|record| record.query.to_string()))),
-            ("state", text(records.iter().map(|record| record.state().name()))),
-            ("user", text(records.iter().map(|record| record.user.as_str()))),
-            ("sql", text(records.iter().map(|record| record.sql.as_str()))),
-            ("submitted_at", Arc::new(submitted.collect::<TimestampMicrosecondArray>().with_timezone("UTC"))),
-            (
-                "elapsed_ms",
-                Arc::new(
-                    records
-                        .iter()
-                        .map(|record| Some((record.elapsed().as_secs_f64() * 1e6).round() / 1e3))
-                        .collect::<Float64Array>(),
-                ),
-            ),
-            (
-                "queue_position",
-                Arc::new(
-                    records
-                        .iter()
-                        .map(|record| record.ticket().map(|ticket| self.admission.place(ticket) as u64))
-                        .collect::<UInt64Array>(),
-                ),
-            ),
-            ("rows", count(|record| record.rows.load(Ordering::Relaxed))),
-            ("bytes", count(|record| record.bytes.load(Ordering::Relaxed))),
-            ("segments", count(|record| record.segments_total.load(Ordering::Relaxed))),
-            ("attempts", count(|record| record.attempts.load(Ordering::Relaxed).into())),
-            (
-                "from_cache",
-                Arc::new(
-                    records
-                        .iter()
-                        .map(|record| Some(record.from_cache.load(Ordering::Relaxed)))
-                        .collect::<BooleanArray>(),
-                ),
-            ),
-            (
-                "lost",
-                Arc::new(records.iter().map(|record| joined(&record.losses())).collect::<StringArray>()),
-            ),
-            ("error", Arc::new(records.iter().map(|record| record.error()).collect::<StringArray>())),
-            (
-                "snapshot",
-                Arc::new(
-                    certificates
-                        .iter()
-                        .map(|known| known.as_ref().map(|known| known.snapshot))
-                        .collect::<UInt64Array>(),
-                ),
-            ),
-            ("workers", worker_lists(&certificates)),
-            ("tables", table_lists(&certificates)),
-        ]
-    }
-}
-
-fn filled(table: &str, columns: Columns) -> Result<RecordBatch, Error> {
-    let columns = columns.into_iter().map(|(name, array)| {
-        let may_be_null = (table, name) != ("coordinators", "coordinator");
-        (name, array, may_be_null)
-    });
-    RecordBatch::try_from_iter_with_nullable(columns)
-        .map_err(|error| Error::Internal(format!("system.{table}: {error}")))
 }
 
 /// `all` by number; `term` is that of the leader that is known here.
@@ -374,48 +298,6 @@ fn coordinators(all: &[Coordinator], term: u64) -> Columns {
         ("is_self", Arc::new(all.iter().map(|it| Some(it.is_self)).collect::<BooleanArray>())),
         ("term", signed(all.iter().map(|_| term))),
     ]
-}
-
-type Known = Option<Arc<Certificate>>;
-
-/// The workers of each query; none where it has no certificate.
-fn worker_lists(certificates: &[Known]) -> ArrayRef {
-    let mut builder = ListBuilder::new(StringBuilder::new());
-    for known in certificates {
-        for worker in known.iter().flat_map(|known| &known.workers) {
-            builder.values().append_value(worker.as_str());
-        }
-        builder.append(known.is_some());
-    }
-    Arc::new(builder.finish())
-}
-
-/// What each query read of which tables; none where it has no certificate.
-fn table_lists(certificates: &[Known]) -> ArrayRef {
-    let tables = || certificates.iter().flatten().flat_map(|known| &known.tables);
-    let columns: Columns = vec![
-        ("table", text(tables().map(|read| read.table.as_str()))),
-        ("segments_planned", unsigned(tables().map(|read| read.segments_planned))),
-        ("segments", unsigned(tables().map(|read| read.segments))),
-        ("rows", unsigned(tables().map(|read| read.rows))),
-    ];
-    let (names, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
-    let fields = names.into_iter().zip(&arrays);
-    let fields: Fields =
-        fields.map(|(name, array)| Field::new(name, array.data_type().clone(), true)).collect();
-    let lengths = certificates.iter().map(|known| known.as_ref().map_or(0, |known| known.tables.len()));
-    let list = ListArray::new(
-        Arc::new(Field::new_list_field(DataType::Struct(fields.clone()), true)),
-        OffsetBuffer::from_lengths(lengths),
-        Arc::new(StructArray::new(fields, arrays, None)),
-        Some(certificates.iter().map(Option::is_some).collect::<Vec<_>>().into()),
-    );
-    Arc::new(list)
-}
-
-/// Lines of text in one; none where there are none.
-fn joined(lines: &[String]) -> Option<String> {
-    (!lines.is_empty()).then(|| lines.join("; "))
 }
 
 fn tables(snapshot: &State) -> Columns {
@@ -482,31 +364,9 @@ fn writes(snapshot: &State) -> Columns {
     ]
 }
 
-fn text<T: AsRef<str>>(values: impl Iterator<Item = T>) -> ArrayRef {
-    Arc::new(values.map(Some).collect::<StringArray>())
-}
-
-fn unsigned(values: impl Iterator<Item = u64>) -> ArrayRef {
-    Arc::new(values.map(Some).collect::<UInt64Array>())
-}
-
-fn signed(values: impl Iterator<Item = u64>) -> ArrayRef {
-    Arc::new(Int64Array::from_iter_values(values.map(|value| i64::try_from(value).unwrap_or(i64::MAX))))
-}
-
-fn lists(values: impl Iterator<Item = Vec<String>>) -> ArrayRef {
-    let mut builder = ListBuilder::new(StringBuilder::new());
-    for value in values {
-        for item in value {
-            builder.values().append_value(item);
-        }
-        builder.append(true);
-    }
-    Arc::new(builder.finish())
-}
-
 #[cfg(test)]
 mod tests {
+    use arrow::datatypes::DataType;
     use arrow::util::pretty::pretty_format_batches;
 
     use super::*;

@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
-use shoal_benches::answer::{FLOAT_TOLERANCE, Numbers};
 use shoal_benches::disk::files_below;
-use shoal_benches::{Answer, Client, ClientError, Cluster, ClusterOptions, Oracle};
+use shoal_benches::{Client, ClientError, Cluster, ClusterOptions};
 use shoal_proto::fault::Step;
 use tokio::task::JoinHandle;
 use tonic::Code;
 
 use crate::fixture::{Obedient, in_time, options, own, session};
 use crate::settled::wait_until_settled;
+
+mod killed;
+mod optimized;
 
 /// Rows of one write.
 const ROWS: i64 = 200;
@@ -25,8 +27,6 @@ const ROWS: i64 = 200;
 const HAPPENS_WITHIN: Duration = Duration::from_secs(180);
 /// How often it is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// How long one try of a write may take: a coordinator may have been killed.
-const TRY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a node's log has for each order that it obeys.
 const OBEYED: &str = "a fault was ordered";
 /// By key, by text with nulls, and in no order at all.
@@ -136,14 +136,6 @@ async fn stalled(obedient: &Obedient) -> JoinHandle<Result<i64, ClientError>> {
     optimizing
 }
 
-async fn wait_until_crashed(cluster: &Cluster, node: &str) {
-    let since = Instant::now();
-    while !cluster.crashed().iter().any(|crashed| crashed == node) {
-        assert!(since.elapsed() < HAPPENS_WITHIN, "{node} still runs");
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
-}
-
 /// Names of the segments that are on a worker's disk.
 fn segments_on(cluster: &Cluster, worker: &str) -> BTreeSet<String> {
     let files = files_below(&cluster.data_dir(worker).unwrap().join("segments"));
@@ -234,7 +226,7 @@ fn many_small_writes_become_few_segments_and_no_query_notices() {
 #[test]
 fn what_takes_more_memory_than_there_is_stays_as_it_is_and_is_told_once() {
     const WRITES: i64 = 12;
-    // Half of it is less than a compaction of anything takes.
+    // A quarter of it is less than a compaction of anything takes.
     let coordinator_args = vec!["--memory-limit=48MiB".to_owned()];
     let cluster = Cluster::start(&ClusterOptions { coordinator_args, ..options(3) }).unwrap();
     let _logs = cluster.show_logs_on_failure();
@@ -261,83 +253,6 @@ fn what_takes_more_memory_than_there_is_stays_as_it_is_and_is_told_once() {
         assert_eq!(client.text(segments).await.unwrap(), before);
         assert_eq!(client.number(told).await.unwrap(), 2);
         check(&mut client, WRITES).await;
-    });
-    assert_eq!(cluster.crashed(), Vec::<String>::new());
-}
-
-/// What is asked of a cluster, and of plain DataFusion.
-const QUESTIONS: [&str; 8] = [
-    "SELECT count(*), sum(k), min(k), max(k), count(DISTINCT w), min(s), max(s) FROM many",
-    "SELECT w, count(*), count(s), count(f), sum(d) FROM many GROUP BY w ORDER BY w",
-    "SELECT k, w, s, d FROM many ORDER BY k LIMIT 100",
-    "SELECT s, k FROM many ORDER BY s, k LIMIT 100",
-    "SELECT count(*) FROM many WHERE f > 1000000",
-    "SELECT count(*) FROM many WHERE s IS NULL AND d IS NULL",
-    "SELECT k, w, s, f, d FROM many WHERE k BETWEEN 7000 AND 9000 ORDER BY k",
-    "SELECT a.k, b.w FROM many a JOIN many b ON a.k = b.k + 1 WHERE a.s = 'row 3' ORDER BY 1",
-];
-
-/// The questions that were answered otherwise than by plain DataFusion.
-async fn differences(client: &mut Client, oracle: &Oracle, table: &str) -> Vec<String> {
-    let mut differences = Vec::new();
-    for question in QUESTIONS {
-        let sql = question.replace("many", table);
-        let expected = oracle.expect(&sql, Numbers::Exact).await.unwrap();
-        let (schema, batches) = in_time(client.query_with_schema(&sql)).await.unwrap();
-        let answer = Answer::new(&schema, &batches, Numbers::Exact).unwrap();
-        let compared = expected.answer.compare(&answer, expected.order.as_deref(), FLOAT_TOLERANCE);
-        differences.extend(compared.err().map(|difference| format!("{sql}: {difference}")));
-    }
-    differences
-}
-
-#[test]
-fn a_table_that_is_optimized_answers_as_before_from_one_segment_a_shard() {
-    const WRITES: i64 = 9;
-    let obedient = when_asked(1);
-    let cluster = &obedient.cluster;
-    let _logs = cluster.show_logs_on_failure();
-    run(async {
-        let oracle = Oracle::new(2);
-        let mut client = session(cluster).await;
-        for (table, layout) in LAYOUTS {
-            oracle.run(&create(table, layout)).await.unwrap();
-            client.update(&create(table, layout)).await.unwrap();
-            for write in 0..WRITES {
-                oracle.run(&insert(table, write)).await.unwrap();
-                client.update(&insert(table, write)).await.unwrap();
-            }
-            assert_eq!(differences(&mut client, &oracle, table).await, Vec::<String>::new());
-        }
-        assert!(most_segments(&mut client).await >= 3, "there is nothing to compact");
-        let rows_of_shards =
-            "SELECT \"table\" || ' ' || shard || ' ' || \"rows\" FROM system.shards ORDER BY 1";
-        let rows_before = client.text(rows_of_shards).await.unwrap();
-        for (table, _) in LAYOUTS {
-            assert_eq!(in_time(client.update(&format!("OPTIMIZE TABLE public.{table}"))).await.unwrap(), 0);
-            let notices = client.notices().await.unwrap();
-            assert!(notices.len() == 1 && notices[0].contains(&format!("public.{table},")), "{notices:?}");
-            assert_eq!(differences(&mut client, &oracle, table).await, Vec::<String>::new());
-        }
-        assert_eq!(most_segments(&mut client).await, 1);
-        // Whatever deals rows to shards has no part in it.
-        assert_eq!(client.text(rows_of_shards).await.unwrap(), rows_before);
-        client.update("OPTIMIZE TABLE many").await.unwrap();
-        assert_eq!(client.notices().await.unwrap(), ["nothing to compact in public.many"]);
-        wait_until_settled(cluster, 3).await;
-        for (table, _) in LAYOUTS {
-            assert_eq!(differences(&mut client, &oracle, table).await, Vec::<String>::new());
-        }
-
-        client.update("CREATE VIEW seen AS SELECT k FROM many").await.unwrap();
-        for (sql, why) in [
-            ("OPTIMIZE TABLE seen", "is a view"),
-            ("OPTIMIZE TABLE mny", "Did you mean `public.many`"),
-            ("OPTIMIZE TABLE nowhere.many", "not found"),
-        ] {
-            let error = client.update(sql).await.unwrap_err();
-            assert!(error.message.contains(why), "{sql}: {error}");
-        }
     });
     assert_eq!(cluster.crashed(), Vec::<String>::new());
 }
@@ -433,109 +348,6 @@ fn what_happens_to_a_table_while_it_is_compacted_counts() {
         }
     });
     assert_eq!(cluster.crashed(), Vec::<String>::new());
-}
-
-#[test]
-fn a_worker_killed_at_any_step_of_a_compaction_costs_no_row_and_no_copy() {
-    let obedient = when_asked(1);
-    let cluster = &obedient.cluster;
-    let _logs = cluster.show_logs_on_failure();
-    run(async {
-        let mut client = cluster.connect().await.unwrap();
-        let mut writes = 0;
-        for (index, step) in Step::OF_WORKER.into_iter().enumerate() {
-            let victim = format!("worker-{}", index % 3 + 1);
-            eprintln!("{victim} is killed at {}", step.name());
-            make_many(&mut client, writes..writes + 3).await;
-            writes += 3;
-            wait_until_settled(cluster, 3).await;
-            order(&obedient, &victim, step, "kill");
-            let optimized = optimizing(cluster).await;
-            wait_until_crashed(cluster, &victim).await;
-            obedient.order("");
-            match optimized.await.unwrap() {
-                Ok(_) => {}
-                Err(error) => assert_eq!(error.code, Code::Unavailable, "{error}"),
-            }
-            check(&mut client, writes).await;
-            // Whatever was compacted has all of its copies, also on the one that is away.
-            let fewer = "SELECT count(*) FROM system.segments WHERE array_length(replicas) < 3";
-            assert_eq!(client.number(fewer).await.unwrap(), 0, "{}", step.name());
-            cluster.restart(&victim).unwrap();
-            cluster.wait_until_joined(3).unwrap();
-            wait_until_settled(cluster, 3).await;
-            check(&mut client, writes).await;
-            in_time(client.update("OPTIMIZE TABLE many")).await.unwrap();
-            assert_eq!(most_segments(&mut client).await, 1, "{}", step.name());
-            check(&mut client, writes).await;
-        }
-        // One that dies when all is staged has what is then committed.
-        make_many(&mut client, writes..writes + 3).await;
-        let optimized = stalled(&obedient).await;
-        cluster.kill("worker-2").unwrap();
-        obedient.order("");
-        optimized.await.unwrap().unwrap();
-        check(&mut client, writes + 3).await;
-        cluster.restart("worker-2").unwrap();
-        cluster.wait_until_joined(3).unwrap();
-        wait_until_settled(cluster, 3).await;
-        check(&mut client, writes + 3).await;
-    });
-}
-
-/// Writes through any coordinator that takes it, under one id.
-async fn write(cluster: &Cluster, write: i64) {
-    let since = Instant::now();
-    let names = cluster.coordinator_names();
-    for name in names.iter().cycle() {
-        let sending = async {
-            let mut client = Client::connect(&cluster.url_of(name).unwrap()).await?;
-            client.flight().set_header("shoal-write-id", format!("many-{write}"));
-            client.update(&insert("many", write)).await
-        };
-        match tokio::time::timeout(TRY_TIMEOUT, sending).await {
-            Ok(Ok(rows)) => return assert_eq!(rows, ROWS),
-            Ok(Err(error)) => assert!(since.elapsed() < HAPPENS_WITHIN, "write {write}: {error}"),
-            Err(_) => assert!(since.elapsed() < HAPPENS_WITHIN, "write {write}: no answer"),
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
-}
-
-#[test]
-fn a_leader_killed_while_it_compacts_leaves_it_to_the_next_one() {
-    let obedient = Obedient::start(ClusterOptions { coordinators: 3, ..options(3) });
-    let cluster = &obedient.cluster;
-    let _logs = cluster.show_logs_on_failure();
-    run(async {
-        cluster.connect().await.unwrap().update(&create(LAYOUTS[0].0, LAYOUTS[0].1)).await.unwrap();
-        let mut writes = 0;
-        for step in Step::OF_COMPACTION {
-            let leader = cluster.leader().unwrap();
-            eprintln!("{leader} leads, and is killed at {}", step.name());
-            order(&obedient, &leader, step, "kill");
-            // More than a shard may keep: one of them is due in any case.
-            for _ in 0..16 {
-                write(cluster, writes).await;
-                writes += 1;
-            }
-            wait_until_crashed(cluster, &leader).await;
-            obedient.order("");
-            let survivor = cluster.coordinator_names().into_iter().find(|name| *name != leader).unwrap();
-            let mut client = cluster.connect_to(&survivor).await.unwrap();
-            check(&mut client, writes).await;
-            wait_until_few(&mut client, 10).await;
-            check(&mut client, writes).await;
-            cluster.restart(&leader).unwrap();
-            cluster.wait_until_voting(3).unwrap();
-            cluster.wait_until_joined(3).unwrap();
-            for name in cluster.coordinator_names() {
-                check(&mut cluster.connect_to(&name).await.unwrap(), writes).await;
-            }
-            // What the dead one had staged is gone, too.
-            wait_until_settled(cluster, 3).await;
-        }
-    });
 }
 
 #[test]

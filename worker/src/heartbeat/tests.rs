@@ -7,17 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::join_all;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
-use shoal_data::shard_store::{LocalSegments, ReportDamage};
-use shoal_data::{DataDir, SegmentName};
+use shoal_data::DataDir;
+use shoal_data::shard_store::LocalSegments;
+use shoal_proto::ErrorCode;
 use shoal_proto::cluster::cluster_server::{Cluster, ClusterServer};
-use shoal_proto::cluster::{Beat, FetchRequest, JoinReply, JoinRequest, LocateReply, LocateRequest, Orders};
+use shoal_proto::cluster::{Beat, JoinReply, JoinRequest, LocateReply, LocateRequest, Orders};
 use shoal_proto::server::{self, Incoming};
-use shoal_proto::{ErrorCode, SegmentId, TableId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -25,13 +24,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
-use crate::drain::until_drained;
 use crate::identity::Identity;
 
 /// Some time for a busy machine.
 const SOON: Duration = Duration::from_secs(20);
-/// Some beats, and less than a coordinator may be silent.
-const SILENT: Duration = Duration::from_millis(500);
 
 /// From where on a coordinator hears everything and answers nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -332,228 +328,5 @@ async fn a_coordinator_that_asks_is_told_anew_on_the_same_stream() {
     assert_eq!((of(&curious), of(&other)), ((2, 1), (1, 1)));
 }
 
-/// A segment that is here already, as a coordinator orders it.
-fn held(dir: &Arc<SegmentDir>) -> FetchRequest {
-    let bytes = Bytes::from_static(b"0123");
-    let name = SegmentName { table: TableId(3), shard: 0, segment: SegmentId::random() };
-    let crc32c = crc32c::crc32c(&bytes);
-    let mut staging = dir.stage(name, 4, crc32c).unwrap();
-    staging.write(&bytes).unwrap();
-    staging.finish().unwrap();
-    FetchRequest { name: name.to_string(), bytes: 4, crc32c, ..FetchRequest::default() }
-}
-
-#[tokio::test]
-async fn what_one_coordinator_orders_is_told_to_all() {
-    let coordinators = [Coordinator::default(), Coordinator::default()];
-    let seeds = [coordinators[0].start().await, coordinators[1].start().await];
-    let root = tempfile::tempdir().unwrap();
-    let parts = parts(root.path(), &seeds);
-    let request = held(&parts.dir);
-    let _heartbeat = Heartbeat::start(parts).unwrap();
-    for coordinator in &coordinators {
-        coordinator.beaten_at().await;
-    }
-    let name = request.name.clone();
-    coordinators[0].orders.lock().push_back(Orders { fetch: vec![request], ..Orders::default() });
-    let told = |it: &Coordinator| {
-        let heard = it.heard.lock();
-        heard.beats.iter().flat_map(|beat| &beat.fetched).filter(|fetched| **fetched == name).count()
-    };
-    for coordinator in &coordinators {
-        eventually("the copy is told", || told(coordinator) > 0).await;
-        coordinator.beaten_at().await;
-        assert_eq!(told(coordinator), 1);
-        assert_eq!(coordinator.heard.lock().joins[0].held[0].name, name);
-    }
-}
-
-#[tokio::test]
-async fn a_coordinator_of_an_older_term_removes_nothing() {
-    let (behind, newest) = (Coordinator::default(), Coordinator::default());
-    let seeds = [behind.start().await, newest.start().await];
-    let root = tempfile::tempdir().unwrap();
-    let parts = parts(root.path(), &seeds);
-    let (dir, name) = (Arc::clone(&parts.dir), held(&parts.dir).name);
-    let _heartbeat = Heartbeat::start(parts).unwrap();
-    let removes_in = |term| Orders { term, discard: vec![name.clone()], ..Orders::default() };
-    newest.orders.lock().push_back(Orders { term: 3, ..Orders::default() });
-    newest.beaten_at().await;
-    behind.orders.lock().push_back(removes_in(2));
-    behind.beaten_at().await;
-    assert_eq!(dir.held().len(), 1);
-    behind.orders.lock().push_back(removes_in(3));
-    eventually("it is removed", || dir.held().is_empty()).await;
-}
-
-#[tokio::test]
-async fn what_was_ordered_before_the_worker_told_what_is_here_is_not_removed() {
-    let coordinator = Coordinator::default();
-    let seeds = [coordinator.start().await];
-    let root = tempfile::tempdir().unwrap();
-    let parts = parts(root.path(), &seeds);
-    let (dir, replicator) = (Arc::clone(&parts.dir), parts.replicator.clone());
-    let name = held(&dir).name;
-    let _heartbeat = Heartbeat::start(parts).unwrap();
-    coordinator.beaten_at().await;
-    // As if it had come after what was told first.
-    replicator.staged_for_nobody(0);
-    eventually("a second join", || coordinator.counts().0 == 2).await;
-    let numbers: Vec<u64> = coordinator.heard.lock().joins.iter().map(|join| join.number).collect();
-    assert_eq!(numbers, [1, 2]);
-    let removes_after = |after_join| Orders { after_join, discard: vec![name.clone()], ..Orders::default() };
-    coordinator.orders.lock().push_back(removes_after(1));
-    coordinator.beaten_at().await;
-    assert_eq!(dir.held().len(), 1);
-    coordinator.orders.lock().push_back(removes_after(2));
-    eventually("it is removed", || dir.held().is_empty()).await;
-}
-
-#[tokio::test]
-async fn a_damaged_segment_is_told_to_all_on_the_same_streams() {
-    let coordinators = [Coordinator::default(), Coordinator::default()];
-    let seeds = [coordinators[0].start().await, coordinators[1].start().await];
-    let root = tempfile::tempdir().unwrap();
-    let parts = parts(root.path(), &seeds);
-    let (replicator, name) = (parts.replicator.clone(), held(&parts.dir).name);
-    let _heartbeat = Heartbeat::start(parts).unwrap();
-    for coordinator in &coordinators {
-        coordinator.beaten_at().await;
-    }
-    replicator.damaged(&name.parse().unwrap(), &std::io::Error::other("rot"));
-    for coordinator in &coordinators {
-        eventually("a second join", || coordinator.counts().0 == 2).await;
-        coordinator.beaten_at().await;
-        let (joins, streams, _) = coordinator.counts();
-        assert_eq!((joins, streams), (2, 1));
-        let held: Vec<_> = coordinator.heard.lock().joins.iter().map(|join| join.held[0].bytes).collect();
-        assert_eq!(held, [4, 0]);
-    }
-}
-
-#[tokio::test]
-async fn who_leads_says_when_a_worker_is_drained() {
-    let (behind, newest) = (Coordinator::default(), Coordinator::default());
-    let seeds = [behind.start().await, newest.start().await];
-    let (_root, heartbeat) = started(&seeds);
-    for coordinator in [&behind, &newest] {
-        coordinator.beaten_at().await;
-    }
-    assert_eq!(heartbeat.drain_word(), DrainWord::default());
-    heartbeat.drain();
-    let is_asked = |it: &Coordinator| it.heard.lock().beats.last().is_some_and(|beat| beat.drain);
-    for coordinator in [&behind, &newest] {
-        eventually("it is asked for a drain", || is_asked(coordinator)).await;
-        assert!(!coordinator.heard.lock().joins[0].drain, "it was asked before");
-    }
-    // It asks on when it joins again, too.
-    newest.orders.lock().push_back(Orders { report: true, ..Orders::default() });
-    eventually("a second join", || newest.counts().0 == 2).await;
-    assert!(newest.heard.lock().joins[1].drain);
-
-    let says = |it: &Coordinator, term: u64, drained: bool, lacks: &str| {
-        let orders = Orders { term, drained, drain_lacks: lacks.to_owned(), ..Orders::default() };
-        *it.orders.lock() = vec![orders; 10_000].into();
-    };
-    let word = |is_done: bool, lacks: &str| DrainWord { is_done, lacks: lacks.to_owned(), closing: 0 };
-    says(&newest, 3, false, "");
-    newest.beaten_at().await;
-    says(&behind, 2, true, "");
-    behind.beaten_at().await;
-    behind.beaten_at().await;
-    assert_eq!(heartbeat.drain_word(), DrainWord::default(), "a coordinator of an older term is believed");
-    says(&behind, 2, false, "");
-    says(&newest, 3, false, "a worker");
-    eventually("it is told what is missing", || heartbeat.drain_word() == word(false, "a worker")).await;
-    says(&newest, 3, true, "");
-    eventually("it is told that it is drained", || heartbeat.drain_word() == word(true, "")).await;
-    says(&newest, 3, false, "");
-    eventually("that is taken back", || heartbeat.drain_word() == DrainWord::default()).await;
-}
-
-/// From now on says of a worker that it is drained, or that it is not.
-fn say_drained(coordinator: &Coordinator, drained: bool) {
-    let orders = Orders { drained, ..Orders::default() };
-    *coordinator.orders.lock() = vec![orders; 10_000].into();
-}
-
-#[tokio::test]
-async fn a_word_from_before_a_worker_took_no_more_lets_it_not_go() {
-    let coordinator = Coordinator::default();
-    let seeds = [coordinator.start().await];
-    let (_root, heartbeat) = started(&seeds);
-    say_drained(&coordinator, true);
-    eventually("it is told that it is drained", || heartbeat.drain_word().is_done).await;
-    // Something was placed there since, and the worker does not know it yet.
-    say_drained(&coordinator, false);
-    assert!(!heartbeat.is_let_go(Duration::from_millis(500)).await, "an old word is believed");
-    say_drained(&coordinator, true);
-    assert!(heartbeat.is_let_go(SOON).await);
-}
-
-#[tokio::test]
-async fn a_worker_that_is_drained_waits_for_what_is_being_written_and_takes_no_more() {
-    let coordinator = Coordinator::default();
-    let seeds = [coordinator.start().await];
-    let root = tempfile::tempdir().unwrap();
-    let parts = parts(root.path(), &seeds);
-    let dir = Arc::clone(&parts.dir);
-    let heartbeat = Heartbeat::start(parts).unwrap();
-    say_drained(&coordinator, true);
-    eventually("it is told that it is drained", || heartbeat.drain_word().is_done).await;
-    let name = SegmentName { table: TableId(3), shard: 0, segment: SegmentId::random() };
-    let written = dir.stage(name, 0, 0).unwrap();
-    let draining = until_drained(&heartbeat, &dir);
-    tokio::pin!(draining);
-    let early = tokio::time::timeout(Duration::from_secs(1), &mut draining).await;
-    assert!(early.is_err(), "it does not wait");
-    written.finish().unwrap();
-    let early = tokio::time::timeout(Duration::from_secs(1), &mut draining).await;
-    assert!(early.is_err(), "a write may count on what is here");
-    dir.remove(&name).unwrap();
-    tokio::time::timeout(SOON, draining).await.expect("still waited for").unwrap();
-    assert_eq!(dir.stage(name, 0, 0).unwrap_err().code(), ErrorCode::Stopping);
-}
-
-#[tokio::test]
-async fn whoever_leaves_waits_until_all_that_are_connected_know() {
-    let coordinators = [Coordinator::default(), Coordinator::default()];
-    let mute = Coordinator::mute_from(MuteFrom::Join);
-    let seeds = [coordinators[0].start().await, mute.start().await, coordinators[1].start().await];
-    let (_root, heartbeat) = started(&seeds);
-    for coordinator in &coordinators {
-        coordinator.beaten_at().await;
-    }
-    let before = Instant::now();
-    heartbeat.leave(SOON).await;
-    assert!(before.elapsed() < SOON / 2, "a coordinator that is not connected is waited for");
-    for coordinator in &coordinators {
-        assert!(coordinator.heard.lock().beats.iter().any(|beat| beat.leaving));
-    }
-}
-
-#[tokio::test]
-async fn copies_that_are_ordered_unasked_are_made_and_answer_no_wish() {
-    let coordinator = Coordinator::default();
-    let seeds = [coordinator.start().await];
-    let root = tempfile::tempdir().unwrap();
-    let parts = parts(root.path(), &seeds);
-    let request = held(&parts.dir);
-    let name = request.name.clone();
-    let heartbeat = Heartbeat::start(parts).unwrap();
-    coordinator.beaten_at().await;
-    let unasked = Orders { fetch: vec![request], unasked: true, ..Orders::default() };
-    coordinator.send(unasked.clone());
-    let is_told = || {
-        let heard = coordinator.heard.lock();
-        heard.beats.iter().any(|beat| beat.fetched.contains(&name))
-    };
-    eventually("the copy is told", is_told).await;
-    // From here on it answers no beat.
-    coordinator.is_mute.store(true, Ordering::Relaxed);
-    coordinator.beaten_at().await;
-    heartbeat.wishes.leave.cancel();
-    coordinator.send(unasked);
-    let all_told = tokio::time::timeout(SILENT, heartbeat.coordinators.all_told()).await;
-    assert!(all_told.is_err(), "orders that were on their way are taken for the answer");
-}
+mod drains;
+mod segments;

@@ -3,8 +3,10 @@
 use std::fs;
 
 use futures::future::join_all;
+use openraft::BasicNode;
 use shoal_proto::TableId;
 
+use super::start::LOG_KEPT;
 use super::*;
 use crate::catalog::state::tests::{commit, create, segment, table};
 

@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
-use openraft::ServerState;
+use openraft::metrics::RaftServerMetrics;
+use openraft::{BasicNode, ServerState};
 use shoal_proto::{ErrorCode, Failure};
 use tokio::time::timeout;
 
 use super::core::{Answer, Coordinator, Core};
-use super::peers::Call;
-use super::types::CoordinatorId;
+use super::types::{CoordinatorId, LeaderId};
+
+type Metrics = RaftServerMetrics<CoordinatorId, BasicNode>;
 
 /// How long all of it may take. Nobody waits for more than that would cost.
 const HANDOVER_MAX: Duration = Duration::from_secs(2);
@@ -70,9 +72,9 @@ impl Core {
         let mut turn = 0;
         loop {
             if let Some(heir) = heirs.get(turn % heirs.len().max(1)) {
-                let to = (Some(heir.id), heir.address.as_str());
-                let asked: Result<Answer<()>, Failure> =
-                    self.peers.call(to, Call::Elect, &self.me, ANSWER_MAX).await;
+                let term = metrics.borrow().vote.leader_id.term;
+                let (to, leader) = ((heir.id, heir.address.as_str()), LeaderId::new(term, self.me));
+                let asked = self.peers.elect(to, leader, ANSWER_MAX).await;
                 if !matches!(asked, Ok(Answer::Done(()))) {
                     turn += 1;
                 }
@@ -88,18 +90,54 @@ impl Core {
         }
     }
 
-    /// Asks for votes in place of `leader`: one that stops and wants it, or one that a
-    /// majority misses.
+    /// Asks for votes in place of `leader`, as it leads in this term (0: not said): one
+    /// that stops and wants it, or one that a majority misses.
     ///
     /// # Errors
     /// `Unavailable` where this one is stopping.
-    pub async fn elect_here(&self, leader: CoordinatorId) -> Result<Answer<()>, Failure> {
-        let known = self.raft.metrics().borrow().current_leader;
-        if known.is_none_or(|known| known == leader) {
+    pub async fn elect_here(&self, leader: CoordinatorId, term: u64) -> Result<Answer<()>, Failure> {
+        let may_lead = may_lead(&self.raft.server_metrics().borrow(), leader, term);
+        if may_lead {
             tracing::info!(leader, "the leader stops or is gone: this coordinator was asked to lead");
             let begun = self.raft.trigger().elect().await;
             begun.map_err(|error| Failure::new(ErrorCode::Unavailable, error.to_string()))?;
         }
         Ok(Answer::Done(()))
+    }
+}
+
+/// Whether this leader may still lead in that term, as far as this coordinator knows:
+/// a call that comes late does not depose one that was elected since.
+fn may_lead(now: &Metrics, leader: CoordinatorId, term: u64) -> bool {
+    // One of an older version does not say which term it means.
+    let is_past = term != 0 && now.vote.committed && now.vote.leader_id.term > term;
+    now.current_leader.is_none_or(|known| known == leader && !is_past)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::raft::types::Vote;
+
+    #[test]
+    fn a_late_call_deposes_nobody_who_was_elected_since() {
+        let told = |vote: Vote| {
+            let current_leader = vote.committed.then_some(vote.leader_id.node_id);
+            Metrics { id: 3, vote, current_leader, ..Metrics::default() }
+        };
+        for (vote, term, expected) in [
+            (Vote::new_committed(5, 1), 5, true),
+            // What is told here is behind.
+            (Vote::new_committed(4, 1), 5, true),
+            (Vote::new_committed(7, 1), 5, false),
+            (Vote::new_committed(7, 1), 0, true),
+            (Vote::new_committed(5, 2), 5, false),
+            (Vote::new_committed(5, 2), 0, false),
+            // Nobody leads, also where one asked for votes before and did not get them.
+            (Vote::new(6, 3), 5, true),
+            (Vote::new(6, 2), 5, true),
+        ] {
+            assert_eq!(may_lead(&told(vote), 1, term), expected, "{vote} in term {term}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::storage::RaftStateMachine;
-use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError};
+use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use shoal_data::Segment;
@@ -195,7 +195,8 @@ impl Machine {
         let applied = Applied::new(Arc::clone(&published.state.borrow()));
         let mut machine = Self { applied, published, file, first: None };
         if let Some(snapshot) = snapshot {
-            machine.replace(&snapshot.meta, &snapshot.data)?;
+            let unpacked = Unpacked::of(&snapshot.data, &machine.applied.state)?;
+            machine.replace(&snapshot.meta, unpacked);
             machine.first = Some(snapshot);
             // Nothing reads them after a restart; workers are told when they join.
             machine.published.dropped.lock().clear();
@@ -231,17 +232,10 @@ impl Machine {
         Ok(())
     }
 
-    fn replace(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), Error> {
-        let (state, recent) = State::from_bytes(data)?;
-        let gone = gone(&self.applied.state, &state);
-        self.applied = Applied {
-            state: Arc::new(state),
-            recent,
-            last: meta.last_log_id,
-            membership: meta.last_membership.clone(),
-        };
+    fn replace(&mut self, meta: &SnapshotMeta, Unpacked { state, recent, gone }: Unpacked) {
+        self.applied =
+            Applied { state, recent, last: meta.last_log_id, membership: meta.last_membership.clone() };
         self.publish(gone);
-        Ok(())
     }
 
     /// Shows the state to everybody, and what it does not have any more.
@@ -261,6 +255,22 @@ impl Machine {
         let position = |last: LogId| Position { entries: last.index + 1, term: term_of(&last.leader_id) };
         let applied = self.applied.last.map(position).unwrap_or_default();
         self.published.applied.send_replace(applied);
+    }
+}
+
+/// What a snapshot says.
+struct Unpacked {
+    state: Arc<State>,
+    recent: Recent,
+    /// Segments that the state before has, and this one does not.
+    gone: Vec<Arc<Segment>>,
+}
+
+impl Unpacked {
+    fn of(data: &[u8], before: &State) -> Result<Self, Error> {
+        let (state, recent) = State::from_bytes(data)?;
+        let gone = gone(before, &state);
+        Ok(Self { state: Arc::new(state), recent, gone })
     }
 }
 
@@ -327,10 +337,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), StorageError> {
         self.first = None;
-        let data = snapshot.into_inner();
-        self.replace(meta, &data)
-            .map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
-        keep(&self.file, KeptSnapshot { meta: meta.clone(), data: data.into() }).await
+        let data = Bytes::from(snapshot.into_inner());
+        let failed =
+            |error: AnyError| StorageIOError::<CoordinatorId>::read_snapshot(Some(meta.signature()), error);
+        // It may take seconds, and the leader is to be heard meanwhile.
+        let (bytes, before) = (data.clone(), Arc::clone(&self.applied.state));
+        let unpacked = tokio::task::spawn_blocking(move || Unpacked::of(&bytes, &before)).await;
+        let unpacked = unpacked.map_err(|error| failed(AnyError::new(&error)))?;
+        self.replace(meta, unpacked.map_err(|error| failed(AnyError::new(&error)))?);
+        keep(&self.file, KeptSnapshot { meta: meta.clone(), data }).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
@@ -362,13 +377,12 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             last_membership: membership,
             snapshot_id: format!("{}-{}", last.map_or(0, |last| last.index), Uuid::new_v4().simple()),
         };
-        let failed = |error: openraft::AnyError| {
-            StorageIOError::<CoordinatorId>::write_snapshot(Some(meta.signature()), error)
-        };
+        let failed =
+            |error: AnyError| StorageIOError::<CoordinatorId>::write_snapshot(Some(meta.signature()), error);
         // It may take seconds, and the log goes on.
         let encoded = tokio::task::spawn_blocking(move || state.to_bytes(&recent)).await;
-        let encoded = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?;
-        let data: Bytes = encoded.map_err(|error| failed(openraft::AnyError::new(&error)))?.into();
+        let encoded = encoded.map_err(|error| failed(AnyError::new(&error)))?;
+        let data: Bytes = encoded.map_err(|error| failed(AnyError::new(&error)))?.into();
         // What is given to the file must be written, and holds up the log until then.
         while !disk::has_room_for(self.file.path(), 2 * data.len() as u64) {
             tokio::time::sleep(ROOM_RETRY).await;

@@ -19,7 +19,8 @@ use shoal_proto::consensus::consensus_client::ConsensusClient;
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::types::{CoordinatorId, LogId, TypeConfig, Vote};
+use super::core::Answer;
+use super::types::{CoordinatorId, LeaderId, LogId, TypeConfig, Vote};
 
 /// How often a coordinator that cannot be reached is tried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
@@ -81,22 +82,38 @@ impl Peers {
         request: &impl Serialize,
         limit: Duration,
     ) -> Result<T, Failure> {
-        let json = serde_json::to_vec(request).map_err(|error| unreadable(&error))?;
-        self.send((to, address), call, (json, Vec::new()), limit).await
+        let message = message(request).map_err(|error| unreadable(&error))?;
+        self.send((to, address), call, message, limit).await
+    }
+
+    /// Asks the coordinator of this number to ask for votes in place of a leader.
+    ///
+    /// # Errors
+    /// As [`Peers::call`].
+    pub async fn elect(
+        &self,
+        (to, address): (CoordinatorId, &str),
+        leader: LeaderId,
+        limit: Duration,
+    ) -> Result<Answer<()>, Failure> {
+        // Older versions know the number only.
+        let message = message(&leader.node_id).map_err(|error| unreadable(&error))?;
+        let message = Payload { term: leader.term, ..message };
+        self.send((Some(to), address), Call::Elect, message, limit).await
     }
 
     async fn send<T: DeserializeOwned>(
         &self,
         (to, address): (Option<CoordinatorId>, &str),
         call: Call,
-        (json, data): (Vec<u8>, Vec<u8>),
+        message: Payload,
         limit: Duration,
     ) -> Result<T, Failure> {
         let mut client = ConsensusClient::new(self.channels.get(address)?)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let to = to.unwrap_or_default();
-        let payload = Payload { cluster: self.cluster.clone(), json: json.into(), to, data: data.into() };
+        let payload = Payload { cluster: self.cluster.clone(), to, ..message };
         let asked = async {
             match call {
                 Call::Append => client.append(payload).await,
@@ -128,6 +145,11 @@ impl Peers {
             )
         })
     }
+}
+
+/// What is asked, for whoever it will be sent to.
+fn message(request: &impl Serialize) -> Result<Payload, serde_json::Error> {
+    Ok(Payload { json: serde_json::to_vec(request)?.into(), ..Payload::default() })
 }
 
 fn unreadable(error: &serde_json::Error) -> Failure {
@@ -176,7 +198,7 @@ impl Peer {
     async fn ask<T: DeserializeOwned, E: std::error::Error + DeserializeOwned>(
         &self,
         call: Call,
-        message: (Vec<u8>, Vec<u8>),
+        message: Payload,
         limit: Duration,
     ) -> Result<T, Failed<E>> {
         ask(&self.peers, (self.target, &self.address), call, message, limit).await
@@ -187,7 +209,7 @@ impl Peer {
         request: &AppendEntriesRequest<TypeConfig>,
         last: LogId,
     ) -> Result<UnderWay, NetworkError> {
-        let message = (encode(request)?, Vec::new());
+        let message = encode(request)?;
         let (peers, target, address) = (self.peers.clone(), self.target, self.address.clone());
         let asking = async move { ask(&peers, (target, &address), Call::Append, message, APPEND_MAX).await };
         let answer = AbortOnDropHandle::new(tokio::spawn(asking));
@@ -199,7 +221,7 @@ async fn ask<T: DeserializeOwned, E: std::error::Error + DeserializeOwned>(
     peers: &Peers,
     (target, address): (CoordinatorId, &str),
     call: Call,
-    message: (Vec<u8>, Vec<u8>),
+    message: Payload,
     limit: Duration,
 ) -> Result<T, Failed<E>> {
     let answer: Result<Result<T, RaftError<CoordinatorId, E>>, Failure> =
@@ -211,8 +233,8 @@ async fn ask<T: DeserializeOwned, E: std::error::Error + DeserializeOwned>(
     }
 }
 
-fn encode(request: &impl Serialize) -> Result<Vec<u8>, NetworkError> {
-    serde_json::to_vec(request).map_err(|error| NetworkError::new(&error))
+fn encode(request: &impl Serialize) -> Result<Payload, NetworkError> {
+    message(request).map_err(|error| NetworkError::new(&error))
 }
 
 impl RaftNetwork<TypeConfig> for Peer {
@@ -225,7 +247,7 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Appended {
         let Some(last) = request.entries.last().map(|entry| entry.log_id) else {
             // It only says that there is a leader, and need not wait.
-            return self.ask(Call::Append, (encode(&request)?, Vec::new()), option.hard_ttl()).await;
+            return self.ask(Call::Append, encode(&request)?, option.hard_ttl()).await;
         };
         let under_way = match self.under_way.take().filter(|under_way| under_way.is_of(&request)) {
             Some(under_way) => under_way,
@@ -250,7 +272,8 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<InstallSnapshotResponse<CoordinatorId>, Failed<InstallSnapshotError>> {
         // As JSON each byte would be a number of up to three digits.
         let data = std::mem::take(&mut request.data);
-        self.ask(Call::InstallSnapshot, (encode(&request)?, data), option.hard_ttl()).await
+        let message = Payload { data: data.into(), ..encode(&request)? };
+        self.ask(Call::InstallSnapshot, message, option.hard_ttl()).await
     }
 
     async fn vote(
@@ -258,7 +281,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: VoteRequest<CoordinatorId>,
         option: RPCOption,
     ) -> Result<VoteResponse<CoordinatorId>, Failed<Infallible>> {
-        self.ask(Call::Vote, (encode(&request)?, Vec::new()), option.hard_ttl()).await
+        self.ask(Call::Vote, encode(&request)?, option.hard_ttl()).await
     }
 
     fn backoff(&self) -> Backoff {

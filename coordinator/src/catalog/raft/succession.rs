@@ -5,6 +5,7 @@
 //! It only decides when that is done: the log is right without it, and where it
 //! comes to nothing openraft's own timers do the same, later.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ const PROBES_MIN: u32 = 2;
 /// A leader that may only be starved of its processor is silent for so long before
 /// it is gone; openraft's timers wait for 1.2 s at least.
 const SILENCE_MAX: Duration = Duration::from_millis(1_100);
+/// So many leaders are remembered: while one is looked for another one may be
+/// followed already.
+const LEADERS_MAX: usize = 4;
 /// How long the others may take to say whether they miss it.
 const ASK_MAX: Duration = Duration::from_millis(500);
 /// How long somebody who has begun to ask for votes may take to lead.
@@ -77,26 +81,28 @@ pub struct Missing {
     pub is_bound: bool,
 }
 
-/// When whoever leads last said so here. Cheap to clone.
+/// When each of those who led lately last said so here. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Heard(Arc<Mutex<Option<(LeaderId, Instant)>>>);
+pub struct Heard(Arc<Mutex<VecDeque<(LeaderId, Instant)>>>);
 
 impl Heard {
     fn note(&self, leader: LeaderId, now: Instant) {
-        *self.0.lock() = Some((leader, now));
+        let mut heard = self.0.lock();
+        heard.retain(|(whom, _)| *whom != leader);
+        heard.push_back((leader, now));
+        if heard.len() > LEADERS_MAX {
+            heard.pop_front();
+        }
     }
 
     /// When this leader said so; one that did not yet counts from the first time
     /// that this is asked.
     fn since(&self, leader: LeaderId, now: Instant) -> Instant {
-        let mut heard = self.0.lock();
-        match *heard {
-            Some((whom, at)) if whom == leader => at,
-            _ => {
-                *heard = Some((leader, now));
-                now
-            }
-        }
+        let known = self.0.lock().iter().find(|(whom, _)| *whom == leader).map(|(_, at)| *at);
+        known.unwrap_or_else(|| {
+            self.note(leader, now);
+            now
+        })
     }
 }
 
@@ -165,25 +171,34 @@ impl Core {
             sleep(RETRY).await;
             return;
         };
-        let mut metrics = self.raft.server_metrics();
-        let follows_no_more = async { drop(metrics.wait_for(|now| followed(now) != Some(leader)).await) };
         let to = (Some(leader.node_id), address.as_str());
         let attend = Attend { leader, holds: true };
         let answer: Result<Answer<()>, Failure> = tokio::select! {
-            () = follows_no_more => return,
+            () = self.follows_no_more(leader) => return,
             answer = self.peers.call(to, Call::Attend, &attend, ATTEND_MAX) => answer,
         };
         match answer {
             Ok(Answer::Done(())) => self.heard.note(leader, Instant::now()),
             Ok(_) => self.give_way(leader).await,
             Err(_) => {
-                if self.has_left(leader).await {
+                let has_left = tokio::select! {
+                    // A frozen one is doubted for long: the next one is to be attended.
+                    () = self.follows_no_more(leader) => return,
+                    has_left = self.has_left(leader) => has_left,
+                };
+                if has_left {
                     self.replace(leader).await;
                 } else {
                     sleep(RETRY).await;
                 }
             }
         }
+    }
+
+    /// Waits until this one does not follow this leader, or there is no consensus.
+    async fn follows_no_more(&self, leader: LeaderId) {
+        let mut metrics = self.raft.server_metrics();
+        drop(metrics.wait_for(|now| followed(now) != Some(leader)).await);
     }
 
     /// Whether the leader is gone, or leads no more, as far as this one can tell.
@@ -264,10 +279,7 @@ impl Core {
     /// this one's would never be above it.
     async fn stand(&self, leader: LeaderId, vote: Vote, bound: Vec<Coordinator>) {
         let freeing = bound.into_iter().map(|other| async move {
-            let to = (Some(other.id), other.address.as_str());
-            let freed: Result<Answer<()>, Failure> =
-                self.peers.call(to, Call::Elect, &leader.node_id, PROBE_MAX).await;
-            freed.is_ok()
+            self.peers.elect((other.id, &other.address), leader, PROBE_MAX).await.is_ok()
         });
         let _freed_or_not = join_all(freeing).await;
         // Another one may have its vote by now.

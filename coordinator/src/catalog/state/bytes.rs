@@ -210,17 +210,22 @@ fn read_all(packed: &[Packed<'_>], workers: &[WorkerId]) -> Vec<Option<Vec<Arc<S
     }
     let read: Vec<OnceLock<Option<Vec<Arc<Segment>>>>> = packed.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some((part, place)) = {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    packed.get(index).zip(read.get(index))
-                } {
-                    place.get_or_init(|| read_segments(part, workers));
-                }
-            });
+    let read_on = || {
+        while let Some((part, place)) = {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            packed.get(index).zip(read.get(index))
+        } {
+            place.get_or_init(|| read_segments(part, workers));
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Where there can be no more threads this one reads what is left.
+            if std::thread::Builder::new().spawn_scoped(scope, read_on).is_err() {
+                break;
+            }
+        }
+        read_on();
     });
     read.into_iter().map(|place| place.into_inner().flatten()).collect()
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{ArrayRef, UInt64Array};
+use datafusion::common::ColumnStatistics;
 use parking_lot::Mutex;
 use shoal_data::{Segment, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId};
@@ -32,6 +33,7 @@ pub struct TableFacts {
     rows: OnceLock<ArrayRef>,
     contents: OnceLock<Contents>,
     bounds: Mutex<HashMap<usize, Arc<ColumnBounds>>>,
+    merged: Mutex<HashMap<usize, ColumnStatistics>>,
 }
 
 /// Which segments a version of a table has, wherever they are: versions of one
@@ -81,6 +83,7 @@ impl TableFacts {
             rows: OnceLock::new(),
             contents: OnceLock::new(),
             bounds: Mutex::default(),
+            merged: Mutex::default(),
         }
     }
 
@@ -232,6 +235,24 @@ impl TableFacts {
         bounds
     }
 
+    /// What is known of a column, by its place, in all segments together; `make`
+    /// works it out where nobody did.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn merged<E>(
+        &self,
+        column: usize,
+        make: impl FnOnce(&[Arc<Segment>]) -> Result<ColumnStatistics, E>,
+    ) -> Result<ColumnStatistics, E> {
+        if let Some(merged) = self.merged.lock().get(&column) {
+            return Ok(merged.clone());
+        }
+        let merged = make(&self.table.segments)?;
+        self.merged.lock().insert(column, merged.clone());
+        Ok(merged)
+    }
+
     /// The places of segments that a worker should hold which is no replica.
     pub fn lacking(&self) -> &[u32] {
         &self.amiss().lacking
@@ -313,30 +334,22 @@ impl Memo {
     /// The places of these segments in a version of their table of which there may
     /// be no facts yet: segments stay where they were while replicas come and go,
     /// so those of another version are tried first.
-    pub(super) fn places(&self, table: &Table, ids: &[SegmentId]) -> Vec<Option<usize>> {
-        let known = self.0.lock().get(&table.id).cloned();
+    pub(super) fn places(&self, table: &Arc<Table>, ids: &[SegmentId]) -> Vec<Option<usize>> {
         let is_at = |place: usize, id: SegmentId| table.segments.get(place).is_some_and(|it| it.id == id);
-        let mut places: Vec<Option<usize>> = match known {
-            Some(facts) => {
-                let place = |id: &SegmentId| facts.place(*id).filter(|place| is_at(*place, *id));
-                ids.iter().map(place).collect()
-            }
-            None => vec![None; ids.len()],
+        let by = |facts: &TableFacts| -> Vec<Option<usize>> {
+            ids.iter().map(|id| facts.place(*id).filter(|place| is_at(*place, *id))).collect()
         };
-        let mut unknown: HashMap<SegmentId, Vec<usize>> = HashMap::new();
-        for (at, id) in ids.iter().enumerate() {
-            if places[at].is_none() {
-                unknown.entry(*id).or_default().push(at);
-            }
+        let known = self.0.lock().get(&table.id).cloned();
+        let places = known.map(|facts| by(&facts));
+        if let Some(places) = places
+            && places.iter().all(Option::is_some)
+        {
+            return places;
         }
-        for (place, segment) in table.segments.iter().enumerate() {
-            if unknown.is_empty() {
-                break;
-            }
-            for at in unknown.remove(&segment.id).into_iter().flatten() {
-                places[at] = Some(place);
-            }
-        }
+        // Kept: where nobody but the log asks, the next entries name segments of it, too.
+        let facts = Arc::new(TableFacts::new(Arc::clone(table)));
+        let places = by(&facts);
+        self.0.lock().insert(table.id, facts);
         places
     }
 }

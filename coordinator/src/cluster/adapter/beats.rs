@@ -46,10 +46,15 @@ impl Cluster {
                 request.cluster
             )));
         }
-        if let Some(rival) = self.core.lock().membership.rival(&id, &request.incarnation, &request.address) {
-            return Err(Error::AlreadyExists(format!(
-                "a worker named `{id}` is alive at {rival}; choose another --name"
-            )));
+        {
+            let mut core = self.core.lock();
+            if let Some(rival) = core.membership.rival(&id, &request.incarnation, &request.address) {
+                return Err(Error::AlreadyExists(format!(
+                    "a worker named `{id}` is alive at {rival}; choose another --name"
+                )));
+            }
+            // It does not beat before it is answered, and its turn may come late.
+            core.membership.asks_to_join(Instant::now(), &id, &request.incarnation);
         }
         let state = self.catalog.snapshot();
         let worker = WorkerRecord {

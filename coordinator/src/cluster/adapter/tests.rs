@@ -95,6 +95,21 @@ async fn a_worker_is_live_from_its_first_beat_to_its_last_word() {
 }
 
 #[tokio::test]
+async fn a_worker_that_waits_for_its_turn_to_join_again_is_not_lost() {
+    let cluster = cluster().await;
+    let stream = connect(&cluster, "w1", &[]).await;
+    let turn = cluster.joining.lock().await;
+    let mut again = Box::pin(cluster.join(request("w1", &[])));
+    assert!(futures::poll!(&mut again).is_pending(), "it is not its turn");
+    cluster.expire(Instant::now() + SILENCE_MAX);
+    assert_eq!(live(&cluster), ["w1"]);
+    drop(turn);
+    again.await.unwrap();
+    assert!(!beat(&cluster, "w1", stream).rejoin);
+    assert_eq!((live(&cluster), cluster.times_lost(&"w1".into())), (vec!["w1".to_owned()], 0));
+}
+
+#[tokio::test]
 async fn a_worker_of_another_cluster_is_refused() {
     let cluster = cluster().await;
     let stranger = JoinRequest { cluster: "other".to_owned(), ..request("w1", &[]) };
@@ -213,7 +228,9 @@ async fn copies_do_not_wait_for_a_beat_and_go_where_the_worker_listens() {
     let (old, new) = (cluster.open_stream(), cluster.open_stream());
     beat(&cluster, "w1", new);
     let mut ordered = cluster.watch_orders();
+    assert!(!cluster.is_repairing());
     cluster.order_copies(Instant::now());
+    assert!(cluster.is_repairing());
     assert!(ordered.has_changed().unwrap(), "nobody is woken");
     ordered.mark_unchanged();
     assert!(cluster.copies_for(&"w1".into(), old).is_none(), "nobody reads an old stream");

@@ -182,6 +182,12 @@ impl Cluster {
         }
     }
 
+    /// Whether copies are being made of what has too few.
+    pub fn is_repairing(&self) -> bool {
+        let core = self.core.lock();
+        core.fetching.values().flat_map(|ordered| ordered.values()).any(|ordered| ordered.is_urgent)
+    }
+
     pub(super) fn order_copies(&self, now: Instant) {
         let live = self.live();
         let state = self.catalog.snapshot();

@@ -315,3 +315,20 @@ fn a_shard_keeps_few_small_segments_and_no_row_is_often_written_anew() {
     check_long_run("a third of a large segment", 100, |numbers| 200_000 + numbers.below(40_000));
     check_long_run("mostly few", 100, |numbers| 1 + 4_000 / (1 + numbers.below(4_000)));
 }
+
+#[test]
+fn shards_that_stay_as_they_are_are_named_with_the_reason_of_the_first() {
+    let refused_of = |shards: &[u32], of: u32| {
+        let refusal = |shard: &u32| (*shard, Error::Exhausted(format!("too long rows in {shard}")));
+        refused("public.t", of, shards.iter().map(refusal).collect()).map(|error| error.to_string())
+    };
+    assert_eq!(refused_of(&[], 8), None);
+    assert_eq!(refused_of(&[0], 1).unwrap(), "too long rows in 0");
+    assert_eq!(
+        refused_of(&[2, 5], 8).unwrap(),
+        "2 of 8 shards of public.t stay as they are: 2, 5; the others are done. Shard 2: too long rows in 2"
+    );
+    let all: Vec<u32> = (0..1_000).collect();
+    let many = refused_of(&all, 1_000).unwrap();
+    assert!(many.contains("30, 31 and 968 more; the others"), "{many}");
+}

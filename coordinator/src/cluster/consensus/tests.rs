@@ -310,6 +310,29 @@ async fn a_change_of_the_members_that_was_left_half_way_is_completed() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_an_older_version_is_refused() {
+    let only = Node::start(&[]).await;
+    let consensus = only.consensus();
+    let piece = InstallSnapshotRequest::<TypeConfig> {
+        vote: openraft::Vote::new_committed(99, 2),
+        meta: openraft::SnapshotMeta::default(),
+        offset: 0,
+        data: b"{}".to_vec(),
+        done: true,
+    };
+    let payload = Payload {
+        cluster: consensus.cluster.clone(),
+        json: serde_json::to_vec(&piece).unwrap().into(),
+        to: consensus.me,
+        ..Payload::default()
+    };
+    let service = ConsensusService::new(Arc::clone(&only.cluster));
+    let refused = service.install_snapshot(Request::new(payload)).await.unwrap_err();
+    assert!(refused.message().contains("of an older version"), "{refused}");
+    assert_eq!(only.apply(schema("s")).await.unwrap(), Outcome::Done);
+}
+
 #[tokio::test]
 async fn who_cannot_be_taken_in_says_so() {
     let dir = tempfile::tempdir().unwrap();

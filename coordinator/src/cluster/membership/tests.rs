@@ -58,6 +58,36 @@ fn a_beating_worker_stays() {
 }
 
 #[test]
+fn a_worker_that_waits_to_join_again_is_not_silent() {
+    let start = Instant::now();
+    let at = |time: Duration| start + time;
+    let mut membership = one_live(start);
+    membership.asks_to_join(start, &"w1".into(), "a");
+    // What it sent before may come later.
+    membership.beat(start, &"w1".into(), "a", 1, &Vitals::default());
+    let moment = Duration::from_millis(1);
+    assert!(membership.expire(at(ASKING_MAX - moment)).is_empty());
+    assert_eq!(live(&membership), ["w1"]);
+    // Once it is answered it beats.
+    membership.join(at(ASKING_MAX - moment), joining("w1", "a"));
+    assert!(membership.expire(at(ASKING_MAX)).is_empty());
+    let silent = (1..10).find(|tick| !membership.expire(at(ASKING_MAX + *tick * INTERVAL)).is_empty());
+    assert!(silent.is_some_and(|ticks| ticks * INTERVAL <= SILENCE_MAX), "{silent:?}");
+}
+
+#[test]
+fn a_worker_that_is_never_answered_is_lost_and_another_process_does_not_help() {
+    let start = Instant::now();
+    let lost = vec![WorkerId::from("w1")];
+    let mut membership = one_live(start);
+    membership.asks_to_join(start, &"w1".into(), "a");
+    assert_eq!(membership.expire(start + ASKING_MAX), lost);
+    let mut membership = one_live(start);
+    membership.asks_to_join(start, &"w1".into(), "b");
+    assert_eq!(membership.expire(start + SILENCE_MAX), lost);
+}
+
+#[test]
 fn a_broken_stream_is_a_lost_worker_at_once() {
     let mut membership = one_live(Instant::now());
     assert!(!membership.live().is_lost(&"w1".into()));

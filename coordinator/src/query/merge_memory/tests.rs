@@ -100,9 +100,9 @@ fn what_does_not_fit_is_told() {
 }
 
 #[test]
-fn a_compaction_takes_half_of_a_small_node_at_most() {
+fn a_compaction_takes_a_quarter_of_a_small_node_at_most() {
     let finite = |bytes: u64| limit_bytes(MemoryLimit::Finite(usize::try_from(bytes).unwrap()));
     assert_eq!(limit_bytes(MemoryLimit::Infinite), MEMORY_BYTES_MAX);
     assert_eq!(finite(64 << 30), MEMORY_BYTES_MAX);
-    assert_eq!(finite(512 << 20), 256 << 20);
+    assert_eq!(finite(512 << 20), 128 << 20);
 }

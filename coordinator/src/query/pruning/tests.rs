@@ -110,6 +110,12 @@ fn what_is_known_of_many_together_is_what_is_known_of_all_at_once() {
         let at_once = Statistics::try_merge_iter(&each, &schema).unwrap();
         let merged = merged_statistics(segments, &schema, &some).unwrap();
         assert_eq!(merged, at_once, "{count} segments");
+        let table = Table { segments: segments.to_vec(), ..table(TableId(1), "t") };
+        let facts = TableFacts::new(Arc::new(table));
+        for known in ["worked out", "kept"] {
+            let of_table = table_statistics(&facts, &schema, &some).unwrap();
+            assert_eq!(of_table, merged, "{count} segments, {known}");
+        }
         let widened = widened(merged.clone(), &schema, &some);
         assert_eq!(widened.column_statistics.len(), schema.fields().len());
         assert_eq!(widened.column_statistics[2], merged.column_statistics[0]);

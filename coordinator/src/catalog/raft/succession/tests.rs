@@ -88,6 +88,12 @@ fn silence_is_counted_for_each_leader_from_when_it_was_first_followed() {
     assert_eq!(heard.since(leader(1, 1), at(9)), at(6));
     assert_eq!(heard.since(leader(2, 1), at(10)), at(10), "as the next one it has said nothing yet");
     assert_eq!(heard.since(leader(2, 1), at(11)), at(10));
+    assert_eq!(heard.since(leader(1, 1), at(12)), at(6), "the next one says nothing for the one before");
+    for term in 3..100 {
+        heard.note(leader(term, 1), at(term));
+    }
+    assert_eq!(heard.0.lock().len(), LEADERS_MAX);
+    assert_eq!(heard.since(leader(99, 1), at(200)), at(99));
 }
 
 /// What openraft tells of coordinator 1.
