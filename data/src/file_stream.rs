@@ -24,7 +24,7 @@ use crate::checksum::{self, Joiner};
 /// Bytes in one message: whole blocks of a segment, and few enough to stay in the
 /// processor's caches on their way.
 pub const CHUNK_BYTES: u64 = 256 * 1024;
-/// Messages that are read ahead of the one that is sent.
+/// Messages that are read at a time: the next one, and the one behind it.
 const READ_AHEAD: usize = 2;
 
 /// Of whole messages.
@@ -85,12 +85,10 @@ pub fn send(
 ) -> BoxStream<'static, Result<ReadChunk, Status>> {
     let (start, end) = (range.start, range.end.max(range.start));
     let source = Arc::new(source);
+    // It begins here, not when somebody waits for it.
     let read = move |from: u64| {
         let (source, to) = (Arc::clone(&source), end.min(from + CHUNK_BYTES));
-        async move {
-            let reading = tokio::task::spawn_blocking(move || source.read(from..to));
-            reading.await.unwrap_or_else(|join| Err(io::Error::other(join)))
-        }
+        tokio::task::spawn_blocking(move || source.read(from..to))
     };
     let starts = (start..end).step_by(CHUNK_BYTES as usize);
     let chunks = stream::iter(starts).map(read).buffered(READ_AHEAD).boxed();
@@ -99,14 +97,15 @@ pub fn send(
         async move {
             let (mut chunks, crc32c) = state?;
             Some(match chunks.next().await {
-                Some(Ok((data, of_chunk))) => {
+                Some(Ok(Ok((data, of_chunk)))) => {
                     let crc32c = match data.len() as u64 {
                         CHUNK_BYTES => JOINER.join(crc32c, of_chunk),
                         _last => crc32c::crc32c_combine(crc32c, of_chunk, data.len()),
                     };
                     (Ok(ReadChunk { data, end: None }), Some((chunks, crc32c)))
                 }
-                Some(Err(error)) => (Err(read_failure(&name, &error).to_status()), None),
+                Some(Ok(Err(error))) => (Err(read_failure(&name, &error).to_status()), None),
+                Some(Err(join)) => (Err(read_failure(&name, &io::Error::other(join)).to_status()), None),
                 None => {
                     let end = ReadEnd { bytes: end - start, crc32c };
                     (Ok(ReadChunk { data: Bytes::new(), end: Some(end) }), None)
@@ -291,5 +290,54 @@ impl Reader {
             ErrorCode::Corrupt,
             format!("{} is not complete after {} of {} bytes: {why}", self.what, self.bytes, self.length),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    /// All of a stream: its bytes, and its end mark.
+    async fn sent(source: impl Source, range: Range<u64>) -> Result<(Vec<u8>, ReadEnd), Status> {
+        let mut messages = send(source, "f".to_owned(), range);
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        while let Some(message) = messages.next().await {
+            let ReadChunk { data, end } = message?;
+            assert!(ends.is_empty(), "something comes behind the end mark");
+            assert!(data.len() as u64 <= CHUNK_BYTES);
+            bytes.extend_from_slice(&data);
+            ends.extend(end);
+        }
+        Ok((bytes, ends.pop().expect("an end mark")))
+    }
+
+    #[tokio::test]
+    async fn any_part_of_a_file_comes_in_order_with_its_checksum() {
+        let whole: Vec<u8> = (0..4 * CHUNK_BYTES + 77).map(|index| (index * 31 % 251) as u8).collect();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&whole, 0).unwrap();
+        let all = whole.len() as u64;
+        for range in
+            [0..all, 0..CHUNK_BYTES, 0..3 * CHUNK_BYTES, 5..all, CHUNK_BYTES - 1..CHUNK_BYTES + 1, 9..9]
+        {
+            let (bytes, end) = sent(file.try_clone().unwrap(), range.clone()).await.unwrap();
+            let expected = &whole[range.start as usize..range.end as usize];
+            assert!(bytes == expected, "{range:?}");
+            assert_eq!(
+                (end.bytes, end.crc32c),
+                (expected.len() as u64, checksum::crc32c(expected)),
+                "{range:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_too_short_gives_no_end_mark() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 * CHUNK_BYTES + 1).unwrap();
+        let refused = sent(file, 0..3 * CHUNK_BYTES).await.unwrap_err();
+        assert!(refused.message().contains("cannot read `f`"), "{refused}");
     }
 }

@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// How soon at least after workers said something new: copies that they made count
 /// then, and the next ones are ordered.
 const TICK_MIN: Duration = Duration::from_millis(10);
-/// So many times as long as a round took nothing is looked for.
+/// So many times as long as a round took nothing is looked for, up to [`TICK`].
 const REST_FACTOR: u32 = 4;
 /// After so long an order to remove what a write staged is repeated: it may have
 /// been on its way when the order was given first.

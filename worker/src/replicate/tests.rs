@@ -51,7 +51,9 @@ impl Node {
     /// Writes a segment; the order to copy it from there.
     fn write(&self, from: &Location) -> FetchRequest {
         let name = SegmentName { table: TableId(3), shard: 0, segment: SegmentId::random() };
-        let data = Bytes::from(vec![7; 5_000]);
+        // Several messages, the last of which ends within a block.
+        let data: Bytes =
+            (0..3 * file_stream::CHUNK_BYTES - 77).map(|index| (index * 31 % 251) as u8).collect();
         let (bytes, crc32c) = (data.len() as u64, crc32c::crc32c(&data));
         let mut staging = self.dir.stage(name, bytes, crc32c).unwrap();
         staging.write(&data).unwrap();
@@ -131,4 +133,24 @@ async fn a_copy_that_nobody_waits_for_any_more_can_be_ordered_again() {
     let fetched = tokio::time::timeout(SOON, target.replicator.fetch(order.clone())).await;
     assert_eq!(fetched.expect("it waits").unwrap(), (order.bytes, order.crc32c));
     assert!(target.has(&order));
+}
+
+#[tokio::test]
+async fn what_is_damaged_on_its_way_or_before_is_not_taken() {
+    let (source, target) = (Node::new(), Node::new());
+    let from = source.serve().await;
+    let order = source.write(&from);
+    // Its source says something else of it than the catalog does.
+    let other = FetchRequest { crc32c: order.crc32c ^ 1, ..order.clone() };
+    let refused = target.replicator.fetch(other).await.unwrap_err();
+    assert!(refused.to_string().contains("checksum"), "{refused}");
+    // Damaged in its second message, on the source's disk.
+    let path = source.dir.path().join(&order.name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[usize::try_from(file_stream::CHUNK_BYTES).unwrap() + 5] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let refused = target.replicator.fetch(order.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains("cannot be fetched from anybody"), "{refused}");
+    assert!(!target.has(&order));
+    assert_eq!(target.dir.report(), [], "something of it is left");
 }

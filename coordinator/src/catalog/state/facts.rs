@@ -320,11 +320,11 @@ impl Memo {
             ids.iter().map(|id| facts.place(*id).filter(|place| is_at(*place, *id))).collect()
         };
         let known = self.0.lock().get(&table.id).cloned();
-        let places = known.map(|facts| by(&facts));
-        if let Some(places) = places
-            && places.iter().all(Option::is_some)
-        {
-            return places;
+        if let Some(facts) = known {
+            let places = by(&facts);
+            if Arc::ptr_eq(&facts.table, table) || places.iter().all(Option::is_some) {
+                return places;
+            }
         }
         // Kept: where nobody but the log asks, the next entries name segments of it, too.
         let facts = Arc::new(TableFacts::new(Arc::clone(table)));
