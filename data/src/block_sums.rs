@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::SegmentName;
 use crate::checksum::{self, Joiner};
-use crate::file_stream::read_exact;
+use crate::file_stream::{read_exact, read_to_send};
 
 /// Bytes of a block: what is read and verified at least.
 pub const BLOCK_BYTES: u64 = 64 * 1024;
@@ -125,13 +125,13 @@ impl BlockSums {
         Ok(())
     }
 
-    /// As [`BlockSums::read`], with the CRC-32C of the part: of whole blocks it is
-    /// known already.
+    /// As [`BlockSums::read`], to be sent at once, with the CRC-32C of the part: of whole
+    /// blocks it is known already.
     ///
     /// # Errors
     /// As there.
     pub fn read_summed(&self, file: &File, range: Range<u64>) -> io::Result<(Bytes, u32)> {
-        let data = self.read(file, range.clone())?;
+        let data = self.verified(file, range.clone(), read_to_send)?;
         let is_at_blocks = range.start.is_multiple_of(BLOCK_BYTES)
             && (range.end.is_multiple_of(BLOCK_BYTES) || range.end == self.bytes);
         let crc32c = if is_at_blocks && !range.is_empty() {
@@ -149,6 +149,15 @@ impl BlockSums {
     /// `InvalidData` naming the block whose bytes are not what was written;
     /// `UnexpectedEof` where the file is too short.
     pub fn read(&self, file: &File, range: Range<u64>) -> io::Result<Bytes> {
+        self.verified(file, range, read_exact)
+    }
+
+    fn verified(
+        &self,
+        file: &File,
+        range: Range<u64>,
+        read: impl FnOnce(&File, Range<u64>) -> io::Result<Bytes>,
+    ) -> io::Result<Bytes> {
         if range.end > self.bytes || range.start > range.end {
             return Err(io::Error::other(format!(
                 "bytes {range:?} of segment {} were asked for, which has {}",
@@ -161,7 +170,7 @@ impl BlockSums {
         let first = range.start / BLOCK_BYTES;
         let start = first * BLOCK_BYTES;
         let end = self.bytes.min(range.end.div_ceil(BLOCK_BYTES) * BLOCK_BYTES);
-        let whole = read_exact(file, start..end)?;
+        let whole = read(file, start..end)?;
         for (block, expected) in whole.chunks(BLOCK_BYTES as usize).zip(&self.blocks[first as usize..]) {
             if checksum::crc32c(block) != *expected {
                 let at = start + (block.as_ptr() as usize - whole.as_ptr() as usize) as u64;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt};
+use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use shoal_proto::cluster::files_client::FilesClient;
@@ -38,19 +39,69 @@ pub const STALL_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// `UnexpectedEof` where the file is shorter than the range.
 pub fn read_exact(file: &File, range: Range<u64>) -> io::Result<Bytes> {
-    let length = usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)?;
     // Not zeroed first: that costs as much as reading does.
-    let mut buffer = Vec::with_capacity(length);
+    let mut buffer = Vec::with_capacity(length_of(&range)?);
+    read_into(&mut buffer, file, range)?;
+    Ok(Bytes::from(buffer))
+}
+
+/// The same into a buffer that is used again once nobody has the bytes any more: for
+/// what is sent at once.
+pub(crate) fn read_to_send(file: &File, range: Range<u64>) -> io::Result<Bytes> {
+    // Into a larger buffer more would be read than is wanted.
+    if length_of(&range)? != SENT_BYTES {
+        return read_exact(file, range);
+    }
+    let mut buffer = Sent(SPARE.lock().pop().unwrap_or_else(|| Vec::with_capacity(SENT_BYTES)));
+    read_into(&mut buffer.0, file, range)?;
+    Ok(Bytes::from_owner(buffer))
+}
+
+fn length_of(range: &Range<u64>) -> io::Result<usize> {
+    usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)
+}
+
+/// Into an empty buffer that has room for it.
+fn read_into(buffer: &mut Vec<u8>, file: &File, range: Range<u64>) -> io::Result<()> {
+    let length = length_of(&range)?;
     while buffer.len() < length {
         let at = range.start + buffer.len() as u64;
-        match rustix::io::pread(file, spare_capacity(&mut buffer), at) {
+        match rustix::io::pread(file, spare_capacity(buffer), at) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
     buffer.truncate(length);
-    Ok(Bytes::from(buffer))
+    Ok(())
+}
+
+/// What a whole message has.
+const SENT_BYTES: usize = CHUNK_BYTES as usize;
+/// Buffers that wait to be used again, at most.
+const SPARE_MAX: usize = 16;
+/// They have their memory already: the system gives fresh memory page by page, each of
+/// them zeroed, which takes longer than to read into it.
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// Bytes that are being sent.
+struct Sent(Vec<u8>);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.0);
+        buffer.clear();
+        let mut spare = SPARE.lock();
+        if spare.len() < SPARE_MAX {
+            spare.push(buffer);
+        }
+    }
 }
 
 /// The range that a request names, if the file is that long.
@@ -70,7 +121,7 @@ pub trait Source: Send + Sync + 'static {
 
 impl Source for File {
     fn read(&self, range: Range<u64>) -> io::Result<(Bytes, u32)> {
-        let data = read_exact(self, range)?;
+        let data = read_to_send(self, range)?;
         let crc32c = checksum::crc32c(&data);
         Ok((data, crc32c))
     }

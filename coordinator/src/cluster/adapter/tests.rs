@@ -227,10 +227,12 @@ async fn copies_do_not_wait_for_a_beat_and_go_where_the_worker_listens() {
     cluster.catalog.apply(commit("x", &held)).await.unwrap();
     let (old, new) = (cluster.open_stream(), cluster.open_stream());
     beat(&cluster, "w1", new);
+    let (schema_name, name, replicas) = ("public".to_owned(), "t".to_owned(), ReplicaCount::Count(2));
+    cluster.catalog.apply(Command::SetReplicas { schema_name, name, replicas }).await.unwrap();
     let mut ordered = cluster.watch_orders();
     assert!(!cluster.is_repairing());
     cluster.order_copies(Instant::now());
-    assert!(cluster.is_repairing());
+    assert!(cluster.is_repairing(), "there are fewer copies than there should be");
     assert!(ordered.has_changed().unwrap(), "nobody is woken");
     ordered.mark_unchanged();
     assert!(cluster.copies_for(&"w1".into(), old).is_none(), "nobody reads an old stream");
