@@ -256,7 +256,7 @@ pub async fn receive_all(
     let mut rest = BytesMut::new();
     while let Some(data) = stream.next().await {
         let data = data?;
-        // Most reads are one message, which then needs no copy.
+        // Of few pages it is one message, which then needs no copy.
         match &first {
             None => first = Some(data),
             Some(head) => {

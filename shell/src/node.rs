@@ -180,7 +180,9 @@ fn runtime(name: &str, threads: usize, nice: i32) -> Result<Runtime> {
         .on_thread_start(move || {
             // It is a wish: where it is refused they are as quick as the others.
             if nice > 0 {
-                let _refused = rustix::process::setpriority_process(None, nice);
+                // Whoever started it may have made it less urgent than that.
+                let before = rustix::process::getpriority_process(None).unwrap_or_default();
+                let _refused = rustix::process::setpriority_process(None, before.max(nice));
             }
         })
         .worker_threads(threads)
