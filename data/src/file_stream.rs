@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -127,6 +128,16 @@ impl Source for File {
     }
 }
 
+/// Where a message ends that begins at `from`, of those that carry a range up to `end`.
+/// Of several the first one ends where a whole one would, whatever the range begins
+/// with: those behind it are whole blocks then, whose checksums are known.
+fn message_end(from: u64, end: u64) -> u64 {
+    match end.saturating_sub(from) {
+        ..=CHUNK_BYTES => end,
+        _several => from - from % CHUNK_BYTES + CHUNK_BYTES,
+    }
+}
+
 /// The messages that carry `range` of a source, and the mark that ends them.
 /// `name` is for messages only.
 pub fn send(
@@ -138,10 +149,11 @@ pub fn send(
     let source = Arc::new(source);
     // It begins here, not when somebody waits for it.
     let read = move |from: u64| {
-        let (source, to) = (Arc::clone(&source), end.min(from + CHUNK_BYTES));
+        let (source, to) = (Arc::clone(&source), message_end(from, end));
         tokio::task::spawn_blocking(move || source.read(from..to))
     };
-    let starts = (start..end).step_by(CHUNK_BYTES as usize);
+    let starts = iter::successors(Some(start), move |from| Some(message_end(*from, end)));
+    let starts = starts.take_while(move |from| *from < end);
     let chunks = stream::iter(starts).map(read).buffered(READ_AHEAD).boxed();
     stream::unfold(Some((chunks, 0)), move |state| {
         let name = name.clone();
@@ -151,7 +163,7 @@ pub fn send(
                 Some(Ok(Ok((data, of_chunk)))) => {
                     let crc32c = match data.len() as u64 {
                         CHUNK_BYTES => JOINER.join(crc32c, of_chunk),
-                        _last => crc32c::crc32c_combine(crc32c, of_chunk, data.len()),
+                        _first_or_last => crc32c::crc32c_combine(crc32c, of_chunk, data.len()),
                     };
                     (Ok(ReadChunk { data, end: None }), Some((chunks, crc32c)))
                 }
@@ -256,7 +268,8 @@ pub async fn receive_all(
     let mut rest = BytesMut::new();
     while let Some(data) = stream.next().await {
         let data = data?;
-        // Of few pages it is one message, which then needs no copy.
+        // What is one message needs no copy: a footer, a few pages. Columns of a large
+        // segment are many.
         match &first {
             None => first = Some(data),
             Some(head) => {
@@ -350,18 +363,24 @@ mod tests {
 
     use super::*;
 
-    /// All of a stream: its bytes, and its end mark.
-    async fn sent(source: impl Source, range: Range<u64>) -> Result<(Vec<u8>, ReadEnd), Status> {
-        let mut messages = send(source, "f".to_owned(), range);
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+    /// All of a stream: its bytes, its end mark, and how many messages have bytes.
+    async fn sent(source: impl Source, range: Range<u64>) -> Result<(Vec<u8>, ReadEnd, usize), Status> {
+        let mut messages = send(source, "f".to_owned(), range.clone());
+        let (mut bytes, mut ends, mut count) = (Vec::new(), Vec::new(), 0);
         while let Some(message) = messages.next().await {
             let ReadChunk { data, end } = message?;
             assert!(ends.is_empty(), "something comes behind the end mark");
             assert!(data.len() as u64 <= CHUNK_BYTES);
+            if end.is_none() {
+                let at = range.start + bytes.len() as u64;
+                assert!(count == 0 || at.is_multiple_of(CHUNK_BYTES), "{range:?}: a message begins at {at}");
+                assert!(!data.is_empty(), "{range:?}: a message without bytes at {at}");
+                count += 1;
+            }
             bytes.extend_from_slice(&data);
             ends.extend(end);
         }
-        Ok((bytes, ends.pop().expect("an end mark")))
+        Ok((bytes, ends.pop().expect("an end mark"), count))
     }
 
     #[tokio::test]
@@ -370,12 +389,23 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&whole, 0).unwrap();
         let all = whole.len() as u64;
-        for range in
-            [0..all, 0..CHUNK_BYTES, 0..3 * CHUNK_BYTES, 5..all, CHUNK_BYTES - 1..CHUNK_BYTES + 1, 9..9]
-        {
-            let (bytes, end) = sent(file.try_clone().unwrap(), range.clone()).await.unwrap();
+        for (range, messages) in [
+            (0..all, 5),
+            (0..CHUNK_BYTES, 1),
+            (0..3 * CHUNK_BYTES, 3),
+            (5..all, 5),
+            (CHUNK_BYTES - 1..3 * CHUNK_BYTES + 1, 4),
+            (2 * CHUNK_BYTES..all, 3),
+            // What fits into one message is one, wherever it begins.
+            (CHUNK_BYTES - 1..CHUNK_BYTES + 1, 1),
+            (7..CHUNK_BYTES + 7, 1),
+            (7..CHUNK_BYTES + 8, 2),
+            (9..9, 0),
+        ] {
+            let (bytes, end, count) = sent(file.try_clone().unwrap(), range.clone()).await.unwrap();
             let expected = &whole[range.start as usize..range.end as usize];
             assert!(bytes == expected, "{range:?}");
+            assert_eq!(count, messages, "{range:?}");
             assert_eq!(
                 (end.bytes, end.crc32c),
                 (expected.len() as u64, checksum::crc32c(expected)),

@@ -1,7 +1,8 @@
 //! What follows from a table alone and is asked for again and again: where its
 //! segments are in its list, which of them a worker or a shard has, and which are
 //! not where they should be. Worked out when it is first asked for, and kept for
-//! as long as the table is the same.
+//! as long as the table is the same; what does not depend on where copies are also
+//! while copies come and go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -23,13 +24,20 @@ type Places = Vec<u32>;
 #[derive(Debug)]
 pub struct TableFacts {
     table: Arc<Table>,
-    by_id: OnceLock<Vec<(SegmentId, u32)>>,
-    by_shard: OnceLock<Vec<Places>>,
+    contents: Arc<Contents>,
     by_worker: OnceLock<HashMap<WorkerId, Places>>,
     workers: OnceLock<BTreeSet<WorkerId>>,
-    shard_bytes: OnceLock<Vec<u64>>,
     shard_replicas: OnceLock<Vec<Option<Vec<WorkerId>>>>,
     amiss: OnceLock<Amiss>,
+}
+
+/// What follows from which segments there are, wherever their copies are and should
+/// be. Versions of a table that differ in nothing else share it.
+#[derive(Debug, Default)]
+struct Contents {
+    by_id: OnceLock<Vec<(SegmentId, u32)>>,
+    by_shard: OnceLock<Vec<Places>>,
+    shard_bytes: OnceLock<Vec<u64>>,
     rows: OnceLock<ArrayRef>,
     bounds: Mutex<HashMap<usize, Arc<ColumnBounds>>>,
     merged: Mutex<HashMap<usize, ColumnStatistics>>,
@@ -61,18 +69,24 @@ struct Amiss {
 impl TableFacts {
     /// Those of a table, of which nothing is worked out yet.
     pub(crate) fn new(table: Arc<Table>) -> Self {
+        Self::with(table, Arc::default())
+    }
+
+    /// The same, but for what is known of another version and holds of this one, too.
+    fn after(other: Option<&Self>, table: &Arc<Table>) -> Self {
+        let same = other.filter(|other| has_same_contents(&other.table, table));
+        let contents = same.map(|same| Arc::clone(&same.contents)).unwrap_or_default();
+        Self::with(Arc::clone(table), contents)
+    }
+
+    fn with(table: Arc<Table>, contents: Arc<Contents>) -> Self {
         Self {
             table,
-            by_id: OnceLock::new(),
-            by_shard: OnceLock::new(),
+            contents,
             by_worker: OnceLock::new(),
             workers: OnceLock::new(),
-            shard_bytes: OnceLock::new(),
             shard_replicas: OnceLock::new(),
             amiss: OnceLock::new(),
-            rows: OnceLock::new(),
-            bounds: Mutex::default(),
-            merged: Mutex::default(),
         }
     }
 
@@ -89,7 +103,7 @@ impl TableFacts {
     }
 
     fn by_id(&self) -> &[(SegmentId, u32)] {
-        self.by_id.get_or_init(|| {
+        self.contents.by_id.get_or_init(|| {
             let places = self.table.segments.iter().zip(0_u32..);
             let mut by_id: Vec<_> = places.map(|(segment, place)| (segment.id, place)).collect();
             // Nearly in order already: later ids sort after earlier ones.
@@ -123,7 +137,7 @@ impl TableFacts {
 
     /// The places of the segments of one shard, in order of commit.
     pub fn places_of_shard(&self, shard: u32) -> &[u32] {
-        let by_shard = self.by_shard.get_or_init(|| {
+        let by_shard = self.contents.by_shard.get_or_init(|| {
             let mut by_shard = vec![Places::new(); self.table.layout.shards as usize];
             for (segment, place) in self.table.segments.iter().zip(0_u32..) {
                 if let Some(places) = by_shard.get_mut(segment.shard as usize) {
@@ -163,7 +177,7 @@ impl TableFacts {
 
     /// Bytes of one copy of each shard.
     pub fn shard_bytes(&self) -> &[u64] {
-        self.shard_bytes.get_or_init(|| {
+        self.contents.shard_bytes.get_or_init(|| {
             let mut bytes = vec![0; self.table.layout.shards as usize];
             for segment in &self.table.segments {
                 if let Some(bytes) = bytes.get_mut(segment.shard as usize) {
@@ -192,7 +206,7 @@ impl TableFacts {
 
     /// The rows of each segment.
     pub fn rows(&self) -> &ArrayRef {
-        self.rows.get_or_init(|| -> ArrayRef {
+        self.contents.rows.get_or_init(|| -> ArrayRef {
             let rows = self.table.segments.iter().map(|segment| segment.rows);
             Arc::new(UInt64Array::from_iter_values(rows))
         })
@@ -206,12 +220,12 @@ impl TableFacts {
         column: usize,
         make: impl FnOnce(&[Arc<Segment>]) -> ColumnBounds,
     ) -> Arc<ColumnBounds> {
-        if let Some(bounds) = self.bounds.lock().get(&column) {
+        if let Some(bounds) = self.contents.bounds.lock().get(&column) {
             return Arc::clone(bounds);
         }
         // Two that come at once do the same twice: nobody waits for another.
         let bounds = Arc::new(make(&self.table.segments));
-        self.bounds.lock().insert(column, Arc::clone(&bounds));
+        self.contents.bounds.lock().insert(column, Arc::clone(&bounds));
         bounds
     }
 
@@ -225,11 +239,11 @@ impl TableFacts {
         column: usize,
         make: impl FnOnce(&[Arc<Segment>]) -> Result<ColumnStatistics, E>,
     ) -> Result<ColumnStatistics, E> {
-        if let Some(merged) = self.merged.lock().get(&column) {
+        if let Some(merged) = self.contents.merged.lock().get(&column) {
             return Ok(merged.clone());
         }
         let merged = make(&self.table.segments)?;
-        self.merged.lock().insert(column, merged.clone());
+        self.contents.merged.lock().insert(column, merged.clone());
         Ok(merged)
     }
 
@@ -283,6 +297,26 @@ impl TableFacts {
     }
 }
 
+/// Whether two versions of a table have the same segments, at the same places, with
+/// the same rows and statistics: all that [`Contents`] follows from. One look at each
+/// pair, and most are one and the same.
+fn has_same_contents(one: &Table, other: &Table) -> bool {
+    let are_same = |one: &Segment, other: &Segment| {
+        let file =
+            |segment: &Segment| (segment.id, segment.shard, segment.rows, segment.bytes, segment.crc32c);
+        file(one) == file(other) && one.columns == other.columns
+    };
+    one.id == other.id
+        && one.layout.shards == other.layout.shards
+        && one.segments.len() == other.segments.len()
+        && (Arc::ptr_eq(&one.columns, &other.columns) || one.columns == other.columns)
+        && one
+            .segments
+            .iter()
+            .zip(&other.segments)
+            .all(|(one, other)| Arc::ptr_eq(one, other) || are_same(one, other))
+}
+
 /// The facts of the newest version of each table that was asked about. States
 /// that come of one another share them.
 #[derive(Clone, Debug, Default)]
@@ -297,13 +331,20 @@ impl Memo {
         tables: usize,
         is_kept: impl Fn(TableId) -> bool,
     ) -> Arc<TableFacts> {
-        let mut known = self.0.lock();
-        if let Some(facts) = known.get(&table.id)
+        let before = self.0.lock().get(&table.id).cloned();
+        if let Some(facts) = &before
             && Arc::ptr_eq(&facts.table, table)
         {
             return Arc::clone(facts);
         }
-        let facts = Arc::new(TableFacts::new(Arc::clone(table)));
+        // Others need not wait for a look at all segments.
+        let facts = Arc::new(TableFacts::after(before.as_deref(), table));
+        let mut known = self.0.lock();
+        if let Some(meanwhile) = known.get(&table.id)
+            && Arc::ptr_eq(&meanwhile.table, table)
+        {
+            return Arc::clone(meanwhile);
+        }
         known.insert(table.id, Arc::clone(&facts));
         if known.len() > tables + STALE_MAX {
             known.retain(|id, _| is_kept(*id));
@@ -320,14 +361,14 @@ impl Memo {
             ids.iter().map(|id| facts.place(*id).filter(|place| is_at(*place, *id))).collect()
         };
         let known = self.0.lock().get(&table.id).cloned();
-        if let Some(facts) = known {
-            let places = by(&facts);
+        if let Some(facts) = &known {
+            let places = by(facts);
             if Arc::ptr_eq(&facts.table, table) || places.iter().all(Option::is_some) {
                 return places;
             }
         }
         // Kept: where nobody but the log asks, the next entries name segments of it, too.
-        let facts = Arc::new(TableFacts::new(Arc::clone(table)));
+        let facts = Arc::new(TableFacts::after(known.as_deref(), table));
         let places = by(&facts);
         self.0.lock().insert(table.id, facts);
         places
