@@ -1,6 +1,7 @@
-//! Both ends of `Files.Read`: bytes of a file cut into messages, and those
-//! messages put together again. A stream that stops without its end mark, or
+//! Both ends of `Files.Read`: bytes of a file cut into messages, and what comes of
+//! those put together again. A stream that stops without its end mark, or
 //! whose bytes are not those that were sent, is an error on the reader's side.
+//! Between the two is `shoal_proto::chunks`.
 //!
 //! What a name stands for, and who may read it, is the caller's business.
 
@@ -16,15 +17,16 @@ use futures::stream::{self, BoxStream, StreamExt};
 use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
+use shoal_proto::chunks::{self, Chunks};
 use shoal_proto::cluster::files_client::FilesClient;
 use shoal_proto::cluster::{ReadChunk, ReadEnd, ReadRequest, StatReply, StatRequest};
 use shoal_proto::{Channels, ErrorCode, Failure};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::checksum::{self, Joiner};
 
-/// Bytes in one message: whole blocks of a segment, and few enough to stay in the
-/// processor's caches on their way.
+/// Bytes in one message: whole blocks of a segment, no more than a frame of HTTP/2 takes, and
+/// few enough to stay in the processor's caches on their way.
 pub const CHUNK_BYTES: u64 = 256 * 1024;
 /// Messages that are read at a time: the next one, and the one behind it.
 const READ_AHEAD: usize = 2;
@@ -189,8 +191,8 @@ pub fn read_failure(name: &str, error: &io::Error) -> Failure {
     Failure::new(code, format!("cannot read `{name}`: {error}"))
 }
 
-/// The bytes `range` of `name` at `address`, message by message; the last item
-/// comes only after the end mark was seen and was right. Each message may take
+/// The bytes `range` of `name` at `address`, in the pieces in which they come; the last item
+/// comes only after the end mark was seen and was right. Each piece may take
 /// as long as `patience`.
 ///
 /// # Errors
@@ -229,12 +231,12 @@ async fn open(
     patience: Duration,
     crc32c: Option<u32>,
 ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
-    let mut client = FilesClient::new(channels.get(address)?);
+    let channel = channels.get(address)?;
     let length = range.end.saturating_sub(range.start);
     let request = ReadRequest { name: name.to_owned(), offset: range.start, length };
-    let reply = within(patience, address, client.read(request)).await?;
+    let chunks = within(patience, address, chunks::read(channel, request)).await?;
     let reader = Reader {
-        stream: reply.into_inner(),
+        chunks,
         what: format!("`{name}` from {address}"),
         address: address.to_owned(),
         patience,
@@ -268,7 +270,7 @@ pub async fn receive_all(
     let mut rest = BytesMut::new();
     while let Some(data) = stream.next().await {
         let data = data?;
-        // What is one message needs no copy: a footer, a few pages. Columns of a large
+        // What is one piece needs no copy: a footer, a few pages. Columns of a large
         // segment are many.
         match &first {
             None => first = Some(data),
@@ -309,7 +311,7 @@ async fn within<T>(
 
 /// The receiving end of one stream.
 struct Reader {
-    stream: Streaming<ReadChunk>,
+    chunks: Chunks,
     what: String,
     address: String,
     patience: Duration,
@@ -323,7 +325,7 @@ impl Reader {
     /// The next bytes; none after the end mark.
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
-            let Some(chunk) = within(self.patience, &self.address, self.stream.message()).await? else {
+            let Some(chunk) = within(self.patience, &self.address, self.chunks.message()).await? else {
                 return Err(self.broken("it stops without its end mark"));
             };
             self.bytes += chunk.data.len() as u64;
@@ -333,7 +335,6 @@ impl Reader {
             }
             if let Some(end) = chunk.end {
                 return match end {
-                    _ if !chunk.data.is_empty() => Err(self.broken("its end mark carries bytes")),
                     _ if end.bytes != self.bytes || self.bytes != self.length => {
                         Err(self.broken("bytes are missing"))
                     }
@@ -358,67 +359,4 @@ impl Reader {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
-
-    use super::*;
-
-    /// All of a stream: its bytes, its end mark, and how many messages have bytes.
-    async fn sent(source: impl Source, range: Range<u64>) -> Result<(Vec<u8>, ReadEnd, usize), Status> {
-        let mut messages = send(source, "f".to_owned(), range.clone());
-        let (mut bytes, mut ends, mut count) = (Vec::new(), Vec::new(), 0);
-        while let Some(message) = messages.next().await {
-            let ReadChunk { data, end } = message?;
-            assert!(ends.is_empty(), "something comes behind the end mark");
-            assert!(data.len() as u64 <= CHUNK_BYTES);
-            if end.is_none() {
-                let at = range.start + bytes.len() as u64;
-                assert!(count == 0 || at.is_multiple_of(CHUNK_BYTES), "{range:?}: a message begins at {at}");
-                assert!(!data.is_empty(), "{range:?}: a message without bytes at {at}");
-                count += 1;
-            }
-            bytes.extend_from_slice(&data);
-            ends.extend(end);
-        }
-        Ok((bytes, ends.pop().expect("an end mark"), count))
-    }
-
-    #[tokio::test]
-    async fn any_part_of_a_file_comes_in_order_with_its_checksum() {
-        let whole: Vec<u8> = (0..4 * CHUNK_BYTES + 77).map(|index| (index * 31 % 251) as u8).collect();
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&whole, 0).unwrap();
-        let all = whole.len() as u64;
-        for (range, messages) in [
-            (0..all, 5),
-            (0..CHUNK_BYTES, 1),
-            (0..3 * CHUNK_BYTES, 3),
-            (5..all, 5),
-            (CHUNK_BYTES - 1..3 * CHUNK_BYTES + 1, 4),
-            (2 * CHUNK_BYTES..all, 3),
-            // What fits into one message is one, wherever it begins.
-            (CHUNK_BYTES - 1..CHUNK_BYTES + 1, 1),
-            (7..CHUNK_BYTES + 7, 1),
-            (7..CHUNK_BYTES + 8, 2),
-            (9..9, 0),
-        ] {
-            let (bytes, end, count) = sent(file.try_clone().unwrap(), range.clone()).await.unwrap();
-            let expected = &whole[range.start as usize..range.end as usize];
-            assert!(bytes == expected, "{range:?}");
-            assert_eq!(count, messages, "{range:?}");
-            assert_eq!(
-                (end.bytes, end.crc32c),
-                (expected.len() as u64, checksum::crc32c(expected)),
-                "{range:?}"
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_too_short_gives_no_end_mark() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(2 * CHUNK_BYTES + 1).unwrap();
-        let refused = sent(file, 0..3 * CHUNK_BYTES).await.unwrap_err();
-        assert!(refused.message().contains("cannot read `f`"), "{refused}");
-    }
-}
+mod tests;

@@ -6,9 +6,12 @@ use bytes::Bytes;
 use shoal_data::DataDir;
 use shoal_data::shard_store::LocalSegments;
 use shoal_proto::cluster::Location;
+use shoal_proto::cluster::files_server::FilesServer;
 use shoal_proto::server::{self, Incoming};
 use shoal_proto::{SegmentId, TableId};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
 use super::*;
 use crate::segments::SegmentService;
@@ -38,11 +41,21 @@ impl Node {
 
     /// Serves what is here; where.
     async fn serve(&self) -> Location {
+        self.serve_as(false).await
+    }
+
+    /// The same, as this version does or as an older one did.
+    async fn serve_as(&self, is_older: bool) -> Location {
         let local = LocalSegments::new(self.dir.path().to_owned(), Arc::new(self.replicator.clone()));
         let (dir, replicator) = (Arc::clone(&self.dir), self.replicator.clone());
         let service = SegmentService::new("source".into(), dir, Arc::new(local), replicator);
         let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let served = server::builder().add_service(service.files_server());
+        let mut server = server::builder();
+        let served = if is_older {
+            server.add_service(FilesServer::new(service))
+        } else {
+            server.add_service(service.files_server())
+        };
         tokio::spawn(served.serve_with_incoming(Incoming::new(listener)));
         let zone = "south".to_owned();
         Location { worker: "source".to_owned(), address: format!("http://{address}"), zone }
@@ -150,7 +163,64 @@ async fn what_is_damaged_on_its_way_or_before_is_not_taken() {
     bytes[usize::try_from(file_stream::CHUNK_BYTES).unwrap() + 5] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let refused = target.replicator.fetch(order.clone()).await.unwrap_err();
-    assert!(refused.to_string().contains("cannot be fetched from anybody"), "{refused}");
+    for part in ["cannot be fetched from anybody (source: ", "from 262144 on are not those that were written"]
+    {
+        assert!(refused.to_string().contains(part), "{refused}");
+    }
     assert!(!target.has(&order));
     assert_eq!(target.dir.report(), [], "something of it is left");
+}
+
+#[tokio::test]
+async fn a_copy_is_the_same_from_this_version_and_from_an_older_one() {
+    let target = Node::new();
+    for is_older in [false, true] {
+        let source = Node::new();
+        let from = source.serve_as(is_older).await;
+        let order = source.write(&from);
+        target.replicator.fetch(order.clone()).await.unwrap();
+        let [copied, original] =
+            [&target, &source].map(|node| std::fs::read(node.dir.path().join(&order.name)));
+        assert!(copied.unwrap() == original.unwrap(), "{is_older}");
+    }
+}
+
+/// Stands before a worker and passes on so many bytes of what it answers on a connection;
+/// then that is gone. Where.
+async fn dying_after(bytes: u64, from: &Location) -> Location {
+    let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let source = from.address.strip_prefix("http://").unwrap().to_owned();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&source).await.unwrap();
+            tokio::spawn(async move {
+                let (mut asks, mut hears) = client.into_split();
+                let (answers, mut is_asked) = server.into_split();
+                let mut answers = answers.take(bytes);
+                tokio::select! {
+                    _ = tokio::io::copy(&mut asks, &mut is_asked) => {}
+                    _ = tokio::io::copy(&mut answers, &mut hears) => {}
+                }
+            });
+        }
+    });
+    Location { worker: "dying".to_owned(), address: format!("http://{address}"), ..from.clone() }
+}
+
+#[tokio::test]
+async fn a_copy_whose_source_dies_half_way_comes_from_the_next_one() {
+    let (source, target) = (Node::new(), Node::new());
+    let from = source.serve().await;
+    let order = source.write(&from);
+    let dying = dying_after(order.bytes / 2, &from).await;
+    let alone = FetchRequest { from: vec![dying.clone()], ..order.clone() };
+    let refused = target.replicator.fetch(alone).await.unwrap_err();
+    assert!(refused.to_string().contains("(dying: connection lost: "), "{refused}");
+    assert_eq!(target.dir.report(), [], "something of it is left");
+    let came = target.replicator.cross_zone_bytes();
+    assert!(came < order.bytes, "{came} bytes came from where half of them do");
+
+    let both = FetchRequest { from: vec![dying, from], ..order.clone() };
+    target.replicator.fetch(both).await.unwrap();
+    assert!(target.has(&order));
 }
