@@ -65,11 +65,7 @@ async fn any_part_of_a_file_comes_in_order_with_its_checksum() {
         let expected = &whole[range.start as usize..range.end as usize];
         assert!(bytes == expected, "{range:?}");
         assert_eq!(count, messages, "{range:?}");
-        assert_eq!(
-            (end.bytes, end.crc32c),
-            (expected.len() as u64, checksum::crc32c(expected)),
-            "{range:?}"
-        );
+        assert_eq!((end.bytes, end.crc32c), (expected.len() as u64, checksum::crc32c(expected)), "{range:?}");
     }
 }
 

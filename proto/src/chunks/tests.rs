@@ -24,8 +24,10 @@ const SOON: Duration = Duration::from_secs(20);
 
 type Messages = BoxStream<'static, Result<ReadChunk, Status>>;
 
+type Answer = dyn Fn(&ReadRequest) -> Result<Messages, Status> + Send + Sync;
+
 /// Answers as a test has it.
-struct Peer(Box<dyn Fn(&ReadRequest) -> Result<Messages, Status> + Send + Sync>);
+struct Peer(Box<Answer>);
 
 impl Peer {
     fn new(answer: impl Fn(&ReadRequest) -> Result<Messages, Status> + Send + Sync + 'static) -> Self {
