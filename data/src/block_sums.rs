@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 
 use crate::checksum::{self, Joiner};
-use crate::file_stream::read_exact;
+use crate::file_stream::{read_exact, read_to_send};
 use crate::{SegmentName, page_cache};
 
 /// Bytes of a block: what is read and verified at least.
@@ -125,13 +125,13 @@ impl BlockSums {
         Ok(())
     }
 
-    /// As [`BlockSums::read`], with the CRC-32C of the part: of whole blocks it is
-    /// known already.
+    /// As [`BlockSums::read`], to be sent at once, with the CRC-32C of the part: of whole
+    /// blocks it is known already.
     ///
     /// # Errors
     /// As there.
     pub fn read_summed(&self, file: &File, range: Range<u64>) -> io::Result<(Bytes, u32)> {
-        let data = self.read(file, range.clone())?;
+        let data = self.verified(file, range.clone(), read_to_send)?;
         let is_at_blocks = range.start.is_multiple_of(BLOCK_BYTES)
             && (range.end.is_multiple_of(BLOCK_BYTES) || range.end == self.bytes);
         let crc32c = if is_at_blocks && !range.is_empty() {
@@ -149,6 +149,15 @@ impl BlockSums {
     /// `InvalidData` naming the block whose bytes are not what was written;
     /// `UnexpectedEof` where the file is too short.
     pub fn read(&self, file: &File, range: Range<u64>) -> io::Result<Bytes> {
+        self.verified(file, range, read_exact)
+    }
+
+    fn verified(
+        &self,
+        file: &File,
+        range: Range<u64>,
+        read: impl FnOnce(&File, Range<u64>) -> io::Result<Bytes>,
+    ) -> io::Result<Bytes> {
         if range.end > self.bytes || range.start > range.end {
             return Err(io::Error::other(format!(
                 "bytes {range:?} of segment {} were asked for, which has {}",
@@ -159,13 +168,13 @@ impl BlockSums {
             return Ok(Bytes::new());
         }
         let blocks = self.blocks_of(&range);
-        let whole = read_exact(file, blocks.clone())?;
+        let whole = read(file, blocks.clone())?;
         self.check(blocks.start, &whole)?;
         Ok(whole.slice((range.start - blocks.start) as usize..(range.end - blocks.start) as usize))
     }
 
-    /// The same without a wait for the disk; none where that cannot be, or where a
-    /// block is not what was written.
+    /// As [`BlockSums::read`], without a wait for the disk; none where that cannot be, or
+    /// where a block is not what was written.
     pub fn read_at_hand(&self, file: &File, range: Range<u64>) -> Option<Bytes> {
         if range.end > self.bytes || range.is_empty() {
             return None;

@@ -1,30 +1,34 @@
-//! Both ends of `Files.Read`: bytes of a file cut into messages, and those
-//! messages put together again. A stream that stops without its end mark, or
+//! Both ends of `Files.Read`: bytes of a file cut into messages, and what comes of
+//! those put together again. A stream that stops without its end mark, or
 //! whose bytes are not those that were sent, is an error on the reader's side.
+//! Between the two is `shoal_proto::chunks`.
 //!
 //! What a name stands for, and who may read it, is the caller's business.
 
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt};
+use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
+use shoal_proto::chunks::{self, Chunks};
 use shoal_proto::cluster::files_client::FilesClient;
 use shoal_proto::cluster::{ReadChunk, ReadEnd, ReadRequest, StatReply, StatRequest};
 use shoal_proto::{Channels, ErrorCode, Failure};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::checksum::{self, Joiner};
 
-/// Bytes in one message: whole blocks of a segment, and few enough to stay in the
-/// processor's caches on their way.
+/// Bytes in one message: whole blocks of a segment, no more than a frame of HTTP/2 takes, and
+/// few enough to stay in the processor's caches on their way.
 pub const CHUNK_BYTES: u64 = 256 * 1024;
-/// Messages that are read ahead of the one that is sent.
+/// Messages that are read at a time: the next one, and the one behind it.
 const READ_AHEAD: usize = 2;
 
 /// Of whole messages.
@@ -38,19 +42,69 @@ pub const STALL_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// `UnexpectedEof` where the file is shorter than the range.
 pub fn read_exact(file: &File, range: Range<u64>) -> io::Result<Bytes> {
-    let length = usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)?;
     // Not zeroed first: that costs as much as reading does.
-    let mut buffer = Vec::with_capacity(length);
+    let mut buffer = Vec::with_capacity(length_of(&range)?);
+    read_into(&mut buffer, file, range)?;
+    Ok(Bytes::from(buffer))
+}
+
+/// The same into a buffer that is used again once nobody has the bytes any more: for
+/// what is sent at once.
+pub(crate) fn read_to_send(file: &File, range: Range<u64>) -> io::Result<Bytes> {
+    // Into a larger buffer more would be read than is wanted.
+    if length_of(&range)? != SENT_BYTES {
+        return read_exact(file, range);
+    }
+    let mut buffer = Sent(SPARE.lock().pop().unwrap_or_else(|| Vec::with_capacity(SENT_BYTES)));
+    read_into(&mut buffer.0, file, range)?;
+    Ok(Bytes::from_owner(buffer))
+}
+
+fn length_of(range: &Range<u64>) -> io::Result<usize> {
+    usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)
+}
+
+/// Into an empty buffer that has room for it.
+fn read_into(buffer: &mut Vec<u8>, file: &File, range: Range<u64>) -> io::Result<()> {
+    let length = length_of(&range)?;
     while buffer.len() < length {
         let at = range.start + buffer.len() as u64;
-        match rustix::io::pread(file, spare_capacity(&mut buffer), at) {
+        match rustix::io::pread(file, spare_capacity(buffer), at) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
     buffer.truncate(length);
-    Ok(Bytes::from(buffer))
+    Ok(())
+}
+
+/// What a whole message has.
+const SENT_BYTES: usize = CHUNK_BYTES as usize;
+/// Buffers that wait to be used again, at most.
+const SPARE_MAX: usize = 16;
+/// They have their memory already: the system gives fresh memory page by page, each of
+/// them zeroed, which takes longer than to read into it.
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// Bytes that are being sent.
+struct Sent(Vec<u8>);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.0);
+        buffer.clear();
+        let mut spare = SPARE.lock();
+        if spare.len() < SPARE_MAX {
+            spare.push(buffer);
+        }
+    }
 }
 
 /// The range that a request names, if the file is that long.
@@ -70,9 +124,19 @@ pub trait Source: Send + Sync + 'static {
 
 impl Source for File {
     fn read(&self, range: Range<u64>) -> io::Result<(Bytes, u32)> {
-        let data = read_exact(self, range)?;
+        let data = read_to_send(self, range)?;
         let crc32c = checksum::crc32c(&data);
         Ok((data, crc32c))
+    }
+}
+
+/// Where a message ends that begins at `from`, of those that carry a range up to `end`.
+/// Of several the first one ends where a whole one would, whatever the range begins
+/// with: those behind it are whole blocks then, whose checksums are known.
+fn message_end(from: u64, end: u64) -> u64 {
+    match end.saturating_sub(from) {
+        ..=CHUNK_BYTES => end,
+        _several => from - from % CHUNK_BYTES + CHUNK_BYTES,
     }
 }
 
@@ -85,28 +149,28 @@ pub fn send(
 ) -> BoxStream<'static, Result<ReadChunk, Status>> {
     let (start, end) = (range.start, range.end.max(range.start));
     let source = Arc::new(source);
+    // It begins here, not when somebody waits for it.
     let read = move |from: u64| {
-        let (source, to) = (Arc::clone(&source), end.min(from + CHUNK_BYTES));
-        async move {
-            let reading = tokio::task::spawn_blocking(move || source.read(from..to));
-            reading.await.unwrap_or_else(|join| Err(io::Error::other(join)))
-        }
+        let (source, to) = (Arc::clone(&source), message_end(from, end));
+        tokio::task::spawn_blocking(move || source.read(from..to))
     };
-    let starts = (start..end).step_by(CHUNK_BYTES as usize);
+    let starts = iter::successors(Some(start), move |from| Some(message_end(*from, end)));
+    let starts = starts.take_while(move |from| *from < end);
     let chunks = stream::iter(starts).map(read).buffered(READ_AHEAD).boxed();
     stream::unfold(Some((chunks, 0)), move |state| {
         let name = name.clone();
         async move {
             let (mut chunks, crc32c) = state?;
             Some(match chunks.next().await {
-                Some(Ok((data, of_chunk))) => {
+                Some(Ok(Ok((data, of_chunk)))) => {
                     let crc32c = match data.len() as u64 {
                         CHUNK_BYTES => JOINER.join(crc32c, of_chunk),
-                        _last => crc32c::crc32c_combine(crc32c, of_chunk, data.len()),
+                        _first_or_last => crc32c::crc32c_combine(crc32c, of_chunk, data.len()),
                     };
                     (Ok(ReadChunk { data, end: None }), Some((chunks, crc32c)))
                 }
-                Some(Err(error)) => (Err(read_failure(&name, &error).to_status()), None),
+                Some(Ok(Err(error))) => (Err(read_failure(&name, &error).to_status()), None),
+                Some(Err(join)) => (Err(read_failure(&name, &io::Error::other(join)).to_status()), None),
                 None => {
                     let end = ReadEnd { bytes: end - start, crc32c };
                     (Ok(ReadChunk { data: Bytes::new(), end: Some(end) }), None)
@@ -127,8 +191,8 @@ pub fn read_failure(name: &str, error: &io::Error) -> Failure {
     Failure::new(code, format!("cannot read `{name}`: {error}"))
 }
 
-/// The bytes `range` of `name` at `address`, message by message; the last item
-/// comes only after the end mark was seen and was right. Each message may take
+/// The bytes `range` of `name` at `address`, in the pieces in which they come; the last item
+/// comes only after the end mark was seen and was right. Each piece may take
 /// as long as `patience`.
 ///
 /// # Errors
@@ -167,12 +231,12 @@ async fn open(
     patience: Duration,
     crc32c: Option<u32>,
 ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
-    let mut client = FilesClient::new(channels.get(address)?);
+    let channel = channels.get(address)?;
     let length = range.end.saturating_sub(range.start);
     let request = ReadRequest { name: name.to_owned(), offset: range.start, length };
-    let reply = within(patience, address, client.read(request)).await?;
+    let chunks = within(patience, address, chunks::read(channel, request)).await?;
     let reader = Reader {
-        stream: reply.into_inner(),
+        chunks,
         what: format!("`{name}` from {address}"),
         address: address.to_owned(),
         patience,
@@ -206,7 +270,8 @@ pub async fn receive_all(
     let mut rest = BytesMut::new();
     while let Some(data) = stream.next().await {
         let data = data?;
-        // Most reads are one message, which then needs no copy.
+        // What is one piece needs no copy: a footer, a few pages. Columns of a large
+        // segment are many.
         match &first {
             None => first = Some(data),
             Some(head) => {
@@ -246,7 +311,7 @@ async fn within<T>(
 
 /// The receiving end of one stream.
 struct Reader {
-    stream: Streaming<ReadChunk>,
+    chunks: Chunks,
     what: String,
     address: String,
     patience: Duration,
@@ -260,7 +325,7 @@ impl Reader {
     /// The next bytes; none after the end mark.
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
-            let Some(chunk) = within(self.patience, &self.address, self.stream.message()).await? else {
+            let Some(chunk) = within(self.patience, &self.address, self.chunks.message()).await? else {
                 return Err(self.broken("it stops without its end mark"));
             };
             self.bytes += chunk.data.len() as u64;
@@ -270,7 +335,6 @@ impl Reader {
             }
             if let Some(end) = chunk.end {
                 return match end {
-                    _ if !chunk.data.is_empty() => Err(self.broken("its end mark carries bytes")),
                     _ if end.bytes != self.bytes || self.bytes != self.length => {
                         Err(self.broken("bytes are missing"))
                     }
@@ -293,3 +357,6 @@ impl Reader {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

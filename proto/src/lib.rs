@@ -5,6 +5,7 @@
 //! Nothing here decides anything about tables, placement or queries.
 
 pub mod channel;
+pub mod chunks;
 pub mod error_code;
 pub mod exchange;
 pub mod fault;

@@ -111,7 +111,7 @@ fn decide<S>(
 }
 
 fn serve_coordinator(settings: CoordinatorSettings, force_new_cluster: bool) -> Result<()> {
-    let runtime = runtime("coordinator", cores().max(COORDINATOR_THREADS_MIN))?;
+    let runtime = runtime("coordinator", cores().max(COORDINATOR_THREADS_MIN), 0)?;
     let ended = runtime.block_on(async {
         let listener = listen(&settings.node).await?;
         let stop = stop_on_signals(settings.node.grace, None)?;
@@ -142,9 +142,13 @@ fn serve_coordinator(settings: CoordinatorSettings, force_new_cluster: bool) -> 
     ended
 }
 
+/// The priority of the threads that compute, as `nice` has it: those that move bytes come
+/// first. Other nodes wait for them, and copies of what has too few.
+const COMPUTE_NICE: i32 = 5;
+
 fn serve_worker(settings: WorkerSettings) -> Result<()> {
-    let io = runtime("io", IO_THREADS)?;
-    let compute = runtime("compute", settings.threads)?;
+    let io = runtime("io", IO_THREADS, 0)?;
+    let compute = runtime("compute", settings.threads, COMPUTE_NICE)?;
     let ended = io.block_on(async {
         let listener = listen(&settings.node).await?;
         let drain = CancellationToken::new();
@@ -172,8 +176,17 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
     ended
 }
 
-fn runtime(name: &str, threads: usize) -> Result<Runtime> {
+/// Threads of which others on the same cores come first, where `nice` is more than 0.
+fn runtime(name: &str, threads: usize, nice: i32) -> Result<Runtime> {
     Builder::new_multi_thread()
+        .on_thread_start(move || {
+            // It is a wish: where it is refused they are as quick as the others.
+            if nice > 0 {
+                // Whoever started it may have made it less urgent than that.
+                let before = rustix::process::getpriority_process(None).unwrap_or_default();
+                let _refused = rustix::process::setpriority_process(None, before.max(nice));
+            }
+        })
         .worker_threads(threads)
         .thread_name(name)
         .thread_stack_size(STACK_BYTES)

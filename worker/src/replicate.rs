@@ -36,7 +36,7 @@ const URGENT_MAX: usize = 2;
 /// Other copies that are made at a time: one can take all that the rate allows.
 const MOVES_MAX: usize = 1;
 
-/// Messages that came and are not written yet, of one copy.
+/// Pieces that came and are not written yet, of one copy.
 const CHUNKS_AHEAD: usize = 4;
 
 /// How often a copy that is ordered looks whether the old one is removed.
@@ -311,7 +311,7 @@ impl Replicator {
         let data = data.await?;
         let dir = Arc::clone(&self.0.dir);
         let (chunks, mut to_write) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
-        // While one message is written, the next one comes.
+        // While one piece is written, the next one comes.
         let writing = tokio::task::spawn_blocking(move || {
             let mut staging = dir.stage(name, bytes, crc32c)?;
             while let Some(chunk) = to_write.blocking_recv() {

@@ -14,7 +14,8 @@ use shoal_data::block_sums::BlockSums;
 use shoal_data::shard_store::LocalSegments;
 use shoal_data::{SegmentName, file_stream};
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
-use shoal_proto::cluster::files_server::{Files, FilesServer};
+use shoal_proto::chunks::ChunkServer;
+use shoal_proto::cluster::files_server::Files;
 use shoal_proto::cluster::segments_server::{Segments, SegmentsServer};
 use shoal_proto::cluster::{
     DeleteReply, DeleteRequest, FetchRequest, ReadChunk, ReadRequest, StageHeader, StageReply, StageRequest,
@@ -57,8 +58,8 @@ impl SegmentService {
     }
 
     /// The service that reads segments, ready to be added to a server.
-    pub fn files_server(&self) -> FilesServer<Self> {
-        FilesServer::new(self.clone())
+    pub fn files_server(&self) -> ChunkServer<Self> {
+        ChunkServer::new(self.clone())
     }
 
     fn refuse(&self, error: impl Into<Error>) -> Status {

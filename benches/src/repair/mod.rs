@@ -4,10 +4,11 @@
 
 mod phase;
 mod plain_copy;
+mod warm_memory;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -55,12 +56,6 @@ pub struct RepairArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
-
-/// How long nothing is done before files are copied, in either way. A virtual machine
-/// gives memory that is free back to its host, and has to ask for it again: whoever
-/// writes just after files were removed, as plain copying would, gets memory that is
-/// still there, several times as fast.
-const MEMORY_REST: Duration = Duration::from_secs(6);
 
 #[derive(Debug, Serialize)]
 struct Measured {
@@ -117,20 +112,17 @@ async fn measure(args: &RepairArgs, data: &TpchData) -> Result<Measured> {
     say(format!("beside queries: {loaded}"));
     say(format!("meanwhile: {}", during.describe()));
     settle(&mut client).await?;
-    tokio::time::sleep(MEMORY_REST).await;
     let copied_from = Instant::now();
     let loaded = phase.compare(loaded).await?;
     let beside_copy = load.tally().between(copied_from, Instant::now());
     let (tally, _detours) = load.end().await?;
 
     settle(&mut client).await?;
-    tokio::time::sleep(MEMORY_REST).await;
     let next = format!("worker-{}", args.workers - 1);
     let phase = Phase { cluster: Arc::clone(&cluster), dead: next, workers_left: args.workers - 2 };
     let quiet = phase.repair(&mut client).await?;
     say(format!("with nothing else to do: {quiet}"));
     settle(&mut client).await?;
-    tokio::time::sleep(MEMORY_REST).await;
     let quiet = phase.compare(quiet).await?;
     Ok(Measured {
         loaded,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use shoal_data::sample::TpchTable;
 
 use super::plain_copy;
+use super::warm_memory::WarmMemory;
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::disk::files_below;
@@ -93,6 +94,7 @@ impl Phase {
             ))
             .await?;
         ensure!(bytes > 0, "{dead} holds nothing");
+        let warm = WarmMemory::for_copies_of(u64::try_from(bytes)?).await?;
         let killing = tokio::task::spawn_blocking({
             let (cluster, dead) = (Arc::clone(&self.cluster), dead.clone());
             move || cluster.kill(&dead)
@@ -102,6 +104,7 @@ impl Phase {
         // Shards have other workers, and copies are under way, from here on.
         let ordered = "SELECT count(*) FROM system.moves WHERE state = 'copying'";
         let began = wait_until(client, "a copy is ordered", ordered, |count| count > 0).await?;
+        drop(warm);
         let missing = format!(
             "SELECT count(*) FROM system.segments \
              WHERE array_length(array_remove(replicas, '{dead}')) < {REPLICAS} AND {is_sharded}"
@@ -125,6 +128,7 @@ impl Phase {
         let mut files = files_below(&self.cluster.data_dir(&self.dead)?.join("segments"));
         files.retain(|path| path.extension().is_some_and(|end| end == "parquet"));
         let at_a_time = COPIES_AT_A_TIME * self.workers_left;
+        drop(WarmMemory::for_copies_of(repaired.bytes).await?);
         let copying = tokio::task::spawn_blocking(move || copy_away(&files, at_a_time));
         let copied = copying.await.context("the files were not copied")??;
         let megabytes = copied.bytes as f64 / 1e6;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// How soon at least after workers said something new: copies that they made count
 /// then, and the next ones are ordered.
 const TICK_MIN: Duration = Duration::from_millis(10);
-/// So many times as long as a round took nothing is looked for.
+/// So many times as long as a round took nothing is looked for, up to [`TICK`].
 const REST_FACTOR: u32 = 4;
 /// After so long an order to remove what a write staged is repeated: it may have
 /// been on its way when the order was given first.
@@ -93,6 +93,8 @@ pub struct Cluster {
     joining: tokio::sync::Mutex<()>,
     /// Copies wait for a worker.
     ordered: watch::Sender<()>,
+    /// Whether copies were being made of what has too few, when that was looked at last.
+    repairs: AtomicBool,
     streams: AtomicU64,
 }
 
@@ -196,6 +198,7 @@ impl Cluster {
             changed: Notify::new(),
             joining: tokio::sync::Mutex::default(),
             ordered: watch::Sender::default(),
+            repairs: AtomicBool::new(false),
             streams: AtomicU64::new(0),
         }
     }

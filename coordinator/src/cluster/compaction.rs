@@ -176,6 +176,19 @@ pub fn asked(facts: &TableFacts, shard: u32, live: &LiveWorkers, leaving: &Leavi
     check_room(table, shard, compaction.bytes, live, leaving).is_ok().then_some(compaction)
 }
 
+/// What is said of shards that have small segments left, after all of them were looked
+/// at or not all; none where there are no such shards.
+pub fn told_left(table: &str, shards: u32, left: usize, is_whole: bool) -> Option<String> {
+    let why = match is_whole {
+        true => {
+            ": workers that hold them are away or have little room, their copies move or are still to be made, or \
+             they were written meanwhile; try again later"
+        }
+        false => "",
+    };
+    (left > 0).then(|| format!("{left} of {shards} shards of {table} have small segments left{why}"))
+}
+
 /// Shards that have small segments left although there is more than one.
 pub fn left(facts: &TableFacts) -> usize {
     let shards = 0..facts.table().layout.shards;
@@ -293,8 +306,9 @@ pub fn refused(table: &str, shards: u32, mut refused: Vec<(u32, Error)>) -> Opti
         0 => String::new(),
         more => format!(" and {more} more"),
     };
+    let others = if refused.len() < shards as usize { "; the others were looked at" } else { "" };
     Some(Error::Exhausted(format!(
-        "{} of {shards} shards of {table} stay as they are: {}{more}; the others are done. Shard {first}: {why}",
+        "{} of {shards} shards of {table} stay as they are: {}{more}{others}. Shard {first}: {why}",
         refused.len(),
         numbers.join(", ")
     )))

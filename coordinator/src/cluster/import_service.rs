@@ -6,7 +6,8 @@ use std::path::Path;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use shoal_data::{ImportRoots, file_stream, import_store};
-use shoal_proto::cluster::files_server::{Files, FilesServer};
+use shoal_proto::chunks::ChunkServer;
+use shoal_proto::cluster::files_server::Files;
 use shoal_proto::cluster::{ReadChunk, ReadRequest, StatReply, StatRequest};
 use shoal_proto::{ErrorCode, Failure};
 use tonic::{Request, Response, Status};
@@ -25,8 +26,8 @@ impl ImportService {
     }
 
     /// The service, ready to be added to a server.
-    pub fn into_server(self) -> FilesServer<Self> {
-        FilesServer::new(self)
+    pub fn into_server(self) -> ChunkServer<Self> {
+        ChunkServer::new(self)
     }
 
     async fn open(&self, name: String) -> Result<(std::fs::File, std::fs::Metadata), Status> {

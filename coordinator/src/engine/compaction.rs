@@ -47,6 +47,27 @@ const CHANGE_PAUSE: Duration = Duration::from_millis(200);
 /// ended.
 type Turn = Arc<OwnedMutexGuard<()>>;
 
+/// What became of a compaction that did not fail.
+#[derive(Debug)]
+enum Ended {
+    Done(Compacted),
+    /// The shard has changed in the meantime, and nothing was done.
+    Changed,
+    /// These segments cannot become fewer here. That says nothing of other shards.
+    Refused(Error),
+}
+
+/// What `OPTIMIZE TABLE` does after a compaction of a shard.
+#[derive(Debug)]
+enum Next {
+    /// Takes what is left of the shard.
+    GoOn(Compacted),
+    /// Tries the same again, after a pause.
+    Again,
+    /// Leaves the shard as it is, and takes the next one.
+    Leave(Error),
+}
+
 impl Engine {
     /// Compacts what is due, whenever this coordinator leads, until `stop`. What is
     /// under way then is given up.
@@ -105,14 +126,14 @@ impl Engine {
                 ended = self.compact(compaction.clone()) => ended,
             };
             match ended {
-                Ok(Some(compacted)) => {
+                Ok(Ended::Done(compacted)) => {
                     rests.done(&compaction);
                     done.push(compacted);
                 }
-                Ok(None) => {
+                Ok(Ended::Changed) => {
                     rests.failed(&compaction, Instant::now());
                 }
-                Err(error) => {
+                Ok(Ended::Refused(error)) | Err(error) => {
                     let Compaction { table, shard, .. } = &compaction;
                     tracing::warn!(%table, shard, %error, "shard not compacted");
                     if rests.failed(&compaction, Instant::now()) {
@@ -149,7 +170,7 @@ impl Engine {
         let Some(table) = snapshot.table(&schema_name, &name) else {
             return Err(self.unknown_table(&snapshot, &schema_name, &name));
         };
-        let (id, shards) = (table.id, table.layout.shards);
+        let (id, shards, what) = (table.id, table.layout.shards, table.full_name());
         self.cluster.check_coordinators().await?;
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
         let cancelled = running.cancelled();
@@ -158,38 +179,37 @@ impl Engine {
             biased;
             () = cancelled.cancelled() => Err(Error::Cancelled("the statement was cancelled".into())),
             ended = self.compact_all(id, shards, &mut done) => ended.and_then(|refused| {
-                compaction::refused(&format!("{schema_name}.{name}"), shards, refused).map_or(Ok(()), Err)
+                compaction::refused(&what, shards, refused).map_or(Ok(()), Err)
             }),
         };
         // What was compacted before an error stays so.
         self.cluster.tell_compacted(&done);
-        match ended {
-            Ok(()) => running.finished(),
-            Err(error) => {
-                running.failed(&error.to_string());
-                return Err(error);
-            }
-        }
         for line in compaction::told(&done) {
             session.notice(line);
         }
-        if done.is_empty() {
-            session.notice(format!("nothing to compact in {schema_name}.{name}"));
+        if done.is_empty() && ended.is_ok() {
+            session.notice(format!("nothing to compact in {what}"));
         }
         let snapshot = self.catalog();
         let left = snapshot.table_by_id(id).map_or(0, |table| compaction::left(&snapshot.facts(table)));
-        if left > 0 {
-            session.notice(format!(
-                "{left} of {shards} shards of {schema_name}.{name} have small segments left: workers that hold them are \
-                 away or have little room, their copies move or are still to be made, or they were written meanwhile; try \
-                 again later"
-            ));
+        if let Some(line) = compaction::told_left(&what, shards, left, ended.is_ok()) {
+            session.notice(line);
         }
-        Ok(0)
+        match ended {
+            Ok(()) => {
+                running.finished();
+                Ok(0)
+            }
+            Err(error) => {
+                running.failed(&error.to_string());
+                Err(error)
+            }
+        }
     }
 
     /// Compacts one shard after the other. Those of which no two segments fit into
-    /// what there is stay as they are: which, and why.
+    /// the memory for it, or become fewer, stay as they are: which, and why. Whatever
+    /// else is short is so for the next shard, too, and is an error.
     async fn compact_all(
         &self,
         id: TableId,
@@ -209,31 +229,19 @@ impl Engine {
                 };
                 let facts = snapshot.facts(table);
                 let Some(compaction) = self.cluster.compaction_asked(&facts, shard) else { break };
-                match self.compact(compaction).await {
-                    Ok(Some(compacted)) => {
+                let what = format!("shard {shard} of {}", table.full_name());
+                match next(&what, changes, self.compact(compaction).await)? {
+                    Next::GoOn(compacted) => {
                         done.push(compacted);
                         left -= 1;
                     }
-                    Ok(None) if changes < CHANGES_MAX => {
+                    Next::Again => {
                         changes += 1;
                         tokio::time::sleep(CHANGE_PAUSE).await;
                     }
-                    // A worker may be gone that has these segments: then they wait for it.
-                    Err(error) if error.code() == ErrorCode::Unavailable && changes < CHANGES_MAX => {
-                        tracing::info!(table = %table.full_name(), shard, %error, "shard is compacted again");
-                        changes += 1;
-                        tokio::time::sleep(CHANGE_PAUSE).await;
-                    }
-                    Err(error) if error.code() == ErrorCode::Exhausted => {
-                        refused.push((shard, error));
+                    Next::Leave(why) => {
+                        refused.push((shard, why));
                         break;
-                    }
-                    Err(error) => return Err(error),
-                    Ok(None) => {
-                        return Err(Error::Unavailable(format!(
-                            "shard {shard} of {} changed {changes} times while it was compacted; try again later",
-                            table.full_name()
-                        )));
                     }
                 }
             }
@@ -241,10 +249,9 @@ impl Engine {
         Ok(refused)
     }
 
-    /// Carries out one compaction, when it is its turn; none where the shard has
-    /// changed in the meantime, and nothing was done. To drop this gives it up, and
+    /// Carries out one compaction, when it is its turn. To drop this gives it up, and
     /// no other begins before all of it has ended: two would take the memory of two.
-    async fn compact(&self, compaction: Compaction) -> Result<Option<Compacted>, Error> {
+    async fn compact(&self, compaction: Compaction) -> Result<Ended, Error> {
         let turn = turn_of(&self.compacting, COMPACTION_MAX).await?;
         let (engine, of_work) = (self.clone(), Arc::clone(&turn));
         let work = on_own_thread(turn, async move { engine.compact_here(&compaction, of_work).await });
@@ -253,15 +260,18 @@ impl Engine {
         })
     }
 
-    async fn compact_here(&self, compaction: &Compaction, turn: Turn) -> Result<Option<Compacted>, Error> {
+    async fn compact_here(&self, compaction: &Compaction, turn: Turn) -> Result<Ended, Error> {
         fault::point(Step::CompactionBegun);
         let pinned = self.cluster.pin();
-        let Some((table, old)) = compaction.found(&pinned) else { return Ok(None) };
+        let Some((table, old)) = compaction.found(&pinned) else { return Ok(Ended::Changed) };
         let shard = compaction.shard;
         // Again: it has waited for its turn.
         self.cluster.check_room(&table, shard, compaction.bytes)?;
         let what = format!("shard {shard} of {}", table.full_name());
-        let merge = self.template.merge_of(&what, &old).await?;
+        let merge = match self.template.merge_of(&what, &old).await {
+            Err(error) if error.code() == ErrorCode::Exhausted => return Ok(Ended::Refused(error)),
+            merge => merge?,
+        };
         let old = merge.segments();
         let (admission, cluster) = (self.admission.clone(), Arc::clone(&self.cluster));
         let is_to_rest = move || admission.waiting() > 0 || cluster.is_repairing();
@@ -273,10 +283,9 @@ impl Engine {
         tokio::task::yield_now().await;
         let (before, after) = (old.len(), staged.segments.len());
         if after >= before {
-            return Err(Error::Exhausted(format!(
-                "{before} segments of shard {shard} of {} became {after}: they stay as they are",
-                table.full_name()
-            )));
+            return Ok(Ended::Refused(Error::Exhausted(format!(
+                "{before} segments of {what} became {after}: they stay as they are"
+            ))));
         }
         let command = Command::Compact {
             table: table.id,
@@ -296,11 +305,30 @@ impl Engine {
             .map_err(|error| Error::Internal(format!("committing a compaction: {error}")))??;
         if outcome != Outcome::Done {
             tracing::info!(table = %table.full_name(), shard, "shard has changed while it was compacted");
-            return Ok(None);
+            return Ok(Ended::Changed);
         }
         fault::point(Step::CompactionCommitted);
         let bytes = old.iter().map(|segment| segment.bytes).sum();
-        Ok(Some(Compacted { table: table.full_name(), shard, before, after, bytes }))
+        Ok(Ended::Done(Compacted { table: table.full_name(), shard, before, after, bytes }))
+    }
+}
+
+/// What follows for `OPTIMIZE TABLE` from how a compaction of `what` has ended, after
+/// so many that came to nothing because of a change.
+fn next(what: &str, changes: u32, ended: Result<Ended, Error>) -> Result<Next, Error> {
+    match ended {
+        Ok(Ended::Done(compacted)) => Ok(Next::GoOn(compacted)),
+        Ok(Ended::Refused(why)) => Ok(Next::Leave(why)),
+        Ok(Ended::Changed) if changes < CHANGES_MAX => Ok(Next::Again),
+        // A worker may be gone that has these segments: then they wait for it.
+        Err(error) if error.code() == ErrorCode::Unavailable && changes < CHANGES_MAX => {
+            tracing::info!(shard = what, %error, "shard is compacted again");
+            Ok(Next::Again)
+        }
+        Ok(Ended::Changed) => Err(Error::Unavailable(format!(
+            "{what} changed {changes} times while it was compacted; try again later"
+        ))),
+        Err(error) => Err(error),
     }
 }
 
@@ -348,6 +376,27 @@ mod tests {
         assert_eq!(refused.code(), ErrorCode::Timeout, "{refused}");
         drop(first);
         drop(turn_of(&turns, COMPACTION_MAX).await.unwrap());
+    }
+
+    #[test]
+    fn only_what_concerns_one_shard_alone_leaves_it_for_the_next_one() {
+        let of = |changes: u32, ended: Result<Ended, Error>| next("shard 3 of public.t", changes, ended);
+        let full = || Error::Exhausted("the disk of the catalog is full".to_owned());
+        let away = || Error::Unavailable("w1 is not live".to_owned());
+        let compacted = Compacted { table: "public.t".to_owned(), shard: 3, before: 9, after: 1, bytes: 900 };
+        assert!(matches!(of(CHANGES_MAX, Ok(Ended::Done(compacted))), Ok(Next::GoOn(_))));
+        assert!(matches!(of(0, Ok(Ended::Refused(full()))), Ok(Next::Leave(Error::Exhausted(_)))));
+        // The next shard would be merged for nothing.
+        assert!(matches!(of(0, Err(full())), Err(Error::Exhausted(_))));
+        assert!(matches!(of(0, Err(Error::Internal(String::new()))), Err(Error::Internal(_))));
+        for changes in [0, CHANGES_MAX - 1] {
+            assert!(matches!(of(changes, Ok(Ended::Changed)), Ok(Next::Again)));
+            assert!(matches!(of(changes, Err(away())), Ok(Next::Again)));
+        }
+        assert_eq!(of(CHANGES_MAX, Err(away())).unwrap_err().to_string(), "w1 is not live");
+        let changed = of(CHANGES_MAX, Ok(Ended::Changed)).unwrap_err();
+        assert_eq!(changed.code(), ErrorCode::Unavailable);
+        assert!(changed.to_string().starts_with("shard 3 of public.t changed 10 times"), "{changed}");
     }
 
     #[tokio::test]

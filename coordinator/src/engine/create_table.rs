@@ -92,7 +92,7 @@ impl Engine {
         }
     }
 
-    /// Plans CREATE TABLE [AS], without the options that are ours: the schema
+    /// Plans `CREATE TABLE [AS]`, without the options that are ours: the schema
     /// of the plan is that of the table.
     pub(super) async fn plan_create(
         &self,

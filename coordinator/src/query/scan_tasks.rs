@@ -200,12 +200,13 @@ fn route_tasks(event: RouteTasksEvent) -> Option<Result<RouteTasksEventResponse>
 #[cfg(test)]
 mod tests {
     use arrow::datatypes::{DataType, Field, Schema};
-    use datafusion::common::Statistics;
     use datafusion::common::stats::Precision;
+    use datafusion::common::{Constraint, Constraints, Statistics};
     use datafusion::datasource::physical_plan::ParquetSource;
     use datafusion::execution::object_store::ObjectStoreUrl;
     use datafusion::physical_expr::expressions::Column;
     use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalSortExpr};
+    use datafusion::physical_expr_adapter::DefaultPhysicalExprAdapterFactory;
 
     use super::*;
 
@@ -221,6 +222,8 @@ mod tests {
         )
         .with_file_groups(vec![FileGroup::new(vec![PartitionedFile::new("1/2/x.parquet", 9)])])
         .with_statistics(statistics)
+        .with_constraints(Constraints::new_unverified(vec![Constraint::Unique(vec![0])]))
+        .with_expr_adapter(Some(Arc::new(DefaultPhysicalExprAdapterFactory)))
         .with_projection_indices(Some(vec![1, 0]))
         .unwrap()
         .with_limit(Some(3))
@@ -236,6 +239,10 @@ mod tests {
         assert_ne!(format!("{scan:?}"), format!("{copied:?}"));
         assert_eq!(format!("{bare:?}"), format!("{copied:?}"));
         assert_eq!(bare.statistics(), copied.statistics());
+        assert_eq!(bare.constraints, copied.constraints);
+        assert!(!bare.constraints.is_empty(), "there is nothing to lose");
+        let adapter = format!("{:?}", bare.expr_adapter_factory);
+        assert_eq!(adapter, "Some(DefaultPhysicalExprAdapterFactory)");
         assert_eq!((bare.limit, bare.batch_size), (Some(3), Some(100)));
         assert_eq!((bare.preserve_order, &bare.output_ordering), (true, &copied.output_ordering));
         assert_eq!(format!("{:?}", bare.output_partitioning), format!("{:?}", copied.output_partitioning));

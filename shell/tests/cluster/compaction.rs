@@ -247,9 +247,15 @@ fn what_takes_more_memory_than_there_is_stays_as_it_is_and_is_told_once() {
         let segments = "SELECT segment FROM system.segments ORDER BY 1";
         let before = client.text(segments).await.unwrap();
         assert_eq!(before.lines().count() as i64, 2 * WRITES);
+        client.notices().await.unwrap();
         let error = in_time(client.update("OPTIMIZE TABLE many")).await.unwrap_err();
         assert_eq!(error.code, Code::ResourceExhausted, "{error}");
-        assert!(error.message.contains("the segments stay as they are"), "{error}");
+        for part in ["2 of 2 shards of public.many stay as they are: 0, 1.", "the segments stay as they are"]
+        {
+            assert!(error.message.contains(part), "{error}");
+        }
+        let left = "2 of 2 shards of public.many have small segments left";
+        assert_eq!(client.notices().await.unwrap(), [left]);
         assert_eq!(client.text(segments).await.unwrap(), before);
         assert_eq!(client.number(told).await.unwrap(), 2);
         check(&mut client, WRITES).await;

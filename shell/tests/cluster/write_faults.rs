@@ -297,8 +297,15 @@ fn a_worker_killed_at_any_step_of_a_copy_makes_it_when_it_is_back() {
             assert_eq!(write.send(&cluster.url(), cluster.import_dir()).await, Ok(ROWS));
             // Only the copies for the victim are staged now.
             fixture.order("*", step, "kill");
-            cluster.restart(&victim).unwrap();
-            fixture.wait_until_killed(&victim, step).await;
+            match cluster.restart(&victim) {
+                Ok(()) => fixture.wait_until_killed(&victim, step).await,
+                // So soon that nobody has seen it listen.
+                Err(early) => {
+                    let early = format!("{early:#}");
+                    assert!(early.contains("(SIGKILL)") && early.contains(step.name()), "{early}");
+                    fixture.order_nothing();
+                }
+            }
             cluster.restart(&victim).unwrap();
             wait_until_settled(cluster, 3).await;
             write.check(&mut fixture.client().await).await;

@@ -6,9 +6,12 @@ use bytes::Bytes;
 use shoal_data::DataDir;
 use shoal_data::shard_store::LocalSegments;
 use shoal_proto::cluster::Location;
+use shoal_proto::cluster::files_server::FilesServer;
 use shoal_proto::server::{self, Incoming};
 use shoal_proto::{SegmentId, TableId};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
 use super::*;
 use crate::segments::SegmentService;
@@ -38,11 +41,21 @@ impl Node {
 
     /// Serves what is here; where.
     async fn serve(&self) -> Location {
+        self.serve_as(false).await
+    }
+
+    /// The same, as this version does or as an older one did.
+    async fn serve_as(&self, is_older: bool) -> Location {
         let local = LocalSegments::new(self.dir.path().to_owned(), Arc::new(self.replicator.clone()));
         let (dir, replicator) = (Arc::clone(&self.dir), self.replicator.clone());
         let service = SegmentService::new("source".into(), dir, Arc::new(local), replicator);
         let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let served = server::builder().add_service(service.files_server());
+        let mut server = server::builder();
+        let served = if is_older {
+            server.add_service(FilesServer::new(service))
+        } else {
+            server.add_service(service.files_server())
+        };
         tokio::spawn(served.serve_with_incoming(Incoming::new(listener)));
         let zone = "south".to_owned();
         Location { worker: "source".to_owned(), address: format!("http://{address}"), zone }
@@ -51,7 +64,9 @@ impl Node {
     /// Writes a segment; the order to copy it from there.
     fn write(&self, from: &Location) -> FetchRequest {
         let name = SegmentName { table: TableId(3), shard: 0, segment: SegmentId::random() };
-        let data = Bytes::from(vec![7; 5_000]);
+        // Several messages, the last of which ends within a block.
+        let data: Bytes =
+            (0..3 * file_stream::CHUNK_BYTES - 77).map(|index| (index * 31 % 251) as u8).collect();
         let (bytes, crc32c) = (data.len() as u64, crc32c::crc32c(&data));
         let mut staging = self.dir.stage(name, bytes, crc32c).unwrap();
         staging.write(&data).unwrap();
@@ -130,5 +145,82 @@ async fn a_copy_that_nobody_waits_for_any_more_can_be_ordered_again() {
     assert!(target.replicator.0.under_way.lock().is_empty(), "it is under way for ever");
     let fetched = tokio::time::timeout(SOON, target.replicator.fetch(order.clone())).await;
     assert_eq!(fetched.expect("it waits").unwrap(), (order.bytes, order.crc32c));
+    assert!(target.has(&order));
+}
+
+#[tokio::test]
+async fn what_is_damaged_on_its_way_or_before_is_not_taken() {
+    let (source, target) = (Node::new(), Node::new());
+    let from = source.serve().await;
+    let order = source.write(&from);
+    // Its source says something else of it than the catalog does.
+    let other = FetchRequest { crc32c: order.crc32c ^ 1, ..order.clone() };
+    let refused = target.replicator.fetch(other).await.unwrap_err();
+    assert!(refused.to_string().contains("checksum"), "{refused}");
+    // Damaged in its second message, on the source's disk.
+    let path = source.dir.path().join(&order.name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[usize::try_from(file_stream::CHUNK_BYTES).unwrap() + 5] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let refused = target.replicator.fetch(order.clone()).await.unwrap_err();
+    for part in ["cannot be fetched from anybody (source: ", "from 262144 on are not those that were written"]
+    {
+        assert!(refused.to_string().contains(part), "{refused}");
+    }
+    assert!(!target.has(&order));
+    assert_eq!(target.dir.report(), [], "something of it is left");
+}
+
+#[tokio::test]
+async fn a_copy_is_the_same_from_this_version_and_from_an_older_one() {
+    let target = Node::new();
+    for is_older in [false, true] {
+        let source = Node::new();
+        let from = source.serve_as(is_older).await;
+        let order = source.write(&from);
+        target.replicator.fetch(order.clone()).await.unwrap();
+        let [copied, original] =
+            [&target, &source].map(|node| std::fs::read(node.dir.path().join(&order.name)));
+        assert!(copied.unwrap() == original.unwrap(), "{is_older}");
+    }
+}
+
+/// Stands before a worker and passes on so many bytes of what it answers on a connection;
+/// then that is gone. Where.
+async fn dying_after(bytes: u64, from: &Location) -> Location {
+    let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let source = from.address.strip_prefix("http://").unwrap().to_owned();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&source).await.unwrap();
+            tokio::spawn(async move {
+                let (mut asks, mut hears) = client.into_split();
+                let (answers, mut is_asked) = server.into_split();
+                let mut answers = answers.take(bytes);
+                tokio::select! {
+                    _ = tokio::io::copy(&mut asks, &mut is_asked) => {}
+                    _ = tokio::io::copy(&mut answers, &mut hears) => {}
+                }
+            });
+        }
+    });
+    Location { worker: "dying".to_owned(), address: format!("http://{address}"), ..from.clone() }
+}
+
+#[tokio::test]
+async fn a_copy_whose_source_dies_half_way_comes_from_the_next_one() {
+    let (source, target) = (Node::new(), Node::new());
+    let from = source.serve().await;
+    let order = source.write(&from);
+    let dying = dying_after(order.bytes / 2, &from).await;
+    let alone = FetchRequest { from: vec![dying.clone()], ..order.clone() };
+    let refused = target.replicator.fetch(alone).await.unwrap_err();
+    assert!(refused.to_string().contains("(dying: connection lost: "), "{refused}");
+    assert_eq!(target.dir.report(), [], "something of it is left");
+    let came = target.replicator.cross_zone_bytes();
+    assert!(came < order.bytes, "{came} bytes came from where half of them do");
+
+    let both = FetchRequest { from: vec![dying, from], ..order.clone() };
+    target.replicator.fetch(both).await.unwrap();
     assert!(target.has(&order));
 }

@@ -1,7 +1,8 @@
 //! What follows from a table alone and is asked for again and again: where its
 //! segments are in its list, which of them a worker or a shard has, and which are
 //! not where they should be. Worked out when it is first asked for, and kept for
-//! as long as the table is the same.
+//! as long as the table is the same; what does not depend on where copies are also
+//! while copies come and go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -23,13 +24,20 @@ type Places = Vec<u32>;
 #[derive(Debug)]
 pub struct TableFacts {
     table: Arc<Table>,
-    by_id: OnceLock<Vec<(SegmentId, u32)>>,
-    by_shard: OnceLock<Vec<Places>>,
+    of_segments: Arc<SegmentFacts>,
     by_worker: OnceLock<HashMap<WorkerId, Places>>,
     workers: OnceLock<BTreeSet<WorkerId>>,
-    shard_bytes: OnceLock<Vec<u64>>,
     shard_replicas: OnceLock<Vec<Option<Vec<WorkerId>>>>,
     amiss: OnceLock<Amiss>,
+}
+
+/// What follows from which segments there are, wherever their copies are and should
+/// be. Versions of a table that differ in nothing else share it.
+#[derive(Debug, Default)]
+struct SegmentFacts {
+    by_id: OnceLock<Vec<(SegmentId, u32)>>,
+    by_shard: OnceLock<Vec<Places>>,
+    shard_bytes: OnceLock<Vec<u64>>,
     rows: OnceLock<ArrayRef>,
     contents: OnceLock<Contents>,
     bounds: Mutex<HashMap<usize, Arc<ColumnBounds>>>,
@@ -71,19 +79,24 @@ struct Amiss {
 impl TableFacts {
     /// Those of a table, of which nothing is worked out yet.
     pub(crate) fn new(table: Arc<Table>) -> Self {
+        Self::with(table, Arc::default())
+    }
+
+    /// The same, but for what is known of another version and holds of this one, too.
+    fn after(other: Option<&Self>, table: &Arc<Table>) -> Self {
+        let same = other.filter(|other| has_same_segments(&other.table, table));
+        let of_segments = same.map(|same| Arc::clone(&same.of_segments)).unwrap_or_default();
+        Self::with(Arc::clone(table), of_segments)
+    }
+
+    fn with(table: Arc<Table>, of_segments: Arc<SegmentFacts>) -> Self {
         Self {
             table,
-            by_id: OnceLock::new(),
-            by_shard: OnceLock::new(),
+            of_segments,
             by_worker: OnceLock::new(),
             workers: OnceLock::new(),
-            shard_bytes: OnceLock::new(),
             shard_replicas: OnceLock::new(),
             amiss: OnceLock::new(),
-            rows: OnceLock::new(),
-            contents: OnceLock::new(),
-            bounds: Mutex::default(),
-            merged: Mutex::default(),
         }
     }
 
@@ -100,7 +113,7 @@ impl TableFacts {
     }
 
     fn by_id(&self) -> &[(SegmentId, u32)] {
-        self.by_id.get_or_init(|| {
+        self.of_segments.by_id.get_or_init(|| {
             let places = self.table.segments.iter().zip(0_u32..);
             let mut by_id: Vec<_> = places.map(|(segment, place)| (segment.id, place)).collect();
             // Nearly in order already: later ids sort after earlier ones.
@@ -134,7 +147,7 @@ impl TableFacts {
 
     /// The places of the segments of one shard, in order of commit.
     pub fn places_of_shard(&self, shard: u32) -> &[u32] {
-        let by_shard = self.by_shard.get_or_init(|| {
+        let by_shard = self.of_segments.by_shard.get_or_init(|| {
             let mut by_shard = vec![Places::new(); self.table.layout.shards as usize];
             for (segment, place) in self.table.segments.iter().zip(0_u32..) {
                 if let Some(places) = by_shard.get_mut(segment.shard as usize) {
@@ -174,7 +187,7 @@ impl TableFacts {
 
     /// Bytes of one copy of each shard.
     pub fn shard_bytes(&self) -> &[u64] {
-        self.shard_bytes.get_or_init(|| {
+        self.of_segments.shard_bytes.get_or_init(|| {
             let mut bytes = vec![0; self.table.layout.shards as usize];
             for segment in &self.table.segments {
                 if let Some(bytes) = bytes.get_mut(segment.shard as usize) {
@@ -203,7 +216,7 @@ impl TableFacts {
 
     /// The rows of each segment.
     pub fn rows(&self) -> &ArrayRef {
-        self.rows.get_or_init(|| -> ArrayRef {
+        self.of_segments.rows.get_or_init(|| -> ArrayRef {
             let rows = self.table.segments.iter().map(|segment| segment.rows);
             Arc::new(UInt64Array::from_iter_values(rows))
         })
@@ -211,7 +224,7 @@ impl TableFacts {
 
     /// What it has of rows, told in few bytes.
     pub fn contents(&self) -> Contents {
-        *self.contents.get_or_init(|| {
+        *self.of_segments.contents.get_or_init(|| {
             let digests = self.table.segments.iter().map(|segment| segment.name().digest());
             let digest = digests.fold(0, u64::wrapping_add);
             Contents { segments: self.table.segments.len(), digest }
@@ -226,12 +239,12 @@ impl TableFacts {
         column: usize,
         make: impl FnOnce(&[Arc<Segment>]) -> ColumnBounds,
     ) -> Arc<ColumnBounds> {
-        if let Some(bounds) = self.bounds.lock().get(&column) {
+        if let Some(bounds) = self.of_segments.bounds.lock().get(&column) {
             return Arc::clone(bounds);
         }
         // Two that come at once do the same twice: nobody waits for another.
         let bounds = Arc::new(make(&self.table.segments));
-        self.bounds.lock().insert(column, Arc::clone(&bounds));
+        self.of_segments.bounds.lock().insert(column, Arc::clone(&bounds));
         bounds
     }
 
@@ -245,11 +258,11 @@ impl TableFacts {
         column: usize,
         make: impl FnOnce(&[Arc<Segment>]) -> Result<ColumnStatistics, E>,
     ) -> Result<ColumnStatistics, E> {
-        if let Some(merged) = self.merged.lock().get(&column) {
+        if let Some(merged) = self.of_segments.merged.lock().get(&column) {
             return Ok(merged.clone());
         }
         let merged = make(&self.table.segments)?;
-        self.merged.lock().insert(column, merged.clone());
+        self.of_segments.merged.lock().insert(column, merged.clone());
         Ok(merged)
     }
 
@@ -303,6 +316,26 @@ impl TableFacts {
     }
 }
 
+/// Whether two versions of a table have the same segments, at the same places, with
+/// the same rows and statistics: all that [`SegmentFacts`] follow from. One look at each
+/// pair, and most are one and the same.
+fn has_same_segments(one: &Table, other: &Table) -> bool {
+    let are_same = |one: &Segment, other: &Segment| {
+        let file =
+            |segment: &Segment| (segment.id, segment.shard, segment.rows, segment.bytes, segment.crc32c);
+        file(one) == file(other) && one.columns == other.columns
+    };
+    one.id == other.id
+        && one.layout.shards == other.layout.shards
+        && one.segments.len() == other.segments.len()
+        && (Arc::ptr_eq(&one.columns, &other.columns) || one.columns == other.columns)
+        && one
+            .segments
+            .iter()
+            .zip(&other.segments)
+            .all(|(one, other)| Arc::ptr_eq(one, other) || are_same(one, other))
+}
+
 /// The facts of the newest version of each table that was asked about. States
 /// that come of one another share them.
 #[derive(Clone, Debug, Default)]
@@ -317,13 +350,20 @@ impl Memo {
         tables: usize,
         is_kept: impl Fn(TableId) -> bool,
     ) -> Arc<TableFacts> {
-        let mut known = self.0.lock();
-        if let Some(facts) = known.get(&table.id)
+        let before = self.0.lock().get(&table.id).cloned();
+        if let Some(facts) = &before
             && Arc::ptr_eq(&facts.table, table)
         {
             return Arc::clone(facts);
         }
-        let facts = Arc::new(TableFacts::new(Arc::clone(table)));
+        // Others need not wait for a look at all segments.
+        let facts = Arc::new(TableFacts::after(before.as_deref(), table));
+        let mut known = self.0.lock();
+        if let Some(meanwhile) = known.get(&table.id)
+            && Arc::ptr_eq(&meanwhile.table, table)
+        {
+            return Arc::clone(meanwhile);
+        }
         known.insert(table.id, Arc::clone(&facts));
         if known.len() > tables + STALE_MAX {
             known.retain(|id, _| is_kept(*id));
@@ -340,14 +380,14 @@ impl Memo {
             ids.iter().map(|id| facts.place(*id).filter(|place| is_at(*place, *id))).collect()
         };
         let known = self.0.lock().get(&table.id).cloned();
-        let places = known.map(|facts| by(&facts));
-        if let Some(places) = places
-            && places.iter().all(Option::is_some)
-        {
-            return places;
+        if let Some(facts) = &known {
+            let places = by(facts);
+            if Arc::ptr_eq(&facts.table, table) || places.iter().all(Option::is_some) {
+                return places;
+            }
         }
         // Kept: where nobody but the log asks, the next entries name segments of it, too.
-        let facts = Arc::new(TableFacts::new(Arc::clone(table)));
+        let facts = Arc::new(TableFacts::after(known.as_deref(), table));
         let places = by(&facts);
         self.0.lock().insert(table.id, facts);
         places

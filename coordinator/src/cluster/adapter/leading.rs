@@ -2,6 +2,7 @@
 //! workers hold. Queries, writes and the news of workers concern all of them.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -51,6 +52,7 @@ impl Cluster {
             core.going.clear();
             core.fetched.clear();
             core.fetching.clear();
+            self.repairs.store(false, Ordering::Relaxed);
             core.silences.clear();
             if leads.is_some() {
                 tracing::info!(term = shown_term(term), "this coordinator looks after the workers now");

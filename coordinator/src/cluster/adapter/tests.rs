@@ -227,10 +227,13 @@ async fn copies_do_not_wait_for_a_beat_and_go_where_the_worker_listens() {
     cluster.catalog.apply(commit("x", &held)).await.unwrap();
     let (old, new) = (cluster.open_stream(), cluster.open_stream());
     beat(&cluster, "w1", new);
+    let (schema_name, name, replicas) = ("public".to_owned(), "t".to_owned(), ReplicaCount::Count(2));
+    cluster.catalog.apply(Command::SetReplicas { schema_name, name, replicas }).await.unwrap();
     let mut ordered = cluster.watch_orders();
     assert!(!cluster.is_repairing());
-    cluster.order_copies(Instant::now());
-    assert!(cluster.is_repairing());
+    let ordered_at = Instant::now();
+    cluster.order_copies(ordered_at);
+    assert!(cluster.is_repairing(), "there are fewer copies than there should be");
     assert!(ordered.has_changed().unwrap(), "nobody is woken");
     ordered.mark_unchanged();
     assert!(cluster.copies_for(&"w1".into(), old).is_none(), "nobody reads an old stream");
@@ -243,6 +246,17 @@ async fn copies_do_not_wait_for_a_beat_and_go_where_the_worker_listens() {
     assert!(beat(&cluster, "w1", new).fetch.is_empty());
     cluster.order_copies(Instant::now());
     assert!(!ordered.has_changed().unwrap());
+    // Nothing comes of it: others need not wait for that, until it is ordered again.
+    for (seconds, is_repairing) in [(9, true), (11, false), (59, false), (61, true), (72, false)] {
+        cluster.order_copies(ordered_at + Duration::from_secs(seconds));
+        assert_eq!(cluster.is_repairing(), is_repairing, "after {seconds} s");
+    }
+    cluster.order_copies(ordered_at + Duration::from_secs(130));
+    assert!(cluster.is_repairing());
+    // Another one leads, and then this one again.
+    cluster.core.lock().leads_in = None;
+    cluster.lead();
+    assert!(!cluster.is_repairing());
 }
 
 #[tokio::test]

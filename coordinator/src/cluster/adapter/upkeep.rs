@@ -3,6 +3,7 @@
 //! are made.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -26,6 +27,9 @@ const COPIES_MAX: usize = 10_000;
 const MOVES_TOLD_MAX: usize = 16;
 /// After so long a copy that was ordered is ordered again.
 const FETCH_MAX: Duration = Duration::from_secs(60);
+/// After so long an order that nothing came of keeps nobody else waiting: while copies
+/// get on there are newer ones, and one that cannot be made is ordered again and again.
+const REPAIR_MAX: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// Takes note of what was dropped and no query here reads any more. Who
@@ -182,10 +186,10 @@ impl Cluster {
         }
     }
 
-    /// Whether copies are being made of what has too few.
+    /// Whether copies are being made of what has too few, as of the last round: for
+    /// those who ask all the time.
     pub fn is_repairing(&self) -> bool {
-        let core = self.core.lock();
-        core.fetching.values().flat_map(|ordered| ordered.values()).any(|ordered| ordered.is_urgent)
+        self.repairs.load(Ordering::Relaxed)
     }
 
     pub(super) fn order_copies(&self, now: Instant) {
@@ -213,6 +217,10 @@ impl Cluster {
             core.fetching.entry(worker.clone()).or_default().insert(name, Ordered { at: now, is_urgent });
             core.waiting.entry(worker).or_default().fetch.push(request);
         }
+        let mut ordered = core.fetching.values().flat_map(|ordered| ordered.values());
+        let is_new = |it: &Ordered| now.saturating_duration_since(it.at) < REPAIR_MAX;
+        let repairs = ordered.any(|it| it.is_urgent && is_new(it));
+        self.repairs.store(repairs, Ordering::Relaxed);
         if is_any {
             self.ordered.send_replace(());
         }

@@ -235,6 +235,19 @@ fn a_compaction_is_found_while_all_its_segments_are_there() {
 }
 
 #[test]
+fn what_is_left_is_told_with_why_where_all_was_looked_at() {
+    assert_eq!(told_left("public.t", 8, 0, true), None);
+    assert_eq!(told_left("public.t", 8, 0, false), None);
+    let told = |is_whole| told_left("public.t", 8, 2, is_whole).unwrap();
+    assert_eq!(told(false), "2 of 8 shards of public.t have small segments left");
+    assert!(
+        told(true).starts_with("2 of 8 shards of public.t have small segments left: workers"),
+        "{}",
+        told(true)
+    );
+}
+
+#[test]
 fn many_compactions_of_a_table_are_told_in_one_line() {
     let compacted = |table: &str, shard: u32| Compacted {
         table: table.to_owned(),
@@ -326,9 +339,11 @@ fn shards_that_stay_as_they_are_are_named_with_the_reason_of_the_first() {
     assert_eq!(refused_of(&[0], 1).unwrap(), "too long rows in 0");
     assert_eq!(
         refused_of(&[2, 5], 8).unwrap(),
-        "2 of 8 shards of public.t stay as they are: 2, 5; the others are done. Shard 2: too long rows in 2"
+        "2 of 8 shards of public.t stay as they are: 2, 5; the others were looked at. Shard 2: too long rows in 2"
     );
     let all: Vec<u32> = (0..1_000).collect();
-    let many = refused_of(&all, 1_000).unwrap();
+    let many = refused_of(&all, 1_001).unwrap();
     assert!(many.contains("30, 31 and 968 more; the others"), "{many}");
+    let whole = refused_of(&all, 1_000).unwrap();
+    assert!(whole.contains("30, 31 and 968 more. Shard 0: too long"), "{whole}");
 }

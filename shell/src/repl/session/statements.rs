@@ -56,10 +56,19 @@ impl Session {
         monitor.say("running".to_owned());
         if !statement.returns_rows() {
             *stage = Stage::Changing;
-            let rows = monitor.watch(&mut self.interrupts, statement.update(Some(write_id))).await?;
+            let changed = monitor.watch(&mut self.interrupts, statement.update(Some(write_id))).await;
             let elapsed = monitor.elapsed();
             drop(monitor);
-            return self.after_change(sql, rows, elapsed).await;
+            return match changed {
+                Ok(rows) => self.after_change(sql, rows, elapsed).await,
+                Err(error) => {
+                    // What it did before the error stays done.
+                    if tag(sql) == "OPTIMIZE" && !error.session_is_gone() {
+                        self.say_notices().await;
+                    }
+                    Err(error)
+                }
+            };
         }
         *stage = Stage::Querying;
         let mut rows = monitor.watch(&mut self.interrupts, statement.query()).await?;
