@@ -11,7 +11,7 @@ const TASK_BYTES_MAX: u64 = 1 << 30;
 /// loads do not become many small segments; none where there are not enough
 /// bytes for two such tasks: then it is not worth it.
 pub(super) fn cut(row_groups: &[u64], workers: usize, task_bytes: u64) -> Vec<Range<usize>> {
-    let total: u64 = row_groups.iter().fold(0, |total, bytes| total.saturating_add(*bytes));
+    let total: u64 = row_groups.iter().fold(0_u64, |total, bytes| total.saturating_add(*bytes));
     let worthwhile = total / task_bytes.max(1);
     let workers = workers as u64;
     if worthwhile < 2 || workers == 0 {
