@@ -480,4 +480,5 @@ async fn connect(cluster: &Cluster, worker: &str, held: &[SegmentName]) -> Strea
 mod compacting;
 mod lost_disks;
 mod moving;
+mod repairing;
 mod room;
