@@ -325,6 +325,10 @@ impl Reader {
             let Some(chunk) = within(self.patience, &self.address, self.chunks.message()).await? else {
                 return Err(self.broken("it stops without its end mark"));
             };
+            // What comes before the mark comes by itself; what comes with it would be lost.
+            if chunk.end.is_some() && !chunk.data.is_empty() {
+                return Err(self.broken("its end mark carries bytes"));
+            }
             self.bytes += chunk.data.len() as u64;
             self.crc32c = self.crc32c.map(|crc32c| crc32c::crc32c_append(crc32c, &chunk.data));
             if self.bytes > self.length {

@@ -114,6 +114,8 @@ struct Core {
     fetching: HashMap<WorkerId, HashMap<SegmentName, Ordered>>,
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<Copied>,
+    /// When the last urgent one was made.
+    repaired_at: Option<Instant>,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
     /// Those whose shards leave or have left, because they are drained or dead.
     given_up: GivenUps,

@@ -210,12 +210,14 @@ impl Cluster {
         }
         let disk = core.membership.disk(&id).unwrap_or_default().to_owned();
         for name in beat.fetched.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
-            let ordered = core.fetching.get_mut(&id);
-            let is_ordered = ordered.is_some_and(|ordered| ordered.remove(&name).is_some());
+            let ordered = core.fetching.get_mut(&id).and_then(|ordered| ordered.remove(&name));
             if !is_leader {
                 core.membership.gained(&id, &name);
                 core.is_stale = true;
-            } else if is_ordered {
+            } else if let Some(ordered) = ordered {
+                if ordered.is_urgent {
+                    core.repaired_at = Some(now);
+                }
                 core.fetched.push(Copied { worker: id.clone(), name, disk: disk.clone() });
             } else {
                 // It may have been told to remove it since: it is to say what is there.

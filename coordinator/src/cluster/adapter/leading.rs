@@ -65,6 +65,7 @@ impl Cluster {
             core.answered = None;
             core.fetched.clear();
             core.fetching.clear();
+            core.repaired_at = None;
             self.repairs.store(false, Ordering::Relaxed);
             core.silences.clear();
             if leads.is_some() {

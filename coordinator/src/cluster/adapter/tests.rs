@@ -482,4 +482,5 @@ mod compacting;
 mod leading;
 mod lost_disks;
 mod moving;
+mod repairing;
 mod room;

@@ -27,8 +27,9 @@ const COPIES_MAX: usize = 10_000;
 const MOVES_TOLD_MAX: usize = 16;
 /// After so long a copy that was ordered is ordered again.
 const FETCH_MAX: Duration = Duration::from_secs(60);
-/// After so long an order that nothing came of keeps nobody else waiting: while copies
-/// get on there are newer ones, and one that cannot be made is ordered again and again.
+/// So long after its order an urgent copy keeps others waiting, and as long as the last
+/// one of any was made no longer ago: large ones take their time, and one that cannot be
+/// made is ordered again and again.
 const REPAIR_MAX: Duration = Duration::from_secs(10);
 
 impl Cluster {
@@ -217,9 +218,12 @@ impl Cluster {
             core.fetching.entry(worker.clone()).or_default().insert(name, Ordered { at: now, is_urgent });
             core.waiting.entry(worker).or_default().fetch.push(request);
         }
+        let is_new = |at: Instant| now.saturating_duration_since(at) < REPAIR_MAX;
+        let gets_on = core.repaired_at.is_some_and(is_new);
         let mut ordered = core.fetching.values().flat_map(|ordered| ordered.values());
-        let is_new = |it: &Ordered| now.saturating_duration_since(it.at) < REPAIR_MAX;
-        let repairs = ordered.any(|it| it.is_urgent && is_new(it));
+        let are_made = ordered.any(|it| it.is_urgent && (gets_on || is_new(it.at)));
+        // Another one may lead since the round began.
+        let repairs = core.leads_in.is_some() && are_made;
         self.repairs.store(repairs, Ordering::Relaxed);
         if is_any {
             self.ordered.send_replace(());
