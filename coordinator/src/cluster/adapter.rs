@@ -24,6 +24,7 @@ use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Placement};
 use super::repair::{self, CopyRates};
+use super::repairing::Repairing;
 use super::silence::Silences;
 use crate::Error;
 use crate::catalog::Catalog;
@@ -114,8 +115,8 @@ struct Core {
     fetching: HashMap<WorkerId, HashMap<SegmentName, Ordered>>,
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<Copied>,
-    /// When the last urgent one was made.
-    repaired_at: Option<Instant>,
+    /// How far it is with the urgent ones.
+    repairing: Repairing,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
     /// Those whose shards leave or have left, because they are drained or dead.
     given_up: GivenUps,

@@ -209,6 +209,7 @@ impl Cluster {
             Heard::Same | Heard::Unknown => core.is_stale = true,
         }
         let disk = core.membership.disk(&id).unwrap_or_default().to_owned();
+        let state = self.catalog.snapshot();
         for name in beat.fetched.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
             let ordered = core.fetching.get_mut(&id).and_then(|ordered| ordered.remove(&name));
             if !is_leader {
@@ -216,7 +217,8 @@ impl Cluster {
                 core.is_stale = true;
             } else if let Some(ordered) = ordered {
                 if ordered.is_urgent {
-                    core.repaired_at = Some(now);
+                    let segment = state.segment(&name);
+                    core.repairing.made(now, segment.map_or(0, |segment| segment.bytes));
                 }
                 core.fetched.push(Copied { worker: id.clone(), name, disk: disk.clone() });
             } else {
@@ -225,7 +227,7 @@ impl Cluster {
             }
         }
         // Another process of its name was taken in since: it says again what it has.
-        if is_leader && !disk.is_empty() && self.catalog.snapshot().disk(&id) != Some(disk.as_str()) {
+        if is_leader && !disk.is_empty() && state.disk(&id) != Some(disk.as_str()) {
             core.waiting.entry(id.clone()).or_default().report = true;
         }
         if heard == Heard::Changed || !beat.fetched.is_empty() {

@@ -11,6 +11,7 @@ use shoal_data::SegmentName;
 use super::Cluster;
 use crate::catalog::{COMMANDS, Call, Coordinator, shown_term};
 use crate::cluster::going::Needs;
+use crate::cluster::repairing::Repairing;
 
 /// How long another coordinator may take to say what it needs.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(1);
@@ -65,7 +66,7 @@ impl Cluster {
             core.answered = None;
             core.fetched.clear();
             core.fetching.clear();
-            core.repaired_at = None;
+            core.repairing = Repairing::default();
             self.repairs.store(false, Ordering::Relaxed);
             core.silences.clear();
             if leads.is_some() {

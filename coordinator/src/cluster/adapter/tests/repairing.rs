@@ -1,6 +1,7 @@
 //! Whether others are to stand back for copies of what has too few.
 
 use super::*;
+use crate::cluster::EventKind;
 
 /// So many segments that only `w2` has and `w1` should have, too; the stream of its
 /// beats.
@@ -53,6 +54,16 @@ async fn copies_that_get_on_keep_others_waiting_however_long_ago_they_were_order
     make(&cluster, stream, &segments[2]).await;
     cluster.order_copies(Instant::now());
     assert!(!cluster.is_repairing(), "all are made");
+    let events = cluster.events();
+    let told: Vec<&str> = events
+        .iter()
+        .filter(|event| event.kind == EventKind::Repaired)
+        .map(|event| event.message.as_str())
+        .collect();
+    assert!(
+        matches!(told[..], [one] if one.starts_with("3 copies of what had too few were made, ")),
+        "{told:?}"
+    );
 }
 
 #[tokio::test]
