@@ -23,7 +23,7 @@ pub const EXTENSION: &str = "sums";
 /// What the file begins with: its kind and its version.
 const MAGIC: &[u8; 8] = b"SHSUMS01";
 
-/// Of whole blocks.
+/// Of blocks.
 static JOINER: LazyLock<Joiner> = LazyLock::new(|| Joiner::of_pieces(BLOCK_BYTES as usize));
 
 /// The checksum of each block of one segment. The last block may be shorter.
@@ -52,11 +52,9 @@ impl BlockSums {
 
     /// CRC-32C of these blocks as one.
     fn crc32c_of(&self, blocks: Range<usize>) -> u32 {
-        let (last, end) = (self.blocks.len(), (self.bytes % BLOCK_BYTES) as usize);
         blocks.fold(0, |before, number| {
-            let block = self.blocks[number];
-            let is_short = number + 1 == last && end != 0;
-            if is_short { crc32c::crc32c_combine(before, block, end) } else { JOINER.join(before, block) }
+            let bytes = BLOCK_BYTES.min(self.bytes - number as u64 * BLOCK_BYTES);
+            JOINER.join(before, self.blocks[number], bytes as usize)
         })
     }
 

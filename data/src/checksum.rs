@@ -31,34 +31,36 @@ impl Checksum {
     }
 }
 
-/// Joins checksums of pieces of one length to that of the whole, without their
-/// bytes.
+/// Joins checksums of pieces to that of the whole, without their bytes: fast where they
+/// have one length.
 #[derive(Debug)]
 pub struct Joiner {
+    piece_bytes: usize,
     /// What each byte of a checksum becomes when a piece of zeros follows, were that
     /// piece's own checksum 0. All of this is linear.
     followed: [[u32; 256]; 4],
 }
 
 impl Joiner {
-    /// For pieces of so many bytes.
-    pub fn of_pieces(bytes: usize) -> Self {
-        let of_bit: [u32; 32] = std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, bytes));
+    /// For pieces most of which have so many bytes.
+    pub fn of_pieces(piece_bytes: usize) -> Self {
+        let of_bit: [u32; 32] = std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, piece_bytes));
         let of_byte = |byte: usize, value: usize| {
             let bits = (0..8).filter(|bit| value & (1 << bit) != 0);
             bits.fold(0, |sum, bit| sum ^ of_bit[byte * 8 + bit])
         };
-        Self { followed: std::array::from_fn(|byte| std::array::from_fn(|value| of_byte(byte, value))) }
+        let followed = std::array::from_fn(|byte| std::array::from_fn(|value| of_byte(byte, value)));
+        Self { piece_bytes, followed }
     }
 
-    /// CRC-32C of something with the checksum `before` and one piece after it, whose
-    /// checksum is `piece`.
-    pub fn join(&self, before: u32, piece: u32) -> u32 {
-        let bytes = before.to_le_bytes();
-        bytes
-            .iter()
-            .zip(&self.followed)
-            .fold(piece, |sum, (byte, followed)| sum ^ followed[usize::from(*byte)])
+    /// CRC-32C of something with the checksum `before` and one piece of so many bytes
+    /// after it, whose checksum is `piece`.
+    pub fn join(&self, before: u32, piece: u32, bytes: usize) -> u32 {
+        if bytes != self.piece_bytes {
+            return crc32c::crc32c_combine(before, piece, bytes);
+        }
+        let before = before.to_le_bytes().into_iter().zip(&self.followed);
+        before.fold(piece, |sum, (byte, followed)| sum ^ followed[usize::from(byte)])
     }
 }
 
@@ -69,14 +71,19 @@ mod tests {
     #[test]
     fn joined_checksums_are_that_of_the_whole() {
         let whole: Vec<u8> = (0..10_000_u32).map(|i| (i * 11 % 241) as u8).collect();
-        for piece_bytes in [1, 100, 2_500] {
-            let joiner = Joiner::of_pieces(piece_bytes);
-            let joined =
-                whole.chunks(piece_bytes).fold(0, |before, piece| joiner.join(before, crc32c(piece)));
-            assert_eq!(joined, crc32c(&whole), "pieces of {piece_bytes}");
+        // The last one is shorter, and so may be the first one.
+        for piece_bytes in [1, 100, 2_500, 999, 3_000, 20_000] {
+            for first_bytes in [0, 1, piece_bytes.min(77), piece_bytes.min(10_000)] {
+                let (first, rest) = whole.split_at(first_bytes);
+                let joiner = Joiner::of_pieces(piece_bytes);
+                let join = |before, piece: &[u8]| joiner.join(before, crc32c(piece), piece.len());
+                let joined = rest.chunks(piece_bytes).fold(join(0, first), join);
+                assert_eq!(joined, crc32c(&whole), "{first_bytes}, then pieces of {piece_bytes}");
+            }
         }
         let joiner = Joiner::of_pieces(2);
-        assert_ne!(joiner.join(crc32c(b"ab"), crc32c(b"cd")), joiner.join(crc32c(b"cd"), crc32c(b"ab")));
+        let [ab, cd] = [b"ab", b"cd"].map(|piece| crc32c(piece));
+        assert_ne!(joiner.join(ab, cd, 2), joiner.join(cd, ab, 2));
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub const CHUNK_BYTES: u64 = 256 * 1024;
 /// Messages that are read at a time: the next one, and the one behind it.
 const READ_AHEAD: usize = 2;
 
-/// Of whole messages.
+/// Of messages.
 static JOINER: LazyLock<Joiner> = LazyLock::new(|| Joiner::of_pieces(CHUNK_BYTES as usize));
 /// How long a reader that has no other source waits for the next message
 /// before it gives the sender up.
@@ -163,10 +163,7 @@ pub fn send(
             let (mut chunks, crc32c) = state?;
             Some(match chunks.next().await {
                 Some(Ok(Ok((data, of_chunk)))) => {
-                    let crc32c = match data.len() as u64 {
-                        CHUNK_BYTES => JOINER.join(crc32c, of_chunk),
-                        _first_or_last => crc32c::crc32c_combine(crc32c, of_chunk, data.len()),
-                    };
+                    let crc32c = JOINER.join(crc32c, of_chunk, data.len());
                     (Ok(ReadChunk { data, end: None }), Some((chunks, crc32c)))
                 }
                 Some(Ok(Err(error))) => (Err(read_failure(&name, &error).to_status()), None),
@@ -328,6 +325,10 @@ impl Reader {
             let Some(chunk) = within(self.patience, &self.address, self.chunks.message()).await? else {
                 return Err(self.broken("it stops without its end mark"));
             };
+            // What comes before the mark comes by itself; what comes with it would be lost.
+            if chunk.end.is_some() && !chunk.data.is_empty() {
+                return Err(self.broken("its end mark carries bytes"));
+            }
             self.bytes += chunk.data.len() as u64;
             self.crc32c = self.crc32c.map(|crc32c| crc32c::crc32c_append(crc32c, &chunk.data));
             if self.bytes > self.length {

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -24,8 +24,11 @@ const REPLICAS: usize = 3;
 const COPIES_AT_A_TIME: usize = 2;
 /// How long the death may take to be found out, and the repair to be made.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(600);
-/// How often it is looked how far it is.
+/// How often it is looked whether it begins.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// And whether it has ended: to look takes some of what there is to copy with, and the
+/// cluster itself says when it was.
+const END_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A worker that dies, and how many are left then.
 pub(super) struct Phase {
@@ -37,7 +40,7 @@ pub(super) struct Phase {
 /// What a repair came to.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Repaired {
-    /// When the first copy was ordered, and when the last one was there.
+    /// When the worker was given up, and when the last copy counted.
     #[serde(skip)]
     pub(super) began: Instant,
     #[serde(skip)]
@@ -101,20 +104,26 @@ impl Phase {
         });
         killing.await.context("the worker was not killed")??;
 
-        // Shards have other workers, and copies are under way, from here on.
-        let ordered = "SELECT count(*) FROM system.moves WHERE state = 'copying'";
-        let began = wait_until(client, "a copy is ordered", ordered, |count| count > 0).await?;
+        // Shards get other workers from here on.
+        let given_up = format!("kind = 'dead' AND worker = '{dead}'");
+        let began = event_after(client, 0, &given_up, LOOK_INTERVAL).await?;
         drop(warm);
         let missing = format!(
             "SELECT count(*) FROM system.segments \
              WHERE array_length(array_remove(replicas, '{dead}')) < {REPLICAS} AND {is_sharded}"
         );
-        let ended = wait_until(client, "all copies are there", &missing, |count| count == 0).await?;
+        let mut ended = began;
+        loop {
+            ended = event_after(client, ended, "kind = 'repaired'", END_LOOK_INTERVAL).await?;
+            if client.number(&missing).await? == 0 {
+                break;
+            }
+        }
         Ok(Repaired {
-            began,
-            ended,
+            began: instant_of(began)?,
+            ended: instant_of(ended)?,
             bytes: u64::try_from(bytes)?,
-            seconds: (ended - began).as_secs_f64(),
+            seconds: (ended - began) as f64 / 1e6,
             copy_mb_per_s: f64::NAN,
         })
     }
@@ -128,8 +137,10 @@ impl Phase {
         let mut files = files_below(&self.cluster.data_dir(&self.dead)?.join("segments"));
         files.retain(|path| path.extension().is_some_and(|end| end == "parquet"));
         let at_a_time = COPIES_AT_A_TIME * self.workers_left;
-        drop(WarmMemory::for_copies_of(repaired.bytes).await?);
+        let warm = WarmMemory::for_copies_of(repaired.bytes).await?;
         let copying = tokio::task::spawn_blocking(move || copy_away(&files, at_a_time));
+        // While files are copied already, as above.
+        drop(warm);
         let copied = copying.await.context("the files were not copied")??;
         let megabytes = copied.bytes as f64 / 1e6;
         let rate = megabytes / copied.took.as_secs_f64();
@@ -146,20 +157,27 @@ fn copy_away(files: &[PathBuf], at_a_time: usize) -> Result<plain_copy::Copied> 
     plain_copy::copy(files, into.path(), at_a_time)
 }
 
-/// Asks until the number is as wanted; when it was seen to be so.
-async fn wait_until(
-    client: &mut Client,
-    what: &str,
-    sql: &str,
-    is_so: impl Fn(i64) -> bool,
-) -> Result<Instant> {
+/// Waits for an event of the cluster that is newer than another one; when it was, in
+/// microseconds since 1970.
+async fn event_after(client: &mut Client, after: i64, which: &str, interval: Duration) -> Result<i64> {
+    let sql = format!(
+        "SELECT coalesce(min(at), 0) FROM (SELECT CAST(at AS BIGINT) AS at FROM system.events WHERE {which}) \
+         WHERE at > {after}"
+    );
     let since = Instant::now();
     loop {
-        let number = client.number(sql).await?;
-        if is_so(number) {
-            return Ok(Instant::now());
+        let at = client.number(&sql).await?;
+        if at > 0 {
+            return Ok(at);
         }
-        ensure!(since.elapsed() < REPAIRED_WITHIN, "after {REPAIRED_WITHIN:?} still not: {what} ({number})");
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        ensure!(since.elapsed() < REPAIRED_WITHIN, "after {REPAIRED_WITHIN:?} still no event with {which}");
+        tokio::time::sleep(interval).await;
     }
+}
+
+/// The same on the clock by which queries are counted.
+fn instant_of(unix_micros: i64) -> Result<Instant> {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(unix_micros)?);
+    let ago = at.elapsed().context("the clock was set back")?;
+    Instant::now().checked_sub(ago).context("the clock was set")
 }

@@ -3,7 +3,7 @@
 //! Pure: no clock, no I/O, no randomness. The same commands in the same order
 //! make the same state on every coordinator.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -11,15 +11,20 @@ use shoal_data::{Segment, SegmentName, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
 
 use self::facts::Memo;
+use self::names::{Existing, drop_one, key};
 use self::tables::Tables;
-use super::command::{Command, ExternalTable, Key, Named, Outcome, View, WorkerRecord, WriteRecord};
+use self::writes::Writes;
+use super::command::{Command, ExternalTable, Key, Outcome, View, WorkerRecord, WriteRecord};
 
+mod by_key;
 mod bytes;
 mod compact;
 mod disks;
 mod facts;
+mod names;
 mod replicas;
 mod tables;
+mod writes;
 
 pub use facts::{ColumnBounds, Contents, TableFacts};
 
@@ -66,7 +71,7 @@ pub struct State {
     /// The ids of their disks, as far as they are known.
     #[serde(default)]
     disks: BTreeMap<WorkerId, String>,
-    #[serde(with = "recent")]
+    #[serde(with = "writes")]
     writes: Writes,
     /// 0 and 1 are one number: a cluster begins with coordinator 1.
     #[serde(default)]
@@ -271,120 +276,6 @@ impl State {
         Ok(outcome)
     }
 
-    fn create_schema(&mut self, name: String, if_not_exists: bool) -> Result<Outcome, CatalogError> {
-        if self.schemas.contains(&name) {
-            return unchanged_if(if_not_exists, || format!("schema `{name}` already exists"));
-        }
-        self.schemas.insert(name);
-        Ok(Outcome::Done)
-    }
-
-    fn drop_schema(&mut self, name: &str, if_exists: bool, cascade: bool) -> Result<Outcome, CatalogError> {
-        if !self.schemas.contains(name) {
-            return if if_exists { Ok(Outcome::Unchanged) } else { Err(no_schema(name)) };
-        }
-        if name == SCHEMA_DEFAULT {
-            return Err(CatalogError::Invalid(format!(
-                "schema `{name}` is where statements without a schema look; it cannot be dropped"
-            )));
-        }
-        let within = |key: &Key| key.0 == name;
-        let held = self.tables.keys().filter(|key| within(key)).count()
-            + self.views.keys().filter(|key| within(key)).count()
-            + self.externals.keys().filter(|key| within(key)).count();
-        if held > 0 && !cascade {
-            return Err(CatalogError::Invalid(format!(
-                "schema `{name}` holds {held} tables and views; drop them first, or add CASCADE"
-            )));
-        }
-        let keys: Vec<Key> = self.tables.keys().filter(|key| within(key)).cloned().collect();
-        let gone = keys.iter().filter_map(|key| self.tables.remove(key));
-        self.dropped.extend(gone.flat_map(|table| table.segments.clone()));
-        self.views.retain(|key, _| !within(key));
-        self.externals.retain(|key, _| !within(key));
-        self.schemas.remove(name);
-        Ok(Outcome::Done)
-    }
-
-    /// Refuses a name that cannot be used for a new thing of kind `kind`.
-    fn check_name(&self, (schema_name, name): &Key, replaced: &str) -> Result<(), CatalogError> {
-        if !self.schemas.contains(schema_name) {
-            return Err(no_schema(schema_name));
-        }
-        let key = key(schema_name, name);
-        let kinds = [
-            ("table", self.tables.contains_key(&key)),
-            ("view", self.views.contains_key(&key)),
-            ("external table", self.externals.contains_key(&key)),
-        ];
-        match kinds.iter().find(|(kind, taken)| *taken && *kind != replaced) {
-            Some((kind, _)) => {
-                Err(CatalogError::AlreadyExists(format!("{kind} `{schema_name}.{name}` already exists")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn create_table(
-        &mut self,
-        mut table: Table,
-        existing: Existing,
-        write: Option<WriteRecord>,
-    ) -> Result<Outcome, CatalogError> {
-        if let Some(rows) = write.as_ref().and_then(|write| self.writes.rows(&write.id)) {
-            return Ok(Outcome::AlreadyWritten { rows });
-        }
-        table.placement.iter_mut().flatten().for_each(|worker| self.share(worker));
-        let table = Arc::new(table);
-        let key = table.key();
-        if existing == Existing::Left && self.tables.contains_key(&key) {
-            return Ok(Outcome::Unchanged);
-        }
-        self.check_name(&key, if existing == Existing::Replaced { "table" } else { "" })?;
-        if table.id.0 == 0 || table.id.0 >= self.next_table || self.table_by_id(table.id).is_some() {
-            return Err(CatalogError::Invalid(format!("table id {} was not reserved for it", table.id)));
-        }
-        check_segments(&table, &table.segments)?;
-        if let Some(replaced) = self.tables.insert(table) {
-            self.dropped.extend(replaced.segments.iter().cloned());
-        }
-        self.writes.extend(write);
-        Ok(Outcome::Done)
-    }
-
-    fn drop_table(
-        &mut self,
-        schema_name: &str,
-        name: &str,
-        if_exists: bool,
-    ) -> Result<Outcome, CatalogError> {
-        let removed = self.tables.remove(&key(schema_name, name));
-        self.dropped.extend(removed.iter().flat_map(|table| &table.segments).cloned());
-        dropped(removed.is_some(), "table", schema_name, name, if_exists)
-    }
-
-    fn create_view(&mut self, view: View, or_replace: bool) -> Result<Outcome, CatalogError> {
-        let view = Arc::new(view);
-        self.check_name(&view.key(), if or_replace { "view" } else { "" })?;
-        self.views.insert(view.key(), view);
-        Ok(Outcome::Done)
-    }
-
-    fn create_external(
-        &mut self,
-        table: ExternalTable,
-        if_not_exists: bool,
-        or_replace: bool,
-    ) -> Result<Outcome, CatalogError> {
-        let table = Arc::new(table);
-        if if_not_exists && self.externals.contains_key(&table.key()) {
-            return Ok(Outcome::Unchanged);
-        }
-        self.check_name(&table.key(), if or_replace { "external table" } else { "" })?;
-        self.externals.insert(table.key(), table);
-        Ok(Outcome::Done)
-    }
-
     fn commit_write(
         &mut self,
         write: WriteRecord,
@@ -428,51 +319,6 @@ fn share(workers: &BTreeMap<WorkerId, WorkerRecord>, worker: &mut WorkerId) {
     }
 }
 
-/// What becomes of a table that has the name already.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Existing {
-    Refused,
-    Left,
-    Replaced,
-}
-
-fn key(schema_name: &str, name: &str) -> Key {
-    (schema_name.to_owned(), name.to_owned())
-}
-
-fn no_schema(name: &str) -> CatalogError {
-    CatalogError::NotFound(format!("schema `{name}` does not exist"))
-}
-
-fn unchanged_if(tolerated: bool, message: impl FnOnce() -> String) -> Result<Outcome, CatalogError> {
-    if tolerated { Ok(Outcome::Unchanged) } else { Err(CatalogError::AlreadyExists(message())) }
-}
-
-fn drop_one<T>(
-    map: &mut BTreeMap<Key, T>,
-    kind: &str,
-    schema_name: &str,
-    name: &str,
-    if_exists: bool,
-) -> Result<Outcome, CatalogError> {
-    let was_there = map.remove(&key(schema_name, name)).is_some();
-    dropped(was_there, kind, schema_name, name, if_exists)
-}
-
-fn dropped(
-    was_there: bool,
-    kind: &str,
-    schema_name: &str,
-    name: &str,
-    if_exists: bool,
-) -> Result<Outcome, CatalogError> {
-    match was_there {
-        true => Ok(Outcome::Done),
-        false if if_exists => Ok(Outcome::Unchanged),
-        false => Err(CatalogError::NotFound(format!("{kind} `{schema_name}.{name}` does not exist"))),
-    }
-}
-
 fn check_segments(table: &Table, segments: &[Arc<Segment>]) -> Result<(), CatalogError> {
     // A table's own are there once; of others only those that are named matter.
     let is_own = std::ptr::eq(segments, table.segments.as_slice());
@@ -497,73 +343,6 @@ fn check_segments(table: &Table, segments: &[Arc<Segment>]) -> Result<(), Catalo
         return Err(CatalogError::Invalid(format!("segment {} {wrong}", segment.name())));
     }
     Ok(())
-}
-
-/// Ids of recent writes, oldest first.
-#[derive(Clone, Debug, Default)]
-struct Writes {
-    order: VecDeque<Arc<WriteRecord>>,
-    rows: std::collections::HashMap<WriteId, u64>,
-}
-
-impl Writes {
-    fn rows(&self, write: &WriteId) -> Option<u64> {
-        self.rows.get(write).copied()
-    }
-
-    fn extend(&mut self, writes: impl IntoIterator<Item = WriteRecord>) {
-        for write in writes {
-            self.rows.insert(write.id.clone(), write.rows);
-            self.order.push_back(Arc::new(write));
-            if self.order.len() > WRITES_MAX
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.rows.remove(&oldest.id);
-            }
-        }
-    }
-}
-
-/// Recent writes as a list, oldest first.
-mod recent {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use super::{WriteRecord, Writes};
-
-    pub(super) fn serialize<S: Serializer>(writes: &Writes, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(writes.order.iter().map(AsRef::as_ref))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Writes, D::Error> {
-        let mut writes = Writes::default();
-        writes.extend(Vec::<WriteRecord>::deserialize(deserializer)?);
-        Ok(writes)
-    }
-}
-
-/// Named things as a list; their names are in them.
-mod by_key {
-    use std::collections::BTreeMap;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use super::{Key, Named};
-
-    pub(super) fn serialize<S: Serializer, T: Serialize>(
-        map: &BTreeMap<Key, T>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(map.values())
-    }
-
-    pub(super) fn deserialize<'de, D, T>(deserializer: D) -> Result<BTreeMap<Key, T>, D::Error>
-    where
-        D: Deserializer<'de>,
-        T: Deserialize<'de> + Named,
-    {
-        let things = Vec::<T>::deserialize(deserializer)?;
-        Ok(things.into_iter().map(|thing| (thing.key(), thing)).collect())
-    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use super::outliers::Outliers;
 use super::pins::{Pinned, Pins};
 use super::placement::{self, Placement};
 use super::repair::{self, CopyRates};
+use super::repairing::Repairing;
 use super::silence::Silences;
 use crate::Error;
 use crate::catalog::Catalog;
@@ -37,6 +38,7 @@ mod rebalance;
 mod upkeep;
 
 use candidates::ToCome;
+use leading::Answered;
 pub use rebalance::Rebalanced;
 
 /// How often silence is looked for.
@@ -87,8 +89,10 @@ pub struct Cluster {
     /// After so long without a word a worker is given up.
     dead_after: Duration,
     rates: CopyRates,
-    /// Something may need repair.
+    /// Something may need repair, or be free to be removed.
     changed: Notify,
+    /// Something waits to be removed: all are to be asked who needs it.
+    to_ask: Notify,
     /// The turn of a worker that joins.
     joining: tokio::sync::Mutex<()>,
     /// Copies wait for a worker.
@@ -111,6 +115,8 @@ struct Core {
     fetching: HashMap<WorkerId, HashMap<SegmentName, Ordered>>,
     /// Copies that are made and not yet in the catalog.
     fetched: Vec<Copied>,
+    /// How far it is with the urgent ones.
+    repairing: Repairing,
     progress: HashMap<QueryId, HashMap<WorkerId, (Instant, Progress)>>,
     /// Those whose shards leave or have left, because they are drained or dead.
     given_up: GivenUps,
@@ -118,6 +124,8 @@ struct Core {
     times_lost: HashMap<WorkerId, u64>,
     /// What goes from workers once no coordinator needs it. Only of a leader.
     going: Going,
+    /// What was said of that, until a round looks at it.
+    answered: Option<Answered>,
     /// Which other coordinators do not answer the leader, by address.
     silences: Silences,
     /// Which other coordinators cannot read the newest commands.
@@ -196,6 +204,7 @@ impl Cluster {
             outliers: Mutex::default(),
             to_come: Mutex::default(),
             changed: Notify::new(),
+            to_ask: Notify::new(),
             joining: tokio::sync::Mutex::default(),
             ordered: watch::Sender::default(),
             repairs: AtomicBool::new(false),
@@ -402,9 +411,16 @@ impl Cluster {
                 }
             }
         };
+        let asking = async {
+            loop {
+                self.to_ask.notified().await;
+                self.ask_needs().await;
+            }
+        };
         tokio::select! {
             () = expiry => {}
             () = repair => {}
+            () = asking => {}
             () = stop.cancelled() => {}
         }
     }

@@ -293,9 +293,9 @@ pub fn told(done: &[Compacted]) -> Vec<String> {
     lines.collect()
 }
 
-/// What is said at the end of shards that were to be compacted and stay as they are,
-/// each with why; none where there are none.
-pub fn refused(table: &str, shards: u32, mut refused: Vec<(u32, Error)>) -> Option<Error> {
+/// What is said of shards that were to be compacted and stay as they are, each with
+/// why, after all were looked at or not all; none where there are none.
+pub fn refused(table: &str, shards: u32, mut refused: Vec<(u32, Error)>, is_whole: bool) -> Option<Error> {
     if shards == 1 {
         return refused.pop().map(|(_, why)| why);
     }
@@ -306,7 +306,8 @@ pub fn refused(table: &str, shards: u32, mut refused: Vec<(u32, Error)>) -> Opti
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let others = if refused.len() < shards as usize { "; the others were looked at" } else { "" };
+    let are_others = is_whole && refused.len() < shards as usize;
+    let others = if are_others { "; the others were looked at" } else { "" };
     Some(Error::Exhausted(format!(
         "{} of {shards} shards of {table} stay as they are: {}{more}{others}. Shard {first}: {why}",
         refused.len(),

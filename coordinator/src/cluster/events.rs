@@ -40,6 +40,8 @@ pub enum EventKind {
     Drained,
     /// Shards get other workers.
     Moved,
+    /// What had too few copies has them again, where they could be made.
+    Repaired,
     /// Small segments became few.
     Compacted,
     /// Small segments could not become few: it is tried again later.
@@ -57,6 +59,7 @@ impl EventKind {
             Self::Draining => "draining",
             Self::Drained => "drained",
             Self::Moved => "moved",
+            Self::Repaired => "repaired",
             Self::Compacted => "compacted",
             Self::Deferred => "deferred",
         }

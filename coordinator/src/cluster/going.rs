@@ -40,6 +40,20 @@ struct Leaving {
     is_unknown: bool,
 }
 
+impl Leaving {
+    /// Whether nobody needs the segment of this name, by these answers.
+    fn is_free(&self, name: &SegmentName, answers: &[Option<Needs>]) -> bool {
+        answers.iter().all(|answer| match answer {
+            None => !self.is_unknown,
+            Some(needs) => {
+                needs.version >= self.version
+                    && needs.oldest_read.is_none_or(|oldest| oldest >= self.version)
+                    && !needs.staged.contains(name)
+            }
+        })
+    }
+}
+
 /// What waits to be removed.
 #[derive(Debug, Default)]
 pub struct Going {
@@ -114,6 +128,11 @@ impl Going {
         asked
     }
 
+    /// Whether [`Going::release`] would take out anything.
+    pub fn is_any_free(&self, asked: &[SegmentName], answers: &[Option<Needs>]) -> bool {
+        asked.iter().any(|name| self.segments.get(name).is_some_and(|leaving| leaving.is_free(name, answers)))
+    }
+
     /// Takes out what nobody needs of the segments asked about. `answers` are
     /// those of all other coordinators; none is one that has not been heard of for
     /// so long that its queries are not waited for. What it may have staged is.
@@ -122,19 +141,9 @@ impl Going {
         asked: &[SegmentName],
         answers: &[Option<Needs>],
     ) -> Vec<(SegmentName, Vec<WorkerId>)> {
-        let is_free = |name: &SegmentName, leaving: &Leaving| {
-            answers.iter().all(|answer| match answer {
-                None => !leaving.is_unknown,
-                Some(needs) => {
-                    needs.version >= leaving.version
-                        && needs.oldest_read.is_none_or(|oldest| oldest >= leaving.version)
-                        && !needs.staged.contains(name)
-                }
-            })
-        };
         let mut free = Vec::new();
         for name in asked {
-            if self.segments.get(name).is_some_and(|leaving| is_free(name, leaving))
+            if self.segments.get(name).is_some_and(|leaving| leaving.is_free(name, answers))
                 && let Some(leaving) = self.segments.remove(name)
             {
                 free.push((*name, leaving.workers.into_iter().collect()));
@@ -169,10 +178,15 @@ mod tests {
         let asked = going.asked();
         let reads = |oldest| Needs { oldest_read: Some(oldest), ..at(9) };
         for holds in [at(6), reads(6), Needs { staged: HashSet::from([name(1)]), ..at(9) }] {
-            assert_eq!(going.release(&asked, &[Some(at(9)), Some(holds.clone())]), [], "{holds:?}");
+            let answers = [Some(at(9)), Some(holds.clone())];
+            assert!(!going.is_any_free(&asked, &answers), "{holds:?}");
+            assert_eq!(going.release(&asked, &answers), [], "{holds:?}");
         }
-        let free = going.release(&asked, &[Some(reads(7)), Some(at(7)), None]);
+        let answers = [Some(reads(7)), Some(at(7)), None];
+        assert!(going.is_any_free(&asked, &answers));
+        let free = going.release(&asked, &answers);
         assert_eq!(free, [(name(1), vec![worker("a"), worker("b")])]);
+        assert!(!going.is_any_free(&asked, &answers), "it is gone");
         assert!(going.is_empty());
     }
 

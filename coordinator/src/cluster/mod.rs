@@ -1,7 +1,7 @@
 //! Which workers there are, what they hold, where shards live, and what must
 //! be copied or removed.
 //!
-//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `compaction`, `repair`, `silence`, `older` and `pins` decide:
+//! `membership`, `outliers`, `given_up`, `disk`, `placement`, `moves`, `compaction`, `repair`, `repairing`, `silence`, `older` and `pins` decide:
 //! they are given `now` and the state of things, and say what to do. `adapter` and `service` are
 //! the locks, timers and RPC round them.
 
@@ -21,6 +21,7 @@ pub mod outliers;
 pub mod pins;
 pub mod placement;
 pub mod repair;
+pub mod repairing;
 pub mod service;
 pub mod silence;
 

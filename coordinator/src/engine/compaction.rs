@@ -8,6 +8,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::sqlparser::ast::ObjectName;
 use futures::StreamExt;
+use shoal_data::{Segment, Table};
 use shoal_proto::fault::{self, Step};
 use shoal_proto::{ErrorCode, QueryId, TableId};
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -19,6 +20,7 @@ use super::write::commit_staged;
 use super::{Engine, Prepared};
 use crate::catalog::{Command, Outcome};
 use crate::cluster::compaction::{self, Compacted, Compaction, Rests};
+use crate::write::Staged;
 use crate::{Error, Session};
 
 /// How long at least between two looks at what is due.
@@ -53,8 +55,17 @@ enum Ended {
     Done(Compacted),
     /// The shard has changed in the meantime, and nothing was done.
     Changed,
-    /// These segments cannot become fewer here. That says nothing of other shards.
+    /// These segments stay as they are: room or memory is short for them, or they would
+    /// be no fewer. That says nothing of other shards.
     Refused(Error),
+}
+
+impl Ended {
+    /// What an error before the commit comes to. What was short is so for this shard:
+    /// others have other workers, and other rows.
+    fn before_commit(error: Error) -> Result<Self, Error> {
+        if error.code() == ErrorCode::Exhausted { Ok(Self::Refused(error)) } else { Err(error) }
+    }
 }
 
 /// What `OPTIMIZE TABLE` does after a compaction of a shard.
@@ -174,19 +185,26 @@ impl Engine {
         self.cluster.check_coordinators().await?;
         let running = self.registry.begin(QueryId::random(), session.user(), prepared.sql());
         let cancelled = running.cancelled();
-        let mut done = Vec::new();
+        let (mut done, mut refused) = (Vec::new(), Vec::new());
         let ended = tokio::select! {
             biased;
             () = cancelled.cancelled() => Err(Error::Cancelled("the statement was cancelled".into())),
-            ended = self.compact_all(id, shards, &mut done) => ended.and_then(|refused| {
-                compaction::refused(&what, shards, refused).map_or(Ok(()), Err)
-            }),
+            ended = self.compact_all(id, shards, &mut done, &mut refused) => ended,
         };
+        let refused = compaction::refused(&what, shards, refused, ended.is_ok());
         // What was compacted before an error stays so.
         self.cluster.tell_compacted(&done);
         for line in compaction::told(&done) {
             session.notice(line);
         }
+        let ended = match (ended, refused) {
+            (Ok(()), Some(refused)) => Err(refused),
+            (Err(error), Some(refused)) => {
+                session.notice(refused.to_string());
+                Err(error)
+            }
+            (ended, None) => ended,
+        };
         if done.is_empty() && ended.is_ok() {
             session.notice(format!("nothing to compact in {what}"));
         }
@@ -207,16 +225,16 @@ impl Engine {
         }
     }
 
-    /// Compacts one shard after the other. Those of which no two segments fit into
-    /// the memory for it, or become fewer, stay as they are: which, and why. Whatever
-    /// else is short is so for the next shard, too, and is an error.
+    /// Compacts one shard after the other. Those for which room or memory is short, or
+    /// whose segments would be no fewer, are `refused`: they stay as they are, and why.
+    /// What the catalog has no room for is short for the next shard, too, and is an error.
     async fn compact_all(
         &self,
         id: TableId,
         shards: u32,
         done: &mut Vec<Compacted>,
-    ) -> Result<Vec<(u32, Error)>, Error> {
-        let mut refused = Vec::new();
+        refused: &mut Vec<(u32, Error)>,
+    ) -> Result<(), Error> {
         for shard in 0..shards {
             let mut changes = 0;
             let found = self.catalog();
@@ -246,7 +264,7 @@ impl Engine {
                 }
             }
         }
-        Ok(refused)
+        Ok(())
     }
 
     /// Carries out one compaction, when it is its turn. To drop this gives it up, and
@@ -265,26 +283,18 @@ impl Engine {
         let pinned = self.cluster.pin();
         let Some((table, old)) = compaction.found(&pinned) else { return Ok(Ended::Changed) };
         let shard = compaction.shard;
-        // Again: it has waited for its turn.
-        self.cluster.check_room(&table, shard, compaction.bytes)?;
-        let what = format!("shard {shard} of {}", table.full_name());
-        let merge = match self.template.merge_of(&what, &old).await {
-            Err(error) if error.code() == ErrorCode::Exhausted => return Ok(Ended::Refused(error)),
-            merge => merge?,
+        let (old, staged) = match self.stage_anew(compaction, &table, &old).await {
+            Ok(staged) => staged,
+            Err(error) => return Ended::before_commit(error),
         };
-        let old = merge.segments();
-        let (admission, cluster) = (self.admission.clone(), Arc::clone(&self.cluster));
-        let is_to_rest = move || admission.waiting() > 0 || cluster.is_repairing();
-        let rows = paced(self.template.merged_rows(&table, &merge).await?, is_to_rest);
-        let memory = merge.memory("the new segment");
-        let staged = crate::write::compact(&self.writes, &table, shard, old, rows, &memory).await?;
         fault::point(Step::CompactionStaged);
         // Whoever gave it up meanwhile is heard here, before the commit.
         tokio::task::yield_now().await;
         let (before, after) = (old.len(), staged.segments.len());
         if after >= before {
             return Ok(Ended::Refused(Error::Exhausted(format!(
-                "{before} segments of {what} became {after}: they stay as they are"
+                "{before} segments of shard {shard} of {} became {after}: they stay as they are",
+                table.full_name()
             ))));
         }
         let command = Command::Compact {
@@ -310,6 +320,27 @@ impl Engine {
         fault::point(Step::CompactionCommitted);
         let bytes = old.iter().map(|segment| segment.bytes).sum();
         Ok(Ended::Done(Compacted { table: table.full_name(), shard, before, after, bytes }))
+    }
+
+    /// Writes as many of these segments anew as can be merged: which, and what was staged
+    /// in their place.
+    async fn stage_anew(
+        &self,
+        compaction: &Compaction,
+        table: &Table,
+        old: &[Arc<Segment>],
+    ) -> Result<(Vec<Arc<Segment>>, Staged), Error> {
+        let shard = compaction.shard;
+        // Again: it has waited for its turn.
+        self.cluster.check_room(table, shard, compaction.bytes)?;
+        let what = format!("shard {shard} of {}", table.full_name());
+        let merge = self.template.merge_of(&what, old).await?;
+        let (admission, cluster) = (self.admission.clone(), Arc::clone(&self.cluster));
+        let is_to_rest = move || admission.waiting() > 0 || cluster.is_repairing();
+        let rows = paced(self.template.merged_rows(table, &merge).await?, is_to_rest);
+        let (old, memory) = (merge.segments(), merge.memory("the new segment"));
+        let staged = crate::write::compact(&self.writes, table, shard, old, rows, &memory).await?;
+        Ok((old.to_vec(), staged))
     }
 }
 
@@ -382,11 +413,14 @@ mod tests {
     fn only_what_concerns_one_shard_alone_leaves_it_for_the_next_one() {
         let of = |changes: u32, ended: Result<Ended, Error>| next("shard 3 of public.t", changes, ended);
         let full = || Error::Exhausted("the disk of the catalog is full".to_owned());
+        let no_room = || Error::Exhausted("no room on worker w1".to_owned());
         let away = || Error::Unavailable("w1 is not live".to_owned());
         let compacted = Compacted { table: "public.t".to_owned(), shard: 3, before: 9, after: 1, bytes: 900 };
         assert!(matches!(of(CHANGES_MAX, Ok(Ended::Done(compacted))), Ok(Next::GoOn(_))));
-        assert!(matches!(of(0, Ok(Ended::Refused(full()))), Ok(Next::Leave(Error::Exhausted(_)))));
-        // The next shard would be merged for nothing.
+        assert!(matches!(of(0, Ended::before_commit(no_room())), Ok(Next::Leave(Error::Exhausted(_)))));
+        assert!(matches!(of(0, Ended::before_commit(away())), Ok(Next::Again)));
+        assert!(matches!(of(CHANGES_MAX, Ended::before_commit(away())), Err(Error::Unavailable(_))));
+        // At the commit. The next shard would be merged for nothing.
         assert!(matches!(of(0, Err(full())), Err(Error::Exhausted(_))));
         assert!(matches!(of(0, Err(Error::Internal(String::new()))), Err(Error::Internal(_))));
         for changes in [0, CHANGES_MAX - 1] {

@@ -26,10 +26,12 @@ use crate::cluster::silence::Silences;
 
 mod beats;
 mod changes;
+mod needs;
 mod round;
 mod writes;
 
 use changes::{Asked, Read};
+use needs::{Answered, Asking};
 use round::Round;
 use writes::Write;
 
@@ -61,6 +63,9 @@ pub(super) struct Coordinator {
     writes: BTreeMap<u128, Write>,
     queries: Vec<Query>,
     round: Round,
+    /// What the others are asked for, and whether that is to be asked (again).
+    asking: Option<Asking>,
+    is_to_ask: bool,
     streams: BTreeMap<u64, StreamNumber>,
 }
 
@@ -78,6 +83,8 @@ pub(super) struct Core {
     fetched: Vec<(WorkerId, SegmentName)>,
     pub(super) given_up: GivenUps,
     going: Going,
+    /// What was said of that, until a round looks at it.
+    answered: Option<Answered>,
     /// Which other coordinators do not answer the leader, by name.
     silences: Silences,
     leads_in: Option<u64>,
@@ -157,6 +164,8 @@ impl Coordinator {
             writes: BTreeMap::new(),
             queries: Vec::new(),
             round: Round::Resting,
+            asking: None,
+            is_to_ask: false,
             streams: BTreeMap::new(),
         }
     }
@@ -204,6 +213,7 @@ impl Coordinator {
             let core = &mut self.core;
             core.leads_in = leads;
             core.going.clear();
+            core.answered = None;
             core.fetched.clear();
             core.fetching.clear();
             core.silences.clear();
@@ -253,7 +263,7 @@ impl Coordinator {
         self.look_after_changes(context);
         self.look_after_reads(context);
         self.look_after_writes(context);
-        self.look_after_round(context);
+        self.look_after_answers(context);
     }
 
     /// An RPC to the worker failed.

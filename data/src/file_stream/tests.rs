@@ -1,14 +1,20 @@
 //! Claims about files that are sent, and about what comes of them over a real connection.
 
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
+use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use shoal_proto::chunks::ChunkServer;
-use shoal_proto::cluster::files_server::{Files, FilesServer};
+use shoal_proto::cluster::files_server::{Files, FilesServer, SERVICE_NAME};
 use shoal_proto::server::{self, Incoming};
 use tokio::runtime::Handle;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tonic::server::NamedService;
 use tonic::{Request, Response};
 
 use super::*;
@@ -193,4 +199,40 @@ async fn a_sender_that_falls_silent_in_the_middle_is_given_up() {
     let silent = Failure::new(ErrorCode::Unavailable, format!("{address} sent nothing for 2s"));
     assert_eq!(all_of(pieces).await, (CHUNK_BYTES, Some(silent)));
     drop(through);
+}
+
+/// Answers with these bytes, whatever is asked for.
+#[derive(Clone)]
+struct Plain(&'static str);
+
+impl NamedService for Plain {
+    const NAME: &'static str = SERVICE_NAME;
+}
+
+impl Service<http::Request<Body>> for Plain {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+        ready(Ok(http::Response::new(Body::new(self.0.to_owned()))))
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_an_end_mark_carries_are_not_lost_without_a_word() {
+    // One message of nine bytes, in an order that nobody need keep to: first that three bytes
+    // were sent, and then those.
+    let message = "\x00\x00\x00\x00\x09\x12\x02\x08\x03\x0a\x03abc";
+    let (listener, address) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let served = server::builder().add_service(Plain(message));
+    tokio::spawn(served.serve_with_incoming(Incoming::new(listener)));
+    let (channels, address) = (Channels::new(Handle::current()), format!("http://{address}"));
+    let pieces = receive_unsummed(&channels, &address, "f", 0..3, SOON).await.unwrap();
+    let why = format!("`f` from {address} is not complete after 0 of 3 bytes: its end mark carries bytes");
+    assert_eq!(all_of(pieces).await, (0, Some(Failure::new(ErrorCode::Corrupt, why))));
 }

@@ -1,5 +1,6 @@
 //! Claims about reading segments from wherever they are.
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::TryStreamExt;
@@ -10,7 +11,7 @@ use shoal_proto::{SegmentId, TableId};
 use tonic::{Request, Response, Status};
 
 use super::*;
-use crate::block_sums::BlockSummer;
+use crate::block_sums::{BlockSummer, BlockSums};
 
 /// What a peer does when it is asked.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -19,6 +19,7 @@ use crate::settled::wait_until_settled;
 
 mod killed;
 mod optimized;
+mod refused;
 
 /// Rows of one write.
 const ROWS: i64 = 200;
@@ -122,18 +123,30 @@ fn obeyed(cluster: &Cluster, node: &str) -> usize {
     String::from_utf8_lossy(&log).matches(OBEYED).count()
 }
 
+/// Waits until the coordinator has come to a step at which it has orders.
+async fn wait_until_stalled(cluster: &Cluster, before: usize) {
+    let since = Instant::now();
+    while obeyed(cluster, "coordinator") == before {
+        assert!(since.elapsed() < HAPPENS_WITHIN, "it does not come to the step");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
 /// Compacts, and waits until all that is staged for a shard could be committed.
 async fn stalled(obedient: &Obedient) -> JoinHandle<Result<i64, ClientError>> {
     let cluster = &obedient.cluster;
     let before = obeyed(cluster, "coordinator");
     order(obedient, "coordinator", Step::CompactionStaged, "stall");
     let optimizing = optimizing(cluster).await;
-    let since = Instant::now();
-    while obeyed(cluster, "coordinator") == before {
-        assert!(since.elapsed() < HAPPENS_WITHIN, "nothing was staged");
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
+    wait_until_stalled(cluster, before).await;
     optimizing
+}
+
+/// Has a client stop the statement that compacts.
+async fn kill_optimizing(client: &mut Client) {
+    let id = "SELECT id FROM system.queries WHERE state = 'running' AND sql LIKE 'OPTIMIZE%'";
+    let id = client.text(id).await.unwrap();
+    client.update(&format!("KILL QUERY '{}'", id.trim())).await.unwrap();
 }
 
 /// Names of the segments that are on a worker's disk.
@@ -332,9 +345,7 @@ fn what_happens_to_a_table_while_it_is_compacted_counts() {
         let segments = "SELECT segment FROM system.segments ORDER BY 1";
         let before = client.text(segments).await.unwrap();
         let optimized = stalled(&obedient).await;
-        let id = "SELECT id FROM system.queries WHERE state = 'running' AND sql LIKE 'OPTIMIZE%'";
-        let id = client.text(id).await.unwrap();
-        client.update(&format!("KILL QUERY '{}'", id.trim())).await.unwrap();
+        kill_optimizing(&mut client).await;
         let error = optimized.await.unwrap().unwrap_err();
         assert!(error.message.contains("cancelled"), "{error}");
         obedient.order("");

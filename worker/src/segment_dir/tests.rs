@@ -1,5 +1,8 @@
 //! Claims about segments on disk.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use shoal_proto::{ErrorCode, SegmentId, TableId};
 
 use super::*;

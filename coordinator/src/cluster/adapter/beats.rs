@@ -210,13 +210,17 @@ impl Cluster {
             Heard::Same | Heard::Unknown => core.is_stale = true,
         }
         let disk = core.membership.disk(&id).unwrap_or_default().to_owned();
+        let state = self.catalog.snapshot();
         for name in beat.fetched.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
-            let ordered = core.fetching.get_mut(&id);
-            let is_ordered = ordered.is_some_and(|ordered| ordered.remove(&name).is_some());
+            let ordered = core.fetching.get_mut(&id).and_then(|ordered| ordered.remove(&name));
             if !is_leader {
                 core.membership.gained(&id, &name);
                 core.is_stale = true;
-            } else if is_ordered {
+            } else if let Some(ordered) = ordered {
+                if ordered.is_urgent {
+                    let segment = state.segment(&name);
+                    core.repairing.made(now, segment.map_or(0, |segment| segment.bytes));
+                }
                 core.fetched.push(Copied { worker: id.clone(), name, disk: disk.clone() });
             } else {
                 // It may have been told to remove it since: it is to say what is there.
@@ -224,7 +228,7 @@ impl Cluster {
             }
         }
         // Another process of its name was taken in since: it says again what it has.
-        if is_leader && !disk.is_empty() && self.catalog.snapshot().disk(&id) != Some(disk.as_str()) {
+        if is_leader && !disk.is_empty() && state.disk(&id) != Some(disk.as_str()) {
             core.waiting.entry(id.clone()).or_default().report = true;
         }
         if heard == Heard::Changed || !beat.fetched.is_empty() {

@@ -11,6 +11,7 @@ use shoal_data::SegmentName;
 use super::Cluster;
 use crate::catalog::{COMMANDS, Call, Coordinator, shown_term};
 use crate::cluster::going::Needs;
+use crate::cluster::repairing::Repairing;
 
 /// How long another coordinator may take to say what it needs.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(1);
@@ -19,6 +20,15 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(1);
 const UNHEARD_MAX: Duration = Duration::from_secs(60);
 /// A round that takes so long is told: what workers wait for comes later then.
 const ROUND_TOLD: Duration = Duration::from_millis(250);
+
+/// What all coordinators need of segments that wait to be removed.
+#[derive(Debug)]
+pub(super) struct Answered {
+    /// In which they were asked.
+    term: u64,
+    asked: Vec<SegmentName>,
+    answers: Vec<Option<Needs>>,
+}
 
 impl Cluster {
     /// One round of all that is done for tables and workers.
@@ -32,6 +42,9 @@ impl Cluster {
             self.remove_what_nobody_needs(term).await;
             self.place_anew().await;
             self.order_copies(Instant::now());
+            if !self.core.lock().going.is_empty() {
+                self.to_ask.notify_one();
+            }
         }
         let took = began.elapsed();
         if took >= ROUND_TOLD {
@@ -50,8 +63,10 @@ impl Cluster {
         if core.leads_in != leads {
             core.leads_in = leads;
             core.going.clear();
+            core.answered = None;
             core.fetched.clear();
             core.fetching.clear();
+            core.repairing = Repairing::default();
             self.repairs.store(false, Ordering::Relaxed);
             core.silences.clear();
             if leads.is_some() {
@@ -80,10 +95,14 @@ impl Cluster {
         }
     }
 
-    /// Removes what was dropped, and what no write is about to commit, once all
-    /// coordinators have said so.
-    pub(super) async fn remove_what_nobody_needs(&self, term: u64) {
-        let mut asked = self.core.lock().going.asked();
+    /// Asks all coordinators what they need of what waits to be removed, and has a
+    /// round remove what is free by that. No round waits for whoever is silent.
+    pub(super) async fn ask_needs(&self) {
+        let (term, asked) = {
+            let mut core = self.core.lock();
+            let Some(term) = core.leads_in else { return };
+            (term, core.going.asked())
+        };
         if asked.is_empty() {
             return;
         }
@@ -95,23 +114,34 @@ impl Cluster {
             others.iter().map(|it| peers.call((Some(it.id), &it.address), Call::Needs, &asked, ANSWER_MAX));
         let said: Vec<Result<Needs, _>> = join_all(calls).await;
         let now = Instant::now();
-        {
-            let mut core = self.core.lock();
-            let mut may_answer_yet = false;
-            for (other, said) in others.iter().zip(said) {
-                match said {
-                    Ok(needs) => {
-                        core.silences.answered(&other.address);
-                        answers.push(Some(needs));
-                    }
-                    Err(_) if core.silences.failed(now, &other.address) > UNHEARD_MAX => answers.push(None),
-                    Err(_) => may_answer_yet = true,
+        let mut core = self.core.lock();
+        if core.leads_in != Some(term) {
+            return;
+        }
+        let mut may_answer_yet = false;
+        for (other, said) in others.iter().zip(said) {
+            match said {
+                Ok(needs) => {
+                    core.silences.answered(&other.address);
+                    answers.push(Some(needs));
                 }
-            }
-            if may_answer_yet {
-                return;
+                Err(_) if core.silences.failed(now, &other.address) > UNHEARD_MAX => answers.push(None),
+                Err(_) => may_answer_yet = true,
             }
         }
+        if may_answer_yet || !core.going.is_any_free(&asked, &answers) {
+            return;
+        }
+        core.answered = Some(Answered { term, asked, answers });
+        drop(core);
+        self.changed.notify_one();
+    }
+
+    /// Removes what was dropped, and what no write is about to commit, where all
+    /// coordinators have said since the last round that they do not need it.
+    pub(super) async fn remove_what_nobody_needs(&self, term: u64) {
+        let answered = self.core.lock().answered.take();
+        let Some(Answered { mut asked, answers, .. }) = answered.filter(|it| it.term == term) else { return };
         // Another one may lead by now, and have decided otherwise. And a change that is
         // in the log may still be made, also one of a coordinator that has forgotten it.
         if self.catalog.apply_all(term).await.is_err() || self.lead() != Some(term) {

@@ -34,6 +34,7 @@ async fn cluster() -> Fixture {
 async fn collect(cluster: &Cluster) {
     let leads = cluster.lead();
     cluster.collect(leads);
+    cluster.ask_needs().await;
     cluster.remove_what_nobody_needs(leads.unwrap()).await;
 }
 
@@ -478,6 +479,8 @@ async fn connect(cluster: &Cluster, worker: &str, held: &[SegmentName]) -> Strea
 }
 
 mod compacting;
+mod leading;
 mod lost_disks;
 mod moving;
+mod repairing;
 mod room;

@@ -27,9 +27,6 @@ const COPIES_MAX: usize = 10_000;
 const MOVES_TOLD_MAX: usize = 16;
 /// After so long a copy that was ordered is ordered again.
 const FETCH_MAX: Duration = Duration::from_secs(60);
-/// After so long an order that nothing came of keeps nobody else waiting: while copies
-/// get on there are newer ones, and one that cannot be made is ordered again and again.
-const REPAIR_MAX: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// Takes note of what was dropped and no query here reads any more. Who
@@ -214,13 +211,25 @@ impl Cluster {
             };
             let is_urgent = request.urgent;
             request.bytes_per_second = self.rates.bytes_per_second(is_urgent);
+            if is_urgent {
+                core.repairing.ordered(now);
+            }
             core.fetching.entry(worker.clone()).or_default().insert(name, Ordered { at: now, is_urgent });
             core.waiting.entry(worker).or_default().fetch.push(request);
         }
-        let mut ordered = core.fetching.values().flat_map(|ordered| ordered.values());
-        let is_new = |it: &Ordered| now.saturating_duration_since(it.at) < REPAIR_MAX;
-        let repairs = ordered.any(|it| it.is_urgent && is_new(it));
+        let ordered = core.fetching.values().flat_map(|ordered| ordered.values());
+        let urgent = ordered.filter(|it| it.is_urgent).map(|it| it.at);
+        // Another one may lead since the round began.
+        let repairs = core.leads_in.is_some() && core.repairing.gets_on(now, urgent.clone());
         self.repairs.store(repairs, Ordering::Relaxed);
+        // What was made since the last round is not in the catalog yet.
+        if urgent.count() == 0
+            && core.fetched.is_empty()
+            && let Some(repaired) = core.repairing.ended(now)
+        {
+            tracing::info!("{repaired}");
+            self.events.tell(EventKind::Repaired, None, repaired.to_string());
+        }
         if is_any {
             self.ordered.send_replace(());
         }

@@ -331,15 +331,23 @@ fn a_shard_keeps_few_small_segments_and_no_row_is_often_written_anew() {
 
 #[test]
 fn shards_that_stay_as_they_are_are_named_with_the_reason_of_the_first() {
-    let refused_of = |shards: &[u32], of: u32| {
+    let of_whole = |shards: &[u32], of: u32, is_whole: bool| {
         let refusal = |shard: &u32| (*shard, Error::Exhausted(format!("too long rows in {shard}")));
-        refused("public.t", of, shards.iter().map(refusal).collect()).map(|error| error.to_string())
+        let refused = refused("public.t", of, shards.iter().map(refusal).collect(), is_whole);
+        refused.map(|error| error.to_string())
     };
+    let refused_of = |shards: &[u32], of: u32| of_whole(shards, of, true);
     assert_eq!(refused_of(&[], 8), None);
     assert_eq!(refused_of(&[0], 1).unwrap(), "too long rows in 0");
     assert_eq!(
         refused_of(&[2, 5], 8).unwrap(),
         "2 of 8 shards of public.t stay as they are: 2, 5; the others were looked at. Shard 2: too long rows in 2"
+    );
+    // Something else has ended it in between.
+    assert_eq!(of_whole(&[], 8, false), None);
+    assert_eq!(
+        of_whole(&[2, 5], 8, false).unwrap(),
+        "2 of 8 shards of public.t stay as they are: 2, 5. Shard 2: too long rows in 2"
     );
     let all: Vec<u32> = (0..1_000).collect();
     let many = refused_of(&all, 1_001).unwrap();

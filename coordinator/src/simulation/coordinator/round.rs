@@ -2,30 +2,23 @@
 //! workers, one thing after the other.
 
 use std::collections::BTreeSet;
-use std::mem::replace;
 use std::time::Duration;
 
 use shoal_data::SegmentName;
 use shoal_proto::WorkerId;
 
 use super::changes::{Ended, Why};
+use super::needs::Answered;
 use super::{Coordinator, Ordered};
 use crate::catalog::raft::types::Reply;
 use crate::catalog::{Command, Dropped, Outcome};
 use crate::cluster::adapter::candidates::candidates_of;
 use crate::cluster::arriving::bytes_to_come;
-use crate::cluster::going::Needs;
 use crate::cluster::{moves, repair};
-use crate::simulation::context::{Context, Decision, Message, Millis};
-use crate::simulation::network::Node;
-use crate::simulation::trace::Briefs;
+use crate::simulation::context::{Context, Decision, Millis};
 
 /// After so long without a word a worker is given up.
 const DEAD_AFTER: Duration = Duration::from_secs(3);
-/// How long another coordinator may take to say what it needs.
-const ANSWER_MAX: Millis = 500;
-/// After so long without a word of a coordinator its queries are not waited for.
-const UNHEARD_MAX: Duration = Duration::from_secs(4);
 /// Urgent copies that one worker has orders for at a time, and as many others.
 const FETCHES_MAX: usize = 4;
 /// After so long a copy that was ordered is ordered again.
@@ -41,21 +34,8 @@ pub(super) enum Round {
         left: BTreeSet<u128>,
         ended: Vec<(WorkerId, SegmentName, Ended)>,
     },
-    /// The others say what they need.
-    Asking {
-        id: u128,
-        term: u64,
-        asked: Vec<SegmentName>,
-        answers: Vec<Option<Needs>>,
-        left: BTreeSet<usize>,
-        deadline: Millis,
-    },
-    /// All that is in the log is applied.
-    Applying {
-        term: u64,
-        asked: Vec<SegmentName>,
-        answers: Vec<Option<Needs>>,
-    },
+    /// All that is in the log is applied, before what nobody needs is removed.
+    Applying(Answered),
     /// Shards get other workers.
     Placing {
         left: BTreeSet<u128>,
@@ -74,7 +54,7 @@ impl Coordinator {
     }
 
     /// `Cluster::collect`.
-    fn collect(&mut self, leads: Option<u64>) {
+    pub(super) fn collect(&mut self, leads: Option<u64>) {
         let dropped = std::mem::take(&mut self.dropped);
         let free = self.pins.collect(|| dropped);
         if leads.is_none() {
@@ -104,7 +84,7 @@ impl Coordinator {
     fn record_fetched(&mut self, context: &mut Context, term: u64) {
         let fetched = self.core.fetched.clone();
         let Some(leads_in) = self.core.leads_in.filter(|_| !fetched.is_empty()) else {
-            self.ask_needs(context, term);
+            self.remove_what_nobody_needs(context, term);
             return;
         };
         let mut left = BTreeSet::new();
@@ -141,117 +121,11 @@ impl Coordinator {
                 Ok(_) | Err(_) => {}
             }
         }
-        self.ask_needs(context, term);
-    }
-
-    /// `Cluster::remove_what_nobody_needs`, up to where it waits for answers.
-    fn ask_needs(&mut self, context: &mut Context, term: u64) {
-        let asked = self.core.going.asked();
-        if asked.is_empty() {
-            self.place_anew(context);
-            return;
-        }
-        let answers = vec![Some(self.needs(&asked))];
-        let left: BTreeSet<usize> = self.others().collect();
-        if left.is_empty() {
-            self.apply_all(context, (term, asked, answers));
-            return;
-        }
-        let id = u128::from(context.new_id());
-        for other in &left {
-            let message = Message::AskNeeds { id, asked: asked.clone() };
-            self.send(context, Node::Coordinator(*other), message);
-        }
-        let deadline = context.now + ANSWER_MAX;
-        self.round = Round::Asking { id, term, asked, answers, left, deadline };
-    }
-
-    pub(in crate::simulation) fn needed(
-        &mut self,
-        context: &mut Context,
-        from: usize,
-        answer_to: u128,
-        needs: Needs,
-    ) {
-        let Round::Asking { id, answers, left, .. } = &mut self.round else { return };
-        if *id != answer_to || !left.remove(&from) {
-            return;
-        }
-        answers.push(Some(needs));
-        self.core.silences.answered(&format!("c{from}"));
-        if left.is_empty() {
-            self.all_answered(context);
-        }
-    }
-
-    /// Gives up waiting for answers.
-    pub(super) fn look_after_round(&mut self, context: &mut Context) {
-        let now = context.now;
-        let silent: Vec<usize> = match &self.round {
-            Round::Asking { left, deadline, .. } if now >= *deadline => left.iter().copied().collect(),
-            _ => return,
-        };
-        let mut may_answer_yet = false;
-        for other in &silent {
-            may_answer_yet |=
-                self.core.silences.failed(context.instant(), &format!("c{other}")) <= UNHEARD_MAX;
-        }
-        if may_answer_yet {
-            self.place_anew(context);
-            return;
-        }
-        if let Round::Asking { answers, .. } = &mut self.round {
-            answers.extend(silent.iter().map(|_| None));
-        }
-        context.seen.excused.extend(silent.iter().map(|other| (*other, now)));
-        self.all_answered(context);
-    }
-
-    fn all_answered(&mut self, context: &mut Context) {
-        match replace(&mut self.round, Round::Resting) {
-            Round::Asking { term, asked, answers, .. } => self.apply_all(context, (term, asked, answers)),
-            other => self.round = other,
-        }
-    }
-
-    fn apply_all(
-        &mut self,
-        context: &mut Context,
-        (term, asked, answers): (u64, Vec<SegmentName>, Vec<Option<Needs>>),
-    ) {
-        self.round = Round::Applying { term, asked, answers };
-        self.change(context, Some(term), None, Why::ApplyAll);
-    }
-
-    /// `Cluster::remove_what_nobody_needs`, from there on.
-    pub(super) fn all_applied(&mut self, context: &mut Context, ended: &Ended) {
-        let (term, mut asked, answers) = match replace(&mut self.round, Round::Resting) {
-            Round::Applying { term, asked, answers } => (term, asked, answers),
-            other => {
-                self.round = other;
-                return;
-            }
-        };
-        if matches!(ended, Ok(Reply::Abandoned)) && self.lead(context) == Some(term) {
-            self.collect(Some(term));
-            asked.retain(|name| self.pins.retired(name).is_none());
-            let mut free = self.core.going.release(&asked, &answers);
-            free.retain_mut(|(name, workers)| {
-                let replicas = self.state.segment(name).map(|segment| &segment.replicas);
-                workers.retain(|worker| !replicas.is_some_and(|replicas| replicas.contains(worker)));
-                !workers.is_empty()
-            });
-            if !free.is_empty() {
-                let names: Vec<SegmentName> = free.iter().map(|(name, _)| *name).collect();
-                context.note(format_args!("c{} releases {}", self.me, Briefs(&names)));
-            }
-            self.core.discard_in(context.now, term, free);
-        }
-        self.place_anew(context);
+        self.remove_what_nobody_needs(context, term);
     }
 
     /// `Cluster::place_anew`.
-    fn place_anew(&mut self, context: &mut Context) {
+    pub(super) fn place_anew(&mut self, context: &mut Context) {
         let Some(term) = self.core.leads_in else {
             self.rest(context);
             return;
@@ -312,6 +186,8 @@ impl Coordinator {
             self.core.fetching.entry(worker.clone()).or_default().insert(name, ordered);
             self.core.waiting.entry(worker).or_default().fetch.push(request);
         }
+        self.is_to_ask |= !self.core.going.is_empty();
+        self.ask_needs(context);
         self.rest(context);
     }
 }

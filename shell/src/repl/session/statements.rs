@@ -62,8 +62,7 @@ impl Session {
             return match changed {
                 Ok(rows) => self.after_change(sql, rows, elapsed).await,
                 Err(error) => {
-                    // What it did before the error stays done.
-                    if tag(sql) == "OPTIMIZE" && !error.session_is_gone() {
+                    if leaves_notices(sql, &error) {
                         self.say_notices().await;
                     }
                     Err(error)
@@ -215,6 +214,12 @@ impl Session {
     }
 }
 
+/// Whether a change that ended with this error says what it did before: that stays
+/// done. Where it was cancelled here, it ended without a word.
+fn leaves_notices(sql: &str, error: &ClientError) -> bool {
+    tag(sql) == "OPTIMIZE" && !error.session_is_gone() && !matches!(error, ClientError::Cancelled)
+}
+
 /// What was shown of a result.
 #[derive(Debug, Default)]
 struct Shown {
@@ -222,4 +227,25 @@ struct Shown {
     /// There were more.
     cut: bool,
     remark: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::{ErrorCode, Failure};
+
+    use super::*;
+
+    #[test]
+    fn notices_are_asked_for_where_a_coordinator_may_have_left_some() {
+        let failed = || ClientError::Statement(Failure::new(ErrorCode::Exhausted, "no room on worker w1"));
+        let optimize = "OPTIMIZE TABLE t";
+        assert!(leaves_notices(optimize, &failed()));
+        assert!(!leaves_notices("DROP TABLE t", &failed()));
+        assert!(!leaves_notices(optimize, &ClientError::Lost { cause: "gone".to_owned() }));
+        assert!(!leaves_notices(optimize, &ClientError::Cancelled));
+        // By KILL QUERY, from elsewhere.
+        let killed =
+            ClientError::Statement(Failure::new(ErrorCode::Cancelled, "the statement was cancelled"));
+        assert!(leaves_notices(optimize, &killed));
+    }
 }

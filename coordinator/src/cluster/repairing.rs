@@ -1,0 +1,100 @@
+//! How far it is with copies of what has too few.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// So long after it was ordered a copy keeps others waiting, and as long as the last one
+/// of any was made no longer ago: large ones take their time, and one that cannot be made
+/// is ordered again and again.
+const GETS_ON_MAX: Duration = Duration::from_secs(10);
+
+/// The copies that are being made of what has too few. Pure.
+#[derive(Debug, Default)]
+pub struct Repairing {
+    under_way: Option<Repaired>,
+    /// When the last one was made.
+    made_at: Option<Instant>,
+}
+
+/// What was made since there was too little of something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repaired {
+    since: Instant,
+    copies: u64,
+    bytes: u64,
+    took: Duration,
+}
+
+impl Repairing {
+    /// Copies are ordered.
+    pub fn ordered(&mut self, now: Instant) {
+        self.under_way.get_or_insert(Repaired { since: now, copies: 0, bytes: 0, took: Duration::ZERO });
+    }
+
+    /// A copy of so many bytes is made.
+    pub fn made(&mut self, now: Instant, bytes: u64) {
+        self.made_at = Some(now);
+        if let Some(repaired) = &mut self.under_way {
+            repaired.copies += 1;
+            repaired.bytes += bytes;
+        }
+    }
+
+    /// Whether copies that were ordered at these times keep others waiting.
+    pub fn gets_on(&self, now: Instant, mut ordered: impl Iterator<Item = Instant>) -> bool {
+        let is_new = |at: Instant| now.saturating_duration_since(at) < GETS_ON_MAX;
+        let was_one_made = self.made_at.is_some_and(is_new);
+        ordered.any(|at| was_one_made || is_new(at))
+    }
+
+    /// None is left to make; what was made, where that is news.
+    pub fn ended(&mut self, now: Instant) -> Option<Repaired> {
+        let repaired = self.under_way.take()?;
+        let took = now.saturating_duration_since(repaired.since);
+        (repaired.copies > 0).then_some(Repaired { took, ..repaired })
+    }
+}
+
+impl fmt::Display for Repaired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let copies = if self.copies == 1 { "copy" } else { "copies" };
+        let (megabytes, seconds) = (self.bytes as f64 / 1e6, self.took.as_secs_f64());
+        let Self { copies: count, .. } = self;
+        write!(f, "{count} {copies} of what had too few were made, {megabytes:.1} MB in {seconds:.2} s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_is_told_once_when_none_is_left() {
+        let mut repairing = Repairing::default();
+        let began = Instant::now();
+        assert_eq!(repairing.ended(began), None, "nothing was to be made");
+        repairing.ordered(began);
+        repairing.made(began + Duration::from_secs(1), 1_200_000);
+        repairing.ordered(began + Duration::from_secs(2));
+        repairing.made(began + Duration::from_secs(3), 300_000);
+        let repaired = repairing.ended(began + Duration::from_millis(3_500)).unwrap();
+        assert_eq!(repaired.to_string(), "2 copies of what had too few were made, 1.5 MB in 3.50 s");
+        assert_eq!(repairing.ended(began + Duration::from_secs(4)), None, "it is told twice");
+        repairing.ordered(began + Duration::from_secs(5));
+        assert_eq!(repairing.ended(began + Duration::from_secs(6)), None, "nothing was made");
+    }
+
+    #[test]
+    fn what_was_just_ordered_or_gets_on_keeps_others_waiting() {
+        let mut repairing = Repairing::default();
+        let began = Instant::now();
+        let late = began + Duration::from_secs(11);
+        assert!(!repairing.gets_on(began, [].into_iter()));
+        assert!(repairing.gets_on(began, [began].into_iter()));
+        assert!(!repairing.gets_on(late, [began].into_iter()));
+        assert!(repairing.gets_on(late, [began, late].into_iter()));
+        repairing.made(began + Duration::from_secs(2), 1);
+        assert!(repairing.gets_on(late, [began].into_iter()));
+        assert!(!repairing.gets_on(late + Duration::from_secs(1), [began].into_iter()));
+    }
+}
