@@ -22,8 +22,8 @@ use phase::{Phase, Repaired};
 /// What to run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RepairArgs {
-    /// TPC-H scale factor
-    #[arg(long, default_value_t = 1.0)]
+    /// TPC-H scale factor; with 1 it is about how soon copies begin and end, with more about how fast they are
+    #[arg(long, default_value_t = 5.0)]
     pub scale: f64,
     /// Workers of the cluster, of which two are killed: five or more
     #[arg(long, default_value_t = 5)]

@@ -152,6 +152,18 @@ async fn a_write_under_way_is_not_swept_up() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_term_wanted_removed_is_not_removed_in_this_one() {
+    let cluster = cluster().await;
+    let id = with_table(&cluster).await;
+    let stream = connect(&cluster, "w1", &[]).await;
+    let term = cluster.catalog.term();
+    let [earlier, now] = ["w1", "w1"].map(|worker| segment(id, 0, worker).name());
+    cluster.discard_in(term - 1, vec![(earlier, vec!["w1".into()])]);
+    cluster.discard_in(term, vec![(now, vec!["w1".into()])]);
+    assert_eq!(beat(&cluster, "w1", stream).discard, [now.to_string()]);
+}
+
+#[tokio::test]
 async fn a_committed_segment_is_never_removed_by_mistake() {
     let cluster = cluster().await;
     let id = with_table(&cluster).await;

@@ -2,7 +2,7 @@
 //! removed, shards get workers that can hold them, and copies that are missing
 //! are made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -198,7 +198,12 @@ impl Cluster {
             fetching.retain(|_, ordered| now.saturating_duration_since(ordered.at) < FETCH_MAX);
         }
         let fetching = &core.fetching;
+        // Since the round began, and the catalog does not have them.
+        let made: HashSet<_> = core.fetched.iter().map(|it| (&it.worker, it.name)).collect();
         let orders = repair::missing(&state, &live, FETCHES_MAX, |worker, name, is_urgent| {
+            if made.contains(&(worker, *name)) {
+                return true;
+            }
             let Some(ordered) = fetching.get(worker) else { return false };
             // What only moved may be urgent by now.
             let is_ordered = ordered.get(name).is_some_and(|it| it.is_urgent || !is_urgent);

@@ -18,8 +18,8 @@ async fn with_too_few(cluster: &Cluster, segments: usize) -> (StreamNumber, Vec<
     (stream, held)
 }
 
-/// `w1` has made this copy, and it counts.
-async fn make(cluster: &Cluster, stream: StreamNumber, made: &Segment) {
+/// `w1` says that it has made this copy.
+fn tell(cluster: &Cluster, stream: StreamNumber, made: &Segment) {
     let done = Beat {
         worker: "w1".to_owned(),
         incarnation: "one".to_owned(),
@@ -27,6 +27,11 @@ async fn make(cluster: &Cluster, stream: StreamNumber, made: &Segment) {
         ..Beat::default()
     };
     cluster.beat(stream, done);
+}
+
+/// The same, and it counts.
+async fn make(cluster: &Cluster, stream: StreamNumber, made: &Segment) {
+    tell(cluster, stream, made);
     cluster.record_fetched().await;
     let replicas = cluster.catalog.snapshot().segment(&made.name()).unwrap().replicas.clone();
     assert_eq!(replicas, ["w2", "w1"].map(WorkerId::from), "it is not counted");
@@ -64,6 +69,17 @@ async fn copies_that_get_on_keep_others_waiting_however_long_ago_they_were_order
         matches!(told[..], [one] if one.starts_with("3 copies of what had too few were made, ")),
         "{told:?}"
     );
+}
+
+#[tokio::test]
+async fn what_was_made_since_the_round_began_is_not_ordered_again() {
+    let cluster = cluster().await;
+    let (stream, segments) = with_too_few(&cluster, 1).await;
+    cluster.order_copies(Instant::now());
+    assert_eq!(beat(&cluster, "w1", stream).fetch.len(), 1);
+    tell(&cluster, stream, &segments[0]);
+    cluster.order_copies(Instant::now());
+    assert!(beat(&cluster, "w1", stream).fetch.is_empty(), "it is there");
 }
 
 #[tokio::test]
