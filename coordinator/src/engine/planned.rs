@@ -142,6 +142,11 @@ pub(super) fn with_values(plan: LogicalPlan, values: Vec<ScalarValue>) -> Result
     Ok(plan.with_param_values(ParamValues::from(values))?)
 }
 
+/// Bytes that values take.
+pub(super) fn bytes_of(values: &[ScalarValue]) -> usize {
+    values.iter().map(ScalarValue::size).sum()
+}
+
 /// Whether a plan means the same at any moment: no `now()`, no `random()`.
 pub(super) fn is_timeless(plan: &LogicalPlan) -> bool {
     fleeting_part(plan).is_none()

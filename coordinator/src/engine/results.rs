@@ -9,18 +9,23 @@ use std::time::Duration;
 use datafusion::logical_expr::LogicalPlan;
 use tokio_util::sync::CancellationToken;
 
+use super::planned::bytes_of;
 use super::{Engine, Parameters, Prepared, Scope};
 use crate::query::{Filling, KeptResult, ResultKey, never_kept};
 use crate::session::Settings;
 use crate::sql::{RESULT_CACHE_SETTING, ShoalConfig};
 use crate::{Error, Session};
 
+/// A statement of more bytes, or with more of parameters, has no result that is kept: to
+/// compare it takes longer, and it is hardly asked again.
+const KEY_BYTES_MAX: usize = 64 << 10;
 /// How often at most it is looked for results that are no answer any more.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// The key of a query, with `values` in the place of its parameters; none where
-    /// the session does without kept results, or there are none: nothing is done then.
+    /// The key of a query, with `values` in the place of its parameters; none where it is
+    /// too large, or the session does without kept results, or there are none: nothing is
+    /// done then.
     pub(super) fn result_key(
         &self,
         settings: &Settings,
@@ -31,8 +36,12 @@ impl Engine {
         if !self.results.is_on() || !wants_kept(settings) || self.admission.is_closed() {
             return None;
         }
+        if sql.len() > KEY_BYTES_MAX {
+            return None;
+        }
         // What is wrong with them is told where the query is run.
-        let parameters = values().ok()?;
+        let values = values().ok().filter(|values| bytes_of(values) <= KEY_BYTES_MAX)?;
+        let parameters = values.into_iter().map(|value| (value.data_type(), value)).collect();
         let changed = settings.all_changed().filter(|(name, _)| name != RESULT_CACHE_SETTING);
         let mut settings: Vec<_> = changed.cloned().collect();
         settings.sort_unstable();

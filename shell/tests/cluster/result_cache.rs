@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{ArrayRef, AsArray, Int64Array};
+use arrow::array::{ArrayRef, AsArray, Int64Array, TimestampNanosecondArray};
 use arrow::datatypes::Int64Type;
 use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
@@ -188,6 +188,20 @@ fn settings_and_parameters_are_part_of_the_question() {
             assert_eq!(was_kept(client, sql).await, is_kept, "below {limit}");
         }
         below.close().await.unwrap();
+
+        // One moment, told in two time zones.
+        let sql = "SELECT arrow_typeof($1) AS moment, count(*) FROM kept_asked";
+        let mut typed = client.prepare(sql).await.unwrap();
+        for (zone, is_kept) in [("+00:00", false), ("+02:00", false), ("+00:00", true), ("+02:00", true)] {
+            let moments: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![7]).with_timezone(zone));
+            typed.set_parameters(RecordBatch::try_from_iter([("1", moments)]).unwrap()).unwrap();
+            let info = typed.execute().await.unwrap();
+            let (_, batches) = client.fetch(info).await.unwrap();
+            let rows = pretty_format_batches(&batches).unwrap().to_string();
+            assert!(rows.contains(zone), "{rows}");
+            assert_eq!(was_kept(client, sql).await, is_kept, "in {zone}");
+        }
+        typed.close().await.unwrap();
         client.update("DROP TABLE kept_asked").await.unwrap();
     });
 }

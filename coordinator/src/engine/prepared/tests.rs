@@ -174,6 +174,11 @@ async fn a_result_rests_on_what_was_planned_in_its_scope() {
     assert!(key(&session).is_none(), "nobody asked for it");
     session.set(RESULT_CACHE_SETTING, Some("on")).unwrap();
     assert!(key(&session).is_some());
+    let settings = session.settings();
+    let long = format!("SELECT '{}'", "x".repeat(64 << 10));
+    assert!(engine.result_key(&settings, &long, || Ok(Vec::new())).is_none(), "a long statement");
+    let text = ScalarValue::Utf8(Some("x".repeat(64 << 10)));
+    assert!(engine.result_key(&settings, LOOKUP, || Ok(vec![text])).is_none(), "a large parameter");
     let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
     assert!(prepared.is_kept_lookup(&session, engine.catalog().version), "with kept results, too");
     let before = engine.scope_to_read(&session).await;

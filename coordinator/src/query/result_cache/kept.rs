@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 
 use super::KeptResult;
@@ -20,17 +21,18 @@ const OVERHEAD_BYTES: usize = 512;
 pub struct ResultKey {
     /// The statement as it was sent.
     pub statement: String,
-    /// What was put in the place of its parameters, in order.
-    pub parameters: Vec<ScalarValue>,
+    /// What was put in the place of its parameters, in order. With their types: values that are
+    /// equal may be of different ones, as moments in two time zones are.
+    pub parameters: Vec<(DataType, ScalarValue)>,
     /// Names and values of the settings that the session changed, in order.
     pub settings: Vec<(String, String)>,
 }
 
 impl ResultKey {
     fn bytes(&self) -> usize {
-        let parameters: usize = self.parameters.iter().map(ScalarValue::size).sum();
+        let parameters = self.parameters.iter().map(|(data_type, value)| data_type.size() + value.size());
         let settings: usize = self.settings.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.statement.len() + parameters + settings
+        self.statement.len() + parameters.sum::<usize>() + settings
     }
 }
 

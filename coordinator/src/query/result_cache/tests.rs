@@ -91,7 +91,7 @@ async fn a_query_that_is_stopped_gets_no_kept_rows() {
 fn a_key_is_text_parameters_and_settings() {
     let cache = ResultCache::new(64 * MIB);
     let of = |parameter: ScalarValue, setting: &str| ResultKey {
-        parameters: vec![parameter],
+        parameters: vec![(parameter.data_type(), parameter)],
         settings: vec![("datafusion.execution.time_zone".to_owned(), setting.to_owned())],
         ..key("q")
     };
@@ -109,6 +109,20 @@ fn a_key_is_text_parameters_and_settings() {
     ] {
         assert!(cache.find(&other, &state).is_none(), "{other:?}");
     }
+}
+
+#[test]
+fn the_same_moment_in_another_time_zone_is_another_key() {
+    let cache = ResultCache::new(64 * MIB);
+    let of = |zone: Option<&str>| {
+        let moment = ScalarValue::TimestampSecond(Some(7), zone.map(Into::into));
+        ResultKey { parameters: vec![(moment.data_type(), moment)], ..key("q") }
+    };
+    keep(&cache, of(Some("+00:00")), &[numbers(1)]);
+    let state = State::new("c");
+    assert!(cache.find(&of(Some("+00:00")), &state).is_some());
+    assert!(cache.find(&of(Some("+02:00")), &state).is_none());
+    assert!(cache.find(&of(None), &state).is_none());
 }
 
 #[test]
