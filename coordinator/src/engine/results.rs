@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::planned::bytes_of;
 use super::{Engine, Parameters, Prepared, Scope};
+use crate::catalog::State;
 use crate::query::{Filling, KeptResult, ResultKey, never_kept};
 use crate::session::Settings;
 use crate::sql::{RESULT_CACHE_SETTING, ShoalConfig};
@@ -49,9 +50,9 @@ impl Engine {
         Some(ResultKey { statement, parameters, settings })
     }
 
-    /// The kept result of a query, where it is right in the catalog as it is here.
-    pub(super) fn kept_result(&self, key: &ResultKey) -> Option<Arc<KeptResult>> {
-        self.results.find(key, &self.catalog())
+    /// The kept result of a query, where it is right in this state of the catalog.
+    pub(super) fn kept_result(&self, key: &ResultKey, state: &State) -> Option<Arc<KeptResult>> {
+        self.results.find(key, state)
     }
 
     /// Begins to keep the result of a query that is about to run; none where it must
