@@ -81,7 +81,7 @@ impl Engine {
         let what = match never_kept(plan) {
             _ if !self.results.is_on() => "this coordinator keeps none".to_owned(),
             Some(why) => format!("this result is never kept: {why}"),
-            None => "not used by EXPLAIN ANALYZE; without it this result is kept".to_owned(),
+            None => "not used by EXPLAIN ANALYZE; without it this result may be kept".to_owned(),
         };
         Some(format!("result cache: {what}\n"))
     }
@@ -108,7 +108,15 @@ impl Engine {
                 changed = catalog.changed() => if changed.is_err() { return },
             }
             let newest = Arc::clone(&catalog.borrow_and_update());
-            self.results.forget_outdated(&newest);
+            // Each may be the first to ask about a large table: that is not for the network.
+            let results = self.results.clone();
+            let looked = self.on_compute(async move {
+                results.forget_outdated(&newest);
+                Ok(())
+            });
+            if let Err(error) = looked.await {
+                tracing::error!(%error, "results that are no answer any more stay until they are asked for");
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}

@@ -136,13 +136,14 @@ impl Engine {
     /// must not keep the network from its work. The end is told, so that a
     /// task that just stops is an error and not a short answer.
     ///
-    /// A client that does not take its rows gives up its query's turn, not its
-    /// query: others run meanwhile. The result is kept where all of it comes, and
-    /// before its end is told.
+    /// A client that does not take its rows gives up its query's turn and its place in the
+    /// result cache, not its query: others run meanwhile. Otherwise the result is kept where
+    /// all of it comes, and before its end is told.
     fn pumped(&self, mut rows: QueryStream, mut filling: Option<Filling>) -> SendableRecordBatchStream {
         let schema = RecordBatchStream::schema(&rows);
         let columns = Arc::clone(&schema);
         let (sender, receiver) = mpsc::channel(BATCHES_WAITING);
+        let engine = self.clone();
         let task = self.compute.spawn(async move {
             while let Some(batch) = rows.next().await {
                 filling = match &batch {
@@ -152,6 +153,7 @@ impl Engine {
                 let room = match tokio::time::timeout(SLOW_CLIENT, sender.reserve()).await {
                     Ok(room) => room,
                     Err(_elapsed) => {
+                        filling = None;
                         rows.give_up_turn();
                         sender.reserve().await
                     }
@@ -162,7 +164,7 @@ impl Engine {
                 }
             }
             if let Some(filling) = filling {
-                filling.finish(columns, rows.running().record().certificate());
+                filling.finish(columns, rows.running().record().certificate(), &engine.catalog());
             }
             let _gone = sender.send(None).await;
         });
