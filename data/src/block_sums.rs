@@ -171,7 +171,7 @@ impl BlockSums {
         Ok(whole.slice((range.start - blocks.start) as usize..(range.end - blocks.start) as usize))
     }
 
-    /// As [`BlockSums::read`], without a wait for the disk; none where that cannot be, or
+    /// As [`BlockSums::read`], of what the system has in memory; none where it has not, or
     /// where a block is not what was written.
     pub fn read_at_hand(&self, file: &File, range: Range<u64>) -> Option<Bytes> {
         if range.end > self.bytes || range.is_empty() {

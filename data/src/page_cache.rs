@@ -1,16 +1,15 @@
-//! Reads that wait for no disk: of what the system holds in its memory, and of
-//! nothing else. So whoever computes can read a few pages without another thread
-//! that may wait, which would take longer than to read them.
+//! Reads of what the system holds in its memory, and of nothing else. So whoever
+//! computes can read a few pages without another thread that may wait, which would
+//! take longer than to read them. No byte that is missing is waited for; but the system
+//! may begin to read it, on this thread, which waits where a disk takes nothing more.
+//! So nobody reads here while a disk does not answer.
 //!
-//! Where the system or its file system cannot do that, nothing is read here.
+//! Where the system or its file system cannot do that, nothing is read here: only Linux
+//! can.
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::IoSliceMut;
 use std::path::Path;
-
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::io::ReadWriteFlags;
 
 thread_local! {
     /// Where bytes are until they are verified: of each read only a part is
@@ -19,10 +18,37 @@ thread_local! {
 }
 
 /// Opens a file; none where that needs a look at the disk.
+#[cfg(target_os = "linux")]
 pub(crate) fn open(path: &Path) -> Option<File> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let opened = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED);
     opened.ok().map(File::from)
+}
+
+/// Opens a file; none where that needs a look at the disk, which is not known here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn open(_path: &Path) -> Option<File> {
+    None
+}
+
+/// Reads as many bytes as the system holds from `offset` on; none where it holds none.
+#[cfg(target_os = "linux")]
+fn read_held(file: &File, bytes: &mut [u8], offset: u64) -> Option<usize> {
+    use std::io::IoSliceMut;
+
+    use rustix::io::ReadWriteFlags;
+
+    let into = &mut [IoSliceMut::new(bytes)];
+    let read = rustix::io::preadv2(file, into, offset, ReadWriteFlags::NOWAIT);
+    read.ok().filter(|bytes| *bytes > 0)
+}
+
+/// The same, where nobody knows what the system holds.
+#[cfg(not(target_os = "linux"))]
+fn read_held(_file: &File, _bytes: &mut [u8], _offset: u64) -> Option<usize> {
+    None
 }
 
 /// What `take` makes of so many bytes of a file from `offset` on; none where the
@@ -40,11 +66,7 @@ pub(crate) fn with_bytes<T>(
         let bytes = &mut scratch[..length];
         let mut filled = 0;
         while filled < length {
-            let rest = &mut [IoSliceMut::new(&mut bytes[filled..])];
-            match rustix::io::preadv2(file, rest, offset + filled as u64, ReadWriteFlags::NOWAIT) {
-                Ok(0) | Err(_) => return None,
-                Ok(more) => filled += more,
-            }
+            filled += read_held(file, &mut bytes[filled..], offset + filled as u64)?;
         }
         take(bytes)
     })

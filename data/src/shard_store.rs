@@ -122,11 +122,21 @@ impl ShardStore {
     /// memory, as lookups read it, and else in one hop to a blocking thread. None
     /// where there is no local file or it is damaged, or the disk does not answer.
     async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+        // Not even what is in memory: where some of it is not, the system begins to read it
+        // on this thread, and waits where that disk takes nothing more.
+        if self.is_disk_silent() {
+            return None;
+        }
         if let Some(read) = self.local.as_ref()?.read_at_hand(name, ranges) {
             return Some(read);
         }
         let (name, ranges) = (*name, ranges.to_vec());
         self.ask_disk(&name, move |local| local.read(&name, &ranges)).await
+    }
+
+    /// Whether the local disk did not answer lately.
+    fn is_disk_silent(&self) -> bool {
+        self.silent_disk.lock().is_some_and(|since| since.elapsed() < AVOIDED_FOR)
     }
 
     /// What the local disk says in time. One that was silent is left alone for a
@@ -137,7 +147,7 @@ impl ShardStore {
         ask: impl FnOnce(&LocalSegments) -> Option<T> + Send + 'static,
     ) -> Option<T> {
         let local = Arc::clone(self.local.as_ref()?);
-        if self.silent_disk.lock().is_some_and(|since| since.elapsed() < AVOIDED_FOR) {
+        if self.is_disk_silent() {
             return None;
         }
         let asked = tokio::task::spawn_blocking(move || ask(&local));

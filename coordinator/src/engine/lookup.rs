@@ -16,6 +16,8 @@ use crate::query::tables_of;
 
 /// Expressions of a lookup, with all that is in them.
 const EXPRESSIONS_MAX: usize = 200;
+/// Bytes of the values in them.
+const LITERAL_BYTES_MAX: usize = 64 << 10;
 /// Columns of each of its steps.
 const COLUMNS_MAX: usize = 100;
 /// Shards of its table.
@@ -123,6 +125,7 @@ pub(super) fn is_lookup(optimised: &LogicalPlan) -> bool {
     let mut is_small = true;
     let mut scans = 0;
     let mut expressions = 0;
+    let mut literal_bytes = 0;
     let mut filters: Vec<Expr> = Vec::new();
     let walked = optimised.apply(|node| {
         is_small &= node.schema().fields().len() <= COLUMNS_MAX;
@@ -139,12 +142,16 @@ pub(super) fn is_lookup(optimised: &LogicalPlan) -> bool {
             expr.apply(|part| {
                 expressions += 1;
                 is_small &= is_plain(part);
+                if let Expr::Literal(value, _) = part {
+                    literal_bytes += value.size();
+                }
                 Ok(TreeNodeRecursion::Continue)
             })
         })?;
         Ok(if is_small { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
     });
-    if walked.is_err() || !is_small || scans != 1 || expressions > EXPRESSIONS_MAX {
+    is_small &= expressions <= EXPRESSIONS_MAX && literal_bytes <= LITERAL_BYTES_MAX;
+    if walked.is_err() || !is_small || scans != 1 {
         return false;
     }
     let Ok(tables) = tables_of(optimised) else { return false };
@@ -159,6 +166,27 @@ pub(super) fn is_lookup(optimised: &LogicalPlan) -> bool {
     names_shard
         && layout.shards <= SHARDS_MAX
         && table.segments.len() <= SEGMENTS_MAX.saturating_mul(layout.shards as usize)
+}
+
+/// Whether a plan as it is written is no larger than a lookup may be. What is optimised
+/// can be a lookup all the same: of `a = 1 AND 2 IN (2, 2, 2)` only the first part is left.
+pub(super) fn is_little(plan: &LogicalPlan) -> bool {
+    let mut parts = 0;
+    let walked = plan.apply_with_subqueries(|node| {
+        parts += 1;
+        node.apply_expressions(|expr| {
+            expr.apply(|_part| {
+                parts += 1;
+                Ok(if parts > EXPRESSIONS_MAX {
+                    TreeNodeRecursion::Stop
+                } else {
+                    TreeNodeRecursion::Continue
+                })
+            })
+        })?;
+        Ok(if parts > EXPRESSIONS_MAX { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    walked.is_ok() && parts <= EXPRESSIONS_MAX
 }
 
 /// Whether an expression is none of a function or a subquery: it takes little time,

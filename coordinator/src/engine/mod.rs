@@ -41,7 +41,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
 use crate::catalog::{Coordinator, CoordinatorId, State};
-use crate::cluster::{Cluster, PinGuard};
+use crate::cluster::{Cluster, PinGuard, Pinned};
 use crate::query::{
     Admission, Attempts, Certificate, Planning, Registry, ResultCache, StateTemplate, TIME_ZONE,
 };
@@ -382,8 +382,20 @@ impl Engine {
         caught_up: &Result<(), Error>,
         finish: impl FnOnce(SnapshotCatalogs) -> SnapshotCatalogs,
     ) -> Scope {
+        self.scope_at(self.cluster.pin(), settings, caught_up, finish)
+    }
+
+    /// As [`Self::scope_of`], in a snapshot that is pinned already: after the catalog has
+    /// caught up, or could not.
+    fn scope_at(
+        &self,
+        pinned: Pinned,
+        settings: Settings,
+        caught_up: &Result<(), Error>,
+        finish: impl FnOnce(SnapshotCatalogs) -> SnapshotCatalogs,
+    ) -> Scope {
         let looked_up = LookedUp::default();
-        let (snapshot, pin) = self.cluster.pin().into_parts();
+        let (snapshot, pin) = pinned.into_parts();
         let names = SnapshotCatalogs::new(
             Arc::clone(&snapshot),
             self.system.clone(),

@@ -6,14 +6,13 @@ use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::logical_expr::LogicalPlan;
 
 use super::Scope;
-use super::lookup::{is_lookup, takes_values_late};
-use crate::query::fleeting_part;
+use super::lookup::{is_little, is_lookup, takes_values_late};
+use crate::query::{fleeting_part, reads_own_tables};
 use crate::session::Settings;
 use crate::sql::LookedUp;
 use crate::{Error, Session};
 
 /// A plan and the world that it was made for.
-#[derive(Clone)]
 pub(super) struct Planned {
     catalog_version: u64,
     settings_version: u64,
@@ -25,6 +24,7 @@ pub(super) struct Planned {
     /// its parameters are.
     optimised: Option<LogicalPlan>,
     is_lookup: bool,
+    reads_own_tables: bool,
     /// The names that were looked up for it.
     looked_up: LookedUp,
 }
@@ -45,13 +45,15 @@ impl Planned {
                 .is_some_and(|known| known.fields().is_empty() || takes_values_late(&plan, optimised));
             takes_values && is_timeless(&plan)
         });
+        let is_lookup = optimised.as_ref().is_some_and(is_lookup) && is_little(&plan);
         let types = parameters.iter().flat_map(|known| known.fields().iter());
         Self {
             catalog_version: scope.snapshot.version,
             settings_version: scope.settings.version,
             session: session.id().to_owned(),
             parameters: types.map(|field| field.data_type().clone()).collect(),
-            is_lookup: optimised.as_ref().is_some_and(is_lookup),
+            is_lookup,
+            reads_own_tables: reads_own_tables(&plan),
             looked_up: scope.looked_up.clone(),
             plan,
             optimised,
@@ -77,19 +79,31 @@ impl Planned {
         &self.plan
     }
 
-    /// The same.
-    pub(super) fn into_plan(self) -> LogicalPlan {
-        self.plan
-    }
-
-    /// Whether it has an optimised plan, and that is a lookup.
+    /// Whether it has an optimised plan, and that is a lookup; and the plan as it was
+    /// written is little, too.
     pub(super) fn is_lookup(&self) -> bool {
         self.is_lookup
+    }
+
+    /// Whether it holds rows that were true only when it was made.
+    pub(super) fn reads_own_tables(&self) -> bool {
+        self.reads_own_tables
     }
 
     /// The names that were looked up for it.
     pub(super) fn looked_up(&self) -> &LookedUp {
         &self.looked_up
+    }
+
+    /// Whether it has an optimised plan that is right with these values for its
+    /// parameters. Nulls and other types would be treated otherwise by the optimiser.
+    pub(super) fn takes(&self, values: &[ScalarValue]) -> bool {
+        let is_as_planned = |(value, planned): (&ScalarValue, &DataType)| {
+            !planned.is_null() && !value.is_null() && value.data_type() == *planned
+        };
+        self.optimised.is_some()
+            && values.len() == self.parameters.len()
+            && values.iter().zip(&self.parameters).all(is_as_planned)
     }
 
     /// The optimised plan with these values for its parameters; none where there is
@@ -98,14 +112,8 @@ impl Planned {
     /// # Errors
     /// None in practice; those of changing a plan.
     pub(super) fn optimised_with(&self, values: &[ScalarValue]) -> Result<Option<LogicalPlan>, Error> {
-        let Some(optimised) = &self.optimised else { return Ok(None) };
-        // Nulls and other types would be treated otherwise by the optimiser.
-        let is_as_planned = |(value, planned): (&ScalarValue, &DataType)| {
-            !planned.is_null() && !value.is_null() && value.data_type() == *planned
-        };
-        let are_as_planned =
-            values.len() == self.parameters.len() && values.iter().zip(&self.parameters).all(is_as_planned);
-        are_as_planned.then(|| with_values(optimised.clone(), values.to_vec())).transpose()
+        let optimised = self.optimised.as_ref().filter(|_| self.takes(values));
+        optimised.map(|optimised| with_values(optimised.clone(), values.to_vec())).transpose()
     }
 }
 
@@ -140,6 +148,11 @@ pub(super) fn with_values(plan: LogicalPlan, values: Vec<ScalarValue>) -> Result
         return Ok(plan);
     }
     Ok(plan.with_param_values(ParamValues::from(values))?)
+}
+
+/// Bytes that values take.
+pub(super) fn bytes_of(values: &[ScalarValue]) -> usize {
+    values.iter().map(ScalarValue::size).sum()
 }
 
 /// Whether a plan means the same at any moment: no `now()`, no `random()`.

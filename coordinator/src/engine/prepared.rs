@@ -4,18 +4,23 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::ScalarValue;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement as DfStatement;
 use parking_lot::Mutex;
 use shoal_proto::Failure;
 
 use super::availability::availability_columns;
-use super::planned::{Asked, Planned, is_timeless, parameter_fields, with_values};
+use super::planned::{Asked, Planned, bytes_of, is_timeless, parameter_fields, with_values};
 use super::rebalance::moved_columns;
 use super::{Engine, Parameters, Scope};
 use crate::query::{Grounds, as_meant};
+use crate::session::Settings;
 use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
 use crate::{Error, Session};
+
+/// Bytes that the values of a lookup may take.
+const LOOKUP_VALUES_BYTES_MAX: usize = 64 << 10;
 
 /// A statement that was parsed and planned once.
 pub struct Prepared {
@@ -23,7 +28,7 @@ pub struct Prepared {
     pub(super) statement: Statement,
     columns: SchemaRef,
     parameters: Schema,
-    planned: Mutex<Option<Planned>>,
+    planned: Mutex<Option<Arc<Planned>>>,
 }
 
 impl Prepared {
@@ -61,16 +66,31 @@ impl Prepared {
         &self.parameters
     }
 
-    /// Whether it is a lookup by shard key whose plan can be used as it is, by what
-    /// is known before the catalog has caught up. Little is left to plan then, and
-    /// it is bounded.
-    pub(super) fn is_kept_lookup(&self, session: &Session, catalog_version: u64) -> bool {
-        let settings = session.settings();
+    /// The plan that is kept, where it is a lookup by shard key that can be used as it is
+    /// in this version of the catalog and with these parameters. Little is left to plan
+    /// then, and it is bounded.
+    pub(super) fn kept_lookup(
+        &self,
+        session: &Session,
+        settings: &Settings,
+        catalog_version: u64,
+        parameters: &[ScalarValue],
+    ) -> Option<Arc<Planned>> {
         // Functions are made anew for some of the others, which takes long.
-        let is_plain = settings.changed.is_empty();
-        let planned = self.planned.lock();
-        let kept = planned.as_ref().filter(|kept| kept.is_lookup());
-        is_plain && kept.is_some_and(|kept| kept.is_for(session, &settings, catalog_version))
+        if !settings.changed.is_empty() {
+            return None;
+        }
+        let planned = self.planned.lock().clone()?;
+        if !planned.is_lookup()
+            || planned.reads_own_tables()
+            || !planned.is_for(session, settings, catalog_version)
+            || bytes_of(parameters) > LOOKUP_VALUES_BYTES_MAX
+        {
+            return None;
+        }
+        // Others are planned for anew, and may be compared with all rows.
+        let values = self.values(parameters.to_vec()).ok()?;
+        planned.takes(&values).then_some(planned)
     }
 
     /// Parameters as they are put into a plan: in the types that the statement needs.
@@ -104,19 +124,15 @@ impl Prepared {
     /// What a result of what was planned in this scope rests on; none where that can
     /// change without the catalog.
     pub(super) fn grounds(&self, session: &Session, scope: &Scope) -> Option<Grounds> {
-        let planned = self.planned.lock();
-        let looked_up = planned.as_ref().filter(|kept| kept.is_of(session, scope))?.looked_up().clone();
-        drop(planned);
-        Grounds::of(&looked_up)
+        let planned = self.planned.lock().clone().filter(|kept| kept.is_of(session, scope))?;
+        Grounds::of(planned.looked_up())
     }
 
     /// What was planned, where that holds in this scope.
-    fn kept(&self, session: &Session, scope: &Scope) -> Option<Planned> {
+    fn kept(&self, session: &Session, scope: &Scope) -> Option<Arc<Planned>> {
         // System tables are filled when they are planned.
-        self.planned
-            .lock()
-            .clone()
-            .filter(|kept| kept.is_of(session, scope) && !super::select::reads_system_tables(kept.plan()))
+        let planned = self.planned.lock().clone();
+        planned.filter(|kept| kept.is_of(session, scope) && !kept.reads_own_tables())
     }
 }
 
@@ -150,7 +166,7 @@ impl Engine {
             if matches!(statement, Statement::Query(_))
                 && caught_up.is_ok()
                 && let Some(key) = self.result_key(&settings, sql, || Ok(Vec::new()))
-                && let Some(result) = self.kept_result(&key)
+                && let Some(result) = self.kept_result(&key, &self.catalog())
             {
                 // Nothing needs to be planned, unless it is run after a change.
                 return Ok(Arc::new(Prepared {
@@ -189,7 +205,7 @@ impl Engine {
             Some(plan) => parameter_fields(plan)?,
             None => Schema::empty(),
         };
-        let planned = plan.map(|plan| Planned::of(session, &scope, plan, optimised));
+        let planned = plan.map(|plan| Arc::new(Planned::of(session, &scope, plan, optimised)));
         Ok(Arc::new(Prepared {
             sql: sql.to_owned(),
             statement,
@@ -202,7 +218,7 @@ impl Engine {
     /// What a query asks for in this scope: the plan that was optimised when it
     /// was prepared, with the parameters put in, where nothing changed since and
     /// they are of the types that were planned for; or else what is still to be
-    /// optimised.
+    /// optimised. Where it is a lookup that was found in this scope, that is asked for.
     pub(super) async fn asked_of(
         &self,
         session: &Session,
@@ -210,8 +226,9 @@ impl Engine {
         prepared: &Prepared,
         statement: &DfStatement,
         parameters: Parameters,
+        lookup: Option<Arc<Planned>>,
     ) -> Result<Asked, Error> {
-        let planned = match prepared.kept(session, scope) {
+        let planned = match lookup.or_else(|| prepared.kept(session, scope)) {
             Some(kept) => kept,
             None => {
                 let plan = self.plan(scope, statement).await?;
@@ -220,15 +237,15 @@ impl Engine {
                     true => self.optimised(scope, plan.clone()).ok(),
                     false => None,
                 };
-                let planned = Planned::of(session, scope, plan, optimised);
-                *prepared.planned.lock() = Some(planned.clone());
+                let planned = Arc::new(Planned::of(session, scope, plan, optimised));
+                *prepared.planned.lock() = Some(Arc::clone(&planned));
                 planned
             }
         };
         let values = prepared.values(parameters)?;
         Ok(match planned.optimised_with(&values)? {
             Some(optimised) => Asked::Optimised(optimised),
-            None => Asked::Plan(with_values(planned.into_plan(), values)?),
+            None => Asked::Plan(with_values(planned.plan().clone(), values)?),
         })
     }
 
@@ -254,14 +271,12 @@ impl Engine {
         prepared: &Prepared,
         statement: &DfStatement,
     ) -> Result<LogicalPlan, Error> {
-        let plan = match prepared.kept(session, scope) {
-            Some(kept) => kept.into_plan(),
-            None => {
-                let plan = self.plan(scope, statement).await?;
-                *prepared.planned.lock() = Some(Planned::of(session, scope, plan.clone(), None));
-                plan
-            }
-        };
+        if let Some(kept) = prepared.kept(session, scope) {
+            return Ok(kept.plan().clone());
+        }
+        let plan = self.plan(scope, statement).await?;
+        let planned = Planned::of(session, scope, plan.clone(), None);
+        *prepared.planned.lock() = Some(Arc::new(planned));
         Ok(plan)
     }
 

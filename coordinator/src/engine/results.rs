@@ -9,18 +9,24 @@ use std::time::Duration;
 use datafusion::logical_expr::LogicalPlan;
 use tokio_util::sync::CancellationToken;
 
+use super::planned::bytes_of;
 use super::{Engine, Parameters, Prepared, Scope};
+use crate::catalog::State;
 use crate::query::{Filling, KeptResult, ResultKey, never_kept};
 use crate::session::Settings;
 use crate::sql::{RESULT_CACHE_SETTING, ShoalConfig};
 use crate::{Error, Session};
 
+/// A statement of more bytes, or with more of parameters, has no result that is kept: to
+/// compare it takes longer, and it is hardly asked again.
+const KEY_BYTES_MAX: usize = 64 << 10;
 /// How often at most it is looked for results that are no answer any more.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// The key of a query, with `values` in the place of its parameters; none where
-    /// the session does without kept results, or there are none: nothing is done then.
+    /// The key of a query, with `values` in the place of its parameters; none where it is
+    /// too large, or the session does without kept results, or there are none: nothing is
+    /// done then.
     pub(super) fn result_key(
         &self,
         settings: &Settings,
@@ -31,8 +37,12 @@ impl Engine {
         if !self.results.is_on() || !wants_kept(settings) || self.admission.is_closed() {
             return None;
         }
+        if sql.len() > KEY_BYTES_MAX {
+            return None;
+        }
         // What is wrong with them is told where the query is run.
-        let parameters = values().ok()?;
+        let values = values().ok().filter(|values| bytes_of(values) <= KEY_BYTES_MAX)?;
+        let parameters = values.into_iter().map(|value| (value.data_type(), value)).collect();
         let changed = settings.all_changed().filter(|(name, _)| name != RESULT_CACHE_SETTING);
         let mut settings: Vec<_> = changed.cloned().collect();
         settings.sort_unstable();
@@ -40,9 +50,9 @@ impl Engine {
         Some(ResultKey { statement, parameters, settings })
     }
 
-    /// The kept result of a query, where it is right in the catalog as it is here.
-    pub(super) fn kept_result(&self, key: &ResultKey) -> Option<Arc<KeptResult>> {
-        self.results.find(key, &self.catalog())
+    /// The kept result of a query, where it is right in this state of the catalog.
+    pub(super) fn kept_result(&self, key: &ResultKey, state: &State) -> Option<Arc<KeptResult>> {
+        self.results.find(key, state)
     }
 
     /// Begins to keep the result of a query that is about to run; none where it must
@@ -71,7 +81,7 @@ impl Engine {
         let what = match never_kept(plan) {
             _ if !self.results.is_on() => "this coordinator keeps none".to_owned(),
             Some(why) => format!("this result is never kept: {why}"),
-            None => "not used by EXPLAIN ANALYZE; without it this result is kept".to_owned(),
+            None => "not used by EXPLAIN ANALYZE; without it this result may be kept".to_owned(),
         };
         Some(format!("result cache: {what}\n"))
     }
@@ -98,7 +108,15 @@ impl Engine {
                 changed = catalog.changed() => if changed.is_err() { return },
             }
             let newest = Arc::clone(&catalog.borrow_and_update());
-            self.results.forget_outdated(&newest);
+            // Each may be the first to ask about a large table: that is not for the network.
+            let results = self.results.clone();
+            let looked = self.on_compute(async move {
+                results.forget_outdated(&newest);
+                Ok(())
+            });
+            if let Err(error) = looked.await {
+                tracing::error!(%error, "results that are no answer any more stay until they are asked for");
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrow::array::{RecordBatch, StringArray};
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -15,15 +14,15 @@ use shoal_proto::{ErrorCode, Failure, QueryId};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::planned::Asked;
+use super::planned::{Asked, Planned};
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope, here};
 use crate::query::{
-    Failover, Filling, OWN_SCHEMAS, Permit, Pinned, QueryStream, Running, explain, explain_analyze,
-    reads_data,
+    Failover, Filling, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
 };
+use crate::session::Settings;
 use crate::sql::{ShoalConfig, Statement};
-use crate::{Error, Session};
+use crate::{Error, Session, cluster};
 
 /// Batches that wait for the client, beyond those in its connection.
 const BATCHES_WAITING: usize = 2;
@@ -31,6 +30,18 @@ const BATCHES_WAITING: usize = 2;
 const SLOW_CLIENT: Duration = Duration::from_secs(5);
 /// With more live workers a plan takes too long to be made beside the network.
 const WORKERS_OF_LOOKUPS_MAX: usize = 100;
+
+/// A query before anything is planned for it: when its catalog has caught up, or could
+/// not.
+struct Begun {
+    running: Running,
+    settings: Settings,
+    caught_up: Result<(), Error>,
+    /// The newest snapshot after that.
+    pinned: cluster::Pinned,
+    /// Its plan, where that is a lookup that was kept for this snapshot.
+    lookup: Option<Arc<Planned>>,
+}
 
 impl Engine {
     /// Runs a statement that returns rows, under the id `query`.
@@ -45,18 +56,22 @@ impl Engine {
         query: QueryId,
     ) -> Result<QueryOutput, Error> {
         session.touch();
-        let is_short = self.is_short(session, prepared);
+        let running = self.registry.begin(query, session.user(), prepared.sql());
+        let settings = session.settings();
+        let caught_up = self.cluster.catalog().catch_up().await;
+        let pinned = self.cluster.pin();
+        // A lookup whose plan is kept is run among the threads that talk to clients: to hand
+        // it to another one and back would take about as long as the coordinator's part of it.
+        let may_be_short = caught_up.is_ok() && self.cluster.live().workers.len() <= WORKERS_OF_LOOKUPS_MAX;
+        let lookup = match may_be_short {
+            true => prepared.kept_lookup(session, &settings, pinned.version, &parameters),
+            false => None,
+        };
+        let is_short = lookup.is_some();
+        let begun = Begun { running, settings, caught_up, pinned, lookup };
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
-        let work = async move { engine.query_here(&session, &prepared, parameters, query).await };
+        let work = async move { engine.query_here(&session, &prepared, parameters, begun).await };
         if is_short { here(work).await } else { self.on_compute(work).await }
-    }
-
-    /// Whether a query is a lookup whose plan is kept, and can be run among the
-    /// threads that talk to clients: to hand it to another one and back would take
-    /// about as long as the coordinator's part of it.
-    fn is_short(&self, session: &Session, prepared: &Prepared) -> bool {
-        prepared.is_kept_lookup(session, self.catalog().version)
-            && self.cluster.live().workers.len() <= WORKERS_OF_LOOKUPS_MAX
     }
 
     async fn query_here(
@@ -64,26 +79,25 @@ impl Engine {
         session: &Arc<Session>,
         prepared: &Prepared,
         parameters: Parameters,
-        query: QueryId,
+        begun: Begun,
     ) -> Result<QueryOutput, Error> {
-        let running = self.registry.begin(query, session.user(), prepared.sql());
-        let settings = session.settings();
-        let caught_up = self.cluster.catalog().catch_up().await;
+        let Begun { running, settings, caught_up, pinned, lookup } = begun;
+        let query = running.record().query;
         let key = match &prepared.statement {
             Statement::Query(_) if caught_up.is_ok() => {
                 self.result_key(&settings, prepared.sql(), || prepared.values(parameters.clone()))
             }
             _ => None,
         };
-        if let Some(result) = key.as_ref().and_then(|key| self.kept_result(key)) {
+        if let Some(result) = key.as_ref().and_then(|key| self.kept_result(key, &pinned)) {
             self.results.hit();
             let schema = Arc::clone(result.schema());
             return Ok(QueryOutput { query, schema, stream: result.rows(running) });
         }
-        let scope = self.scope_of(settings, &caught_up, |names| names);
+        let scope = self.scope_at(pinned, settings, &caught_up, |names| names);
         match &prepared.statement {
             Statement::Query(statement) => {
-                let asked = self.asked_of(session, &scope, prepared, statement, parameters).await?;
+                let asked = self.asked_of(session, &scope, prepared, statement, parameters, lookup).await?;
                 let filling = key.and_then(|key| self.filling(key, session, &scope, prepared, asked.plan()));
                 let stream = self.select(running, scope, asked, false).await?;
                 // What is to be kept is copied: among what is computed.
@@ -122,13 +136,14 @@ impl Engine {
     /// must not keep the network from its work. The end is told, so that a
     /// task that just stops is an error and not a short answer.
     ///
-    /// A client that does not take its rows gives up its query's turn, not its
-    /// query: others run meanwhile. The result is kept where all of it comes, and
-    /// before its end is told.
+    /// A client that does not take its rows gives up its query's turn and its place in the
+    /// result cache, not its query: others run meanwhile. Otherwise the result is kept where
+    /// all of it comes, and before its end is told.
     fn pumped(&self, mut rows: QueryStream, mut filling: Option<Filling>) -> SendableRecordBatchStream {
         let schema = RecordBatchStream::schema(&rows);
         let columns = Arc::clone(&schema);
         let (sender, receiver) = mpsc::channel(BATCHES_WAITING);
+        let engine = self.clone();
         let task = self.compute.spawn(async move {
             while let Some(batch) = rows.next().await {
                 filling = match &batch {
@@ -138,6 +153,7 @@ impl Engine {
                 let room = match tokio::time::timeout(SLOW_CLIENT, sender.reserve()).await {
                     Ok(room) => room,
                     Err(_elapsed) => {
+                        filling = None;
                         rows.give_up_turn();
                         sender.reserve().await
                     }
@@ -148,7 +164,7 @@ impl Engine {
                 }
             }
             if let Some(filling) = filling {
-                filling.finish(columns, rows.running().record().certificate());
+                filling.finish(columns, rows.running().record().certificate(), &engine.catalog());
             }
             let _gone = sender.send(None).await;
         });
@@ -270,17 +286,4 @@ fn explain_rows(rows: Vec<(&str, String)>) -> Result<RecordBatch, Error> {
     let texts: StringArray = rows.iter().map(|(_, text)| Some(text.as_str())).collect();
     RecordBatch::try_new(explain_columns(), vec![Arc::new(kinds), Arc::new(texts)])
         .map_err(|error| Error::Internal(error.to_string()))
-}
-
-/// Whether a plan holds rows of system tables or of the information schema,
-/// which were true only when it was made.
-pub(super) fn reads_system_tables(plan: &LogicalPlan) -> bool {
-    let mut reads = false;
-    let walked = plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::TableScan(scan) = node {
-            reads |= scan.table_name.schema().is_some_and(|schema| OWN_SCHEMAS.contains(&schema));
-        }
-        Ok(if reads { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
-    });
-    reads || walked.is_err()
 }

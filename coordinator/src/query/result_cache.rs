@@ -16,7 +16,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use parking_lot::Mutex;
 
 use self::copied::copied;
-use self::kept::Kept;
+use self::kept::{Charge, Kept};
 use super::certificate::Certificate;
 use super::registry::Running;
 use crate::Error;
@@ -49,6 +49,7 @@ pub struct KeptResult {
     schema: SchemaRef,
     batches: Vec<RecordBatch>,
     certificate: Option<Arc<Certificate>>,
+    _charge: Charge,
 }
 
 impl ResultCache {
@@ -90,6 +91,7 @@ impl ResultCache {
     pub fn forget_outdated(&self, state: &State) {
         let all = self.0.kept.lock().all();
         for (key, result) in all {
+            let Some(result) = result.upgrade() else { continue };
             if !result.grounds.hold_in(state) {
                 self.0.kept.lock().forget(&key, &result);
             }
@@ -131,14 +133,18 @@ impl Filling {
         Some(self)
     }
 
-    /// All rows have come, and `certificate` says what they rest on.
-    pub fn finish(mut self, schema: SchemaRef, certificate: Option<Arc<Certificate>>) {
+    /// All rows have come, and `certificate` says what they rest on. Kept where they are
+    /// still an answer in the `newest` state.
+    pub fn finish(mut self, schema: SchemaRef, certificate: Option<Arc<Certificate>>, newest: &State) {
+        if !self.grounds.hold_in(newest) {
+            return;
+        }
         let grounds = std::mem::take(&mut self.grounds);
         let batches = std::mem::take(&mut self.batches);
         let certified = certificate.as_ref().map_or(0, |certificate| certificate.bytes());
         let bytes = self.bytes + grounds.bytes() + schema.fields().size() + certified;
-        let result = Arc::new(KeptResult { grounds, schema, batches, certificate });
-        self.cache.0.kept.lock().keep(Arc::clone(&self.key), result, bytes);
+        let result = |charge| KeptResult { grounds, schema, batches, certificate, _charge: charge };
+        self.cache.0.kept.lock().keep(Arc::clone(&self.key), bytes, result);
     }
 }
 

@@ -1,16 +1,17 @@
 //! What a logical plan needs before it is optimised, so that it means in
 //! stages what it means on one machine; and which plans must stay on one.
 
+use std::any::Any;
 use std::sync::Arc;
 
+use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::datasource::{MemTable, source_as_provider};
 use datafusion::logical_expr::expr::{NullTreatment, WindowFunction};
 use datafusion::logical_expr::logical_plan::Subquery;
-use datafusion::logical_expr::{AggregateUDF, Expr, LogicalPlan, LogicalPlanBuilder, col};
+use datafusion::logical_expr::{AggregateUDF, Expr, LogicalPlan, LogicalPlanBuilder, TableScan, col};
 use shoal_data::functions::SingleValue;
-
-use crate::sql::SYSTEM_SCHEMA;
 
 mod nulls;
 
@@ -84,17 +85,33 @@ fn is_lossy_window(expr: &Expr) -> bool {
     params.filter.is_some() || params.null_treatment == Some(NullTreatment::IgnoreNulls)
 }
 
-/// The schemas whose tables are what the coordinator itself knows.
-pub const OWN_SCHEMAS: [&str; 2] = [SYSTEM_SCHEMA, "information_schema"];
-
 /// Whether a plan reads anything that workers hold or should read.
 pub fn reads_data(plan: &LogicalPlan) -> bool {
-    let mut reads = false;
+    scans(plan, |scan| !is_own(scan))
+}
+
+/// Whether a plan holds rows of system tables or of the information schema, which
+/// were true only when it was made.
+pub(crate) fn reads_own_tables(plan: &LogicalPlan) -> bool {
+    scans(plan, is_own)
+}
+
+/// Whether a plan has such a scan, or cannot be looked through.
+fn scans(plan: &LogicalPlan, is_such: impl Fn(&TableScan) -> bool) -> bool {
+    let mut has = false;
     let walked = plan.apply_with_subqueries(|node| {
         if let LogicalPlan::TableScan(scan) = node {
-            reads |= scan.table_name.schema().is_none_or(|schema| !OWN_SCHEMAS.contains(&schema));
+            has |= is_such(scan);
         }
-        Ok(if reads { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        Ok(if has { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });
-    reads || walked.is_err()
+    has || walked.is_err()
+}
+
+/// Whether a scan is of what the coordinator itself knows: a system table, which is filled
+/// when it is looked up, or one of the information schema. Their names may have no schema.
+fn is_own(scan: &TableScan) -> bool {
+    let Ok(provider) = source_as_provider(&scan.source) else { return false };
+    let provider: &dyn Any = provider.as_ref();
+    provider.is::<MemTable>() || provider.is::<StreamingTable>()
 }

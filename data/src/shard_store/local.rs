@@ -50,7 +50,7 @@ impl LocalSegments {
         self.unless_damaged(name, read)
     }
 
-    /// The same without a wait for the disk: few bytes that the system has in
+    /// The same without a wait for bytes from the disk: few that the system has in
     /// memory, of a segment that was read before. None where it is not so, or
     /// where anything is not as it should be.
     pub fn read_at_hand(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {

@@ -195,6 +195,21 @@ async fn a_local_segment_needs_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_silent_disk_is_not_read_whatever_is_in_memory() {
+    let fixture = fixture(&[Manner::Honest]).await;
+    fixture.put_local(BYTES);
+    // Its checksums and its bytes are in memory after that.
+    assert_eq!(fixture.read(5..8).await.unwrap(), "567");
+    assert_eq!(fixture.asked(), [0]);
+    *fixture.store.silent_disk.lock() = Some(Instant::now());
+    assert_eq!(fixture.store.get_ranges(&fixture.path(), &[5..8, 0..2]).await.unwrap(), ["567", "01"]);
+    assert_eq!(fixture.asked(), [1]);
+    *fixture.store.silent_disk.lock() = None;
+    assert_eq!(fixture.read(5..8).await.unwrap(), "567");
+    assert_eq!(fixture.asked(), [1]);
+}
+
+#[tokio::test]
 async fn a_peer_of_the_same_zone_comes_first_and_bytes_from_another_count() {
     let fixture = fixture_in("north", &[Manner::Honest, Manner::NoMark]).await;
     let log = Arc::new(ReadLog::new());

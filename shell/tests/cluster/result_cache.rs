@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{ArrayRef, AsArray, Int64Array};
+use arrow::array::{ArrayRef, AsArray, Int64Array, TimestampNanosecondArray};
 use arrow::datatypes::Int64Type;
 use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
+use futures::TryStreamExt;
 use serde_json::Value;
 use shoal_benches::{Client, Cluster, ClusterOptions};
 use tonic::Code;
@@ -188,6 +189,20 @@ fn settings_and_parameters_are_part_of_the_question() {
             assert_eq!(was_kept(client, sql).await, is_kept, "below {limit}");
         }
         below.close().await.unwrap();
+
+        // One moment, told in two time zones.
+        let sql = "SELECT arrow_typeof($1) AS moment, count(*) FROM kept_asked";
+        let mut typed = client.prepare(sql).await.unwrap();
+        for (zone, is_kept) in [("+00:00", false), ("+02:00", false), ("+00:00", true), ("+02:00", true)] {
+            let moments: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![7]).with_timezone(zone));
+            typed.set_parameters(RecordBatch::try_from_iter([("1", moments)]).unwrap()).unwrap();
+            let info = typed.execute().await.unwrap();
+            let (_, batches) = client.fetch(info).await.unwrap();
+            let rows = pretty_format_batches(&batches).unwrap().to_string();
+            assert!(rows.contains(zone), "{rows}");
+            assert_eq!(was_kept(client, sql).await, is_kept, "in {zone}");
+        }
+        typed.close().await.unwrap();
         client.update("DROP TABLE kept_asked").await.unwrap();
     });
 }
@@ -269,6 +284,34 @@ fn the_memory_of_kept_results_is_bounded_and_told() {
         assert!(client.number("SELECT outdated FROM system.caches").await.unwrap() >= 5);
     });
     assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+#[test]
+fn a_client_that_takes_no_rows_takes_no_memory_for_results() {
+    let cluster = with_args(&["--result-cache", "1GiB"]);
+    let _logs = cluster.show_logs_on_failure();
+    run(async {
+        let mut client = cluster.connect().await.unwrap();
+        make_rows(&mut client, "kept_slow", 40_000).await;
+        let mut slow = cluster.connect().await.unwrap();
+        switch(&mut slow, "on").await;
+        slow.update("SET datafusion.execution.batch_size = 1000").await.unwrap();
+        // 40 MB: more than its connection takes before it reads.
+        let sql = "SELECT lpad(CAST(k AS VARCHAR), 1000) AS padded FROM kept_slow";
+        let mut rows = slow.stream(sql).await.unwrap();
+        let mut count = rows.try_next().await.unwrap().unwrap().num_rows();
+        let given_up = format!(
+            "SELECT count(*) FROM system.caches c JOIN system.queries q ON q.sql = '{sql}' \
+             WHERE q.state = 'running' AND c.misses = 1 AND c.stored = 0 AND c.bytes = 0"
+        );
+        wait_until(&mut client, &given_up).await;
+        // It gets all its rows nevertheless.
+        while let Some(batch) = in_time(rows.try_next()).await.unwrap() {
+            count += batch.num_rows();
+        }
+        assert_eq!(count, 40_000);
+        assert_eq!(client.number("SELECT stored FROM system.caches").await.unwrap(), 0);
+    });
 }
 
 #[test]

@@ -113,4 +113,17 @@ async fn what_takes_long_to_plan_is_no_lookup() {
     let conditions: String = (0..EXPRESSIONS_MAX).map(|value| format!(" AND c <> {value}")).collect();
     let (_, optimised) = planned(&format!("SELECT * FROM t WHERE a = $1{conditions}")).await;
     assert!(!is_lookup(&optimised));
+    let (_, optimised) =
+        planned(&format!("SELECT * FROM t WHERE a = $1 AND b <> repeat('x', {LITERAL_BYTES_MAX})")).await;
+    assert!(!is_lookup(&optimised), "a large value");
+}
+
+#[tokio::test]
+async fn a_large_plan_is_not_little_however_little_is_left_of_it() {
+    let same = "2, ".repeat(EXPRESSIONS_MAX);
+    let (plan, optimised) = planned(&format!("SELECT * FROM t WHERE a = $1 AND 2 IN ({same}2)")).await;
+    assert!(is_lookup(&optimised), "{}", optimised.display_indent());
+    assert!(!is_little(&plan));
+    let (plan, _) = planned("SELECT * FROM t WHERE a = $1 AND 2 IN (2, 2, 2)").await;
+    assert!(is_little(&plan));
 }

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use datafusion::common::ScalarValue;
 use shoal_data::{ImportRoots, Table};
 use shoal_proto::{Channels, TableId};
 use tokio::runtime::Handle;
@@ -11,9 +10,9 @@ use tokio::runtime::Handle;
 use super::*;
 use crate::CoordinatorConfig;
 use crate::catalog::state::tests::{commit, create, segment, table};
-use crate::catalog::{Catalog, Command, Outcome};
+use crate::catalog::{Catalog, Command, Outcome, View};
 use crate::cluster::Cluster;
-use crate::query::tables_of;
+use crate::query::{reads_data, tables_of};
 use crate::sql::RESULT_CACHE_SETTING;
 
 async fn engine(dir: &Path) -> Engine {
@@ -46,7 +45,7 @@ fn query_of(prepared: &Prepared) -> &DfStatement {
 
 async fn asked(engine: &Engine, session: &Session, prepared: &Prepared, value: ScalarValue) -> Asked {
     let scope = engine.scope_to_read(session).await;
-    engine.asked_of(session, &scope, prepared, query_of(prepared), vec![value]).await.unwrap()
+    engine.asked_of(session, &scope, prepared, query_of(prepared), vec![value], None).await.unwrap()
 }
 
 /// What the same comes to without anything kept.
@@ -67,6 +66,12 @@ fn text(plan: &LogicalPlan) -> String {
 
 fn number(value: i64) -> ScalarValue {
     ScalarValue::Int64(Some(value))
+}
+
+/// Whether it is run where it is asked for, with this value.
+fn is_short(engine: &Engine, session: &Session, prepared: &Prepared, value: ScalarValue) -> bool {
+    let version = engine.catalog().version;
+    prepared.kept_lookup(session, &session.settings(), version, &[value]).is_some()
 }
 
 const LOOKUP: &str = "SELECT * FROM t WHERE a = $1";
@@ -147,7 +152,7 @@ async fn a_lookup_is_short_while_nothing_changed() {
     let id = make_table(&engine, DataType::Int64).await;
     let session = engine.open_session("ada");
     let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
-    let is_short = |session: &Session| prepared.is_kept_lookup(session, engine.catalog().version);
+    let is_short = |session: &Session| is_short(&engine, session, &prepared, number(1));
     assert!(is_short(&session));
     assert!(!is_short(&engine.open_session("bob")), "it may have other settings");
     engine.cluster.catalog().apply(commit("w", &segment(id, 0, "w1"))).await.unwrap();
@@ -157,8 +162,85 @@ async fn a_lookup_is_short_while_nothing_changed() {
     session.set("datafusion.execution.batch_size", Some("100")).unwrap();
     asked(&engine, &session, &prepared, number(1)).await;
     assert!(!is_short(&session), "what it takes to plan with these settings is not known");
-    let scan = engine.prepare(&engine.open_session("eve"), "SELECT * FROM t").await.unwrap();
-    assert!(!scan.is_kept_lookup(&session, engine.catalog().version));
+    let eve = engine.open_session("eve");
+    let scan = engine.prepare(&eve, "SELECT * FROM t").await.unwrap();
+    assert!(scan.kept_lookup(&eve, &eve.settings(), engine.catalog().version, &[]).is_none());
+}
+
+#[tokio::test]
+async fn a_lookup_is_short_with_the_values_that_it_was_planned_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    make_table(&engine, DataType::Int64).await;
+    let session = engine.open_session("ada");
+    let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
+    for value in [number(1), ScalarValue::Int32(Some(3)), ScalarValue::Utf8(Some("4".into()))] {
+        assert!(is_short(&engine, &session, &prepared, value.clone()), "{value:?}");
+    }
+    // The first makes all rows be read.
+    for value in [ScalarValue::Float64(Some(1.5)), ScalarValue::Int64(None), ScalarValue::Null] {
+        assert!(!is_short(&engine, &session, &prepared, value.clone()), "{value:?}");
+    }
+    let version = engine.catalog().version;
+    assert!(prepared.kept_lookup(&session, &session.settings(), version, &[]).is_none(), "no value");
+}
+
+#[tokio::test]
+async fn a_lookup_of_a_large_value_is_not_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    make_table(&engine, DataType::Utf8).await;
+    let session = engine.open_session("ada");
+    let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
+    let text = |bytes: usize| ScalarValue::Utf8(Some("x".repeat(bytes)));
+    assert!(is_short(&engine, &session, &prepared, text(100)));
+    assert!(!is_short(&engine, &session, &prepared, text(LOOKUP_VALUES_BYTES_MAX)));
+}
+
+#[tokio::test]
+async fn a_lookup_whose_text_is_long_to_look_through_is_not_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    make_table(&engine, DataType::Int64).await;
+    let session = engine.open_session("ada");
+    for (times, expected) in [(2, true), (1000, false)] {
+        let sql = format!("{LOOKUP} AND 2 IN ({}2)", "2, ".repeat(times));
+        let prepared = engine.prepare(&session, &sql).await.unwrap();
+        assert_eq!(is_short(&engine, &session, &prepared, number(1)), expected, "{times} times");
+    }
+}
+
+#[tokio::test]
+async fn rows_of_system_tables_are_not_kept_whatever_name_they_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    make_table(&engine, DataType::Int64).await;
+    let view = View {
+        schema_name: "public".to_owned(),
+        name: "v".to_owned(),
+        sql: "SELECT * FROM queries".to_owned(),
+        columns: None,
+        default_schema: Some("system".to_owned()),
+    };
+    engine.cluster.catalog().apply(Command::CreateView { view, or_replace: false }).await.unwrap();
+    let session = engine.open_session("ada");
+    session.set("datafusion.catalog.default_schema", Some("system")).unwrap();
+    for sql in [
+        "SELECT * FROM queries",
+        "SELECT * FROM system.queries",
+        "SELECT * FROM public.v",
+        "SELECT * FROM information_schema.tables",
+        "SELECT a FROM public.t WHERE a IN (SELECT count(*) FROM writes)",
+    ] {
+        let prepared = engine.prepare(&session, sql).await.unwrap();
+        let scope = engine.scope_to_read(&session).await;
+        assert!(prepared.kept(&session, &scope).is_none(), "{sql}");
+        let plan = engine.plan(&scope, query_of(&prepared)).await.unwrap();
+        assert_eq!(reads_data(&plan), sql.contains("public.t"), "{sql}");
+    }
+    let prepared = engine.prepare(&session, "SELECT * FROM public.t").await.unwrap();
+    let scope = engine.scope_to_read(&session).await;
+    assert!(prepared.kept(&session, &scope).is_some());
 }
 
 #[tokio::test]
@@ -174,15 +256,20 @@ async fn a_result_rests_on_what_was_planned_in_its_scope() {
     assert!(key(&session).is_none(), "nobody asked for it");
     session.set(RESULT_CACHE_SETTING, Some("on")).unwrap();
     assert!(key(&session).is_some());
+    let settings = session.settings();
+    let long = format!("SELECT '{}'", "x".repeat(64 << 10));
+    assert!(engine.result_key(&settings, &long, || Ok(Vec::new())).is_none(), "a long statement");
+    let text = ScalarValue::Utf8(Some("x".repeat(64 << 10)));
+    assert!(engine.result_key(&settings, LOOKUP, || Ok(vec![text])).is_none(), "a large parameter");
     let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
-    assert!(prepared.is_kept_lookup(&session, engine.catalog().version), "with kept results, too");
+    assert!(is_short(&engine, &session, &prepared, number(1)), "with kept results, too");
     let before = engine.scope_to_read(&session).await;
     assert!(prepared.grounds(&session, &before).is_some());
     engine.cluster.catalog().apply(commit("w", &segment(id, 0, "w1"))).await.unwrap();
     let after = engine.scope_to_read(&session).await;
     assert!(prepared.grounds(&session, &after).is_none(), "it was planned before there were rows");
     let query = query_of(&prepared);
-    engine.asked_of(&session, &after, &prepared, query, vec![number(1)]).await.unwrap();
+    engine.asked_of(&session, &after, &prepared, query, vec![number(1)], None).await.unwrap();
     assert!(prepared.grounds(&session, &after).is_some());
     assert!(prepared.grounds(&session, &before).is_none());
 }

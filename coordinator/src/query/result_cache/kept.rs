@@ -2,8 +2,10 @@
 //! is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
+use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 
 use super::KeptResult;
@@ -20,17 +22,18 @@ const OVERHEAD_BYTES: usize = 512;
 pub struct ResultKey {
     /// The statement as it was sent.
     pub statement: String,
-    /// What was put in the place of its parameters, in order.
-    pub parameters: Vec<ScalarValue>,
+    /// What was put in the place of its parameters, in order. With their types: values that are
+    /// equal may be of different ones, as moments in two time zones are.
+    pub parameters: Vec<(DataType, ScalarValue)>,
     /// Names and values of the settings that the session changed, in order.
     pub settings: Vec<(String, String)>,
 }
 
 impl ResultKey {
     fn bytes(&self) -> usize {
-        let parameters: usize = self.parameters.iter().map(ScalarValue::size).sum();
+        let parameters = self.parameters.iter().map(|(data_type, value)| data_type.size() + value.size());
         let settings: usize = self.settings.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.statement.len() + parameters + settings
+        self.statement.len() + parameters.sum::<usize>() + settings
     }
 }
 
@@ -39,7 +42,8 @@ impl ResultKey {
 pub struct CacheUsage {
     /// Results that are kept.
     pub entries: usize,
-    /// Bytes of them, and of those whose rows are still coming.
+    /// Bytes of them, of those that went and are still read, and of those whose rows are
+    /// still coming.
     pub bytes: usize,
     /// What these may be.
     pub bytes_max: usize,
@@ -55,10 +59,29 @@ pub struct CacheUsage {
     pub outdated: u64,
 }
 
+/// The bytes of a result, which count until nobody has it any more: one that lost its
+/// place here may still be read by clients.
+pub(super) struct Charge {
+    held: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Charge {
+    fn new(held: &Arc<AtomicUsize>, bytes: usize) -> Self {
+        held.fetch_add(bytes, Ordering::Relaxed);
+        Self { held: Arc::clone(held), bytes }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 struct Entry {
     key: Arc<ResultKey>,
     result: Arc<KeptResult>,
-    bytes: usize,
 }
 
 /// The results, and what they take.
@@ -69,7 +92,8 @@ pub(super) struct Kept {
     entries: BTreeMap<u64, Entry>,
     uses: HashMap<Arc<ResultKey>, u64>,
     next_use: u64,
-    bytes: usize,
+    /// Bytes of all results that somebody has.
+    held: Arc<AtomicUsize>,
     filling_bytes: usize,
     usage: CacheUsage,
 }
@@ -83,7 +107,7 @@ impl Kept {
             entries: BTreeMap::new(),
             uses: HashMap::new(),
             next_use: 0,
-            bytes: 0,
+            held: Arc::default(),
             filling_bytes: 0,
             usage: CacheUsage::default(),
         }
@@ -100,24 +124,32 @@ impl Kept {
         Some(result)
     }
 
-    /// Takes a result in, in the place of the one of its key, and of those that were
-    /// not used for longest.
-    pub(super) fn keep(&mut self, key: Arc<ResultKey>, result: Arc<KeptResult>, bytes: usize) {
+    /// Takes a result of so many bytes in, in the place of the one of its key, and of those
+    /// that were not used for longest. Not where that makes too little room, as clients
+    /// still read the others.
+    pub(super) fn keep(
+        &mut self,
+        key: Arc<ResultKey>,
+        bytes: usize,
+        result: impl FnOnce(Charge) -> KeptResult,
+    ) {
         let bytes = bytes + key.bytes() + OVERHEAD_BYTES;
         if bytes > self.bytes_max {
             return;
         }
         self.remove(&key);
-        while self.bytes + bytes > self.bytes_max || self.entries.len() >= RESULTS_MAX {
-            let Some((_, oldest)) = self.entries.pop_first() else { break };
-            self.uses.remove(&oldest.key);
-            self.bytes -= oldest.bytes;
+        while self.held() + bytes > self.bytes_max || self.entries.len() >= RESULTS_MAX {
+            let idle = self.entries.iter().find(|(_, entry)| Arc::strong_count(&entry.result) == 1);
+            let Some((&oldest, _)) = idle else { return };
+            if let Some(entry) = self.entries.remove(&oldest) {
+                self.uses.remove(&entry.key);
+            }
             self.usage.evicted += 1;
         }
-        self.bytes += bytes;
+        let result = Arc::new(result(Charge::new(&self.held, bytes)));
         self.usage.stored += 1;
         self.uses.insert(Arc::clone(&key), self.next_use);
-        self.entries.insert(self.next_use, Entry { key, result, bytes });
+        self.entries.insert(self.next_use, Entry { key, result });
         self.next_use += 1;
     }
 
@@ -132,13 +164,19 @@ impl Kept {
     }
 
     fn remove(&mut self, key: &ResultKey) {
-        let entry = self.uses.remove(key).and_then(|last_use| self.entries.remove(&last_use));
-        self.bytes -= entry.map_or(0, |entry| entry.bytes);
+        if let Some(last_use) = self.uses.remove(key) {
+            self.entries.remove(&last_use);
+        }
     }
 
-    /// All of them.
-    pub(super) fn all(&self) -> Vec<(Arc<ResultKey>, Arc<KeptResult>)> {
-        self.entries.values().map(|entry| (Arc::clone(&entry.key), Arc::clone(&entry.result))).collect()
+    /// All of them. Whoever looks at them does not have them.
+    pub(super) fn all(&self) -> Vec<(Arc<ResultKey>, Weak<KeptResult>)> {
+        let entries = self.entries.values();
+        entries.map(|entry| (Arc::clone(&entry.key), Arc::downgrade(&entry.result))).collect()
+    }
+
+    fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Sets memory aside for rows that are still coming; whether there is any left.
@@ -167,7 +205,7 @@ impl Kept {
 
     /// What there is now, and what was.
     pub(super) fn usage(&self) -> CacheUsage {
-        let bytes = self.bytes + self.filling_bytes;
+        let bytes = self.held() + self.filling_bytes;
         CacheUsage { entries: self.entries.len(), bytes, ..self.usage }
     }
 }

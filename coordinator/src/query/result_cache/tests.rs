@@ -31,7 +31,7 @@ fn keep(cache: &ResultCache, key: ResultKey, batches: &[RecordBatch]) -> bool {
     }
     let is_kept = filling.is_some();
     if let Some(filling) = filling {
-        filling.finish(batches[0].schema(), None);
+        filling.finish(batches[0].schema(), None, &State::new("c"));
     }
     is_kept
 }
@@ -91,7 +91,7 @@ async fn a_query_that_is_stopped_gets_no_kept_rows() {
 fn a_key_is_text_parameters_and_settings() {
     let cache = ResultCache::new(64 * MIB);
     let of = |parameter: ScalarValue, setting: &str| ResultKey {
-        parameters: vec![parameter],
+        parameters: vec![(parameter.data_type(), parameter)],
         settings: vec![("datafusion.execution.time_zone".to_owned(), setting.to_owned())],
         ..key("q")
     };
@@ -109,6 +109,20 @@ fn a_key_is_text_parameters_and_settings() {
     ] {
         assert!(cache.find(&other, &state).is_none(), "{other:?}");
     }
+}
+
+#[test]
+fn the_same_moment_in_another_time_zone_is_another_key() {
+    let cache = ResultCache::new(64 * MIB);
+    let of = |zone: Option<&str>| {
+        let moment = ScalarValue::TimestampSecond(Some(7), zone.map(Into::into));
+        ResultKey { parameters: vec![(moment.data_type(), moment)], ..key("q") }
+    };
+    keep(&cache, of(Some("+00:00")), &[numbers(1)]);
+    let state = State::new("c");
+    assert!(cache.find(&of(Some("+00:00")), &state).is_some());
+    assert!(cache.find(&of(Some("+02:00")), &state).is_none());
+    assert!(cache.find(&of(None), &state).is_none());
 }
 
 #[test]
@@ -163,6 +177,48 @@ fn what_was_not_used_for_longest_makes_room() {
     assert!(keep(&cache, key("q29"), &[numbers(5_000)]));
     assert_eq!(cache.usage().entries, usage.entries);
     assert_eq!(cache.usage().bytes, usage.bytes);
+}
+
+#[test]
+fn what_is_still_read_takes_memory_until_nobody_reads_it() {
+    let cache = ResultCache::new(MIB);
+    let name = |number: usize| format!("q{number}");
+    for number in 0..30 {
+        keep(&cache, key(&name(number)), &[numbers(5_000)]);
+    }
+    let state = State::new("c");
+    let read: Vec<_> = (0..30).filter_map(|number| cache.find(&key(&name(number)), &state)).collect();
+    let full = cache.usage();
+    assert_eq!((read.len(), full.evicted), (full.entries, 30 - full.entries as u64));
+    // There is no room, and none can be made.
+    keep(&cache, key("another"), &[numbers(5_000)]);
+    assert!(!has(&cache, "another"));
+    assert_eq!(CacheUsage { misses: full.misses, ..cache.usage() }, full);
+    // One of the same key takes the place of what is read, and finds no room either.
+    keep(&cache, key(&name(29)), &[numbers(5_000)]);
+    assert!(!has(&cache, &name(29)));
+    assert_eq!((cache.usage().entries, cache.usage().bytes), (full.entries - 1, full.bytes));
+    drop(read);
+    assert!(cache.usage().bytes < full.bytes);
+    for other in ["another", "one more"] {
+        keep(&cache, key(other), &[numbers(5_000)]);
+        assert!(has(&cache, other));
+    }
+    let usage = cache.usage();
+    assert!(usage.bytes <= usage.bytes_max * 3 / 4, "{usage:?}");
+}
+
+#[test]
+fn what_is_read_keeps_its_place_while_others_make_room() {
+    let cache = ResultCache::new(MIB);
+    let name = |number: usize| format!("q{number}");
+    keep(&cache, key("read"), &[numbers(5_000)]);
+    let read = cache.find(&key("read"), &State::new("c"));
+    for number in 0..30 {
+        keep(&cache, key(&name(number)), &[numbers(5_000)]);
+    }
+    assert!(cache.usage().evicted > 0 && has(&cache, "read") && has(&cache, &name(29)));
+    drop(read);
 }
 
 #[test]
@@ -268,6 +324,25 @@ fn a_result_holds_as_long_as_its_views_and_free_names_do() {
 }
 
 #[test]
+fn what_is_outdated_when_it_ends_is_not_kept() {
+    let mut state = State::new("c");
+    let t = reserved(&mut state);
+    state.apply(create(table(t, "t"))).unwrap();
+    let cache = ResultCache::new(64 * MIB);
+    let [old, new] = [(); 2].map(|()| {
+        let filling = cache.fill(key("of t"), grounds(&state, &["t"]));
+        filling.with(&numbers(3)).unwrap()
+    });
+    new.finish(numbers(3).schema(), None, &state);
+    assert_eq!((cache.usage().entries, cache.usage().stored), (1, 1));
+    state.apply(commit("a write", &segment(t, 0, "w1"))).unwrap();
+    old.finish(numbers(3).schema(), None, &state);
+    cache.forget_outdated(&state);
+    let usage = cache.usage();
+    assert_eq!((usage.entries, usage.stored, usage.bytes), (0, 1, 0));
+}
+
+#[test]
 fn what_is_outdated_is_forgotten_when_it_is_asked_for_and_when_somebody_looks() {
     let mut state = State::new("c");
     let (t, u) = (reserved(&mut state), reserved(&mut state));
@@ -279,7 +354,7 @@ fn what_is_outdated_is_forgotten_when_it_is_asked_for_and_when_somebody_looks() 
         [("of t", &["t"]), ("of t, too", &["t"]), ("of both", &["t", "u"]), ("of u", &["u"])];
     for (statement, names) in queries {
         let filling = cache.fill(key(statement), grounds(&state, names)).with(&numbers(3)).unwrap();
-        filling.finish(numbers(3).schema(), None);
+        filling.finish(numbers(3).schema(), None, &state);
     }
     cache.forget_outdated(&state);
     assert_eq!(cache.usage().entries, 4);
