@@ -159,10 +159,6 @@ impl LoadService {
         let context = WriteContext::new(Arc::new(holders), channels.clone(), self.limits.clone());
         let write_id = WriteId::new(task.write_id.clone());
         let durable = write(&context, &table, &write_id, rows, announced, Arc::default()).await?;
-        // What was read is of one version of each file.
-        for file in &task.files {
-            files.find(file, &task.files_at).await?;
-        }
         let rows: u64 = durable.iter().map(|it| it.segment.rows).sum();
         self.rows_loaded.fetch_add(rows, Ordering::Relaxed);
         tracing::info!(write_id = %task.write_id, rows, segments = durable.len(), "rows were loaded");

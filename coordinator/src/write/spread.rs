@@ -9,7 +9,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use shoal_data::Table;
-use shoal_data::load::{RowGroup, read_pieces};
+use shoal_data::load::{RowGroup, Version, read_pieces};
 use shoal_proto::cluster::{LoadFile, LoadTask};
 use shoal_proto::{ErrorCode, WriteId};
 use tokio::task::JoinSet;
@@ -165,10 +165,11 @@ impl Work {
                 continue;
             }
             last = Some(file.name());
-            let (bytes, modified_unix_ms) = file.version();
+            let Version { bytes, modified_unix_ms, e_tag } = file.version().clone();
             let origin = file.origin().cloned();
             let (store, path) = origin.map_or_else(Default::default, |origin| (origin.store, origin.path));
-            files.push(LoadFile { store, path, bytes, modified_unix_ms, row_groups: vec![index] });
+            let e_tag = e_tag.unwrap_or_default();
+            files.push(LoadFile { store, path, bytes, modified_unix_ms, row_groups: vec![index], e_tag });
         }
         LoadTask {
             table: self.table_json.clone(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::{GetOptions, ObjectStore};
-use shoal_data::load::SourceFile;
+use shoal_data::load::{SourceFile, Version, store_failure};
 use shoal_data::{ImportRoots, file_stream};
 use shoal_proto::cluster::LoadFile;
 use shoal_proto::{Channels, ErrorCode, Failure};
@@ -34,9 +34,8 @@ impl Files {
     ///
     /// # Errors
     /// `Invalid` where it was changed since the coordinator has looked at it;
-    /// `NotFound`, `Unavailable`.
+    /// `NotFound`; `Unavailable`, also where an object store does not answer.
     pub(super) async fn find(&self, file: &LoadFile, files_at: &str) -> Result<SourceFile, Failure> {
-        let seen = (file.bytes, file.modified_unix_ms);
         let found = match file.store.is_empty() {
             true => match self.own(file).await? {
                 Some(own) => own,
@@ -44,11 +43,7 @@ impl Files {
             },
             false => self.object(file).await?,
         };
-        if found.version() != seen {
-            let message = format!("`{}` was changed while it was loaded", found.name());
-            return Err(Failure::new(ErrorCode::Invalid, message));
-        }
-        Ok(found)
+        if found.version().is_same(&seen(file)) { Ok(found) } else { Err(found.changed()) }
     }
 
     /// The same file below a root of this worker, where there is one.
@@ -58,7 +53,7 @@ impl Files {
         }
         let (roots, path) = (self.roots.clone(), file.path.clone());
         let opened = blocking(move || Ok(SourceFile::local(&roots, Path::new(&path)).ok())).await?;
-        Ok(opened.filter(|own| own.version() == (file.bytes, file.modified_unix_ms)))
+        Ok(opened.filter(|own| own.version().is_same(&seen(file))))
     }
 
     async fn through_coordinator(&self, file: &LoadFile, files_at: &str) -> Result<SourceFile, Failure> {
@@ -78,8 +73,22 @@ impl Files {
         let path = object_store::path::Path::parse(&file.path).map_err(|error| invalid(&error))?;
         let store = self.runtime.object_store_registry.get_store(&url).map_err(|error| invalid(&error))?;
         let head = GetOptions::new().with_head(true);
-        let object = store.get_opts(&path, head).await.map_err(|error| invalid(&error))?.meta;
+        let answer = store.get_opts(&path, head).await;
+        let name = format!("{}{path}", file.store);
+        let object = answer.map_err(|error| store_failure(&name, &error))?.meta;
         SourceFile::remote(&file.store, store, object, Handle::current())
+    }
+}
+
+/// As the coordinator has seen it.
+fn seen(file: &LoadFile) -> Version {
+    let LoadFile { bytes, modified_unix_ms, e_tag, .. } = file;
+    match file.store.is_empty() {
+        true => Version::of_file(*bytes, *modified_unix_ms),
+        false => {
+            let e_tag = Some(e_tag.clone()).filter(|e_tag| !e_tag.is_empty());
+            Version::of_object(*bytes, *modified_unix_ms, e_tag)
+        }
     }
 }
 
@@ -99,7 +108,7 @@ mod tests {
         std::fs::write(&path, "rows").unwrap();
         let roots = [root.path().to_owned()];
         let seen = SourceFile::local(&ImportRoots::new(&roots), &path).unwrap();
-        let (bytes, modified_unix_ms) = seen.version();
+        let Version { bytes, modified_unix_ms, .. } = seen.version().clone();
         let text = path.to_str().unwrap().to_owned();
         let file = LoadFile { path: text, bytes, modified_unix_ms, ..LoadFile::default() };
         // Nobody is at that address: it was not asked.
