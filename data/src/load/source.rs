@@ -15,6 +15,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use shoal_proto::cluster::StatReply;
 use shoal_proto::{Channels, ErrorCode, Failure};
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Version;
 use crate::ImportRoots;
@@ -28,7 +29,11 @@ const LOCAL_BYTES: usize = 256 * 1024;
 /// Bytes read from disk to find the head of a Parquet page.
 const PAGE_HEAD_BYTES: usize = 8 * 1024;
 /// A row group up to this size is fetched as a whole.
-const PREFETCH_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const PREFETCH_BYTES_MAX: u64 = 64 * MIB;
+/// MiB of such row groups that one process has at once.
+const PREFETCHED_MIB_MAX: usize = 512;
+static PREFETCHED: Semaphore = Semaphore::const_new(PREFETCHED_MIB_MAX);
+const MIB: u64 = 1024 * 1024;
 
 /// Where any node finds a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +55,17 @@ pub struct SourceFile {
     /// What a store or a coordinator said last that could not be read: who decodes
     /// the bytes makes a text of it.
     failed: Arc<Mutex<Option<Failure>>>,
-    /// Bytes that are here already, and where they begin.
-    prefetched: Option<(u64, Bytes)>,
+    prefetched: Option<Prefetched>,
+}
+
+/// Bytes that are here already.
+#[derive(Clone, Debug)]
+struct Prefetched {
+    /// Where they begin.
+    start: u64,
+    bytes: Bytes,
+    /// For as long as they are here.
+    _room: Arc<SemaphorePermit<'static>>,
 }
 
 #[derive(Clone, Debug)]
@@ -178,23 +192,31 @@ impl SourceFile {
     }
 
     /// The same file with the bytes from `start` to `end` at hand, if it is
-    /// elsewhere and they are not too many.
+    /// elsewhere and they are not too many. Waits until there is room for them.
     pub(super) fn prefetched(&self, start: u64, end: u64) -> io::Result<Self> {
         let mut file = self.clone();
         let bytes = end.min(self.version.bytes).saturating_sub(start);
-        if !matches!(self.place, Place::Disk { .. }) && bytes > 0 && bytes <= PREFETCH_BYTES_MAX {
-            file.prefetched = Some((start, self.read_range(start, bytes as usize)?));
+        if bytes == 0 || bytes > PREFETCH_BYTES_MAX {
+            return Ok(file);
         }
+        let handle = match &self.place {
+            Place::Disk { .. } => return Ok(file),
+            Place::Store { handle, .. } | Place::Coordinator { handle, .. } => handle,
+        };
+        let room = handle.block_on(PREFETCHED.acquire_many(bytes.div_ceil(MIB) as u32));
+        let room = Arc::new(room.map_err(io::Error::other)?);
+        let bytes = self.read_range(start, bytes as usize)?;
+        file.prefetched = Some(Prefetched { start, bytes, _room: room });
         Ok(file)
     }
 
     fn read_range(&self, start: u64, bytes: usize) -> io::Result<Bytes> {
-        if let Some((first, held)) = &self.prefetched
-            && let Some(offset) = start.checked_sub(*first)
-            && offset.saturating_add(bytes as u64) <= held.len() as u64
+        if let Some(held) = &self.prefetched
+            && let Some(offset) = start.checked_sub(held.start)
+            && offset.saturating_add(bytes as u64) <= held.bytes.len() as u64
         {
             let offset = offset as usize;
-            return Ok(held.slice(offset..offset + bytes));
+            return Ok(held.bytes.slice(offset..offset + bytes));
         }
         let range = start..start + bytes as u64;
         let read = match &self.place {
