@@ -158,7 +158,8 @@ impl LoadService {
         let rows = read_pieces(pieces, *threads, columns);
         let context = WriteContext::new(Arc::new(holders), channels.clone(), self.limits.clone());
         let write_id = WriteId::new(task.write_id.clone());
-        let durable = write(&context, &table, &write_id, rows, announced, Arc::default()).await?;
+        let (first, progress) = (task.first_shard, Arc::default());
+        let durable = write(&context, &table, &write_id, first, rows, announced, progress).await?;
         let rows: u64 = durable.iter().map(|it| it.segment.rows).sum();
         self.rows_loaded.fetch_add(rows, Ordering::Relaxed);
         tracing::info!(write_id = %task.write_id, rows, segments = durable.len(), "rows were loaded");

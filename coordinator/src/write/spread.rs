@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 
 use super::ask::{ask, told};
 use super::deals::{Deals, Place};
-use super::load::StagedNames;
-use super::tasks::cut;
-use super::{Staged, WriteContext, write};
+use super::load::{StagedNames, write_part};
+use super::tasks::{cut, first_shard};
+use super::{Staged, WriteContext};
 use crate::Error;
 
 /// How often it is looked for workers that can be given work now.
@@ -71,7 +71,7 @@ impl Load {
 ///
 /// # Errors
 /// What is wrong with the files or their rows, as this coordinator finds it, and
-/// what [`write()`] says. Everything that was staged is then discarded, as it is
+/// what [`write()`](super::write()) says. Everything that was staged is then discarded, as it is
 /// when the future is dropped.
 pub async fn spread(
     context: &WriteContext,
@@ -133,25 +133,31 @@ impl Work {
         let outcome = match &place {
             Place::At(worker) => {
                 let rows = row_groups.iter().map(RowGroup::rows).sum();
-                let order = self.order(row_groups);
+                let order = self.order(task, row_groups);
                 let asked = ask(&self.context, worker, &self.load.table, order, rows).await;
                 asked.map_err(Error::from)
             }
-            Place::Here => self.do_here(row_groups).await,
+            Place::Here => self.do_here(task, row_groups).await,
         };
         (task, place, outcome)
     }
 
-    async fn do_here(&self, row_groups: &[RowGroup]) -> Result<Staged, Error> {
+    async fn do_here(&self, task: usize, row_groups: &[RowGroup]) -> Result<Staged, Error> {
         let load = &self.load;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let pieces: VecDeque<RowGroup> = row_groups.iter().cloned().collect();
         let rows = read_pieces(pieces, threads, Arc::clone(&load.columns));
-        write(&self.context, &load.table, &load.write_id, rows, Arc::default()).await
+        let first_shard = self.first_shard(task);
+        write_part(&self.context, &load.table, &load.write_id, first_shard, rows, Arc::default()).await
+    }
+
+    fn first_shard(&self, task: usize) -> u32 {
+        let load = &self.load;
+        first_shard(&load.write_id, task, load.tasks.len(), load.table.layout.shards)
     }
 
     /// The task as a worker is told of it.
-    fn order(&self, row_groups: &[RowGroup]) -> LoadTask {
+    fn order(&self, task: usize, row_groups: &[RowGroup]) -> LoadTask {
         let load = &self.load;
         let mut files: Vec<LoadFile> = Vec::new();
         let mut last = None;
@@ -177,6 +183,7 @@ impl Work {
             columns: load.columns.fields().iter().map(|field| field.name().clone()).collect(),
             files,
             files_at: load.files_at.clone(),
+            first_shard: self.first_shard(task),
         }
     }
 }
