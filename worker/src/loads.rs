@@ -38,7 +38,7 @@ mod holders;
 pub use files::Files;
 use holders::{Announced, LoadHolders};
 
-/// Tasks of loads that run at once; one more is refused.
+/// Tasks of loads that run at once; one more is refused: not now, maybe elsewhere.
 const TASKS_MAX: usize = 8;
 /// Rows that all of them hold together at most, and what of the memory for queries
 /// that may be at most, besides it.
@@ -205,7 +205,7 @@ impl Loads for LoadService {
         };
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let message = format!("{TASKS_MAX} tasks of loads run already");
-            return Err(self.refuse(ErrorCode::Exhausted, message));
+            return Err(self.refuse(ErrorCode::Unavailable, message));
         };
         let (sender, news) = mpsc::channel(NEWS_WAITING);
         let service = self.clone();

@@ -109,11 +109,17 @@ pub async fn spread(
             (Err(error), Place::At(worker)) => {
                 let code = error.code();
                 tracing::warn!(write_id = %work.load.write_id, task, %worker, %error, "task of a load failed");
-                deals.failed(task, worker, code.is_retryable() || code == ErrorCode::Timeout);
+                deals.failed(task, worker, is_worth_another(code));
             }
         }
     }
     Ok(staged)
+}
+
+/// Whether another worker may do what one could not: also where that is of an older
+/// version, which knows no loads.
+fn is_worth_another(code: ErrorCode) -> bool {
+    code.is_retryable() || matches!(code, ErrorCode::Timeout | ErrorCode::Unsupported)
 }
 
 /// What all tasks of a load share.
