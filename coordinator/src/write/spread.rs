@@ -20,6 +20,7 @@ use super::load::{StagedNames, write_part};
 use super::tasks::{cut, first_shard};
 use super::{Staged, WriteContext};
 use crate::Error;
+use crate::catalog::{bytes_in_change, check_change_bytes};
 
 /// How often it is looked for workers that can be given work now.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -70,9 +71,10 @@ impl Load {
 /// and bytes of each task. Nothing is committed.
 ///
 /// # Errors
-/// What is wrong with the files or their rows, as this coordinator finds it, and
-/// what [`write()`](super::write()) says. Everything that was staged is then discarded, as it is
-/// when the future is dropped.
+/// What is wrong with the files or their rows, as this coordinator finds it;
+/// `Exhausted` as soon as there are more segments than one commit may name; and what
+/// [`write()`](super::write()) says. Everything that was staged is then discarded, as it
+/// is when the future is dropped.
 pub async fn spread(
     context: &WriteContext,
     load: Load,
@@ -84,6 +86,7 @@ pub async fn spread(
     let table_json = told(&load.table)?;
     let work = Arc::new(Work { context: context.clone(), table_json, load });
     let mut running = JoinSet::new();
+    let mut bytes_to_commit = 0;
     while !deals.is_over() {
         while let Some((task, place)) = deals.next(&context.holders().able()) {
             tracing::debug!(write_id = %work.load.write_id, task, ?place, "task of a load begins");
@@ -103,7 +106,10 @@ pub async fn spread(
             (Ok(part), _) => {
                 deals.done(&place);
                 done(part.rows, part.segments.iter().map(|segment| segment.bytes).sum());
+                bytes_to_commit += bytes_in_change(&part.segments)?;
                 staged = staged.with(part);
+                // Not only when all the rest is staged, too.
+                check_change_bytes(bytes_to_commit, staged.segments.len())?;
             }
             (Err(error), Place::Here) => return Err(error),
             (Err(error), Place::At(worker)) => {
@@ -190,6 +196,24 @@ impl Work {
             files,
             files_at: load.files_at.clone(),
             first_shard: self.first_shard(task),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_worker_may_cure_is_tried_there() {
+        for (code, expected) in [
+            (ErrorCode::Unavailable, true),
+            (ErrorCode::Timeout, true),
+            (ErrorCode::Unsupported, true),
+            (ErrorCode::Invalid, false),
+            (ErrorCode::Exhausted, false),
+        ] {
+            assert_eq!(is_worth_another(code), expected, "{code:?}");
         }
     }
 }
