@@ -38,7 +38,7 @@ mod holders;
 pub use files::Files;
 use holders::{Announced, LoadHolders};
 
-/// Tasks of loads that run at once; one more is refused.
+/// Tasks of loads that run at once; one more is refused: not now, maybe elsewhere.
 const TASKS_MAX: usize = 8;
 /// Rows that all of them hold together at most, and what of the memory for queries
 /// that may be at most, besides it.
@@ -158,11 +158,8 @@ impl LoadService {
         let rows = read_pieces(pieces, *threads, columns);
         let context = WriteContext::new(Arc::new(holders), channels.clone(), self.limits.clone());
         let write_id = WriteId::new(task.write_id.clone());
-        let durable = write(&context, &table, &write_id, rows, announced, Arc::default()).await?;
-        // What was read is of one version of each file.
-        for file in &task.files {
-            files.find(file, &task.files_at).await?;
-        }
+        let (first, progress) = (task.first_shard, Arc::default());
+        let durable = write(&context, &table, &write_id, first, rows, announced, progress).await?;
         let rows: u64 = durable.iter().map(|it| it.segment.rows).sum();
         self.rows_loaded.fetch_add(rows, Ordering::Relaxed);
         tracing::info!(write_id = %task.write_id, rows, segments = durable.len(), "rows were loaded");
@@ -208,7 +205,7 @@ impl Loads for LoadService {
         };
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let message = format!("{TASKS_MAX} tasks of loads run already");
-            return Err(self.refuse(ErrorCode::Exhausted, message));
+            return Err(self.refuse(ErrorCode::Unavailable, message));
         };
         let (sender, news) = mpsc::channel(NEWS_WAITING);
         let service = self.clone();

@@ -13,7 +13,7 @@ pub mod raft;
 
 pub use command::{COMMANDS, Command, ExternalTable, OnDisk, Outcome, View, WorkerRecord, WriteRecord};
 pub use handle::{Catalog, CatalogOptions};
-pub use raft::changes::{ChangeError, Number, Settled};
+pub use raft::changes::{ChangeError, Number, Settled, bytes_in_change, check_change_bytes};
 pub use raft::core::{Answer, Coordinator, Enlist};
 pub use raft::machine::Dropped;
 pub use raft::peers::Call;

@@ -31,6 +31,9 @@ pub(super) fn coordinator_runtime(
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory_bytes)))
         .with_disk_manager_builder(disk)
+        // What lies in an object store is listed anew each time: the cache is for ever, and
+        // does not tell one bucket from another.
+        .with_object_list_cache_limit(0)
         .build()?;
     let url = |text: &str| Url::parse(text).map_err(|error| Error::Internal(format!("`{text}`: {error}")));
     let locate = Arc::clone(cluster) as Arc<dyn shoal_data::shard_store::Locate>;

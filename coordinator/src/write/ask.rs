@@ -1,6 +1,7 @@
 //! One task of a load on one worker: what it is told, what it tells, and what of
 //! that is taken.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -146,11 +147,10 @@ impl Call<'_> {
         for (index, Durable { segment, disks }) in durable.iter().enumerate() {
             let name = segment.name();
             let workers = self.table.placement.get(segment.shard as usize).unwrap_or(&nobody);
-            let is_durable = segment.replicas.len() > workers.len() / 2;
-            let is_placed = segment.replicas.iter().all(|replica| workers.contains(replica));
+            let is_durable = is_majority(&segment.replicas, workers);
             let is_on_disks = segment.replicas.len() == disks.len();
             let is_twice = durable.iter().take(index).any(|earlier| earlier.segment.name() == name);
-            if !self.names.has(&name) || !is_durable || !is_placed || !is_on_disks || is_twice {
+            if !self.names.has(&name) || !is_durable || !is_on_disks || is_twice {
                 let replicas: Vec<&str> = segment.replicas.iter().map(WorkerId::as_str).collect();
                 return Err(self.wrong(&format!("segment {name} on {} cannot be", replicas.join(", "))));
             }
@@ -177,7 +177,42 @@ impl Call<'_> {
     }
 }
 
+/// Whether all of these replicas are workers of the shard, each named once, and more than
+/// half of them.
+fn is_majority(replicas: &[WorkerId], workers: &[WorkerId]) -> bool {
+    let distinct: BTreeSet<&WorkerId> = replicas.iter().collect();
+    distinct.len() == replicas.len()
+        && distinct.iter().all(|replica| workers.contains(replica))
+        && replicas.len() > workers.len() / 2
+}
+
 /// Sends an order. A worker that is gone says so by its news.
 async fn give(orders: &mpsc::Sender<LoadOrder>, order: Order) {
     let _gone = orders.send(LoadOrder { order: Some(order) }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers(names: &str) -> Vec<WorkerId> {
+        names.split_whitespace().map(WorkerId::from).collect()
+    }
+
+    #[test]
+    fn a_majority_is_of_different_workers_of_the_shard() {
+        let shard = workers("w1 w2 w3");
+        for (replicas, expected) in [
+            ("w1 w3", true),
+            ("w3 w2 w1", true),
+            ("w1", false),
+            ("w1 w1", false),
+            ("w1 w2 w2", false),
+            ("w1 w2 w4", false),
+            ("", false),
+        ] {
+            assert_eq!(is_majority(&workers(replicas), &shard), expected, "{replicas}");
+        }
+        assert!(!is_majority(&[], &[]), "a shard that is nowhere");
+    }
 }

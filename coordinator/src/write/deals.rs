@@ -7,7 +7,8 @@ use shoal_proto::WorkerId;
 
 /// A task that failed on so many workers is done by the coordinator.
 const TASK_FAILURES_MAX: usize = 3;
-/// A worker on which so many tasks failed gets no more of this load.
+/// A worker on which so many tasks failed, and none was done between them, gets no more
+/// of this load.
 const WORKER_FAILURES_MAX: usize = 2;
 
 /// Where a task is done.
@@ -29,8 +30,10 @@ pub(super) struct Deals {
     only_here: BTreeSet<usize>,
     busy: BTreeSet<WorkerId>,
     is_busy_here: bool,
-    /// On which workers each task failed.
+    /// On which workers each task failed: none of them gets it again.
     failed: BTreeMap<usize, BTreeSet<WorkerId>>,
+    /// How many tasks failed on each worker since it has done one.
+    failures: BTreeMap<WorkerId, usize>,
     /// Tasks that are not done.
     left: usize,
 }
@@ -43,6 +46,7 @@ impl Deals {
             busy: BTreeSet::new(),
             is_busy_here: false,
             failed: BTreeMap::new(),
+            failures: BTreeMap::new(),
             left: tasks,
         }
     }
@@ -75,15 +79,19 @@ impl Deals {
         None
     }
 
-    /// The task is done there.
+    /// The task is done there, by a worker that can do it after all.
     pub(super) fn done(&mut self, place: &Place) {
         self.free(place);
         self.left -= 1;
+        if let Place::At(worker) = place {
+            self.failures.remove(worker);
+        }
     }
 
     /// The task failed on that worker; whether another one may do better.
     pub(super) fn failed(&mut self, task: usize, worker: &WorkerId, is_worth_another: bool) {
         self.free(&Place::At(worker.clone()));
+        *self.failures.entry(worker.clone()).or_default() += 1;
         let failed = self.failed.entry(task).or_default();
         failed.insert(worker.clone());
         if !is_worth_another || failed.len() >= TASK_FAILURES_MAX {
@@ -100,8 +108,7 @@ impl Deals {
     }
 
     fn may_do(&self, worker: &WorkerId, task: usize) -> bool {
-        let failures = self.failed.values().filter(|workers| workers.contains(worker)).count();
-        failures < WORKER_FAILURES_MAX
+        self.failures.get(worker).is_none_or(|failures| *failures < WORKER_FAILURES_MAX)
             && !self.failed.get(&task).is_some_and(|workers| workers.contains(worker))
     }
 }
@@ -180,6 +187,39 @@ mod tests {
         assert!(begun(&mut deals, &able).is_empty());
         deals.done(&at("w2"));
         assert_eq!(begun(&mut deals, &able), [(0, at("w2"))]);
+    }
+
+    #[test]
+    fn a_task_that_is_done_forgives_a_worker_what_failed_on_it() {
+        let able = workers(&["w1", "w2"]);
+        let mut deals = Deals::new(9);
+        assert_eq!(begun(&mut deals, &able), [(0, at("w1")), (1, at("w2"))]);
+        deals.failed(0, &"w1".into(), true);
+        assert_eq!(begun(&mut deals, &able), [(2, at("w1"))]);
+        deals.done(&at("w1"));
+        assert_eq!(begun(&mut deals, &able), [(3, at("w1"))], "and 0 waits for w2");
+        deals.failed(3, &"w1".into(), true);
+        assert_eq!(begun(&mut deals, &able), [(4, at("w1"))], "one failure since it has done a task");
+        deals.failed(4, &"w1".into(), true);
+        assert!(begun(&mut deals, &able).is_empty());
+    }
+
+    #[test]
+    fn every_story_ends_also_where_workers_are_forgiven() {
+        let able = workers(&["w1", "w2", "w3", "w4", "w5"]);
+        let mut deals = Deals::new(20);
+        let mut steps = 0;
+        while !deals.is_over() {
+            for (task, place) in begun(&mut deals, &able) {
+                steps += 1;
+                match place {
+                    // Every third time it works.
+                    Place::At(worker) if steps % 3 > 0 => deals.failed(task, &worker, true),
+                    place => deals.done(&place),
+                }
+            }
+        }
+        assert!(steps <= 20 * (1 + TASK_FAILURES_MAX), "{steps} steps");
     }
 
     #[test]

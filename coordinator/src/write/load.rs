@@ -185,8 +185,21 @@ pub async fn write(
     input: SendableRecordBatchStream,
     progress: Arc<WriteProgress>,
 ) -> Result<Staged, Error> {
+    write_part(context, table, write_id, 0, input, progress).await
+}
+
+/// As [`write()`], for one of several parts of a write: where rows belong to no
+/// shard, each fills others first.
+pub(super) async fn write_part(
+    context: &WriteContext,
+    table: &Table,
+    write_id: &WriteId,
+    first_shard: u32,
+    input: SendableRecordBatchStream,
+    progress: Arc<WriteProgress>,
+) -> Result<Staged, Error> {
     let names = StagedNames::new(context, write_id.clone());
     let announce: Arc<dyn Announce> = names.clone();
-    let durable = load::write(&context.here, table, write_id, input, announce, progress).await?;
+    let durable = load::write(&context.here, table, write_id, first_shard, input, announce, progress).await?;
     Ok(Staged::new(durable, names))
 }

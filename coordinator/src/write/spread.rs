@@ -9,17 +9,18 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use shoal_data::Table;
-use shoal_data::load::{RowGroup, read_pieces};
+use shoal_data::load::{RowGroup, Version, read_pieces};
 use shoal_proto::cluster::{LoadFile, LoadTask};
 use shoal_proto::{ErrorCode, WriteId};
 use tokio::task::JoinSet;
 
 use super::ask::{ask, told};
 use super::deals::{Deals, Place};
-use super::load::StagedNames;
-use super::tasks::cut;
-use super::{Staged, WriteContext, write};
+use super::load::{StagedNames, write_part};
+use super::tasks::{cut, first_shard};
+use super::{Staged, WriteContext};
 use crate::Error;
+use crate::catalog::{bytes_in_change, check_change_bytes};
 
 /// How often it is looked for workers that can be given work now.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -70,9 +71,10 @@ impl Load {
 /// and bytes of each task. Nothing is committed.
 ///
 /// # Errors
-/// What is wrong with the files or their rows, as this coordinator finds it, and
-/// what [`write()`] says. Everything that was staged is then discarded, as it is
-/// when the future is dropped.
+/// What is wrong with the files or their rows, as this coordinator finds it;
+/// `Exhausted` as soon as there are more segments than one commit may name; and what
+/// [`write()`](super::write()) says. Everything that was staged is then discarded, as it
+/// is when the future is dropped.
 pub async fn spread(
     context: &WriteContext,
     load: Load,
@@ -84,6 +86,7 @@ pub async fn spread(
     let table_json = told(&load.table)?;
     let work = Arc::new(Work { context: context.clone(), table_json, load });
     let mut running = JoinSet::new();
+    let mut bytes_to_commit = 0;
     while !deals.is_over() {
         while let Some((task, place)) = deals.next(&context.holders().able()) {
             tracing::debug!(write_id = %work.load.write_id, task, ?place, "task of a load begins");
@@ -103,17 +106,26 @@ pub async fn spread(
             (Ok(part), _) => {
                 deals.done(&place);
                 done(part.rows, part.segments.iter().map(|segment| segment.bytes).sum());
+                bytes_to_commit += bytes_in_change(&part.segments)?;
                 staged = staged.with(part);
+                // Not only when all the rest is staged, too.
+                check_change_bytes(bytes_to_commit, staged.segments.len())?;
             }
             (Err(error), Place::Here) => return Err(error),
             (Err(error), Place::At(worker)) => {
                 let code = error.code();
                 tracing::warn!(write_id = %work.load.write_id, task, %worker, %error, "task of a load failed");
-                deals.failed(task, worker, code.is_retryable() || code == ErrorCode::Timeout);
+                deals.failed(task, worker, is_worth_another(code));
             }
         }
     }
     Ok(staged)
+}
+
+/// Whether another worker may do what one could not: also where that is of an older
+/// version, which knows no loads.
+fn is_worth_another(code: ErrorCode) -> bool {
+    code.is_retryable() || matches!(code, ErrorCode::Timeout | ErrorCode::Unsupported)
 }
 
 /// What all tasks of a load share.
@@ -133,25 +145,31 @@ impl Work {
         let outcome = match &place {
             Place::At(worker) => {
                 let rows = row_groups.iter().map(RowGroup::rows).sum();
-                let order = self.order(row_groups);
+                let order = self.order(task, row_groups);
                 let asked = ask(&self.context, worker, &self.load.table, order, rows).await;
                 asked.map_err(Error::from)
             }
-            Place::Here => self.do_here(row_groups).await,
+            Place::Here => self.do_here(task, row_groups).await,
         };
         (task, place, outcome)
     }
 
-    async fn do_here(&self, row_groups: &[RowGroup]) -> Result<Staged, Error> {
+    async fn do_here(&self, task: usize, row_groups: &[RowGroup]) -> Result<Staged, Error> {
         let load = &self.load;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let pieces: VecDeque<RowGroup> = row_groups.iter().cloned().collect();
         let rows = read_pieces(pieces, threads, Arc::clone(&load.columns));
-        write(&self.context, &load.table, &load.write_id, rows, Arc::default()).await
+        let first_shard = self.first_shard(task);
+        write_part(&self.context, &load.table, &load.write_id, first_shard, rows, Arc::default()).await
+    }
+
+    fn first_shard(&self, task: usize) -> u32 {
+        let load = &self.load;
+        first_shard(&load.write_id, task, load.tasks.len(), load.table.layout.shards)
     }
 
     /// The task as a worker is told of it.
-    fn order(&self, row_groups: &[RowGroup]) -> LoadTask {
+    fn order(&self, task: usize, row_groups: &[RowGroup]) -> LoadTask {
         let load = &self.load;
         let mut files: Vec<LoadFile> = Vec::new();
         let mut last = None;
@@ -165,10 +183,11 @@ impl Work {
                 continue;
             }
             last = Some(file.name());
-            let (bytes, modified_unix_ms) = file.version();
+            let Version { bytes, modified_unix_ms, e_tag } = file.version().clone();
             let origin = file.origin().cloned();
             let (store, path) = origin.map_or_else(Default::default, |origin| (origin.store, origin.path));
-            files.push(LoadFile { store, path, bytes, modified_unix_ms, row_groups: vec![index] });
+            let e_tag = e_tag.unwrap_or_default();
+            files.push(LoadFile { store, path, bytes, modified_unix_ms, row_groups: vec![index], e_tag });
         }
         LoadTask {
             table: self.table_json.clone(),
@@ -176,6 +195,25 @@ impl Work {
             columns: load.columns.fields().iter().map(|field| field.name().clone()).collect(),
             files,
             files_at: load.files_at.clone(),
+            first_shard: self.first_shard(task),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_worker_may_cure_is_tried_there() {
+        for (code, expected) in [
+            (ErrorCode::Unavailable, true),
+            (ErrorCode::Timeout, true),
+            (ErrorCode::Unsupported, true),
+            (ErrorCode::Invalid, false),
+            (ErrorCode::Exhausted, false),
+        ] {
+            assert_eq!(is_worth_another(code), expected, "{code:?}");
         }
     }
 }

@@ -1,6 +1,9 @@
 //! How a load is cut into tasks, each done by one worker. Pure.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
+
+use shoal_proto::WriteId;
 
 /// A task has at most about so many bytes, where there are several row groups:
 /// what is done anew when its worker is lost.
@@ -39,8 +42,21 @@ pub(super) fn cut(row_groups: &[u64], workers: usize, task_bytes: u64) -> Vec<Ra
     tasks
 }
 
+/// The shard that a task of so many fills first where rows belong to none: one task
+/// knows nothing of the others. They begin as far apart as can be, and each load
+/// somewhere else.
+pub(super) fn first_shard(write_id: &WriteId, task: usize, tasks: usize, shards: u32) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    write_id.hash(&mut hasher);
+    let shards = u64::from(shards.max(1));
+    let behind = (task as u64).saturating_mul(shards) / (tasks as u64).max(1);
+    ((hasher.finish() % shards + behind) % shards) as u32
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -88,5 +104,25 @@ mod tests {
         assert_eq!(tasks.first(), Some(&(0..1)));
         assert_eq!(tasks.last().map(|task| task.end), Some(3));
         assert!(tasks.len() <= row_groups.len());
+    }
+
+    #[test]
+    fn tasks_begin_at_shards_that_are_far_apart() {
+        let firsts = |write: &str, tasks: usize, shards: u32| -> Vec<u32> {
+            (0..tasks).map(|task| first_shard(&WriteId::from(write), task, tasks, shards)).collect()
+        };
+        for (tasks, shards) in [(1, 1), (4, 4), (4, 12), (7, 100), (16, 4), (3, 1)] {
+            let firsts = firsts("w", tasks, shards);
+            assert!(firsts.iter().all(|first| *first < shards), "{firsts:?}");
+            let distinct: BTreeSet<u32> = firsts.iter().copied().collect();
+            assert_eq!(distinct.len(), tasks.min(shards as usize), "{firsts:?}");
+            for pair in firsts.windows(2) {
+                let apart = (pair[1] + shards - pair[0]) % shards;
+                assert!(tasks > shards as usize || apart >= shards / tasks as u32, "{firsts:?}");
+            }
+        }
+        assert_eq!(firsts("w", 4, 12), firsts("w", 4, 12), "a task that is done anew");
+        let loads: BTreeSet<u32> = (0..64).map(|load| firsts(&format!("w{load}"), 1, 8)[0]).collect();
+        assert!(loads.len() > 1, "loads of one task begin at other shards");
     }
 }

@@ -25,6 +25,7 @@ pub trait Holders: Send + Sync {
 
     /// Makes a segment durable here as its header says, where this process is that
     /// worker: the id of the disk on which it is then. None where it is another one.
+    /// Who waits for it gives it up after a while.
     fn store_here<'a>(
         &'a self,
         _worker: &'a WorkerId,

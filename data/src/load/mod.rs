@@ -13,6 +13,7 @@ mod row_shape;
 mod shard_writer;
 mod source;
 mod stage;
+mod version;
 mod wire;
 mod write;
 
@@ -21,7 +22,8 @@ pub use pieces::{BATCH_BYTES, BATCH_ROWS, Piece, Sink, read_pieces};
 pub use progress::WriteProgress;
 pub use row_groups::{RowGroup, read_footer, row_groups};
 pub use row_shape::RowShape;
-pub use source::{Origin, SourceFile, SourceReader};
+pub use source::{Origin, SourceFile, SourceReader, store_failure};
 pub use stage::{Conditions, Durable, stage};
+pub use version::Version;
 pub use wire::{from_wire, to_wire};
 pub use write::{WriteContext, WriteLimits, write};

@@ -6,7 +6,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
-use shoal_proto::{ErrorCode, Failure};
+use shoal_proto::Failure;
 
 use super::{BATCH_BYTES, BATCH_ROWS, Piece, RowShape, Sink, SourceFile};
 
@@ -23,7 +23,7 @@ pub struct RowGroup {
 /// Reads the footer, checks the columns and cuts the file into row groups.
 ///
 /// # Errors
-/// `Invalid`, naming the file and what is wrong with it.
+/// `Invalid`, naming the file and what is wrong with it; why its bytes do not come.
 pub fn row_groups(file: &SourceFile, columns: &SchemaRef) -> Result<Vec<RowGroup>, Failure> {
     let metadata = read_footer(file, Some(columns))?;
     RowShape::complete(&label(file), columns, metadata.schema())?;
@@ -45,10 +45,10 @@ pub fn row_groups(file: &SourceFile, columns: &SchemaRef) -> Result<Vec<RowGroup
 /// The footer; text is read as the table has it, where the table is known.
 ///
 /// # Errors
-/// `Invalid` where it is none.
+/// `Invalid` where it is none; why its bytes do not come.
 pub fn read_footer(file: &SourceFile, columns: Option<&SchemaRef>) -> Result<ArrowReaderMetadata, Failure> {
     let unreadable = |error: parquet::errors::ParquetError| {
-        invalid(format!("`{}` is not a whole Parquet file: {error}", file.name()))
+        file.failure_or(format!("`{}` is not a whole Parquet file: {error}", file.name()))
     };
     let own = ArrowReaderMetadata::load(file, ArrowReaderOptions::new()).map_err(unreadable)?;
     let Some(wanted) = columns.and_then(|columns| with_text_of(own.schema(), columns)) else {
@@ -84,10 +84,6 @@ fn label(file: &SourceFile) -> String {
     format!("`{}`", file.name())
 }
 
-fn invalid(message: String) -> Failure {
-    Failure::new(ErrorCode::Invalid, message)
-}
-
 impl RowGroup {
     /// The file that it is in.
     pub fn file(&self) -> &SourceFile {
@@ -108,12 +104,11 @@ impl RowGroup {
     pub fn bytes(&self) -> u64 {
         u64::try_from(self.metadata.metadata().row_group(self.index).total_byte_size()).unwrap_or(0)
     }
-}
 
-impl Piece for RowGroup {
-    fn read(self, sink: Sink<'_>) -> Result<(), Failure> {
+    fn read_rows(&self, sink: Sink<'_>) -> Result<(), Failure> {
         let unreadable = |error: &dyn std::fmt::Display| {
-            invalid(format!("`{}` is damaged in row group {}: {error}", self.file.name(), self.index))
+            let message = format!("`{}` is damaged in row group {}: {error}", self.file.name(), self.index);
+            self.file.failure_or(message)
         };
         let mut shape = RowShape::complete(&label(&self.file), &self.columns, self.metadata.schema())?
             .after(self.rows_before);
@@ -143,3 +138,15 @@ impl Piece for RowGroup {
         Ok(())
     }
 }
+
+impl Piece for RowGroup {
+    fn read(self, sink: Sink<'_>) -> Result<(), Failure> {
+        let read = self.read_rows(sink);
+        // What came of another version says nothing, neither rows nor errors.
+        self.file.check_unchanged()?;
+        read
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -39,13 +39,15 @@ pub(super) struct ShardWriter {
     shards: Vec<ShardRows>,
     /// Rows of each shard that are committed or were dealt by this write.
     rows_of_shard: Vec<u64>,
+    /// Of shards that have as many rows, this one and those behind it come first.
+    first_shard: u32,
     gathering: BatchCoalescer,
     shard_of_row: Vec<u32>,
     rows_for_shard: Vec<Vec<u32>>,
 }
 
 impl ShardWriter {
-    pub(super) fn new(table: &Table) -> Result<Self, DataError> {
+    pub(super) fn new(table: &Table, first_shard: u32) -> Result<Self, DataError> {
         table.layout.check(&table.columns)?;
         let key = table.layout.shard_key.iter().map(|name| table.columns.index_of(name));
         let count = table.layout.shards;
@@ -60,6 +62,7 @@ impl ShardWriter {
             key: key.collect::<Result<_, _>>()?,
             shards: (0..count).map(ShardRows::empty).collect(),
             rows_of_shard,
+            first_shard: first_shard % count.max(1),
             gathering: BatchCoalescer::new(table.columns.clone(), BATCH_ROWS)
                 .with_biggest_coalesce_batch_size(Some(BATCH_ROWS_MIN)),
             shard_of_row: Vec::new(),
@@ -108,9 +111,7 @@ impl ShardWriter {
     fn deal(&mut self, batch: &RecordBatch) -> Result<(), DataError> {
         if self.shards.len() == 1 || self.key.is_empty() {
             // Whole batches, each to the shard that has fewest rows.
-            let fewest = (0..).zip(&self.rows_of_shard).min_by_key(|(_, rows)| **rows);
-            let fewest: usize = fewest.map_or(0, |(shard, _)| shard);
-            self.keep(fewest, compact(batch)?);
+            self.keep(self.emptiest(), compact(batch)?);
             return Ok(());
         }
         let keys: Vec<ArrayRef> = self.key.iter().map(|index| batch.column(*index).clone()).collect();
@@ -127,6 +128,12 @@ impl ShardWriter {
             }
         }
         Ok(())
+    }
+
+    fn emptiest(&self) -> usize {
+        let (count, first) = (self.rows_of_shard.len(), self.first_shard as usize);
+        let in_order = (0..count).map(|behind| (first + behind) % count);
+        in_order.min_by_key(|shard| self.rows_of_shard[*shard]).unwrap_or(0)
     }
 
     fn keep(&mut self, shard: usize, batch: RecordBatch) {
@@ -177,6 +184,10 @@ mod tests {
     }
 
     fn writer(shards: u32, shard_key: &[&str]) -> ShardWriter {
+        beginning_at(0, shards, shard_key)
+    }
+
+    fn beginning_at(first_shard: u32, shards: u32, shard_key: &[&str]) -> ShardWriter {
         let table = Table {
             id: TableId(1),
             schema_name: "public".into(),
@@ -192,7 +203,7 @@ mod tests {
             placement: vec![],
             segments: vec![],
         };
-        ShardWriter::new(&table).unwrap()
+        ShardWriter::new(&table, first_shard).unwrap()
     }
 
     #[test]
@@ -218,6 +229,22 @@ mod tests {
             bytes_before = writer.buffered_bytes();
         }
         assert_eq!(rows, 100_000);
+    }
+
+    #[test]
+    fn tasks_that_know_nothing_of_one_another_fill_all_shards() {
+        const SHARDS: u32 = 12;
+        let mut rows_of_shard = [0; SHARDS as usize];
+        // Four tasks of three batches each, in shards without rows.
+        for first_shard in [2, 5, 8, 11] {
+            let mut writer = beginning_at(first_shard, SHARDS, &[]);
+            (0..3).for_each(|batch| writer.push(large().slice(batch * 4096, 4096)).unwrap());
+            writer.finish().unwrap();
+            while let Some(taken) = writer.take_largest() {
+                rows_of_shard[taken.shard as usize] += taken.rows;
+            }
+        }
+        assert_eq!(rows_of_shard, [4096; SHARDS as usize]);
     }
 
     #[test]

@@ -153,7 +153,8 @@ async fn send(
     is_enough: &CancellationToken,
 ) -> Result<String, Failure> {
     if let Some(stored) = context.holders().store_here(worker, header, bytes) {
-        return stored.await.map_err(|failure| failure.at(worker.as_str()));
+        let stored = in_time(header, stored).await.unwrap_or_else(Err);
+        return stored.map_err(|failure| failure.at(worker.as_str()));
     }
     let give_up = Instant::now() + WORKER_WAIT;
     let mut tries = TRIES;
@@ -192,15 +193,8 @@ async fn send_once(
         .chain(pieces(bytes).map(stage_request::Part::Data))
         .map(|part| StageRequest { part: Some(part) });
     let mut client = SegmentsClient::new(context.channels().get(address)?);
-    let limit = STAGE_TIMEOUT + Duration::from_secs(header.bytes / STAGE_BYTES_PER_SECOND_MIN);
-    let reply = tokio::time::timeout(limit, client.stage(stream::iter(requests.collect::<Vec<_>>()))).await;
-    let reply = match reply {
-        Err(_elapsed) => {
-            let message = format!("did not store {} bytes within {} s", header.bytes, limit.as_secs());
-            return Err(Failure::new(ErrorCode::Timeout, message));
-        }
-        Ok(reply) => reply.map_err(|status| Failure::from_status(&status))?.into_inner(),
-    };
+    let staged = in_time(header, client.stage(stream::iter(requests.collect::<Vec<_>>()))).await?;
+    let reply = staged.map_err(|status| Failure::from_status(&status))?.into_inner();
     if (reply.bytes, reply.crc32c) != (header.bytes, header.crc32c) {
         let message = format!(
             "stored {} bytes with checksum {:08x} of {} bytes with checksum {:08x}",
@@ -211,6 +205,15 @@ async fn send_once(
     Ok(reply.disk)
 }
 
+/// What comes of storing a segment, unless it takes longer than it may.
+async fn in_time<T>(header: &StageHeader, storing: impl Future<Output = T>) -> Result<T, Failure> {
+    let limit = STAGE_TIMEOUT + Duration::from_secs(header.bytes / STAGE_BYTES_PER_SECOND_MIN);
+    tokio::time::timeout(limit, storing).await.map_err(|_elapsed| {
+        let message = format!("did not store {} bytes within {} s", header.bytes, limit.as_secs());
+        Failure::new(ErrorCode::Timeout, message)
+    })
+}
+
 /// The bytes cut for sending, without a copy.
 fn pieces(bytes: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
     let bytes = bytes.clone();
@@ -218,4 +221,69 @@ fn pieces(bytes: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
         let end = bytes.len().min(start + PIECE_BYTES);
         bytes.slice(start..end)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::future::BoxFuture;
+    use shoal_proto::{Channels, TableId};
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::PackedStatistics;
+    use crate::load::{Holders, WriteLimits};
+
+    /// This process is one of the workers, and its disk never answers.
+    struct StuckDisk;
+
+    impl Holders for StuckDisk {
+        fn address(&self, _worker: &WorkerId) -> Option<String> {
+            None
+        }
+
+        fn joined<'a>(&'a self, _worker: &'a WorkerId) -> BoxFuture<'a, ()> {
+            Box::pin(std::future::pending())
+        }
+
+        fn lost<'a>(&'a self, _worker: &'a WorkerId) -> BoxFuture<'a, ()> {
+            Box::pin(std::future::pending())
+        }
+
+        fn suspect(&self, _worker: &WorkerId, _why: &str) {}
+
+        fn store_here<'a>(
+            &'a self,
+            _worker: &'a WorkerId,
+            _header: &'a StageHeader,
+            _bytes: &'a Bytes,
+        ) -> Option<BoxFuture<'a, Result<String, Failure>>> {
+            Some(Box::pin(std::future::pending()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_here_that_never_answers_is_not_waited_for_for_ever() {
+        let limits = WriteLimits::new(0, 1);
+        let channels = Channels::new(Handle::current());
+        let context = WriteContext::new(Arc::new(StuckDisk), channels, limits);
+        let bytes = Bytes::from_static(b"a segment");
+        let segment = Segment {
+            id: SegmentId::random(),
+            table: TableId(1),
+            shard: 0,
+            rows: 1,
+            bytes: bytes.len() as u64,
+            crc32c: 0,
+            columns: PackedStatistics::default(),
+            replicas: Vec::new(),
+        };
+        let encoded = EncodedSegment { segment, bytes };
+        let (workers, conditions) = ([WorkerId::from("w1")], Conditions::default());
+        let staged = stage(&context, "t", &WriteId::from("w"), encoded, &workers, &conditions).await;
+        let failure = staged.unwrap_err();
+        assert_eq!(failure.code, ErrorCode::Unavailable);
+        assert!(failure.message.contains("w1: did not store 9 bytes"), "{failure}");
+    }
 }

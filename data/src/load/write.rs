@@ -91,7 +91,8 @@ impl Drop for Running {
 }
 
 /// Makes segments of all rows of `input` and stages each on the workers of
-/// its shard, once it is announced. Columns are matched by name. The segments
+/// its shard, once it is announced. Columns are matched by name. Rows that belong to no
+/// shard go to those with fewest rows, from `first_shard` on. The segments
 /// are returned by shard, with the workers and disks on which they are durable;
 /// nothing is committed.
 ///
@@ -104,6 +105,7 @@ pub async fn write(
     context: &WriteContext,
     table: &Table,
     write_id: &WriteId,
+    first_shard: u32,
     mut input: SendableRecordBatchStream,
     announce: Arc<dyn Announce>,
     progress: Arc<WriteProgress>,
@@ -114,7 +116,7 @@ pub async fn write(
         &table.columns,
         &input.schema(),
     )?;
-    let mut waiting = ShardWriter::new(table)?;
+    let mut waiting = ShardWriter::new(table, first_shard)?;
     let mut flushes = Flushes {
         context: context.clone(),
         table: Arc::new(table.clone()),

@@ -112,6 +112,20 @@ fn external_tables_read_an_object_store_on_the_workers() {
             let sum = format!("SELECT sum(k) FROM back_{format} WHERE s = 'row ' || k");
             assert_eq!(client.number(&sum).await.unwrap(), (0..1200).sum::<i64>());
         }
+        // What is new in a folder is found, by loads and by external tables.
+        client.update("CREATE TABLE listed (k BIGINT, s TEXT)").await.unwrap();
+        for (part, rows) in [(0, 300), (1, 600)] {
+            let rows_of_part = format!("SELECT * FROM lake WHERE k % 5 = {part}");
+            let sql = format!("COPY ({rows_of_part}) TO 's3://lake/open/list/{part}.parquet' (FORMAT parquet)");
+            assert_eq!(client.update(&sql).await.unwrap(), 300);
+            let sql = "COPY listed FROM 's3://lake/open/list/' (FORMAT parquet)";
+            assert_eq!(client.update(sql).await.unwrap(), rows, "objects of the folder when it has {}", part + 1);
+            client
+                .update("CREATE EXTERNAL TABLE IF NOT EXISTS found STORED AS PARQUET LOCATION 's3://lake/open/list/'")
+                .await
+                .unwrap();
+            assert_eq!(client.number("SELECT count(*) FROM found").await.unwrap(), rows);
+        }
         // A query that fails halfway leaves no object behind.
         let broken =
             "COPY (SELECT 1 / (k - 1400) AS q FROM lake) TO 's3://lake/open/broken.csv' (FORMAT csv)";

@@ -3,11 +3,13 @@
 //! coordinator has seen it is none of the load.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::{GetOptions, ObjectStore};
-use shoal_data::load::SourceFile;
+use parking_lot::Mutex;
+use shoal_data::load::{SourceFile, Version, store_failure};
 use shoal_data::{ImportRoots, file_stream};
 use shoal_proto::cluster::LoadFile;
 use shoal_proto::{Channels, ErrorCode, Failure};
@@ -16,10 +18,14 @@ use url::Url;
 
 use crate::segments::blocking;
 
+/// How long a look below the import roots of this worker may take.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+
 /// Finds files. Cheap to clone.
 #[derive(Clone)]
 pub struct Files {
     roots: ImportRoots,
+    mounts: Mounts,
     runtime: Arc<RuntimeEnv>,
     channels: Channels,
 }
@@ -27,16 +33,15 @@ pub struct Files {
 impl Files {
     /// Files below `roots`, in the object stores of `runtime`, and on coordinators.
     pub fn new(roots: ImportRoots, runtime: Arc<RuntimeEnv>, channels: Channels) -> Self {
-        Self { roots, runtime, channels }
+        Self { roots, mounts: Mounts::new(LOOK_MAX), runtime, channels }
     }
 
     /// A file of a load, whose import files are on the coordinator at `files_at`.
     ///
     /// # Errors
     /// `Invalid` where it was changed since the coordinator has looked at it;
-    /// `NotFound`, `Unavailable`.
+    /// `NotFound`; `Unavailable`, also where an object store does not answer.
     pub(super) async fn find(&self, file: &LoadFile, files_at: &str) -> Result<SourceFile, Failure> {
-        let seen = (file.bytes, file.modified_unix_ms);
         let found = match file.store.is_empty() {
             true => match self.own(file).await? {
                 Some(own) => own,
@@ -44,21 +49,17 @@ impl Files {
             },
             false => self.object(file).await?,
         };
-        if found.version() != seen {
-            let message = format!("`{}` was changed while it was loaded", found.name());
-            return Err(Failure::new(ErrorCode::Invalid, message));
-        }
-        Ok(found)
+        if found.version().is_same(&seen(file)) { Ok(found) } else { Err(found.changed()) }
     }
 
-    /// The same file below a root of this worker, where there is one.
+    /// The same file below a root of this worker, where there is one that answers.
     async fn own(&self, file: &LoadFile) -> Result<Option<SourceFile>, Failure> {
         if self.roots.directories().is_empty() {
             return Ok(None);
         }
         let (roots, path) = (self.roots.clone(), file.path.clone());
-        let opened = blocking(move || Ok(SourceFile::local(&roots, Path::new(&path)).ok())).await?;
-        Ok(opened.filter(|own| own.version() == (file.bytes, file.modified_unix_ms)))
+        let opened = self.mounts.look(move || SourceFile::local(&roots, Path::new(&path)).ok()).await?;
+        Ok(opened.flatten().filter(|own| own.version().is_same(&seen(file))))
     }
 
     async fn through_coordinator(&self, file: &LoadFile, files_at: &str) -> Result<SourceFile, Failure> {
@@ -78,8 +79,61 @@ impl Files {
         let path = object_store::path::Path::parse(&file.path).map_err(|error| invalid(&error))?;
         let store = self.runtime.object_store_registry.get_store(&url).map_err(|error| invalid(&error))?;
         let head = GetOptions::new().with_head(true);
-        let object = store.get_opts(&path, head).await.map_err(|error| invalid(&error))?.meta;
+        let answer = store.get_opts(&path, head).await;
+        let name = format!("{}{path}", file.store);
+        let object = answer.map_err(|error| store_failure(&name, &error))?.meta;
         SourceFile::remote(&file.store, store, object, Handle::current())
+    }
+}
+
+/// The import roots of a worker may be mounts, and those may not answer.
+#[derive(Clone)]
+struct Mounts {
+    patience: Duration,
+    /// A look that was given up and is not back yet.
+    stuck: Arc<Mutex<Weak<()>>>,
+}
+
+impl Mounts {
+    fn new(patience: Duration) -> Self {
+        Self { patience, stuck: Arc::default() }
+    }
+
+    /// What a look finds. None where it takes too long, or an earlier one that took too
+    /// long is not back yet: each of them keeps a thread.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Option<T>, Failure> {
+        if self.stuck.lock().strong_count() > 0 {
+            return Ok(None);
+        }
+        let under_way = Arc::new(());
+        let stuck = Arc::downgrade(&under_way);
+        let looking = blocking(move || {
+            let _under_way = under_way;
+            Ok(look())
+        });
+        match tokio::time::timeout(self.patience, looking).await {
+            Ok(found) => Ok(Some(found?)),
+            Err(_elapsed) => {
+                tracing::warn!("an import root of this worker does not answer: files are read elsewhere");
+                *self.stuck.lock() = stuck;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// As the coordinator has seen it.
+fn seen(file: &LoadFile) -> Version {
+    let LoadFile { bytes, modified_unix_ms, e_tag, .. } = file;
+    match file.store.is_empty() {
+        true => Version::of_file(*bytes, *modified_unix_ms),
+        false => {
+            let e_tag = Some(e_tag.clone()).filter(|e_tag| !e_tag.is_empty());
+            Version::of_object(*bytes, *modified_unix_ms, e_tag)
+        }
     }
 }
 
@@ -99,7 +153,7 @@ mod tests {
         std::fs::write(&path, "rows").unwrap();
         let roots = [root.path().to_owned()];
         let seen = SourceFile::local(&ImportRoots::new(&roots), &path).unwrap();
-        let (bytes, modified_unix_ms) = seen.version();
+        let Version { bytes, modified_unix_ms, .. } = seen.version().clone();
         let text = path.to_str().unwrap().to_owned();
         let file = LoadFile { path: text, bytes, modified_unix_ms, ..LoadFile::default() };
         // Nobody is at that address: it was not asked.
@@ -114,6 +168,18 @@ mod tests {
         ] {
             let failure = files.find(&file, nobody).await.unwrap_err();
             assert_eq!(failure.code, ErrorCode::Unavailable, "{failure}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mount_that_does_not_answer_is_left_alone_until_it_does() {
+        let mounts = Mounts::new(Duration::from_millis(10));
+        let (answer, answered) = std::sync::mpsc::channel::<()>();
+        assert_eq!(mounts.look(move || answered.recv().is_ok()).await.unwrap(), None);
+        assert_eq!(mounts.look(|| "not asked").await.unwrap(), None);
+        answer.send(()).unwrap();
+        while mounts.look(|| "asked").await.unwrap().is_none() {
+            tokio::task::yield_now().await;
         }
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
+use serde::Serialize;
 use shoal_proto::{ErrorCode, Failure};
 use uuid::Uuid;
 
@@ -203,14 +204,29 @@ impl io::Write for Counted {
 }
 
 fn check_size(command: &Command) -> Result<(), Error> {
+    check_change_bytes(bytes_in_change(command)?, command.segments())
+}
+
+/// Bytes of a change, or of a part of one, as it is sent.
+///
+/// # Errors
+/// None in practice.
+pub fn bytes_in_change<T: Serialize + ?Sized>(part: &T) -> Result<usize, Error> {
     let mut counted = Counted(0);
-    serde_json::to_writer(&mut counted, command)
+    serde_json::to_writer(&mut counted, part)
         .map_err(|error| Error::Internal(format!("a change of the catalog: {error}")))?;
-    let Counted(bytes) = counted;
+    Ok(counted.0)
+}
+
+/// Whether a change of so many bytes, with so many segments, can be made.
+///
+/// # Errors
+/// `Exhausted` where it cannot.
+pub fn check_change_bytes(bytes: usize, segments: usize) -> Result<(), Error> {
     if bytes <= COMMAND_BYTES_MAX {
         return Ok(());
     }
-    let what = match command.segments() {
+    let what = match segments {
         0 => String::new(),
         segments => format!(" ({segments} segments)"),
     };
@@ -237,4 +253,42 @@ fn forgotten() -> Error {
         "the catalog has changed too often meanwhile to say whether the change was made: look before you try again"
             .to_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_data::{PackedStatistics, Segment};
+    use shoal_proto::{SegmentId, TableId};
+
+    use super::*;
+    use crate::catalog::WriteRecord;
+
+    #[test]
+    fn what_parts_of_a_write_take_its_commit_takes_too() {
+        let segments: Vec<Segment> = (0..3)
+            .map(|shard| Segment {
+                id: SegmentId::random(),
+                table: TableId(1),
+                shard,
+                rows: 10,
+                bytes: 1000,
+                crc32c: 7,
+                columns: PackedStatistics::default(),
+                replicas: vec!["w1".into(), "w2".into()],
+            })
+            .collect();
+        let parts: usize = segments.chunks(1).map(|part| bytes_in_change(part).unwrap()).sum();
+        let write = WriteRecord { id: "w".into(), rows: 30 };
+        let commit = Command::CommitWrite { write, table: TableId(1), segments, replace: false };
+        let whole = bytes_in_change(&commit).unwrap();
+        assert!(parts > 300 && parts <= whole, "{parts} bytes of {whole}");
+    }
+
+    #[test]
+    fn a_change_that_is_too_large_says_of_how_many_segments() {
+        check_change_bytes(COMMAND_BYTES_MAX, 9).unwrap();
+        let error = check_change_bytes(COMMAND_BYTES_MAX + 1, 9).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Exhausted);
+        assert!(error.to_string().contains("8388609 bytes (9 segments)"), "{error}");
+    }
 }
