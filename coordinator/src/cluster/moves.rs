@@ -19,7 +19,9 @@ use super::placement::{Candidate, rehome};
 use super::repair::{has_all_copies, missing};
 use crate::catalog::{Command, State, WorkerRecord};
 
-/// Shards that are moved at a time for evenness alone.
+mod apart;
+
+/// Shards that are moved at a time for evenness or zones alone.
 const MOVES_MAX: usize = 4;
 /// A worker that has more than another by less than this part of the mean keeps it.
 const UNEVEN_MIN: f64 = 0.05;
@@ -128,10 +130,11 @@ fn lacking_of(
     Some(format!("{table} is to have {wanted}, and {others} can hold one: start another worker"))
 }
 
-/// A few moves that leave the workers with more even numbers of bytes, for the
-/// sizes of their disks; none where they are even enough. Tables of one group move
-/// together, no two copies come into one zone that were not, and nothing goes
-/// where there is less room than elsewhere.
+/// A few moves that bring copies of a shard from one zone to another that has none, and
+/// then leave the workers with more even numbers of bytes, for the sizes of their disks;
+/// none where they are even enough. Tables of one group move together, no two copies
+/// come into one zone that were not, and nothing goes where there is less room than
+/// elsewhere.
 pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
     let mut groups = grouped(state);
     let mut load = load_of(workers, &groups);
@@ -139,7 +142,9 @@ pub fn even_out(state: &State, workers: &[Candidate]) -> Vec<Command> {
         workers.iter().map(|worker| (&worker.id, worker.zone.as_str())).collect();
     let mut sizes = sizes(workers);
     for _ in 0..MOVES_MAX {
-        let Some((from, to, index, shard)) = best_move(&groups, &load, &zones, &sizes) else { break };
+        let apart = apart::best_move(&groups, &by_load(&load, &sizes), &zones);
+        let next = apart.or_else(|| best_move(&groups, &load, &zones, &sizes));
+        let Some((from, to, index, shard)) = next else { break };
         let bytes = groups[index].bytes[shard];
         if let Some(size) = sizes.get_mut(to) {
             size.room_bytes = size.room_bytes.saturating_sub(bytes);

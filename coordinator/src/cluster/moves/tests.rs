@@ -356,6 +356,7 @@ fn what_moves_is_told() {
     );
 }
 
+mod apart;
 mod evenness;
 mod plainly;
 mod story;

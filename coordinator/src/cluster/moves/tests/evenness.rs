@@ -4,7 +4,7 @@ use super::*;
 
 /// Evens out and makes the copies, until there is nothing to do; in how many
 /// rounds.
-fn even(state: &mut State, workers: &[Candidate]) -> usize {
+pub(super) fn even(state: &mut State, workers: &[Candidate]) -> usize {
     let live = all_live(workers.iter().map(|worker| worker.id.clone()));
     for round in 0..ROUNDS_MAX {
         let commands = even_out(state, workers);

@@ -196,7 +196,8 @@ impl Model {
     }
 
     /// What holds at rest, unless somebody is expected back: whoever can hold
-    /// what a table asks for does, and nobody else.
+    /// what a table asks for does, and nobody else; and it is in as many zones as
+    /// it can be.
     fn check_rest(&self) {
         if !self.is_all_there() {
             return;
@@ -209,6 +210,9 @@ impl Model {
                 let staying = workers.iter().filter(|worker| shard.contains(&worker.id)).count();
                 assert_eq!(staying, wanted.min(workers.len()), "{} is on {shard:?}", table.name);
                 assert!(staying < wanted || shard.len() == wanted, "{} is on {shard:?}", table.name);
+                let all: Vec<WorkerId> = workers.iter().map(|worker| worker.id.clone()).collect();
+                let apart = staying.min(zones(&all, &workers));
+                assert_eq!(zones(shard, &workers), apart, "{} is on {shard:?}", table.name);
             }
             for segment in &table.segments {
                 let placed = &table.placement[segment.shard as usize];
