@@ -105,8 +105,14 @@ async fn measure(args: &RepairArgs, data: &TpchData) -> Result<Measured> {
     let normal = load.tally().between(normal_from, Instant::now());
     say(format!("before: {}", normal.describe()));
 
-    let last = format!("worker-{}", args.workers);
-    let phase = Phase { cluster: Arc::clone(&cluster), dead: last, workers_left: args.workers - 1 };
+    let dead_after = humantime::parse_duration(&args.dead_after).context("--dead-after")?;
+    let dies = |dead: String, workers_left: usize| Phase {
+        cluster: Arc::clone(&cluster),
+        dead,
+        workers_left,
+        dead_after,
+    };
+    let phase = dies(format!("worker-{}", args.workers), args.workers - 1);
     let loaded = phase.repair(&mut client).await?;
     let during = load.tally().between(loaded.began, loaded.ended);
     say(format!("beside queries: {loaded}"));
@@ -118,8 +124,7 @@ async fn measure(args: &RepairArgs, data: &TpchData) -> Result<Measured> {
     let (tally, _detours) = load.end().await?;
 
     settle(&mut client).await?;
-    let next = format!("worker-{}", args.workers - 1);
-    let phase = Phase { cluster: Arc::clone(&cluster), dead: next, workers_left: args.workers - 2 };
+    let phase = dies(format!("worker-{}", args.workers - 1), args.workers - 2);
     let quiet = phase.repair(&mut client).await?;
     say(format!("with nothing else to do: {quiet}"));
     settle(&mut client).await?;

@@ -24,6 +24,9 @@ const REPLICAS: usize = 3;
 const COPIES_AT_A_TIME: usize = 2;
 /// How long the death may take to be found out, and the repair to be made.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(600);
+/// So long before the repair begins memory is given back for it: what that takes is over
+/// then, and the host has not taken it yet.
+const FREED_BEFORE: Duration = Duration::from_millis(500);
 /// How often it is looked whether it begins.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// And whether it has ended: to look takes some of what there is to copy with, and the
@@ -35,6 +38,8 @@ pub(super) struct Phase {
     pub(super) cluster: Arc<Cluster>,
     pub(super) dead: String,
     pub(super) workers_left: usize,
+    /// After so long a worker that is lost is given up.
+    pub(super) dead_after: Duration,
 }
 
 /// What a repair came to.
@@ -104,10 +109,14 @@ impl Phase {
         });
         killing.await.context("the worker was not killed")??;
 
+        let lost =
+            event_after(client, 0, &format!("kind = 'lost' AND worker = '{dead}'"), LOOK_INTERVAL).await?;
+        let since = instant_of(lost)?.elapsed();
+        tokio::time::sleep(self.dead_after.saturating_sub(FREED_BEFORE).saturating_sub(since)).await;
+        drop(warm);
         // Shards get other workers from here on.
         let given_up = format!("kind = 'dead' AND worker = '{dead}'");
         let began = event_after(client, 0, &given_up, LOOK_INTERVAL).await?;
-        drop(warm);
         let missing = format!(
             "SELECT count(*) FROM system.segments \
              WHERE array_length(array_remove(replicas, '{dead}')) < {REPLICAS} AND {is_sharded}"
@@ -116,6 +125,10 @@ impl Phase {
         loop {
             ended = event_after(client, ended, "kind = 'repaired'", END_LOOK_INTERVAL).await?;
             if client.number(&missing).await? == 0 {
+                // Since it was seen another one may have come, and be the last.
+                ended = client
+                    .number("SELECT CAST(max(at) AS BIGINT) FROM system.events WHERE kind = 'repaired'")
+                    .await?;
                 break;
             }
         }
@@ -137,10 +150,8 @@ impl Phase {
         let mut files = files_below(&self.cluster.data_dir(&self.dead)?.join("segments"));
         files.retain(|path| path.extension().is_some_and(|end| end == "parquet"));
         let at_a_time = COPIES_AT_A_TIME * self.workers_left;
-        let warm = WarmMemory::for_copies_of(repaired.bytes).await?;
+        drop(WarmMemory::for_copies_of(repaired.bytes).await?);
         let copying = tokio::task::spawn_blocking(move || copy_away(&files, at_a_time));
-        // While files are copied already, as above.
-        drop(warm);
         let copied = copying.await.context("the files were not copied")??;
         let megabytes = copied.bytes as f64 / 1e6;
         let rate = megabytes / copied.took.as_secs_f64();

@@ -163,6 +163,8 @@ struct Copied {
     name: SegmentName,
     /// The id of the disk on which it is; empty: not known.
     disk: String,
+    /// Of what has too few, and ordered as such.
+    is_urgent: bool,
 }
 
 /// A copy that was ordered.

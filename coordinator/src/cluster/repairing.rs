@@ -47,10 +47,16 @@ impl Repairing {
         ordered.any(|at| was_one_made || is_new(at))
     }
 
-    /// None is left to make; what was made, where that is news.
-    pub fn ended(&mut self, now: Instant) -> Option<Repaired> {
+    /// Whether nothing was made for so long: what is left cannot be made for now.
+    pub fn stands_still(&self, now: Instant, limit: Duration) -> bool {
+        let since = self.under_way.as_ref().map(|repaired| repaired.since);
+        self.made_at.max(since).is_some_and(|at| now.saturating_duration_since(at) >= limit)
+    }
+
+    /// None is left that can be made; what was made, where that is news.
+    pub fn ended(&mut self) -> Option<Repaired> {
         let repaired = self.under_way.take()?;
-        let took = now.saturating_duration_since(repaired.since);
+        let took = self.made_at?.saturating_duration_since(repaired.since);
         (repaired.copies > 0).then_some(Repaired { took, ..repaired })
     }
 }
@@ -72,16 +78,29 @@ mod tests {
     fn what_was_made_is_told_once_when_none_is_left() {
         let mut repairing = Repairing::default();
         let began = Instant::now();
-        assert_eq!(repairing.ended(began), None, "nothing was to be made");
+        assert_eq!(repairing.ended(), None, "nothing was to be made");
         repairing.ordered(began);
         repairing.made(began + Duration::from_secs(1), 1_200_000);
         repairing.ordered(began + Duration::from_secs(2));
         repairing.made(began + Duration::from_secs(3), 300_000);
-        let repaired = repairing.ended(began + Duration::from_millis(3_500)).unwrap();
-        assert_eq!(repaired.to_string(), "2 copies of what had too few were made, 1.5 MB in 3.50 s");
-        assert_eq!(repairing.ended(began + Duration::from_secs(4)), None, "it is told twice");
+        let repaired = repairing.ended().unwrap();
+        assert_eq!(repaired.to_string(), "2 copies of what had too few were made, 1.5 MB in 3.00 s");
+        assert_eq!(repairing.ended(), None, "it is told twice");
         repairing.ordered(began + Duration::from_secs(5));
-        assert_eq!(repairing.ended(began + Duration::from_secs(6)), None, "nothing was made");
+        assert_eq!(repairing.ended(), None, "nothing was made");
+    }
+
+    #[test]
+    fn what_cannot_be_made_does_not_keep_the_rest_from_being_told() {
+        let (began, limit) = (Instant::now(), Duration::from_secs(60));
+        let mut repairing = Repairing::default();
+        assert!(!repairing.stands_still(began, limit));
+        repairing.ordered(began);
+        assert!(!repairing.stands_still(began + Duration::from_secs(59), limit));
+        assert!(repairing.stands_still(began + limit, limit));
+        repairing.made(began + Duration::from_secs(59), 1);
+        assert!(!repairing.stands_still(began + limit, limit));
+        assert!(repairing.stands_still(began + 2 * limit, limit));
     }
 
     #[test]

@@ -98,7 +98,8 @@ impl Cluster {
             reconciled.adopt.clear();
             reconciled.discard.clear();
         } else {
-            if self.catalog.coordinators().len() > 1 {
+            let is_read = self.pins.oldest().is_some_and(|oldest| oldest < state.version);
+            if is_read || self.catalog.coordinators().len() > 1 {
                 // Others, also those that only follow, may stage or read them: they are asked first.
                 for name in std::mem::take(&mut reconciled.discard) {
                     core.going.unknown(name, state.version, id.clone());
@@ -130,7 +131,8 @@ impl Cluster {
         if is_to_report {
             core.waiting.entry(id.clone()).or_default().report = true;
         }
-        let adopted = |name| Copied { worker: id.clone(), name, disk: request.disk.clone() };
+        let adopted =
+            |name| Copied { worker: id.clone(), name, disk: request.disk.clone(), is_urgent: false };
         core.fetched.extend(reconciled.adopt.into_iter().map(adopted));
         let joining = Joining {
             id,
@@ -210,25 +212,21 @@ impl Cluster {
             Heard::Same | Heard::Unknown => core.is_stale = true,
         }
         let disk = core.membership.disk(&id).unwrap_or_default().to_owned();
-        let state = self.catalog.snapshot();
         for name in beat.fetched.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
             let ordered = core.fetching.get_mut(&id).and_then(|ordered| ordered.remove(&name));
             if !is_leader {
                 core.membership.gained(&id, &name);
                 core.is_stale = true;
             } else if let Some(ordered) = ordered {
-                if ordered.is_urgent {
-                    let segment = state.segment(&name);
-                    core.repairing.made(now, segment.map_or(0, |segment| segment.bytes));
-                }
-                core.fetched.push(Copied { worker: id.clone(), name, disk: disk.clone() });
+                let is_urgent = ordered.is_urgent;
+                core.fetched.push(Copied { worker: id.clone(), name, disk: disk.clone(), is_urgent });
             } else {
                 // It may have been told to remove it since: it is to say what is there.
                 core.waiting.entry(id.clone()).or_default().report = true;
             }
         }
         // Another process of its name was taken in since: it says again what it has.
-        if is_leader && !disk.is_empty() && state.disk(&id) != Some(disk.as_str()) {
+        if is_leader && !disk.is_empty() && self.catalog.snapshot().disk(&id) != Some(disk.as_str()) {
             core.waiting.entry(id.clone()).or_default().report = true;
         }
         if heard == Heard::Changed || !beat.fetched.is_empty() {

@@ -98,11 +98,13 @@ impl Cluster {
     /// Asks all coordinators what they need of what waits to be removed, and has a
     /// round remove what is free by that. No round waits for whoever is silent.
     pub(super) async fn ask_needs(&self) {
-        let (term, asked) = {
+        let (term, mut asked) = {
             let mut core = self.core.lock();
             let Some(term) = core.leads_in else { return };
             (term, core.going.asked())
         };
+        // What a query here reads stays until that ends, whatever the others say.
+        asked.retain(|name| self.pins.retired(name).is_none());
         if asked.is_empty() {
             return;
         }

@@ -73,11 +73,16 @@ impl Cluster {
         core.fetched.drain(..recorded);
         match outcome {
             Ok(_) => {
-                for Copied { worker, name, disk } in copies {
+                for Copied { worker, name, disk, is_urgent } in copies {
                     // A table or segment that was dropped meanwhile needs no copy.
-                    if state.segment(name).is_none() {
+                    let Some(segment) = state.segment(name) else {
                         core.going.dropped(*name, state.version, 0, [worker.clone()]);
-                    } else if core.membership.disk(worker) == Some(disk.as_str()) {
+                        continue;
+                    };
+                    if *is_urgent && segment.replicas.contains(worker) {
+                        core.repairing.made(Instant::now(), segment.bytes);
+                    }
+                    if core.membership.disk(worker) == Some(disk.as_str()) {
                         core.membership.gained(worker, name);
                     }
                 }
@@ -227,10 +232,12 @@ impl Cluster {
         // Another one may lead since the round began.
         let repairs = core.leads_in.is_some() && core.repairing.gets_on(now, urgent.clone());
         self.repairs.store(repairs, Ordering::Relaxed);
-        // What was made since the last round is not in the catalog yet.
-        if urgent.count() == 0
-            && core.fetched.is_empty()
-            && let Some(repaired) = core.repairing.ended(now)
+        let is_over = core.repairing.stands_still(now, FETCH_MAX)
+            // What was made since the round began is not in the catalog yet.
+            || (urgent.count() == 0 && !core.fetched.iter().any(|it| it.is_urgent));
+        if core.leads_in.is_some()
+            && is_over
+            && let Some(repaired) = core.repairing.ended()
         {
             tracing::info!("{repaired}");
             self.events.tell(EventKind::Repaired, None, repaired.to_string());

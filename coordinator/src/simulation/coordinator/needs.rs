@@ -44,7 +44,8 @@ impl Coordinator {
             return;
         }
         let Some(term) = self.core.leads_in else { return };
-        let asked = self.core.going.asked();
+        let mut asked = self.core.going.asked();
+        asked.retain(|name| self.pins.retired(name).is_none());
         if asked.is_empty() {
             return;
         }

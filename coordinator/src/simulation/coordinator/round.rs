@@ -174,7 +174,11 @@ impl Coordinator {
             fetching.retain(|_, ordered| now - ordered.at < FETCH_MAX);
         }
         let fetching = &self.core.fetching;
+        let made: BTreeSet<_> = self.core.fetched.iter().map(|(worker, name)| (worker, *name)).collect();
         let orders = repair::missing(&self.state, &live, FETCHES_MAX, |worker, name, is_urgent| {
+            if made.contains(&(worker, *name)) {
+                return true;
+            }
             let Some(ordered) = fetching.get(worker) else { return false };
             let is_ordered = ordered.get(name).is_some_and(|it| it.is_urgent || !is_urgent);
             is_ordered || ordered.values().filter(|it| it.is_urgent == is_urgent).count() >= FETCHES_MAX

@@ -268,6 +268,29 @@ async fn a_copy_that_left_stays_until_its_readers_are_done() {
 }
 
 #[tokio::test]
+async fn a_round_is_not_woken_for_what_a_query_here_keeps() {
+    let cluster = cluster().await;
+    for worker in ["w1", "w2", "w3"] {
+        connect(&cluster, worker, &[]).await;
+    }
+    let segments = with_copies(&cluster).await;
+    move_from_w1(&cluster, &segments).await;
+    let leads = cluster.lead();
+    cluster.collect(leads);
+    // It is newer than what left `w1`, and reads the segments that are dropped now.
+    let reader = cluster.pin();
+    let (schema_name, name) = ("public".to_owned(), "t".to_owned());
+    apply(&cluster, Command::DropTable { schema_name, name, if_exists: false }).await;
+    cluster.collect(leads);
+    cluster.ask_needs().await;
+    assert!(cluster.core.lock().answered.is_none(), "nothing would be removed");
+    drop(reader);
+    cluster.collect(leads);
+    cluster.ask_needs().await;
+    assert!(cluster.core.lock().answered.is_some());
+}
+
+#[tokio::test]
 async fn what_a_worker_should_hold_again_is_not_removed_from_it() {
     let cluster = cluster().await;
     let stream = connect(&cluster, "w1", &[]).await;
