@@ -9,6 +9,8 @@ use crate::fixture::wait_until;
 const LAYOUT: &str = "shards = 3, replicas = 1, shard_key = 'k', sort_key = 'k'";
 /// All three disks have room.
 const HAVE_ROOM: &str = "SELECT count(*) / 3 FROM system.workers WHERE disk_free_bytes > 100000000";
+/// One of them is told to be full: what was told before it was filled up does not count.
+const IS_FULL: &str = "SELECT count(*) FROM system.workers WHERE disk_free_bytes < 1000000";
 const SEGMENTS: &str = "SELECT segments FROM system.shards ORDER BY shard";
 
 #[test]
@@ -47,6 +49,7 @@ fn a_shard_without_room_on_its_worker_leaves_the_others_to_be_compacted() {
         assert_eq!(client.text(SEGMENTS).await.unwrap(), "3\n1\n1\n");
 
         // Somebody stops it behind that shard: which it was is told all the same.
+        wait_until(&mut client, IS_FULL).await;
         disk.empty().unwrap();
         wait_until(&mut client, HAVE_ROOM).await;
         make_many(&mut client, 4..6).await;
