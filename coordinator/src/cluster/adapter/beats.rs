@@ -85,11 +85,10 @@ impl Cluster {
         // In this order: a write that ends in between is in the catalog.
         let protected: HashSet<_> =
             core.protected.values().flat_map(|staged| staged.keys()).copied().collect();
-        let is_spared = |name: &SegmentName| protected.contains(name) || self.pins.retired(name).is_some();
         let live = core.membership.live();
         let state = self.catalog.snapshot();
         self.pins.note(|| self.catalog.take_dropped());
-        let mut reconciled = repair::reconcile(&state, &live, &id, &held, is_spared);
+        let mut reconciled = repair::reconcile(&state, &live, &id, &held, |name| protected.contains(name));
         // Until it hears of this term it may remove some of that for an older leader.
         let may_lose = request.term < self.catalog.term();
         let mut is_to_report = false;
@@ -100,7 +99,8 @@ impl Cluster {
         } else {
             let is_read = self.pins.oldest().is_some_and(|oldest| oldest < state.version);
             if is_read || self.catalog.coordinators().len() > 1 {
-                // Others, also those that only follow, may stage or read them: they are asked first.
+                // Queries may read them, and others, also those that only follow, may stage them: all
+                // are asked first.
                 for name in std::mem::take(&mut reconciled.discard) {
                     core.going.unknown(name, state.version, id.clone());
                 }

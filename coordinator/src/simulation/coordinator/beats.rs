@@ -81,9 +81,9 @@ impl Coordinator {
         let protected = core.staged();
         let dropped = take(&mut self.dropped);
         self.pins.note(|| dropped);
-        let is_spared = |name: &SegmentName| protected.contains(name) || self.pins.retired(name).is_some();
         let live = core.membership.live();
-        let mut reconciled = repair::reconcile(&self.state, &live, &id, &held, is_spared);
+        let mut reconciled =
+            repair::reconcile(&self.state, &live, &id, &held, |name| protected.contains(name));
         let may_lose = report.term < self.term;
         let mut is_to_report = false;
         if core.leads_in.is_none() {

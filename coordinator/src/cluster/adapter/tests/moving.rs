@@ -291,6 +291,25 @@ async fn a_round_is_not_woken_for_what_a_query_here_keeps() {
 }
 
 #[tokio::test]
+async fn what_queries_read_goes_from_whoever_joins_with_it_when_they_are_done() {
+    let cluster = cluster().await;
+    for worker in ["w1", "w2", "w3"] {
+        connect(&cluster, worker, &[]).await;
+    }
+    let segments = with_copies(&cluster).await;
+    let reader = cluster.pin();
+    // The copy of `w1` leaves the catalog; `w4` has one of which nobody knew.
+    move_from_w1(&cluster, &segments).await;
+    let name = segments[0].name();
+    let stream = connect(&cluster, "w4", &[name]).await;
+    collect(&cluster).await;
+    assert!(beat(&cluster, "w4", stream).discard.is_empty(), "a query may read it");
+    drop(reader);
+    collect(&cluster).await;
+    assert_eq!(beat(&cluster, "w4", stream).discard, [name.to_string()]);
+}
+
+#[tokio::test]
 async fn what_a_worker_should_hold_again_is_not_removed_from_it() {
     let cluster = cluster().await;
     let stream = connect(&cluster, "w1", &[]).await;
