@@ -321,6 +321,8 @@ fn a_coordinator_without_a_result_cache_says_so() {
     run(async {
         let mut client = cluster.connect().await.unwrap();
         make_rows(&mut client, "kept_nowhere", 10).await;
+        // Those of the table.
+        client.notices().await.unwrap();
         switch(&mut client, "off").await;
         assert_eq!(client.notices().await.unwrap(), Vec::<String>::new());
         switch(&mut client, "on").await;
