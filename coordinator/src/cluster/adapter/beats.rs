@@ -98,11 +98,14 @@ impl Cluster {
             reconciled.discard.clear();
         } else {
             let is_read = self.pins.oldest().is_some_and(|oldest| oldest < state.version);
-            if is_read || self.catalog.coordinators().len() > 1 {
-                // Queries may read them, and others, also those that only follow, may stage them: all
-                // are asked first.
-                for name in std::mem::take(&mut reconciled.discard) {
+            // Queries may read them, and others, also those that only follow, may stage them: all are
+            // asked first. A copy that has just left the catalog may come back by what is in the log.
+            let is_asked = is_read || self.catalog.coordinators().len() > 1;
+            for name in std::mem::take(&mut reconciled.discard) {
+                if is_asked || self.pins.retired(&name).is_some() {
                     core.going.unknown(name, state.version, id.clone());
+                } else {
+                    reconciled.discard.push(name);
                 }
             }
             if may_lose {

@@ -91,9 +91,12 @@ impl Coordinator {
             reconciled.discard.clear();
         } else {
             let is_read = self.pins.oldest().is_some_and(|oldest| oldest < self.state.version);
-            if is_read || self.count > 1 {
-                for name in take(&mut reconciled.discard) {
+            let is_asked = is_read || self.count > 1;
+            for name in take(&mut reconciled.discard) {
+                if is_asked || self.pins.retired(&name).is_some() {
                     core.going.unknown(name, self.state.version, id.clone());
+                } else {
+                    reconciled.discard.push(name);
                 }
             }
             if may_lose {

@@ -121,11 +121,10 @@ async fn shards_of_a_worker_that_stays_away_get_another() {
     assert_eq!(cluster.catalog.snapshot().version, version, "it moves again");
     // It is back after all: nobody needs what it has, and it gets its part.
     let held = [&segments[0], &segments[2]].map(Segment::name);
-    let names = held.map(|name| name.to_string());
-    assert_eq!(join(&cluster, "w1", &held).await, names);
-    // It hears of it once more, as one of those that had the copies.
+    assert!(join(&cluster, "w1", &held).await.is_empty(), "they were taken out a moment ago");
     collect(&cluster).await;
-    assert_eq!(beat(&cluster, "w1", cluster.open_stream()).discard, names);
+    let orders = beat(&cluster, "w1", cluster.open_stream());
+    assert_eq!(orders.discard, held.map(|name| name.to_string()));
     cluster.give_up(now + DEAD_AFTER);
     assert_eq!(cluster.given_up(&"w1".into()), None);
     cluster.place_anew().await;
