@@ -63,10 +63,9 @@ impl Repairing {
 
 impl fmt::Display for Repaired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let copies = if self.copies == 1 { "copy" } else { "copies" };
+        let (count, what) = (self.copies, if self.copies == 1 { "copy" } else { "copies" });
         let (megabytes, seconds) = (self.bytes as f64 / 1e6, self.took.as_secs_f64());
-        let Self { copies: count, .. } = self;
-        write!(f, "{count} {copies} of what had too few were made, {megabytes:.1} MB in {seconds:.2} s")
+        write!(f, "{count} {what} of what had too few were made, {megabytes:.1} MB in {seconds:.2} s")
     }
 }
 

@@ -76,7 +76,7 @@ impl Prepared {
         catalog_version: u64,
         parameters: &[ScalarValue],
     ) -> Option<Arc<Planned>> {
-        // Functions are made anew for some of the others, which takes long.
+        // For some settings functions are made anew (`StateTemplate::planning`), which takes long.
         if !settings.changed.is_empty() {
             return None;
         }

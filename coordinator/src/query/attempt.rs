@@ -350,7 +350,8 @@ struct Released {
     is_at_hand: bool,
 }
 
-fn stopped() -> Error {
+/// The error of a query that `KILL QUERY` or its client ended.
+pub(super) fn stopped() -> Error {
     Error::Cancelled("the query was cancelled".into())
 }
 

@@ -17,9 +17,9 @@ use parking_lot::Mutex;
 
 use self::copied::copied;
 use self::kept::{Charge, Kept};
+use super::attempt::stopped;
 use super::certificate::Certificate;
 use super::registry::Running;
-use crate::Error;
 use crate::catalog::State;
 
 mod copied;
@@ -173,7 +173,7 @@ impl KeptResult {
 
     fn next(&self, running: Running, place: usize) -> Option<Given> {
         if running.cancelled().is_cancelled() {
-            let error = Error::Cancelled("the query was cancelled".into());
+            let error = stopped();
             running.failed(&error.to_string());
             return Some((Err(error.into()), None));
         }

@@ -139,11 +139,6 @@ impl Planning {
         &self.state
     }
 
-    /// Replaces the DataFusion session; for catalogs that need one to be made.
-    pub fn with_state(&self, state: SessionState) -> Self {
-        Self { state, row_by_row: Arc::clone(&self.row_by_row), channels: self.channels.clone() }
-    }
-
     /// The physical plan of an optimised logical plan, for one attempt.
     ///
     /// # Errors

@@ -53,7 +53,7 @@ pub(super) async fn ask(
     let durable = tokio::select! {
         durable = call.make(task) => durable?,
         () = context.holders().lost(worker) => {
-            return Err(Failure::new(ErrorCode::Unavailable, "is silent").at(worker.as_str()));
+            return Err(call.unavailable("is silent"));
         }
     };
     call.check(&durable, rows)?;

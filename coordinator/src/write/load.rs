@@ -13,9 +13,6 @@ use super::{SegmentHolders, WriteProgress};
 use crate::Error;
 use crate::catalog::{Catalog, Command};
 
-/// Rows that all writes of a coordinator hold together, unless configured.
-pub const BUFFER_BYTES_DEFAULT: usize = 384 * 1024 * 1024;
-
 /// What all writes of one coordinator share. Cheap to clone.
 #[derive(Clone)]
 pub struct WriteContext {

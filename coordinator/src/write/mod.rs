@@ -15,7 +15,7 @@ mod tasks;
 
 pub use compact::compact;
 pub use holders::SegmentHolders;
-pub use load::{BUFFER_BYTES_DEFAULT, Staged, WriteContext, write};
+pub use load::{Staged, WriteContext, write};
 pub use shoal_data::load::WriteProgress;
 pub use spread::{Load, spread};
 

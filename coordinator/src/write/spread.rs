@@ -28,13 +28,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// What is to be loaded.
 pub struct Load {
     /// Into this table.
-    pub table: Arc<Table>,
+    table: Arc<Table>,
     /// As this write.
-    pub write_id: WriteId,
+    write_id: WriteId,
     /// The columns of the files.
-    pub columns: SchemaRef,
+    columns: SchemaRef,
     /// Where workers find files that are not in an object store.
-    pub files_at: String,
+    files_at: String,
     tasks: Vec<Vec<RowGroup>>,
 }
 

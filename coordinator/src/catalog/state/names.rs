@@ -54,7 +54,8 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// Refuses a name that cannot be used for a new thing of kind `kind`.
+    /// Refuses a name that cannot be used for a new thing, which may take the place of one of
+    /// kind `replaced`.
     fn check_name(&self, (schema_name, name): &Key, replaced: &str) -> Result<(), CatalogError> {
         if !self.schemas.contains(schema_name) {
             return Err(no_schema(schema_name));

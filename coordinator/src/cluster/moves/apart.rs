@@ -19,7 +19,7 @@ pub(super) fn best_move<'a>(
     for worker in by_load {
         in_zone.entry(zones.get(worker.id).copied().unwrap_or_default()).or_default().push(worker);
     }
-    // From a shard of which no two are in one zone nothing is to be had.
+    // Where all are in one zone, each shard has a copy in every zone that there is.
     if in_zone.len() < 2 {
         return None;
     }
