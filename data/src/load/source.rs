@@ -1,5 +1,6 @@
 //! The bytes of one file that is loaded, on disk, in an object store or below the
-//! import roots of a coordinator, for readers that block. Nothing is cached.
+//! import roots of a coordinator, for readers that block. Nothing is kept but a row
+//! group for as long as it is read.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -22,11 +23,11 @@ use crate::ImportRoots;
 use crate::file_stream::{self, STALL_MAX};
 use crate::import_store::modified_unix_ms;
 
-/// Bytes asked of an object store at once.
+/// Bytes that a [`SourceReader`] asks of an object store at once.
 const REMOTE_BYTES: u64 = 4 * 1024 * 1024;
-/// Bytes read from disk at once.
+/// Bytes that it reads at once of a file on a disk or at a coordinator.
 const LOCAL_BYTES: usize = 256 * 1024;
-/// Bytes read from disk to find the head of a Parquet page.
+/// The same to find the head of a Parquet page, also in what is at hand.
 const PAGE_HEAD_BYTES: usize = 8 * 1024;
 /// A row group up to this size is fetched as a whole.
 const PREFETCH_BYTES_MAX: u64 = 64 * MIB;

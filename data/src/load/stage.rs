@@ -144,7 +144,8 @@ pub async fn stage(
     Err(Failure::new(code, message))
 }
 
-/// Sends the segment to one worker; the id of the disk on which it is durable there.
+/// Sends the segment to one worker, or stores it here where this process is that one;
+/// the id of the disk on which it is durable there.
 async fn send(
     context: &WriteContext,
     header: &StageHeader,
