@@ -1,7 +1,7 @@
 //! The cluster as the rest of the coordinator sees it: the pure parts behind
 //! one lock, and the loops that give them the time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -446,6 +446,11 @@ impl Core {
         if self.membership.is_member(worker) {
             self.waiting.entry(worker.clone()).or_default().discard.insert(name, term);
         }
+    }
+
+    /// The copies of this worker's that are about to be in the catalog.
+    fn fetched_by(&self, worker: &WorkerId) -> HashSet<SegmentName> {
+        self.fetched.iter().filter(|copied| copied.worker == *worker).map(|copied| copied.name).collect()
     }
 
     fn lost(&mut self, worker: &WorkerId) {

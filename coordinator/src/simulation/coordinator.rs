@@ -5,7 +5,7 @@
 //! Each part says of what it is the likeness; what is changed there is to be
 //! changed here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use shoal_data::SegmentName;
@@ -114,6 +114,10 @@ impl Core {
         if self.membership.is_member(worker) {
             self.waiting.entry(worker.clone()).or_default().discard.insert(name, term);
         }
+    }
+
+    fn fetched_by(&self, worker: &WorkerId) -> HashSet<SegmentName> {
+        self.fetched.iter().filter(|(id, _)| id == worker).map(|(_, name)| *name).collect()
     }
 
     fn discard_in(&mut self, now: Millis, term: u64, names: Vec<(SegmentName, Vec<WorkerId>)>) {

@@ -101,8 +101,10 @@ impl Cluster {
             // Queries may read them, and others, also those that only follow, may stage them: all are
             // asked first. A copy that has just left the catalog may come back by what is in the log.
             let is_asked = is_read || self.catalog.coordinators().len() > 1;
+            // Another request of this worker's may have had it taken over: it is about to be in the catalog.
+            let fetched = core.fetched_by(&id);
             for name in std::mem::take(&mut reconciled.discard) {
-                if is_asked || self.pins.retired(&name).is_some() {
+                if is_asked || fetched.contains(&name) || self.pins.retired(&name).is_some() {
                     core.going.unknown(name, state.version, id.clone());
                 } else {
                     reconciled.discard.push(name);
@@ -267,8 +269,7 @@ impl Cluster {
             waiting.discard = discard.split_off(&first_kept);
         }
         // What was just copied is about to be in the catalog.
-        let fetched: HashSet<&SegmentName> =
-            core.fetched.iter().filter(|copied| copied.worker == id).map(|copied| &copied.name).collect();
+        let fetched = core.fetched_by(&id);
         discard.retain(|name, decided_in| *decided_in >= term && !fetched.contains(name));
         let mut discard: BTreeSet<SegmentName> = discard.into_keys().collect();
         drop(core);

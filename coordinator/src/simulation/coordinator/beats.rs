@@ -92,8 +92,9 @@ impl Coordinator {
         } else {
             let is_read = self.pins.oldest().is_some_and(|oldest| oldest < self.state.version);
             let is_asked = is_read || self.count > 1;
+            let fetched = core.fetched_by(&id);
             for name in take(&mut reconciled.discard) {
-                if is_asked || self.pins.retired(&name).is_some() {
+                if is_asked || fetched.contains(&name) || self.pins.retired(&name).is_some() {
                     core.going.unknown(name, self.state.version, id.clone());
                 } else {
                     reconciled.discard.push(name);
@@ -175,8 +176,7 @@ impl Coordinator {
         let mut report = take(&mut waiting.report);
         waiting.is_reporting |= report;
         let mut discard = take(&mut waiting.discard);
-        let fetched: HashSet<&SegmentName> =
-            core.fetched.iter().filter(|(id, _)| id == worker).map(|(_, name)| name).collect();
+        let fetched = core.fetched_by(worker);
         discard.retain(|name, decided_in| *decided_in >= term && !fetched.contains(name));
         let mut discard: BTreeSet<SegmentName> = discard.into_keys().collect();
         if !discard.is_empty() {

@@ -353,6 +353,29 @@ async fn a_copy_counts_again_where_those_that_took_its_place_are_gone() {
     assert!(replicas(&cluster, &segments[0]).contains(&"w1".into()));
 }
 
+#[tokio::test]
+async fn a_copy_that_was_taken_over_is_not_removed_before_it_is_recorded() {
+    let cluster = cluster().await;
+    let w1 = connect(&cluster, "w1", &[]).await;
+    connect(&cluster, "w2", &[]).await;
+    let w3 = connect(&cluster, "w3", &[]).await;
+    let segments = with_copies(&cluster).await;
+    move_from_w1(&cluster, &segments).await;
+    collect(&cluster).await;
+    beat(&cluster, "w1", w1);
+    let name = segments[0].name();
+    cluster.disconnected(&"w3".into(), w3);
+    assert!(join(&cluster, "w1", &[name]).await.is_empty(), "who should have it is not there");
+    // Who should is back before that is in the catalog, and it says again what it has.
+    let all: Vec<_> = segments.iter().map(Segment::name).collect();
+    connect(&cluster, "w3", &all).await;
+    assert!(join(&cluster, "w1", &[name]).await.is_empty(), "it is about to be in the catalog");
+    cluster.record_fetched().await;
+    assert!(replicas(&cluster, &segments[0]).contains(&"w1".into()));
+    collect(&cluster).await;
+    assert!(beat(&cluster, "w1", cluster.open_stream()).discard.is_empty());
+}
+
 /// Takes the copy of the first shard out of the catalog once more.
 async fn move_from_w1_again(cluster: &Cluster, segments: &[Segment]) {
     let SegmentName { table, segment, .. } = segments[0].name();
