@@ -1,6 +1,6 @@
 //! The likeness of `cluster::adapter::beats`: workers join and beat.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::mem::take;
 
 use shoal_data::SegmentName;
