@@ -16,6 +16,7 @@ use parquet::schema::types::ColumnPath;
 use shoal_proto::{SegmentId, TableId};
 
 use self::open::OpenSegment;
+use self::order::Order;
 use crate::{DataError, Segment, SegmentName, Table};
 
 mod open;
@@ -99,7 +100,10 @@ impl SegmentWriter {
         if rows.num_rows() == 0 {
             return Err(DataError::Layout("a segment has at least one row".into()));
         }
-        let order = order::sorted(rows.columns(), &self.sort_key)?.map(UInt32Array::from);
+        let order = match order::sorted(rows.columns(), &self.sort_key)? {
+            Order::AsTheyAre => None,
+            Order::Of(order) => Some(UInt32Array::from(order)),
+        };
         let bounded: Vec<bool> =
             rows.columns().iter().map(|column| !statistics::has_not_a_number(column)).collect();
         let mut open = self.open(&rows, bounded, rows.num_rows() * 32)?;

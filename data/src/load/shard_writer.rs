@@ -77,6 +77,11 @@ impl ShardWriter {
 
     /// Takes rows.
     pub(super) fn push(&mut self, batch: RecordBatch) -> Result<(), DataError> {
+        if batch.num_rows() > BATCH_ROWS_MIN {
+            // Behind a few rows that wait, such as the last of a row group, it and all after
+            // it would be cut and copied.
+            self.gathering.finish_buffered_batch()?;
+        }
         self.gathering.push_batch(batch)?;
         if self.gathering.size() > BATCH_BYTES_MAX {
             self.gathering.finish_buffered_batch()?;
@@ -171,6 +176,7 @@ fn compact(batch: &RecordBatch) -> Result<RecordBatch, DataError> {
 #[cfg(test)]
 mod tests {
     use arrow::array::{Int64Array, StringViewArray};
+    use arrow::compute::concat_batches;
     use shoal_proto::TableId;
 
     use super::*;
@@ -245,6 +251,22 @@ mod tests {
             }
         }
         assert_eq!(rows_of_shard, [4096; SHARDS as usize]);
+    }
+
+    #[test]
+    fn large_batches_stay_whole_behind_a_few_rows() {
+        let mut writer = writer(1, &[]);
+        let (large, mut from) = (large(), 0);
+        for rows in [10, 8192, 20, 30, 2049, 8192, 2048, 5] {
+            writer.push(large.slice(from, rows)).unwrap();
+            from += rows;
+        }
+        writer.finish().unwrap();
+        let taken = writer.take_largest().unwrap();
+        let rows: Vec<usize> = taken.batches.iter().map(RecordBatch::num_rows).collect();
+        assert_eq!(rows, [10, 8192, 50, 2049, 8192, 2053]);
+        let together = concat_batches(&large.schema(), &taken.batches).unwrap();
+        assert_eq!(together, large.slice(0, from));
     }
 
     #[test]
