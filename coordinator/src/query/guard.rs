@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
-use datafusion::physical_expr::Partitioning;
 use datafusion::physical_expr::window::WindowExpr;
+use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::joins::{HashJoinExec, JoinOnRef, PartitionMode, SortMergeJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
@@ -164,16 +164,20 @@ fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
 }
 
 /// Whether all rows of each group are in one partition: hashed by some of the
-/// columns that they are grouped by.
+/// columns that they are grouped by, or by what is equal to one of those in every
+/// row, such as the other side's key after an inner join.
 fn groups_are_whole(aggregate: &AggregateExec) -> bool {
-    let Partitioning::Hash(keys, _) = aggregate.input().output_partitioning() else { return false };
-    let grouped: Vec<_> = aggregate.group_expr().expr().iter().map(|(expr, _)| expr).collect();
-    !keys.is_empty() && keys.iter().all(|key| grouped.iter().any(|expr| expr.eq(&key)))
+    let input = aggregate.input();
+    let Partitioning::Hash(keys, _) = input.output_partitioning() else { return false };
+    let equals = input.equivalence_properties().eq_group();
+    let one_for_all = |expr: &Arc<dyn PhysicalExpr>| equals.normalize_expr(Arc::clone(expr));
+    let grouped: Vec<_> = aggregate.group_expr().expr().iter().map(|(expr, _)| one_for_all(expr)).collect();
+    !keys.is_empty() && keys.iter().all(|key| grouped.contains(&one_for_all(key)))
 }
 
 /// Whether both sides of a partitioned join are hashed alike: into as many
 /// partitions, each by its side of the same equalities in the same order.
-fn sides_meet(left: &Partitioning, right: &Partitioning, on: JoinOnRef) -> bool {
+pub(super) fn sides_meet(left: &Partitioning, right: &Partitioning, on: JoinOnRef) -> bool {
     let (Partitioning::Hash(left, left_count), Partitioning::Hash(right, right_count)) = (left, right) else {
         return false;
     };

@@ -8,6 +8,7 @@ mod attempt;
 mod certificate;
 mod explain;
 mod guard;
+mod in_place;
 mod keepable;
 mod merge_memory;
 mod merged_rows;

@@ -13,6 +13,7 @@ use datafusion::logical_expr::logical_plan::Subquery;
 use datafusion::logical_expr::{AggregateUDF, Expr, LogicalPlan, LogicalPlanBuilder, TableScan, col};
 use shoal_data::functions::SingleValue;
 
+mod not_in;
 mod nulls;
 
 /// The plan of a statement as it must be given to the optimiser.

@@ -25,6 +25,7 @@ use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::{Channels, QueryPool, TableId};
 
 use super::guard;
+use super::in_place::JoinInPlace;
 use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
@@ -88,7 +89,7 @@ impl StateTemplate {
             .with_distributed_planner();
         shoal_data::functions::register(&mut builder);
         let state = builder.build();
-        let rules = SafePushdown::in_all(state.physical_optimizers());
+        let rules = JoinInPlace::among(SafePushdown::in_all(state.physical_optimizers()));
         let state =
             SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
         let row_by_row = SessionStateBuilder::new_from_existing(state.clone())
@@ -251,6 +252,9 @@ impl Planning {
         let options = config.options_mut();
         options.execution.collect_statistics = true;
         options.optimizer.prefer_existing_union = true;
+        // Rows that are hashed by some of the columns that they are grouped by stay where
+        // they are: by default that takes more partitions than a task has.
+        options.optimizer.subset_repartition_threshold = 1;
         options.optimizer.preserve_file_partitions = usize::from(way == Way::Colocated);
         if let Some(shoal) = options.extensions.get_mut::<ShoalConfig>() {
             shoal.colocate = way == Way::Colocated;
@@ -445,3 +449,6 @@ pub(super) fn facts_of(plan: &LogicalPlan) -> Result<Vec<Arc<TableFacts>>> {
     })?;
     Ok(tables)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
 use datafusion::common::{Result, Statistics};
 use datafusion::config::TableParquetOptions;
 use datafusion::datasource::listing::PartitionedFile;
@@ -72,6 +73,16 @@ impl ShardTable {
     /// What follows from the table alone.
     pub(crate) fn facts(&self) -> &Arc<TableFacts> {
         &self.facts
+    }
+
+    /// Whether a column holds no NULL in any segment; not where that is not known.
+    pub(super) fn has_no_nulls(&self, column: &str) -> bool {
+        let Ok(index) = self.schema.index_of(column) else { return false };
+        if self.table().segments.is_empty() {
+            return true;
+        }
+        let Ok(known) = table_statistics(&self.facts, &self.schema, &[index]) else { return false };
+        known.column_statistics.first().is_some_and(|column| column.null_count == Precision::Exact(0))
     }
 
     /// The segments that a scan with these filters must read.
@@ -251,7 +262,7 @@ pub(super) fn segment_readers(
 
 fn empty_statistics(schema: &SchemaRef) -> Statistics {
     let mut statistics = Statistics::new_unknown(schema);
-    statistics.num_rows = datafusion::common::stats::Precision::Exact(0);
+    statistics.num_rows = Precision::Exact(0);
     statistics
 }
 

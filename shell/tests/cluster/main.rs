@@ -28,6 +28,8 @@ mod flight;
 #[cfg(test)]
 mod goes_on;
 #[cfg(test)]
+mod in_place;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod loading;

@@ -13,8 +13,11 @@ use datafusion::logical_expr::{
     BinaryExpr, Expr, ExprFunctionExt, Join, JoinType, LogicalPlan, LogicalPlanBuilder, Operator, lit, when,
 };
 
+use super::not_in::as_anti_joins;
+
 /// The plan with
-/// - `NOT IN` in three values wherever its NULL counts;
+/// - `NOT IN` in three values wherever its NULL counts, and as a plain anti join
+///   where there can be none;
 /// - the subqueries of `= ANY` and the like under names of their own, as the
 ///   columns outside would be taken for those inside;
 /// - the rows of EXCEPT ALL and INTERSECT ALL numbered, as each takes away or
@@ -25,13 +28,15 @@ use datafusion::logical_expr::{
 pub(super) fn with_whole_meaning(plan: LogicalPlan) -> Result<LogicalPlan> {
     let mut names = 0;
     let rewritten = plan.transform_up_with_subqueries(|node| match node {
-        LogicalPlan::Filter(mut filter) => {
+        LogicalPlan::Filter(filter) => {
+            let joined = as_anti_joins(filter, &mut names)?;
+            let LogicalPlan::Filter(mut filter) = joined.data else { return Ok(joined) };
             let predicate = filter.predicate.clone();
             let rewritten =
                 predicate_of(predicate.clone(), Place { is_conjunct: true, null_is_false: true })?;
             let rewritten = with_named_sets(rewritten, &mut names)?;
             if rewritten == predicate {
-                return Ok(Transformed::no(LogicalPlan::Filter(filter)));
+                return Ok(Transformed { data: LogicalPlan::Filter(filter), ..joined });
             }
             filter.predicate = rewritten;
             Ok(Transformed::yes(LogicalPlan::Filter(filter)))
