@@ -139,6 +139,11 @@ async fn shards_that_meet_are_merged_where_they_are() {
         "{}",
         text(&merged)
     );
+    let gives_way = merged.exists(|node| {
+        let below = node.children();
+        Ok(node.is::<CooperativeExec>() && below.iter().all(|child| child.is::<SortMergeJoinExec>()))
+    });
+    assert!(gives_way.unwrap(), "{}", text(&merged));
 }
 
 #[tokio::test]
