@@ -32,6 +32,7 @@ pub mod slt;
 pub mod small_disk;
 pub mod tpch;
 pub mod tpch_data;
+pub mod tpch_memory;
 
 pub use answer::{Answer, Difference};
 pub use client::{Client, ClientError, Outcome};

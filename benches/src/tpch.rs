@@ -1,28 +1,33 @@
 //! `shoal-benches tpch`: all 22 queries on a real cluster and on its peers,
 //! interleaved in one run, every answer checked.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use shoal_data::parse_bytes;
 use shoal_data::sample::{QUERIES, TpchTable};
 
 use crate::answer::{Answer, FLOAT_TOLERANCE, Numbers};
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::load::load_tables;
 use crate::oracle::Oracle;
-use crate::peers::{ChildPeer, Peer, ShoalPeer, TableFiles, shard_files, start_duckdb};
+use crate::peers::{ChildPeer, Execution, Peer, ShoalPeer, TableFiles, shard_files, start_duckdb};
 use crate::process::{MemoryWatch, cpu_seconds};
 use crate::report::{Series, Summary, median, say, write_bars, write_json};
 use crate::tpch_data::{TpchData, data_root};
+use crate::tpch_memory::{MemoryLimits, MemoryReport, limit_each};
 
 /// How far DuckDB's numbers may differ: its averages are floats, DataFusion's
 /// of decimals are decimals of limited scale.
 const OTHER_DATABASE_TOLERANCE: f64 = 1e-4;
 /// The peer whose answers are taken for right.
 const ORACLE: &str = "datafusion";
+/// The cluster among the peers.
+const SHOAL: &str = "shoal";
 
 /// What to run.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,6 +44,16 @@ pub struct TpchArgs {
     /// Shards of each large table
     #[arg(long, default_value_t = 8)]
     pub shards: u32,
+    /// Copies of each shard [default: as many as a table gets]
+    #[arg(long)]
+    pub replicas: Option<u32>,
+    /// Memory of each process of the cluster: six tenths of it are for queries, which spill what does not fit. What each
+    /// took for each query is measured, and counted where it was more
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub memory_per_worker: Option<u64>,
+    /// Memory for queries of the datafusion whose answers are the right ones [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub oracle_memory: Option<u64>,
     /// Peers: datafusion (always run: its answers are the right ones), datafusion_same_files, shoal_no_failover, dfd, duckdb
     #[arg(long, value_delimiter = ',', default_value = "datafusion,datafusion_same_files,dfd,duckdb")]
     pub against: Vec<String>,
@@ -68,6 +83,8 @@ struct Measured {
     /// Of one pass.
     cpu_s: f64,
     peak_mb: f64,
+    /// Queries that gave an error.
+    failed: BTreeSet<usize>,
     /// What failed or was wrong.
     problems: Vec<String>,
 }
@@ -83,6 +100,8 @@ struct Report {
     load_s: f64,
     queries: Vec<usize>,
     engines: Vec<Measured>,
+    /// Where there is a limit.
+    memory: Option<MemoryReport>,
 }
 
 struct Lane {
@@ -91,10 +110,36 @@ struct Lane {
     right: usize,
     cpu_s: f64,
     peak_bytes: u64,
+    failed: BTreeSet<usize>,
     problems: Vec<String>,
 }
 
-/// Runs it; false when an answer of Shoal's was wrong or missing.
+impl Lane {
+    /// Runs a query; where this is the cluster and it has a limit, its memory is noted.
+    async fn run(
+        &mut self,
+        number: usize,
+        sql: &str,
+        answer: bool,
+        limits: Option<&mut MemoryLimits>,
+    ) -> Result<Execution> {
+        let limits = limits.filter(|_| self.peer.name() == SHOAL);
+        if let Some(limits) = &limits {
+            limits.begin()?;
+        }
+        let execution = self.peer.run(sql, answer).await;
+        if execution.is_err() {
+            self.failed.insert(number);
+        }
+        if let Some(limits) = limits {
+            limits.end(&format!("q{number}"))?;
+        }
+        execution
+    }
+}
+
+/// Runs it; false when an answer of Shoal's was wrong or missing, or a process of it took more
+/// memory than it may.
 ///
 /// # Errors
 /// When something cannot be started.
@@ -116,15 +161,18 @@ pub async fn run(args: &TpchArgs) -> Result<bool> {
             right: 0,
             cpu_s: 0.0,
             peak_bytes: 0,
+            failed: BTreeSet::new(),
             problems: Vec::new(),
         });
     }
-    check_answers(&mut lanes, &queries, &data).await?;
+    let limits = |bytes| MemoryLimits::after_load(Arc::clone(&cluster), bytes);
+    let mut limits = args.memory_per_worker.map(limits).transpose()?;
+    check_answers(&mut lanes, &queries, &data, limits.as_mut()).await?;
     for pass in 1..=args.runs {
         say(format!("pass {pass} of {}", args.runs));
         for (index, number) in queries.iter().enumerate() {
             for lane in &mut lanes {
-                time_query(lane, index, *number).await;
+                time_query(lane, index, *number, limits.as_mut()).await;
             }
         }
     }
@@ -139,6 +187,7 @@ pub async fn run(args: &TpchArgs) -> Result<bool> {
         load_s,
         queries,
         engines,
+        memory: limits.as_ref().map(MemoryLimits::report),
     };
     publish(args, &report)
 }
@@ -150,11 +199,14 @@ pub async fn run(args: &TpchArgs) -> Result<bool> {
 pub async fn start_loaded(args: &TpchArgs, data: &TpchData) -> Result<(Arc<Cluster>, f64)> {
     let mut options = ClusterOptions::for_bench(args.workers, data)?;
     options.threads = args.threads;
+    if let Some(bytes) = args.memory_per_worker {
+        limit_each(&mut options, bytes);
+    }
     // Peers read the same files, which stay.
     options.coordinator_args.push("--compaction=off".to_owned());
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
-    let loaded = load_tables(&mut client, data, args.shards, None).await;
+    let loaded = load_tables(&mut client, data, args.shards, args.replicas).await;
     let load_s = loaded.with_context(|| cluster.log_tails())?;
     Ok((cluster, load_s))
 }
@@ -176,7 +228,7 @@ async fn start_peers(
     let plain = plain_files(data);
     // The oracle comes first: the others are compared with it.
     let mut peers: Vec<Box<dyn Peer>> = vec![
-        Box::new(ChildPeer::datafusion(ORACLE, cores, &plain)?),
+        Box::new(ChildPeer::datafusion_within(ORACLE, cores, args.oracle_memory, &plain)?),
         Box::new(ShoalPeer::connect(Arc::clone(cluster)).await?),
     ];
     for name in &args.against {
@@ -209,7 +261,12 @@ async fn start_peers(
 }
 
 /// The first pass: every engine's answers against DataFusion's.
-async fn check_answers(lanes: &mut [Lane], queries: &[usize], data: &TpchData) -> Result<()> {
+async fn check_answers(
+    lanes: &mut [Lane],
+    queries: &[usize],
+    data: &TpchData,
+    mut limits: Option<&mut MemoryLimits>,
+) -> Result<()> {
     let oracle = Oracle::of_tables(1, data).await?;
     for number in queries {
         let sql =
@@ -220,7 +277,7 @@ async fn check_answers(lanes: &mut [Lane], queries: &[usize], data: &TpchData) -
         let mut expected_as_floats: Option<Answer> = None;
         for lane in lanes.iter_mut() {
             let numbers = lane.peer.numbers();
-            let right = match lane.peer.run(sql, true).await {
+            let right = match lane.run(*number, sql, true, limits.as_deref_mut()).await {
                 Err(error) => Err(error),
                 Ok(execution) => {
                     let answer = execution.answer.context("an answer without rows")?;
@@ -260,13 +317,13 @@ async fn check_answers(lanes: &mut [Lane], queries: &[usize], data: &TpchData) -
     Ok(())
 }
 
-async fn time_query(lane: &mut Lane, index: usize, number: usize) {
+async fn time_query(lane: &mut Lane, index: usize, number: usize, limits: Option<&mut MemoryLimits>) {
     let Some(sql) = shoal_data::sample::query(number) else { return };
     let pids = lane.peer.pids();
     let cpu = || pids.iter().copied().map(cpu_seconds).sum::<f64>();
     let before = cpu();
     let watch = MemoryWatch::start(pids.clone());
-    let execution = lane.peer.run(sql, false).await;
+    let execution = lane.run(number, sql, false, limits).await;
     lane.peak_bytes = lane.peak_bytes.max(watch.finish());
     lane.cpu_s += cpu() - before;
     match execution {
@@ -284,6 +341,7 @@ fn measured(lane: Lane, runs: usize) -> Measured {
         ms,
         cpu_s: lane.cpu_s / runs.max(1) as f64,
         peak_mb: lane.peak_bytes as f64 / 1e6,
+        failed: lane.failed,
         problems: lane.problems,
     }
 }
@@ -291,7 +349,7 @@ fn measured(lane: Lane, runs: usize) -> Measured {
 /// Shows and writes the report; whether all of Shoal's answers were right.
 fn publish(args: &TpchArgs, report: &Report) -> Result<bool> {
     let engine = |name: &str| report.engines.iter().find(|engine| engine.name == name);
-    let shoal = engine("shoal").context("shoal was not measured")?;
+    let shoal = engine(SHOAL).context("shoal was not measured")?;
     let heading: String = report.engines.iter().map(|engine| format!("{:>22}", engine.name)).collect();
     say(format!("{:>6}{heading}{:>8}", "ms", "ratio"));
     let oracle = engine(ORACLE).context("datafusion was not measured")?;
@@ -341,13 +399,18 @@ fn publish(args: &TpchArgs, report: &Report) -> Result<bool> {
         .with("right", format!("{}/{}", shoal.right, report.queries.len()))
         .with("total_ms", format!("{:.0}", shoal.total_ms))
         .with_number("cpu_s", shoal.cpu_s)
-        .with("peak_mb", format!("{:.0}", shoal.peak_mb));
-    for engine in report.engines.iter().filter(|engine| engine.name != "shoal") {
+        .with("peak_mb", format!("{:.0}", shoal.peak_mb))
+        .with("failed", shoal.failed.len());
+    if let Some(memory) = &report.memory {
+        summary = summary.with("over_limit", memory.over_limit);
+    }
+    for engine in report.engines.iter().filter(|engine| engine.name != SHOAL) {
         summary = summary.with_number(&format!("ratio_{}", engine.name), shoal.total_ms / engine.total_ms);
     }
     if let Some((number, ratio)) = worst {
         summary = summary.with("worst_query", format!("q{number}:{ratio:.2}"));
     }
     summary.print();
-    Ok(shoal.right == report.queries.len() && shoal.problems.is_empty())
+    let is_within = report.memory.as_ref().is_none_or(|memory| memory.over_limit == 0);
+    Ok(shoal.right == report.queries.len() && shoal.problems.is_empty() && is_within)
 }

@@ -1,5 +1,7 @@
 //! The memory of one query on one node, or of one compaction: a share of the node's
-//! pool with a limit of its own, so that what is over its limit fails alone.
+//! pool with a limit of its own, so that what is over its limit fails alone. What
+//! can spill leaves twice as much as it holds to the others: the first sort of a
+//! plan would take all, and the next one could not even begin to spill.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,6 +9,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
+
+/// What a sort keeps for the time when it has spilled, at most: what DataFusion keeps by
+/// default.
+const SORT_KEPT_BYTES_MAX: u64 = 10 << 20;
+/// The same at least, where a query has little memory.
+const SORT_KEPT_BYTES_MIN: u64 = 256 << 10;
+/// The share of a query's memory that one sort keeps for that: a plan may have dozens.
+const SORT_KEPT_SHARE: u64 = 128;
+/// How many times as much as it holds an operator that can spill leaves free.
+const LEFT_FREE: usize = 2;
+
+/// Bytes that each sort of a query keeps for merging what it has spilled:
+/// `datafusion.execution.sort_spill_reservation_bytes` for this limit.
+pub fn sort_kept_bytes(limit_bytes: u64) -> usize {
+    let kept = (limit_bytes / SORT_KEPT_SHARE).clamp(SORT_KEPT_BYTES_MIN, SORT_KEPT_BYTES_MAX);
+    usize::try_from(kept).unwrap_or(usize::MAX)
+}
 
 /// A memory pool for one query on top of the node's.
 #[derive(Debug)]
@@ -40,6 +59,22 @@ impl QueryPool {
         let way_out = "the segments stay as they are, and all can be read";
         Self { whose: "a compaction's", way_out, ..Self::new(node, node_name, limit_bytes) }
     }
+
+    /// Bytes that nobody holds when so many of the query's are held, here and on the
+    /// node as a whole.
+    fn free_bytes(&self, used: usize) -> usize {
+        let own = self.limit_bytes.saturating_sub(used);
+        match self.node.memory_limit() {
+            MemoryLimit::Finite(bytes) => own.min(bytes.saturating_sub(self.node.reserved())),
+            MemoryLimit::Infinite | MemoryLimit::Unknown => own,
+        }
+    }
+
+    /// Whether one that can spill may hold so many bytes when so many are used by all, or
+    /// should spill.
+    fn leaves_enough(&self, held: usize, used: usize) -> bool {
+        held.saturating_mul(LEFT_FREE) <= self.free_bytes(used)
+    }
 }
 
 impl MemoryPool for QueryPool {
@@ -66,12 +101,15 @@ impl MemoryPool for QueryPool {
     }
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
+        let held = reservation.size().saturating_add(additional);
+        let can_spill = reservation.consumer().can_spill();
         let grown = self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(additional).filter(|&used| used <= self.limit_bytes)
+            let used = used.checked_add(additional).filter(|&used| used <= self.limit_bytes)?;
+            (!can_spill || self.leaves_enough(held, used)).then_some(used)
         });
         if let Err(used) = grown {
             return Err(DataFusionError::ResourcesExhausted(format!(
-                "{} memory limit of {} on {} is reached ({} in use, {} more wanted by {}); {}",
+                "{} memory limit of {} on {} leaves no room ({} in use, {} more wanted by {}); {}",
                 self.whose,
                 Bytes(self.limit_bytes),
                 self.node_name,
@@ -140,6 +178,48 @@ mod tests {
         neighbour.try_grow(900).unwrap();
         drop((held, neighbour));
         assert_eq!((small.reserved(), other.reserved(), node.reserved()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_can_spill_leaves_room_for_those_that_come_later() {
+        let node: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
+        let pool: Arc<dyn MemoryPool> = Arc::new(QueryPool::new(node, "w1", 1000));
+        let mut free = 1000;
+        let mut sorts = Vec::new();
+        for number in 0..6 {
+            let sort = MemoryConsumer::new("sort").with_can_spill(true).register(&pool);
+            while sort.try_grow(1).is_ok() {}
+            assert_eq!(sort.size(), free / 3, "sort {number} of {free}");
+            free -= sort.size();
+            sorts.push(sort);
+        }
+        // What cannot spill gets all that is left.
+        let join = MemoryConsumer::new("join").register(&pool);
+        assert!(join.try_grow(free + 1).is_err());
+        join.try_grow(free).unwrap();
+        let message = sorts[0].try_grow(1).unwrap_err().to_string();
+        assert!(message.contains("memory limit") && message.contains("SET shoal.query_memory"), "{message}");
+    }
+
+    #[test]
+    fn what_can_spill_leaves_room_for_other_queries_of_the_node() {
+        let node: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(900));
+        let first: Arc<dyn MemoryPool> = Arc::new(QueryPool::new(Arc::clone(&node), "w1", 5000));
+        let second: Arc<dyn MemoryPool> = Arc::new(QueryPool::new(Arc::clone(&node), "w1", 5000));
+        let sort = MemoryConsumer::new("sort").with_can_spill(true).register(&first);
+        while sort.try_grow(1).is_ok() {}
+        assert!((290..=310).contains(&sort.size()), "{}", sort.size());
+        let join = MemoryConsumer::new("join").register(&second);
+        join.try_grow(580).unwrap();
+        drop((sort, join));
+        assert_eq!((first.reserved(), second.reserved(), node.reserved()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_sort_keeps_a_small_share_of_little_memory() {
+        let kept = |limit_bytes| sort_kept_bytes(limit_bytes);
+        assert_eq!((kept(1 << 20), kept(64 << 20), kept(1 << 30)), (256 << 10, 512 << 10, 8 << 20));
+        assert_eq!(kept(u64::MAX), 10 << 20);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use shoal_data::operators::OperatorCodec;
 use shoal_data::shard_store::SHARD_STORE_URL;
 use shoal_data::{CountedReaders, Scanned, ShardStore, scan_fault};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
+use shoal_proto::query_pool::sort_kept_bytes;
 use shoal_proto::{Channels, QueryId, QueryPool, WorkerId};
 
 type ScalarFunctions = HashMap<String, Arc<ScalarUDF>>;
@@ -144,6 +145,9 @@ impl TaskSessions {
         scope: Arc<QueryScope>,
         reads: Arc<ReadLog>,
     ) -> Result<SessionConfig> {
+        // Unless the session says otherwise.
+        let sort_kept = sort_kept_bytes(options.memory_limit_bytes);
+        config.options_mut().execution.sort_spill_reservation_bytes = sort_kept;
         for (name, value) in &options.settings {
             config.options_mut().set(name, value)?;
         }

@@ -66,9 +66,25 @@ impl ChildPeer {
     /// # Errors
     /// When it does not come up.
     pub fn datafusion(name: &str, threads: usize, tables: &[TableFiles]) -> Result<Self> {
+        Self::datafusion_within(name, threads, None, tables)
+    }
+
+    /// The same with so many bytes of memory for queries; None: no limit.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn datafusion_within(
+        name: &str,
+        threads: usize,
+        memory_bytes: Option<u64>,
+        tables: &[TableFiles],
+    ) -> Result<Self> {
         let dir = TempDir::new().context("make a directory")?;
         let mut command = this_executable("datafusion")?;
         command.arg("--threads").arg(threads.to_string()).arg("--tables").arg(tables_file(&dir, tables)?);
+        if let Some(bytes) = memory_bytes {
+            command.arg("--memory").arg(bytes.to_string());
+        }
         Self::start(name, Numbers::Exact, RowFile::Arrow, command, dir)
     }
 

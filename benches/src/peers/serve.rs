@@ -17,6 +17,8 @@ use datafusion::common::DataFusionError;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_distributed::{DistributedExt, SessionStateBuilderExt, Worker, WorkerResolver};
 use shoal_proto::exchange::compact;
@@ -34,6 +36,9 @@ pub enum PeerCommand {
         /// Threads and partitions.
         #[arg(long)]
         threads: usize,
+        /// Bytes of memory for queries, which spill what they can; not given: no limit.
+        #[arg(long)]
+        memory: Option<usize>,
         /// The list of tables.
         #[arg(long)]
         tables: PathBuf,
@@ -82,9 +87,14 @@ pub enum PeerCommand {
 /// When it cannot start.
 pub fn run(command: &PeerCommand) -> Result<()> {
     match command {
-        PeerCommand::Datafusion { threads, tables } => {
+        PeerCommand::Datafusion { threads, memory, tables } => {
             let config = SessionConfig::new().with_target_partitions(*threads);
-            answer_queries(*threads, SessionContext::new_with_config(config), tables)
+            let mut runtime = RuntimeEnvBuilder::new();
+            if let Some(bytes) = memory {
+                runtime = runtime.with_memory_pool(Arc::new(FairSpillPool::new(*bytes)));
+            }
+            let context = SessionContext::new_with_config_rt(config, runtime.build_arc()?);
+            answer_queries(*threads, context, tables)
         }
         PeerCommand::Dfd { threads, partitions, workers, tables } => {
             let state = SessionStateBuilder::new()

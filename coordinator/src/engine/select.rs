@@ -18,7 +18,7 @@ use super::planned::{Asked, Planned};
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope, here};
 use crate::query::{
-    Failover, Filling, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
+    Failover, Filling, Joins, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
 };
 use crate::session::Settings;
 use crate::sql::{ShoalConfig, Statement};
@@ -261,7 +261,8 @@ impl Engine {
         let failover = ShoalConfig::of(&scope.settings.options)
             .failover
             .then(|| Failover { cluster: Arc::clone(&self.cluster), record: None });
-        let physical = scope.planning.physical(&optimised, &view, &options, false, failover).await?;
+        let physical =
+            scope.planning.physical(&optimised, &view, &options, false, failover, Joins::ByRoom).await?;
         let mut rows = Vec::new();
         if verbose {
             rows.push(("initial_logical_plan", plan.display_indent().to_string()));

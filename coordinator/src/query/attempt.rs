@@ -183,7 +183,7 @@ impl Attempts {
                 Decision::Again { suspect } => (suspect, Ok(())),
                 Decision::Fail { failure, suspect } => (suspect, Err(failure)),
             };
-            let why = attempted.losses().last().map_or("", |loss| loss.why.as_str());
+            let why = attempted.why();
             tracing::warn!(
                 query_id = %pinned.options.query, attempt, again = outcome.is_ok(), why, "attempt failed"
             );
@@ -213,10 +213,12 @@ impl Attempts {
                 &pinned.options,
                 pinned.collect_metrics,
                 failover,
+                attempted.joins(),
             );
             caught(planned).await??
         };
-        let PhysicalPlan { plan, context } = physical;
+        let PhysicalPlan { plan, context, can_merge } = physical;
+        attempted.planned(can_merge);
         let planned = PlannedReads::of(&plan)?;
         let record = pinned.running.record();
         record.segments_total.store(planned.segments(), Ordering::Relaxed);

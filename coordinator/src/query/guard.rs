@@ -11,6 +11,8 @@ use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::joins::{HashJoinExec, JoinOnRef, PartitionMode, SortMergeJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_distributed::{DistributedExec, DistributedLeafExec, NetworkBoundaryExt, Stage};
@@ -60,6 +62,14 @@ fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Re
         {
             return internal_err!(
                 "{} in stage {number} rests on an order that is not told to workers",
+                node.name()
+            );
+        }
+        if let Some(merge) = node.downcast_ref::<SortMergeJoinExec>()
+            && !(is_sorted_here(merge.left()) && is_sorted_here(merge.right()))
+        {
+            return internal_err!(
+                "{} in stage {number} rests on an order from before an exchange",
                 node.name()
             );
         }
@@ -128,6 +138,27 @@ fn partitions_are_sorted(node: &Arc<dyn ExecutionPlan>, windows: &[Arc<dyn Windo
     };
     let sorted: Vec<_> = sort.iter().map(|key| &key.expr).collect();
     windows.iter().flat_map(|window| window.partition_by()).all(|key| sorted.iter().any(|expr| expr.eq(&key)))
+}
+
+/// Whether the order of a side of a merge was made in its own stage. Rows of several tasks
+/// come out of an exchange in any order, also where each gave its own sorted; a merge of rows that
+/// are not sorted is no error, and loses some.
+fn is_sorted_here(side: &Arc<dyn ExecutionPlan>) -> bool {
+    if side.is::<SortExec>() || side.is::<SortPreservingMergeExec>() {
+        return true;
+    }
+    if side.as_network_boundary().is_some() || side.name() == ISOLATED_UNION {
+        return false;
+    }
+    let children = side.children();
+    if children.is_empty() {
+        // A leaf says itself how its files are sorted.
+        return true;
+    }
+    let is_union = side.is::<UnionExec>();
+    let of_children = children.into_iter().zip(side.maintains_input_order());
+    let mut kept = of_children.filter(|(_, is_kept)| *is_kept || is_union).peekable();
+    kept.peek().is_some() && kept.all(|(child, _)| is_sorted_here(child))
 }
 
 /// Operators for which a single partition is all there is. In a stage of many
@@ -223,4 +254,39 @@ fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize) -> Result
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::physical_expr::PhysicalSortExpr;
+    use datafusion::physical_expr::expressions::Column;
+    use datafusion::physical_plan::coop::CooperativeExec;
+    use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
+    use datafusion::physical_plan::repartition::RepartitionExec;
+
+    use super::*;
+
+    #[test]
+    fn an_order_is_told_from_one_that_was_lost() {
+        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true)]));
+        let rows = || -> Arc<dyn ExecutionPlan> {
+            Arc::new(PlaceholderRowExec::new(Arc::clone(&schema)).with_partitions(2))
+        };
+        let sorted = |input| -> Arc<dyn ExecutionPlan> {
+            let keys = [PhysicalSortExpr::new_default(Arc::new(Column::new("a", 0)))].into();
+            Arc::new(SortExec::new(keys, input).with_preserve_partitioning(true))
+        };
+        let mixed = |input| -> Arc<dyn ExecutionPlan> {
+            Arc::new(RepartitionExec::try_new(input, Partitioning::RoundRobinBatch(2)).unwrap())
+        };
+        let gives_way = |input| -> Arc<dyn ExecutionPlan> { Arc::new(CooperativeExec::new(input)) };
+        let both = |one, other| UnionExec::try_new(vec![one, other]).unwrap();
+        assert!(is_sorted_here(&rows()));
+        assert!(is_sorted_here(&gives_way(sorted(mixed(rows())))));
+        assert!(is_sorted_here(&both(sorted(rows()), sorted(rows()))));
+        assert!(!is_sorted_here(&mixed(sorted(rows()))));
+        assert!(!is_sorted_here(&gives_way(mixed(sorted(rows())))));
+        assert!(!is_sorted_here(&both(sorted(rows()), mixed(sorted(rows())))));
+    }
 }

@@ -5,13 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use datafusion::common::JoinType;
+use datafusion::common::{JoinSide, JoinType};
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::filter::FilterExec;
-use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
+use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec};
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
@@ -263,6 +263,16 @@ fn taken_of_children(node: &Arc<dyn ExecutionPlan>, taken: Taken) -> datafusion:
         );
         let probe = if needs_probe && node.fetch().is_none() { taken.mixed() } else { Taken::Perhaps };
         return Ok(vec![taken.gathered(), probe]);
+    }
+    if let Some(join) = node.downcast_ref::<SortMergeJoinExec>() {
+        // Where only rows of one side are given, the other one is of no use once that has ended.
+        return Ok(match join.join_type() {
+            JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => of_all(taken.mixed()),
+            given => match SortMergeJoinExec::probe_side(&given) {
+                JoinSide::Right => vec![Taken::Perhaps, taken.mixed()],
+                _ => vec![taken.mixed(), Taken::Perhaps],
+            },
+        });
     }
     if node.is::<CrossJoinExec>() || node.is::<NestedLoopJoinExec>() {
         return Ok(vec![taken.gathered(), Taken::Perhaps]);

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use shoal_proto::{ErrorCode, Failure, WorkerId};
 
+use super::join_room::Joins;
+
 /// Attempts at one query before its error is the answer. A plan that kills
 /// worker after worker must not kill them all; one that is only unlucky, with
 /// workers that come and go, should not fail.
@@ -15,12 +17,23 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// No new attempt begins after a query was retried for so long.
 const RETRY_FOR: Duration = Duration::from_secs(600);
 
+/// How long the attempt after one that ran out of memory waits: for that to be free again on all
+/// workers.
+const FREED_AFTER: Duration = Duration::from_millis(500);
+
 /// A worker that an attempt lost, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Loss {
     pub(super) attempt: u32,
     pub(super) worker: WorkerId,
     pub(super) why: String,
+}
+
+/// An attempt whose hash joins, perhaps, did not fit in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Outgrown {
+    attempt: u32,
+    why: String,
 }
 
 /// What an attempt came to before its end.
@@ -39,8 +52,8 @@ pub(super) enum Event {
 pub(super) enum Decision {
     /// Nothing: the attempt goes on.
     GoOn,
-    /// Plan and run anew, without the workers to avoid. Tell the cluster where
-    /// one is suspected.
+    /// Plan and run anew, without the workers to avoid, with such joins as are to be.
+    /// Tell the cluster where one is suspected.
     Again {
         /// Could not be reached.
         suspect: Option<WorkerId>,
@@ -62,23 +75,55 @@ pub(super) struct Attempted {
     is_released: bool,
     avoid: BTreeSet<WorkerId>,
     losses: Vec<Loss>,
+    /// The attempt that runs has hash joins that could be merges.
+    can_merge: bool,
+    outgrown: Option<Outgrown>,
 }
 
 impl Attempted {
     /// Before the first attempt.
     pub(super) fn new(now: Instant) -> Self {
-        Self { began: now, attempt: 0, is_released: false, avoid: BTreeSet::new(), losses: Vec::new() }
+        Self {
+            began: now,
+            attempt: 0,
+            is_released: false,
+            avoid: BTreeSet::new(),
+            losses: Vec::new(),
+            can_merge: false,
+            outgrown: None,
+        }
     }
 
     /// An attempt begins.
     pub(super) fn begin(&mut self) {
         self.attempt += 1;
+        self.can_merge = false;
+    }
+
+    /// How the attempt that has begun is to join.
+    pub(super) fn joins(&self) -> Joins {
+        if self.outgrown.is_some() { Joins::Merged } else { Joins::ByRoom }
+    }
+
+    /// The attempt has a plan, with hash joins that could be merges or without any.
+    pub(super) fn planned(&mut self, can_merge: bool) {
+        self.can_merge = can_merge;
     }
 
     /// How long to wait before the attempt that has begun: the second begins at
     /// once, later ones leave time for what is only suspected to be back.
     pub(super) fn pause(&self) -> Duration {
-        PAUSE * self.attempt.saturating_sub(2)
+        let pause = PAUSE * self.attempt.saturating_sub(2);
+        let is_next = |outgrown: &Outgrown| outgrown.attempt + 1 == self.attempt;
+        if self.outgrown.as_ref().is_some_and(is_next) { pause.max(FREED_AFTER) } else { pause }
+    }
+
+    /// Why the attempt that runs has failed, where another one is to follow; empty where
+    /// it has not.
+    pub(super) fn why(&self) -> &str {
+        let outgrown = self.outgrown.as_ref().filter(|outgrown| outgrown.attempt == self.attempt);
+        let loss = self.losses.last().filter(|loss| loss.attempt == self.attempt);
+        outgrown.map(|outgrown| outgrown.why.as_str()).or(loss.map(|loss| loss.why.as_str())).unwrap_or("")
     }
 
     /// The attempt gave rows that need not be given again: what was lost before
@@ -120,6 +165,19 @@ impl Attempted {
             Event::Failed(failure) => {
                 let worker = failure.worker.as_deref().map(WorkerId::from);
                 let suspect = worker.clone().filter(|_| failure.code == ErrorCode::Unavailable);
+                if failure.code == ErrorCode::Exhausted
+                    && self.can_merge
+                    && self.outgrown.is_none()
+                    && !self.is_released
+                    && self.may_begin(now)
+                {
+                    let why = match &worker {
+                        Some(worker) => format!("worker {worker}: {}", failure.message),
+                        None => failure.message,
+                    };
+                    self.outgrown = Some(Outgrown { attempt: self.attempt, why });
+                    return Decision::Again { suspect: None };
+                }
                 if failure.code.is_retryable()
                     && let Some(worker) = worker
                 {
@@ -149,6 +207,16 @@ impl Attempted {
 
     /// The failure with the story of the attempts before it.
     fn told(&self, failure: Failure) -> Failure {
+        let failure = self.with_losses(failure);
+        let Some(outgrown) = &self.outgrown else { return failure };
+        let message = format!(
+            "{} (joins were merged, after an attempt with hash joins: {})",
+            failure.message, outgrown.why
+        );
+        Failure { message, ..failure }
+    }
+
+    fn with_losses(&self, failure: Failure) -> Failure {
         if self.attempt < 2 || self.losses.is_empty() {
             return failure;
         }
@@ -207,6 +275,72 @@ mod tests {
             assert_eq!(decision, Decision::Fail { failure, suspect: None });
             assert!(attempted.avoid().is_empty());
         }
+    }
+
+    fn exhausted(message: &str) -> Event {
+        Event::Failed(Failure::new(ErrorCode::Exhausted, message).at("w1"))
+    }
+
+    #[test]
+    fn hash_joins_that_did_not_fit_are_merged_once() {
+        let now = Instant::now();
+        let mut attempted = Attempted::new(now);
+        attempted.begin();
+        assert_eq!(attempted.joins(), Joins::ByRoom);
+        attempted.planned(true);
+        assert_eq!(attempted.on(exhausted("no room for the table"), now), Decision::Again { suspect: None });
+        assert!(attempted.avoid().is_empty() && attempted.losses().is_empty(), "no worker is to blame");
+        assert_eq!(attempted.why(), "worker w1: no room for the table");
+        attempted.begin();
+        assert_eq!((attempted.joins(), attempted.pause()), (Joins::Merged, FREED_AFTER));
+        assert_eq!(attempted.why(), "");
+        // One that cannot be a merge is left.
+        attempted.planned(true);
+        let Decision::Fail { failure, suspect: None } = attempted.on(exhausted("no room for the sort"), now)
+        else {
+            panic!("tried again")
+        };
+        assert_eq!(failure.code, ErrorCode::Exhausted);
+        assert_eq!(
+            failure.message,
+            "no room for the sort (joins were merged, after an attempt with hash joins: \
+             worker w1: no room for the table)"
+        );
+    }
+
+    #[test]
+    fn what_is_short_of_memory_without_hash_joins_or_after_its_first_rows_is_told_at_once() {
+        let now = Instant::now();
+        let mut without = Attempted::new(now);
+        without.begin();
+        without.planned(false);
+        assert!(matches!(without.on(exhausted("full"), now), Decision::Fail { .. }));
+        let mut released = Attempted::new(now);
+        released.begin();
+        released.planned(true);
+        released.on(Event::Released, now);
+        assert!(matches!(released.on(exhausted("full"), now), Decision::Fail { .. }));
+        // Nor does the plan of an attempt before say anything of the one that runs.
+        let mut later = Attempted::new(now);
+        later.begin();
+        later.planned(true);
+        later.on(lost("w2"), now);
+        later.begin();
+        assert!(matches!(later.on(exhausted("full"), now), Decision::Fail { .. }));
+    }
+
+    #[test]
+    fn merged_joins_stay_merged_when_a_worker_is_lost() {
+        let now = Instant::now();
+        let mut attempted = Attempted::new(now);
+        attempted.begin();
+        attempted.planned(true);
+        attempted.on(exhausted("full"), now);
+        attempted.begin();
+        attempted.on(lost("w2"), now);
+        attempted.begin();
+        assert_eq!(attempted.joins(), Joins::Merged);
+        assert!(attempted.avoid().contains(&WorkerId::from("w2")));
     }
 
     #[test]
@@ -293,13 +427,17 @@ mod tests {
         /// never given again, attempts are few, only what a retry can cure is
         /// retried, and a worker that failed is avoided by the next attempt.
         #[test]
-        fn any_story_ends_well(events in proptest::collection::vec((any_event(), 0..400_u64), 1..40)) {
+        fn any_story_ends_well(
+            events in proptest::collection::vec((any_event(), 0..400_u64, any::<bool>()), 1..40),
+        ) {
             let mut now = Instant::now();
             let mut attempted = Attempted::new(now);
             attempted.begin();
             let mut attempts = 1;
             let mut is_released = false;
-            for (event, seconds) in events {
+            let mut merged = 0;
+            for (event, seconds, can_merge) in events {
+                attempted.planned(can_merge);
                 now += Duration::from_secs(seconds);
                 let decision = attempted.on(event.clone(), now);
                 is_released |= matches!(event, Event::Released);
@@ -307,7 +445,13 @@ mod tests {
                     Decision::GoOn => prop_assert!(matches!(event, Event::Released)),
                     Decision::Again { suspect } => {
                         prop_assert!(!is_released, "rows would come twice");
-                        if let Event::Failed(failure) = &event {
+                        if let Event::Failed(failure) = &event
+                            && failure.code == ErrorCode::Exhausted
+                        {
+                            prop_assert!(can_merge && suspect.is_none());
+                            merged += 1;
+                            prop_assert_eq!(merged, 1, "merges do not need other merges");
+                        } else if let Event::Failed(failure) = &event {
                             prop_assert!(failure.code.is_retryable());
                             let worker = failure.worker.as_deref().map(WorkerId::from);
                             prop_assert!(worker.iter().all(|worker| attempted.avoid().contains(worker)));

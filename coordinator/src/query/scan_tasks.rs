@@ -8,7 +8,7 @@ use datafusion::common::{Result, internal_err, plan_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{
     DesiredTaskCountEvent, DesiredTaskCountEventResponse, DistributedExt, DistributedLeafExec,
@@ -129,9 +129,13 @@ fn deal_scan(
         })
         .collect();
     if scan.output_partitioning.is_some() {
-        return deal_hashed(plan, scan, view, tasks, partitions, shards);
+        return deal_hashed(plan, scan, view, tasks, partitions);
     }
     let dealt = view.deal(&loads, tasks);
+    if plan.output_ordering().is_some() {
+        let tasks_of: BTreeMap<u32, usize> = shards.keys().copied().zip(dealt).collect();
+        return deal_sorted(plan, scan, tasks, partitions, &tasks_of);
+    }
 
     let mut groups: Vec<Vec<FileGroup>> = vec![vec![FileGroup::default(); partitions]; tasks];
     let mut sizes = vec![vec![0_u64; partitions]; tasks];
@@ -147,6 +151,30 @@ fn deal_scan(
     leaf_of(plan, scan, groups)
 }
 
+/// The scan of each task where the order of the rows in each group of files is part of the
+/// plan: a group of a task has of one group of the scan the files that are the task's, in their order.
+fn deal_sorted(
+    plan: &Arc<dyn ExecutionPlan>,
+    scan: &FileScanConfig,
+    tasks: usize,
+    partitions: usize,
+    tasks_of: &BTreeMap<u32, usize>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    if scan.file_groups.len() > partitions {
+        return plan_err!("{} sorted groups of files cannot be {partitions}", scan.file_groups.len());
+    }
+    let mut groups: Vec<Vec<FileGroup>> = vec![vec![FileGroup::default(); partitions]; tasks];
+    for (index, group) in scan.file_groups.iter().enumerate() {
+        for file in group.files() {
+            let Some(&task) = tasks_of.get(&segment_of(file)?.shard) else {
+                return internal_err!("a shard was dealt to no task");
+            };
+            groups[task][index].push(file.clone());
+        }
+    }
+    leaf_of(plan, scan, groups)
+}
+
 /// The scan of each task where the scan's hash layout is part of the plan: of
 /// all partitions of all tasks, the one with number g holds exactly the shards
 /// s for which s % (tasks * partitions) is g, as an exchange into as many
@@ -157,7 +185,6 @@ fn deal_hashed(
     view: &View,
     tasks: usize,
     partitions: usize,
-    shards: BTreeMap<u32, Vec<PartitionedFile>>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let all = scan_table(scan).map_or(0, |table| view.shards_of(table));
     let count = tasks * partitions;
@@ -167,11 +194,10 @@ fn deal_hashed(
         );
     }
     let mut groups: Vec<Vec<FileGroup>> = vec![vec![FileGroup::default(); partitions]; tasks];
-    for (shard, files) in shards {
-        let number = shard as usize % count;
-        for file in files {
-            groups[number / partitions][number % partitions].push(file);
-        }
+    // In the order of the scan, which may be one of the rows: what comes to one group was in one.
+    for file in scan.file_groups.iter().flat_map(FileGroup::files) {
+        let number = segment_of(file)?.shard as usize % count;
+        groups[number / partitions][number % partitions].push(file.clone());
     }
     leaf_of(plan, scan, groups)
 }
@@ -207,6 +233,7 @@ mod tests {
     use datafusion::physical_expr::expressions::Column;
     use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalSortExpr};
     use datafusion::physical_expr_adapter::DefaultPhysicalExprAdapterFactory;
+    use shoal_proto::SegmentId;
 
     use super::*;
 
@@ -246,5 +273,44 @@ mod tests {
         assert_eq!((bare.limit, bare.batch_size), (Some(3), Some(100)));
         assert_eq!((bare.preserve_order, &bare.output_ordering), (true, &copied.output_ordering));
         assert_eq!(format!("{:?}", bare.output_partitioning), format!("{:?}", copied.output_partitioning));
+    }
+
+    /// The segments of each group of each task, by their numbers.
+    fn dealt(leaf: &Arc<dyn ExecutionPlan>, names: &[SegmentName]) -> Vec<Vec<Vec<usize>>> {
+        let leaf = leaf.downcast_ref::<DistributedLeafExec>().unwrap();
+        let number = |file: &PartitionedFile| {
+            let name = segment_of(file).unwrap();
+            names.iter().position(|other| *other == name).unwrap()
+        };
+        let groups = |variant| {
+            let scan = shard_scan(variant).unwrap();
+            scan.file_groups.iter().map(|group| group.files().iter().map(number).collect()).collect()
+        };
+        leaf.variants().iter().map(groups).collect()
+    }
+
+    #[test]
+    fn files_of_a_sorted_group_stay_in_their_order() {
+        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, false)]));
+        let names: Vec<SegmentName> = [3, 0, 2, 1, 1]
+            .map(|shard| SegmentName { table: TableId(1), shard, segment: SegmentId::random() })
+            .to_vec();
+        let file = |number: usize| PartitionedFile::new(names[number].to_string(), 100);
+        let scan = FileScanConfigBuilder::new(
+            ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap(),
+            Arc::new(ParquetSource::new(schema)),
+        )
+        .with_file_groups(vec![
+            FileGroup::new(vec![file(0), file(1), file(2)]),
+            FileGroup::new(vec![file(3), file(4)]),
+        ])
+        .build();
+        let plan: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(scan.clone());
+        let tasks_of = BTreeMap::from([(0, 0), (1, 1), (2, 1), (3, 0)]);
+        let two = deal_sorted(&plan, &scan, 2, 2, &tasks_of).unwrap();
+        assert_eq!(dealt(&two, &names), [vec![vec![0, 1], vec![]], vec![vec![2], vec![3, 4]]]);
+        let one = deal_sorted(&plan, &scan, 1, 2, &(0..4).map(|shard| (shard, 0)).collect()).unwrap();
+        assert_eq!(dealt(&one, &names), [vec![vec![0, 1, 2], vec![3, 4]]]);
+        assert!(deal_sorted(&plan, &scan, 1, 1, &tasks_of).is_err(), "two sorted groups are not one");
     }
 }

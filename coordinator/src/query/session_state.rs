@@ -22,10 +22,13 @@ use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, Sess
 use shoal_data::operators::OperatorCodec;
 use shoal_data::{ImportRoots, SegmentName, ShardStore, Table};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
+use shoal_proto::query_pool::sort_kept_bytes;
 use shoal_proto::{Channels, QueryPool, TableId};
 
 use super::guard;
 use super::in_place::JoinInPlace;
+use super::join_room::{JoinRoom, Joins};
+use super::merge_joins::{MergeLargeJoins, has_mergeable};
 use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
@@ -47,6 +50,8 @@ pub(crate) const PARTITIONS: usize = 2;
 
 /// The time zone of sessions that set none.
 pub const TIME_ZONE: &str = "+00:00";
+/// What each sort keeps for merging; by default it follows from the query's memory.
+const SORT_KEPT_SETTING: &str = "datafusion.execution.sort_spill_reservation_bytes";
 /// A scan of fewer bytes runs on one worker without asking what else could be.
 const SMALL_SCAN_BYTES: u64 = 1024 * 1024;
 
@@ -89,7 +94,8 @@ impl StateTemplate {
             .with_distributed_planner();
         shoal_data::functions::register(&mut builder);
         let state = builder.build();
-        let rules = JoinInPlace::among(SafePushdown::in_all(state.physical_optimizers()));
+        let rules = MergeLargeJoins::among(SafePushdown::in_all(state.physical_optimizers()));
+        let rules = JoinInPlace::among(rules);
         let state =
             SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
         let row_by_row = SessionStateBuilder::new_from_existing(state.clone())
@@ -140,7 +146,8 @@ impl Planning {
         &self.state
     }
 
-    /// The physical plan of an optimised logical plan, for one attempt.
+    /// The physical plan of an optimised logical plan, for one attempt that joins
+    /// like `joins`.
     ///
     /// # Errors
     /// Those of planning; `Internal` where a guard refuses the plan even
@@ -152,9 +159,10 @@ impl Planning {
         query: &QueryOptions,
         collect_metrics: bool,
         failover: Option<Failover>,
+        joins: Joins,
     ) -> Result<PhysicalPlan> {
         if must_stay(plan) || view.workers().is_empty() {
-            return self.physical_with(plan, view, query, collect_metrics, Way::Here).await;
+            return self.physical_with(plan, view, query, collect_metrics, Way::Here, joins).await;
         }
         if let Some(failover) = failover
             && let Some(giving) = giving(plan)?
@@ -167,16 +175,19 @@ impl Planning {
             false => &[Way::Exchanged, Way::OneTask],
         };
         let mut refusal = None;
-        for &way in ways {
-            let planned = match self.physical_with(plan, view, query, collect_metrics, way).await {
-                Ok(planned) => guard::check(&planned.plan).map(|()| planned),
-                Err(error) => Err(error),
-            };
-            match planned {
-                Ok(planned) => return Ok(planned),
-                Err(error) => {
-                    tracing::debug!(query_id = %query.query, ?way, %error, "plan refused");
-                    refusal.get_or_insert(error);
+        // A merge whose sides cannot be told to be sorted is none; a hash join may yet fit.
+        for joins in [joins, Joins::Hashed] {
+            for &way in ways {
+                let planned = match self.physical_with(plan, view, query, collect_metrics, way, joins).await {
+                    Ok(planned) => guard::check(&planned.plan).map(|()| planned),
+                    Err(error) => Err(error),
+                };
+                match planned {
+                    Ok(planned) => return Ok(planned),
+                    Err(error) => {
+                        tracing::debug!(query_id = %query.query, ?way, ?joins, %error, "plan refused");
+                        refusal.get_or_insert(error);
+                    }
                 }
             }
         }
@@ -199,13 +210,13 @@ impl Planning {
             Giving::AsTheyCome => Way::Streamed,
             Giving::WhenWhole => Way::Merged,
         };
-        let (state, context) = self.state_for(view, query, collect_metrics, way)?;
+        let (state, context) = self.state_for(view, query, collect_metrics, way, Joins::Hashed)?;
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
         let Some(bytes) = only_scan_bytes(&plan)? else { return Ok(None) };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
         if bytes <= SMALL_SCAN_BYTES.min(task_bytes) || (bytes <= task_bytes && is_lookup(&plan)?) {
             let plan = self.whole(plan, &context, view, query, collect_metrics)?;
-            return Ok(Some(PhysicalPlan { plan, context }));
+            return Ok(Some(PhysicalPlan { plan, context, can_merge: false }));
         }
         let can_be_sent = || {
             Ok::<_, DataFusionError>(MaybeEncoded::Decoded(over_one_file(&plan)?).encode(&context).is_ok())
@@ -226,7 +237,7 @@ impl Planning {
                 .map(|streams| Arc::new(streams) as Arc<dyn ExecutionPlan>),
             Giving::WhenWhole => with_streams(&plan, view, &streams)?,
         };
-        Ok(plan.map(|plan| PhysicalPlan { plan, context }))
+        Ok(plan.map(|plan| PhysicalPlan { plan, context, can_merge: false }))
     }
 
     /// What a plan is made with, and what it runs in: the query's memory limit.
@@ -236,6 +247,7 @@ impl Planning {
         query: &QueryOptions,
         collect_metrics: bool,
         way: Way,
+        joins: Joins,
     ) -> Result<(SessionState, Arc<TaskContext>)> {
         let mut config = self
             .state
@@ -258,6 +270,17 @@ impl Planning {
         options.optimizer.preserve_file_partitions = usize::from(way == Way::Colocated);
         if let Some(shoal) = options.extensions.get_mut::<ShoalConfig>() {
             shoal.colocate = way == Way::Colocated;
+        }
+        // DataFusion's own choice of merges includes those that give wrong rows: see `can_merge`.
+        let joins = match joins {
+            Joins::ByRoom if !options.optimizer.prefer_hash_join => Joins::Merged,
+            joins => joins,
+        };
+        options.optimizer.prefer_hash_join = true;
+        let tasks_max = if matches!(way, Way::OneTask | Way::Here) { 1 } else { view.workers().len() };
+        options.extensions.insert(JoinRoom::new(joins, query.memory_limit_bytes, view, tasks_max));
+        if !query.settings.iter().any(|(name, _)| name == SORT_KEPT_SETTING) {
+            options.execution.sort_spill_reservation_bytes = sort_kept_bytes(query.memory_limit_bytes);
         }
         match way {
             // One order of rows only.
@@ -286,8 +309,9 @@ impl Planning {
         query: &QueryOptions,
         collect_metrics: bool,
         way: Way,
+        joins: Joins,
     ) -> Result<PhysicalPlan> {
-        let (state, context) = self.state_for(view, query, collect_metrics, way)?;
+        let (state, context) = self.state_for(view, query, collect_metrics, way, joins)?;
         let plan = match way {
             Way::Here => DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?,
             _ => state.query_planner().create_physical_plan(logical, &state).await?,
@@ -298,7 +322,8 @@ impl Planning {
             _ => self.whole(plan, &context, view, query, collect_metrics)?,
         };
         tracing::debug!(query_id = %query.query, "physical plan:\n{}", displayable(plan.as_ref()).indent(false));
-        Ok(PhysicalPlan { plan, context })
+        let can_merge = has_mergeable(&plan)?;
+        Ok(PhysicalPlan { plan, context, can_merge })
     }
 }
 
@@ -420,6 +445,8 @@ pub struct PhysicalPlan {
     pub plan: Arc<dyn ExecutionPlan>,
     /// Carries the view, the channels, the memory limit and the log of what is read.
     pub context: Arc<TaskContext>,
+    /// Whether it has hash joins that could be merges, which need less memory.
+    pub can_merge: bool,
 }
 
 /// The tables of shards that a logical plan reads, each once.

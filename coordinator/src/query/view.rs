@@ -28,6 +28,8 @@ pub struct ViewWorker {
     pub url: Url,
     /// Where it stands.
     pub zone: String,
+    /// Limit of its query memory; 0: not known.
+    pub memory_bytes: u64,
     /// What runs on it already.
     pub tasks_running: u32,
     holds: Arc<crate::cluster::Holds>,
@@ -82,6 +84,7 @@ impl View {
                 id: worker.id.clone(),
                 url,
                 zone: worker.zone.clone(),
+                memory_bytes: worker.memory_bytes,
                 tasks_running: worker.tasks_running,
                 holds: Arc::clone(&worker.holds),
             });
@@ -132,6 +135,11 @@ impl View {
     /// Where the coordinator stands; may be empty.
     pub fn zone(&self) -> &str {
         &self.zone
+    }
+
+    /// The limit of query memory of the worker that has least; none where it is not known.
+    pub(crate) fn least_memory_bytes(&self) -> Option<u64> {
+        self.workers.iter().map(|worker| worker.memory_bytes).filter(|bytes| *bytes > 0).min()
     }
 
     /// Shards of a table of the query.

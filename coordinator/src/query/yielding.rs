@@ -11,12 +11,12 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
-use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
+use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec};
 use shoal_data::operators::{OnceExec, PiecesExec};
 
 /// Puts a place to give way above each join without an equality, as DataFusion
 /// counts the batches that leaves give, and such a join makes thousands of
-/// each. One that may make none of very many pairs, because its filter refuses
+/// each; and above each merge, whose rows a filter may refuse. One that may make none of very many pairs, because its filter refuses
 /// them, gets its probe side in pieces. The other side of a nested loop join is
 /// read once: DataFusion reads it anew where memory runs out, and may then read
 /// less.
@@ -30,7 +30,9 @@ impl PhysicalOptimizerRule for YieldInJoins {
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let wrapped = plan.transform_up(|node| {
-            let without_equality = node.is::<NestedLoopJoinExec>() || node.is::<CrossJoinExec>();
+            let makes_many = node.is::<NestedLoopJoinExec>()
+                || node.is::<CrossJoinExec>()
+                || node.is::<SortMergeJoinExec>();
             let node = match node.children().as_slice() {
                 [build, probe] if node.is::<NestedLoopJoinExec>() || is_filtered(&node) => {
                     let probe = Arc::new(PiecesExec::new(Arc::clone(probe)));
@@ -41,10 +43,10 @@ impl PhysicalOptimizerRule for YieldInJoins {
                     let sides: Vec<Arc<dyn ExecutionPlan>> = vec![build, probe];
                     replace_children_if_necessary(Arc::clone(&node), sides)?
                 }
-                _ if !without_equality => return Ok(Transformed::no(node)),
+                _ if !makes_many => return Ok(Transformed::no(node)),
                 _ => node,
             };
-            let node = if without_equality { Arc::new(CooperativeExec::new(node)) } else { node };
+            let node = if makes_many { Arc::new(CooperativeExec::new(node)) } else { node };
             Ok(Transformed::yes(node))
         })?;
         Ok(wrapped.data)

@@ -62,7 +62,7 @@ fn a_query_over_its_memory_fails_alone() {
         make_rows(&mut client, "lim_memory", 300_000).await;
         let mut small = cluster.connect().await.unwrap();
         small.update("SET shoal.query_memory = '1MiB'").await.unwrap();
-        // A hash join's build side cannot spill.
+        // So little is not enough for a hash table, nor to sort both sides.
         let sql = "SELECT count(*) FROM lim_memory a JOIN lim_memory b ON a.s = b.s";
         let message = small.query(sql).await.unwrap_err().to_string();
         assert!(message.contains("memory") && message.contains("shoal.query_memory"), "{message}");

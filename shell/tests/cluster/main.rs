@@ -36,6 +36,7 @@ mod loading;
 #[cfg(test)]
 mod lookups;
 #[cfg(test)]
+mod merged_joins;
 mod moves;
 #[cfg(test)]
 mod object_store;

@@ -39,6 +39,17 @@ fn check_cluster(cluster: &Cluster) {
     assert_eq!(cluster.crashed(), Vec::<String>::new());
 }
 
+/// The same where joins are merged wherever that is possible.
+fn check_merged(cluster: &Cluster) {
+    let _logs = cluster.show_logs_on_failure();
+    check(async || {
+        let mut client = many_tasks(cluster).await?;
+        client.update("SET datafusion.optimizer.prefer_hash_join = false").await?;
+        Ok(Engine::Cluster(Box::new(client)))
+    });
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
 #[test]
 fn files_hold_on_plain_datafusion() {
     if std::env::var_os("SHOAL_SLT_WRITE").is_some() {
@@ -63,6 +74,21 @@ fn files_hold_on_two_workers() {
 #[test]
 fn files_hold_on_four_workers() {
     check_cluster(shared(4));
+}
+
+#[test]
+fn files_hold_with_merged_joins_on_one_worker() {
+    check_merged(shared(1));
+}
+
+#[test]
+fn files_hold_with_merged_joins_on_two_workers() {
+    check_merged(shared(2));
+}
+
+#[test]
+fn files_hold_with_merged_joins_on_four_workers() {
+    check_merged(shared(4));
 }
 
 #[test]

@@ -79,6 +79,17 @@ fn join(left: &[SegmentName], right: &[SegmentName], join_type: JoinType) -> Arc
     Arc::new(HashJoinExec::try_new(left, right, on, None, &join_type, None, mode, nulls, false).unwrap())
 }
 
+fn merge(left: &[SegmentName], right: &[SegmentName], join_type: JoinType) -> Arc<dyn ExecutionPlan> {
+    let sorted = |names| -> Arc<dyn ExecutionPlan> {
+        Arc::new(SortExec::new(by(0), scan(names)).with_preserve_partitioning(true))
+    };
+    let on = vec![(column(0), column(0))];
+    let order = vec![SortOptions { descending: false, nulls_first: false }];
+    let nulls = datafusion::common::NullEquality::NullEqualsNothing;
+    let (left, right) = (sorted(left), sorted(right));
+    Arc::new(SortMergeJoinExec::try_new(left, right, on, None, join_type, order, nulls).unwrap())
+}
+
 #[test]
 fn what_may_stop_early_is_told_from_what_may_not() {
     let (t, u) = (names(1, 6), names(2, 4));
@@ -108,6 +119,9 @@ fn what_may_stop_early_is_told_from_what_may_not() {
         ("the first few, in the order of the first key", top(sorted, by_both), vec![(0, 2)]),
         ("a join", join(&t, &u, JoinType::Inner), vec![(6, 6), (0, 4)]),
         ("a join that keeps the other side", join(&t, &u, JoinType::Right), vec![(6, 6), (4, 4)]),
+        ("a merge", merge(&t, &u, JoinType::Inner), vec![(6, 6), (4, 4)]),
+        ("a merge for the rows of one side", merge(&t, &u, JoinType::LeftSemi), vec![(6, 6), (0, 4)]),
+        ("a merge for those of the other", merge(&t, &u, JoinType::RightAnti), vec![(0, 6), (4, 4)]),
         ("twice the same table", join(&t, &t, JoinType::Full), vec![(12, 12)]),
     ] {
         assert_eq!(needed(&plan), expected, "{what}");
