@@ -21,6 +21,8 @@ use crate::report::{Series, Summary, median, say, write_bars, write_json};
 use crate::tpch_data::{TpchData, data_root};
 use crate::tpch_memory::{MemoryLimits, MemoryReport, limit_each};
 
+mod split;
+
 /// How far DuckDB's numbers may differ: its averages are floats, DataFusion's
 /// of decimals are decimals of limited scale.
 const OTHER_DATABASE_TOLERANCE: f64 = 1e-4;
@@ -63,6 +65,9 @@ pub struct TpchArgs {
     /// Only these queries, by number
     #[arg(long, value_delimiter = ',')]
     pub queries: Vec<usize>,
+    /// Show where the time of each query goes, beside DataFusion's where that is among the peers
+    #[arg(long)]
+    pub split: bool,
     /// Write everything measured here
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -175,6 +180,9 @@ pub async fn run(args: &TpchArgs) -> Result<bool> {
                 time_query(lane, index, *number, limits.as_mut()).await;
             }
         }
+    }
+    if args.split {
+        split::show(&mut lanes, &queries, args.against.iter().any(|name| name == ORACLE)).await;
     }
     let engines = lanes.into_iter().map(|lane| measured(lane, args.runs)).collect();
     let report = Report {

@@ -11,6 +11,7 @@ use arrow::ipc::reader::FileReader;
 use async_trait::async_trait;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::{Deserialize, Serialize};
+use shoal_coordinator::query::TimeSplit;
 use tempfile::TempDir;
 
 use super::{Execution, Peer, TableFiles};
@@ -24,10 +25,13 @@ pub(super) struct Request {
     pub(super) sql: String,
     /// Where to write the rows, if they are wanted.
     pub(super) answer: Option<PathBuf>,
+    /// Whether it is asked for where the time goes, and for nothing else.
+    #[serde(default)]
+    pub(super) split: bool,
 }
 
 /// What the child answers.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Reply {
     /// The time that the query took.
     #[serde(default)]
@@ -38,6 +42,9 @@ pub(super) struct Reply {
     /// Why there is no result.
     #[serde(default)]
     pub(super) error: Option<String>,
+    /// Where the time went, where that was asked for: a [`TimeSplit`] as text.
+    #[serde(default)]
+    pub(super) split: Option<String>,
 }
 
 /// The form in which a child writes rows.
@@ -214,13 +221,23 @@ impl Peer for ChildPeer {
 
     async fn run(&mut self, sql: &str, answer: bool) -> Result<Execution> {
         let path = self.dir.path().join("rows");
-        let request = Request { sql: sql.to_owned(), answer: answer.then(|| path.clone()) };
+        let request = Request { sql: sql.to_owned(), answer: answer.then(|| path.clone()), split: false };
         let reply = tokio::task::block_in_place(|| self.ask(&request))?;
         if let Some(error) = reply.error {
             return Err(anyhow!("{error}"));
         }
         let answer = if answer { Some(self.read_rows(&path)?) } else { None };
         Ok(Execution { seconds: reply.seconds, rows: reply.rows, answer })
+    }
+
+    async fn split(&mut self, sql: &str) -> Result<TimeSplit> {
+        let request = Request { sql: sql.to_owned(), answer: None, split: true };
+        let reply = tokio::task::block_in_place(|| self.ask(&request))?;
+        match (reply.error, reply.split) {
+            (Some(error), _) => Err(anyhow!("{error}")),
+            (None, Some(split)) => split.parse().map_err(anyhow::Error::msg),
+            (None, None) => bail!("{} does not say where its time goes", self.name),
+        }
     }
 }
 

@@ -10,9 +10,10 @@ mod shoal;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use shoal_coordinator::query::TimeSplit;
 
 pub use child::ChildPeer;
 pub use duckdb::start as start_duckdb;
@@ -54,6 +55,14 @@ pub trait Peer: Send {
     /// # Errors
     /// What the engine says.
     async fn run(&mut self, sql: &str, answer: bool) -> Result<Execution>;
+
+    /// Runs a query once to see where its time goes.
+    ///
+    /// # Errors
+    /// What the engine says, and for one that does not know.
+    async fn split(&mut self, _sql: &str) -> Result<TimeSplit> {
+        bail!("{} does not say where its time goes", self.name())
+    }
 }
 
 /// Files of the tables that a peer reads.

@@ -13,14 +13,18 @@ use arrow::datatypes::SchemaRef;
 use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
 use clap::Subcommand;
-use datafusion::common::DataFusionError;
+use datafusion::common::{DataFusionError, not_impl_err};
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::physical_plan::collect;
 use datafusion::prelude::{SessionConfig, SessionContext};
-use datafusion_distributed::{DistributedExt, SessionStateBuilderExt, Worker, WorkerResolver};
+use datafusion_distributed::{
+    DistributedExec, DistributedExt, SessionStateBuilderExt, Worker, WorkerResolver,
+};
+use shoal_coordinator::query::{Elapsed, TimeSplit, Work};
 use shoal_proto::exchange::compact;
 use tonic::transport::Server;
 use url::Url;
@@ -128,11 +132,17 @@ pub(crate) fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
 fn answer_queries(threads: usize, context: SessionContext, tables: &Path) -> Result<()> {
     let runtime = runtime(threads)?;
     runtime.block_on(register(&context, tables))?;
-    say(&Reply { seconds: 0.0, rows: 0, error: None })?;
+    say(&Reply::default())?;
     for line in std::io::stdin().lock().lines() {
         let request: Request = serde_json::from_str(&line?)?;
         let context = context.clone();
-        let reply = runtime.block_on(async move { tokio::spawn(answer(context, request)).await })?;
+        let reply = async move {
+            match request.split {
+                true => split(&context, &request.sql).await,
+                false => answer(context, request).await,
+            }
+        };
+        let reply = runtime.block_on(async move { tokio::spawn(reply).await })?;
         say(&reply)?;
     }
     Ok(())
@@ -142,7 +152,7 @@ async fn answer(context: SessionContext, request: Request) -> Reply {
     let started = Instant::now();
     let executed = execute(&context, &request.sql).await;
     let seconds = started.elapsed().as_secs_f64();
-    let failed = |error: String| Reply { seconds, rows: 0, error: Some(error) };
+    let failed = |error: String| Reply { seconds, error: Some(error), ..Reply::default() };
     match executed {
         Err(error) => failed(error.strip_backtrace()),
         Ok((schema, batches)) => {
@@ -151,9 +161,34 @@ async fn answer(context: SessionContext, request: Request) -> Reply {
             {
                 return failed(format!("{error:#}"));
             }
-            Reply { seconds, rows: batches.iter().map(RecordBatch::num_rows).sum(), error: None }
+            let rows = batches.iter().map(RecordBatch::num_rows).sum();
+            Reply { seconds, rows, ..Reply::default() }
         }
     }
+}
+
+/// Where the time of a query goes that runs in this process.
+async fn split(context: &SessionContext, sql: &str) -> Reply {
+    match measured(context, sql).await {
+        Ok(split) => Reply { split: Some(split.to_string()), ..Reply::default() },
+        Err(error) => Reply { error: Some(error.strip_backtrace()), ..Reply::default() },
+    }
+}
+
+async fn measured(context: &SessionContext, sql: &str) -> Result<TimeSplit, DataFusionError> {
+    let started = Instant::now();
+    let frame = context.sql(sql).await?;
+    let task = Arc::new(frame.task_ctx());
+    let physical = frame.create_physical_plan().await?;
+    if physical.is::<DistributedExec>() {
+        // What its workers do is not in it.
+        return not_impl_err!("where the time of a distributed plan goes");
+    }
+    let plan = started.elapsed();
+    collect(Arc::clone(&physical), task).await?;
+    let total = started.elapsed();
+    let elapsed = Elapsed { total, plan, wait: total.saturating_sub(plan), ..Elapsed::default() };
+    Ok(TimeSplit { elapsed, work: Work::of(&physical)? })
 }
 
 async fn execute(
@@ -210,7 +245,7 @@ fn serve_worker(threads: usize, port: u16) -> Result<()> {
         anyhow::ensure!(!serving.is_finished(), "the worker cannot listen on {address}");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    say(&Reply { seconds: 0.0, rows: 0, error: None })?;
+    say(&Reply::default())?;
     wait_for_end_of_stdin();
     Ok(())
 }

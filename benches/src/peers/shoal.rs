@@ -11,6 +11,7 @@ use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use shoal_coordinator::query::TimeSplit;
 
 use super::{Execution, Peer, TableFiles};
 use crate::answer::{Answer, Numbers};
@@ -62,6 +63,11 @@ impl Peer for ShoalPeer {
         let rows = batches.iter().map(RecordBatch::num_rows).sum();
         let answer = if answer { Some(Answer::new(&schema, &batches, Numbers::Exact)?) } else { None };
         Ok(Execution { seconds, rows, answer })
+    }
+
+    async fn split(&mut self, sql: &str) -> Result<TimeSplit> {
+        let explained = self.client.text(&format!("EXPLAIN ANALYZE {sql}")).await?;
+        explained.parse().map_err(anyhow::Error::msg)
     }
 }
 

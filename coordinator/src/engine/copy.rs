@@ -202,7 +202,7 @@ impl Engine {
         };
         let plan = self.bind(prepared, plan, parameters)?;
         let state = scope.planning.state().clone();
-        let rows = self.select(running, scope, plan, false).await?;
+        let rows = self.select(running, scope, plan, None).await?;
         write_file(&state, &self.imports, &copy.location, &format, Box::pin(rows)).await
     }
 

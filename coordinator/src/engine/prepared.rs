@@ -2,6 +2,7 @@
 //! times.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
@@ -29,6 +30,8 @@ pub struct Prepared {
     columns: SchemaRef,
     parameters: Schema,
     planned: Mutex<Option<Arc<Planned>>>,
+    /// How long all this took.
+    pub(super) took: Duration,
 }
 
 impl Prepared {
@@ -157,6 +160,7 @@ impl Engine {
     }
 
     async fn prepare_here(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
+        let began = Instant::now();
         let statement = parse(sql)?;
         let scope = if matches!(statement, Statement::Insert(_)) {
             self.scope_to_write(session).await?
@@ -175,6 +179,7 @@ impl Engine {
                     columns: Arc::clone(result.schema()),
                     parameters: Schema::empty(),
                     planned: Mutex::default(),
+                    took: began.elapsed(),
                 }));
             }
             self.scope_of(settings, &caught_up, |names| names)
@@ -212,6 +217,7 @@ impl Engine {
             columns,
             parameters,
             planned: Mutex::new(planned),
+            took: began.elapsed(),
         }))
     }
 

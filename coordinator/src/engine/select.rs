@@ -18,7 +18,8 @@ use super::planned::{Asked, Planned};
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope, here};
 use crate::query::{
-    Failover, Filling, Joins, Permit, Pinned, QueryStream, Running, explain, explain_analyze, reads_data,
+    Failover, Filling, Joins, Permit, Pinned, QueryStream, Running, Timeline, explain, explain_analyze,
+    reads_data,
 };
 use crate::session::Settings;
 use crate::sql::{ShoalConfig, Statement};
@@ -99,7 +100,7 @@ impl Engine {
             Statement::Query(statement) => {
                 let asked = self.asked_of(session, &scope, prepared, statement, parameters, lookup).await?;
                 let filling = key.and_then(|key| self.filling(key, session, &scope, prepared, asked.plan()));
-                let stream = self.select(running, scope, asked, false).await?;
+                let stream = self.select(running, scope, asked, None).await?;
                 // What is to be kept is copied: among what is computed.
                 let stream: SendableRecordBatchStream = match stream.is_at_hand() && filling.is_none() {
                     true => Box::pin(stream),
@@ -109,7 +110,9 @@ impl Engine {
             }
             Statement::Explain { analyze, verbose, query: statement } => {
                 let plan = self.plan_of(session, &scope, prepared, statement, parameters).await?;
-                let rows = self.explain(running, scope, plan, *analyze, *verbose).await?;
+                let timeline = Timeline::new(prepared.took, running.record().submitted());
+                let timeline = analyze.then_some(timeline);
+                let rows = self.explain(running, scope, plan, timeline, *verbose).await?;
                 let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(
                     explain_columns(),
                     futures::stream::iter([Ok(rows)]),
@@ -184,14 +187,16 @@ impl Engine {
         Box::pin(RecordBatchStreamAdapter::new(schema, received))
     }
 
-    /// Runs a logical plan: waits for its turn, then tries.
+    /// Runs a logical plan: waits for its turn, then tries. Where its time goes is seen by
+    /// `timeline`, which is planning when it comes here.
     pub(super) async fn select(
         &self,
         running: Running,
         scope: Scope,
         asked: impl Into<Asked>,
-        collect_metrics: bool,
+        timeline: Option<Timeline>,
     ) -> Result<QueryStream, Error> {
+        timeline.as_ref().inspect(|timeline| timeline.planned());
         let asked = asked.into();
         let options = self.query_options(running.record().query, &scope.settings)?;
         let cancelled = running.cancelled();
@@ -208,13 +213,15 @@ impl Engine {
             }
         };
         running.admitted();
+        timeline.as_ref().inspect(|timeline| timeline.plans());
         let optimised = match asked {
             Asked::Optimised(plan) => Ok(plan),
             Asked::Plan(plan) => self.optimised(&scope, plan),
         };
         let plan = optimised.inspect_err(|error| running.failed(&error.to_string()))?;
+        timeline.as_ref().inspect(|timeline| timeline.planned());
         let Scope { pin, planning, .. } = scope;
-        let pinned = Pinned { running, permit, pin, planning, plan, options, collect_metrics };
+        let pinned = Pinned { running, permit, pin, planning, plan, options, timeline };
         self.attempts.run(pinned).await
     }
 
@@ -227,21 +234,23 @@ impl Engine {
         self.admission.admit(|ticket| running.queued(ticket)).await.map(Some)
     }
 
+    /// A plan as text; with a timeline it is run first.
     async fn explain(
         &self,
         running: Running,
         scope: Scope,
         plan: LogicalPlan,
-        analyze: bool,
+        timeline: Option<Timeline>,
         verbose: bool,
     ) -> Result<RecordBatch, Error> {
-        if analyze {
+        if let Some(timeline) = timeline {
             let kept = self.kept_line(&scope.settings, &plan);
-            let mut stream = self.select(running, scope, plan, true).await?;
+            let mut stream = self.select(running, scope, plan, Some(timeline.clone())).await?;
             while let Some(batch) = stream.next().await {
                 batch?;
             }
-            let text = explain_analyze(stream.plan(), stream.view(), verbose).await?;
+            let elapsed = timeline.elapsed();
+            let text = explain_analyze(stream.plan(), stream.view(), verbose, elapsed).await?;
             let record = stream.running().record();
             let attempts = record.attempts.load(Ordering::Relaxed);
             let mut text = format!("{text}attempts: {attempts}\n");

@@ -98,7 +98,7 @@ impl Engine {
         }
         let (schema_name, name) = resolved(&dml.table_name, &scope.settings);
         let table = self.table_to_write(&scope.snapshot, &schema_name, &name)?;
-        let rows = self.select(running, scope, Arc::unwrap_or_clone(dml.input), false).await?;
+        let rows = self.select(running, scope, Arc::unwrap_or_clone(dml.input), None).await?;
         self.write(&table, &write_id, Box::pin(rows), Commit::Append).await
     }
 
@@ -124,7 +124,7 @@ impl Engine {
             return Err(Error::AlreadyExists(format!("table {schema_name}.{name} exists already")));
         }
         let Some(table) = self.new_table(session, &scope, create, columns).await? else { return Ok(0) };
-        let rows = self.select(running, scope, plan, false).await?;
+        let rows = self.select(running, scope, plan, None).await?;
         let commit = Commit::Create { if_not_exists: create.if_not_exists };
         self.write(&table, &write_id, Box::pin(rows), commit).await
     }

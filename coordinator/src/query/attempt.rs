@@ -21,7 +21,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
-use shoal_proto::exchange::{QueryOptions, ReadLog, panic_failure};
+use shoal_proto::exchange::{FirstTask, QueryOptions, ReadLog, panic_failure};
 use shoal_proto::{ErrorCode, Failure, WorkerId};
 
 use self::spool::{Room, Spool, SpoolLimits};
@@ -33,6 +33,7 @@ use super::retry::{Attempted, Decision, Event};
 use super::rewrite::reads_data;
 use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, facts_of, tables_of};
 use super::shard_streams::streams_of;
+use super::timeline::Timeline;
 use super::view::View;
 use crate::Error;
 use crate::cluster::{Cluster, LiveWorkers, PinGuard};
@@ -77,8 +78,9 @@ pub struct Pinned {
     pub plan: LogicalPlan,
     /// Id, memory limit and settings; the attempt number is set here.
     pub options: QueryOptions,
-    /// Whether operators' metrics are brought back.
-    pub collect_metrics: bool,
+    /// Sees where the time goes, where that is asked for: then operators' metrics are
+    /// brought back, too.
+    pub timeline: Option<Timeline>,
 }
 
 impl Pinned {
@@ -206,12 +208,13 @@ impl Attempts {
             cluster: Arc::clone(&self.cluster),
             record: Some(Arc::clone(pinned.running.record())),
         });
+        pinned.timeline.as_ref().inspect(|timeline| timeline.plans());
         let physical = {
             let planned = pinned.planning.physical(
                 &pinned.plan,
                 &view,
                 &pinned.options,
-                pinned.collect_metrics,
+                pinned.timeline.is_some(),
                 failover,
                 attempted.joins(),
             );
@@ -222,6 +225,7 @@ impl Attempts {
         let planned = PlannedReads::of(&plan)?;
         let record = pinned.running.record();
         record.segments_total.store(planned.segments(), Ordering::Relaxed);
+        pinned.timeline.as_ref().inspect(|timeline| timeline.runs(FirstTask::of(&context)));
         let rows = datafusion::physical_plan::execute_stream(Arc::clone(&plan), Arc::clone(&context))?;
         let certifier = Certifier {
             snapshot: pinned.pin.version(),
@@ -232,6 +236,9 @@ impl Attempts {
             record: Arc::clone(record),
         };
         let mut rows = certifier.certified(rows);
+        if let Some(timeline) = &pinned.timeline {
+            rows = timeline.watched(rows);
+        }
         let goes_on_by_itself = streams_of(&plan).is_some();
         let is_safe = !settings.failover || view.workers().is_empty() || goes_on_by_itself;
         if is_safe {

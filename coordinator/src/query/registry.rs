@@ -136,6 +136,11 @@ impl QueryRecord {
         self.changing.lock().ticket
     }
 
+    /// When it came.
+    pub(crate) fn submitted(&self) -> Instant {
+        self.submitted
+    }
+
     /// From submission until now, or until it ended.
     pub fn elapsed(&self) -> Duration {
         self.changing.lock().elapsed.unwrap_or_else(|| self.submitted.elapsed())

@@ -21,7 +21,7 @@ use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, SessionStateBuilderExt};
 use shoal_data::operators::OperatorCodec;
 use shoal_data::{ImportRoots, SegmentName, ShardStore, Table};
-use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
+use shoal_proto::exchange::{ExchangeResolver, FirstTask, QueryOptions, ReadLog};
 use shoal_proto::query_pool::sort_kept_bytes;
 use shoal_proto::{Channels, QueryPool, TableId};
 
@@ -255,6 +255,7 @@ impl Planning {
             .clone()
             .with_extension(Arc::clone(view))
             .with_extension(Arc::new(ReadLog::new()))
+            .with_extension(Arc::new(FirstTask::default()))
             .with_distributed_worker_resolver(ViewResolver(Arc::clone(view)))
             .with_distributed_channel_resolver(ExchangeResolver::new(self.channels.clone()))
             .with_distributed_passthrough_headers(query.to_headers()?)?
@@ -443,7 +444,8 @@ fn shards_of(plan: &Arc<dyn ExecutionPlan>) -> Result<BTreeMap<(TableId, u32), u
 pub struct PhysicalPlan {
     /// Run once: another attempt needs another plan.
     pub plan: Arc<dyn ExecutionPlan>,
-    /// Carries the view, the channels, the memory limit and the log of what is read.
+    /// Carries the view, the channels, the memory limit, the log of what is read, and when
+    /// the first task is taken.
     pub context: Arc<TaskContext>,
     /// Whether it has hash joins that could be merges, which need less memory.
     pub can_merge: bool,

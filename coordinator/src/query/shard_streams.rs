@@ -18,14 +18,14 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, replace_children_if_necessary};
-use datafusion::physical_plan::metrics::MetricsSet;
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
 };
 use parking_lot::Mutex;
-use shoal_proto::exchange::QueryOptions;
+use shoal_proto::exchange::{Arrivals, QueryOptions};
 use shoal_proto::{Channels, WorkerId};
 use url::Url;
 
@@ -110,6 +110,9 @@ pub(crate) struct ShardStreamsExec {
     context: StreamContext,
     properties: Arc<PlanProperties>,
     metrics: Arc<Mutex<Vec<MetricsSet>>>,
+    arrived: ExecutionPlanMetricsSet,
+    /// One for all shards: counts in `arrived`.
+    arrivals: Arrivals,
     stragglers: Arc<Mutex<Stragglers>>,
 }
 
@@ -193,6 +196,8 @@ impl ShardStreamsExec {
             Boundedness::Bounded,
         );
         let stragglers = Arc::new(Mutex::new(Stragglers::of(plans.len())));
+        let arrived = ExecutionPlanMetricsSet::new();
+        let arrivals = Arrivals::among(&arrived);
         Ok(Some(Self {
             shards: plans,
             giving,
@@ -200,6 +205,8 @@ impl ShardStreamsExec {
             context,
             properties: Arc::new(properties),
             metrics: Arc::default(),
+            arrived,
+            arrivals,
             stragglers,
         }))
     }
@@ -222,6 +229,11 @@ impl ShardStreamsExec {
     /// Metrics of each node in pre-order, over all shards that ended.
     pub(crate) fn node_metrics(&self) -> Vec<MetricsSet> {
         self.metrics.lock().clone()
+    }
+
+    /// What came from workers so far, as metrics; of two runs over a shard both.
+    pub(crate) fn arrived(&self) -> MetricsSet {
+        self.arrived.clone_inner()
     }
 }
 
@@ -274,6 +286,7 @@ impl ExecutionPlan for ShardStreamsExec {
             self.context.clone(),
             task,
             Arc::clone(&self.metrics),
+            self.arrivals.clone(),
             Arc::clone(&self.stragglers),
         );
         let rows = futures::stream::unfold(Some(stream), |stream| async move {

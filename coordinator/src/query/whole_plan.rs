@@ -11,12 +11,14 @@ use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_plan::metrics::MetricsSet;
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use parking_lot::Mutex;
 use shoal_proto::Channels;
-use shoal_proto::exchange::{QueryOptions, ReadLog, metrics_from_wire, run_plan, worker_of};
+use shoal_proto::exchange::{
+    Arrivals, Progress, QueryOptions, ReadLog, metrics_from_wire, run_plan, worker_of,
+};
 use shoal_proto::query::RunRequest;
 use url::Url;
 
@@ -29,6 +31,7 @@ pub(crate) struct WholePlanExec {
     channels: Channels,
     collect_metrics: bool,
     metrics: Arc<Mutex<Option<Vec<MetricsSet>>>>,
+    arrived: ExecutionPlanMetricsSet,
 }
 
 impl WholePlanExec {
@@ -42,7 +45,8 @@ impl WholePlanExec {
         channels: Channels,
         collect_metrics: bool,
     ) -> Self {
-        Self { plan, encoded, url, query, channels, collect_metrics, metrics: Arc::default() }
+        let (metrics, arrived) = (Arc::default(), ExecutionPlanMetricsSet::new());
+        Self { plan, encoded, url, query, channels, collect_metrics, metrics, arrived }
     }
 
     /// The plan as the worker runs it.
@@ -59,6 +63,11 @@ impl WholePlanExec {
     /// they were asked for.
     pub(crate) fn node_metrics(&self) -> Option<Vec<MetricsSet>> {
         self.metrics.lock().clone()
+    }
+
+    /// What came from the worker so far, as metrics.
+    pub(crate) fn arrived(&self) -> MetricsSet {
+        self.arrived.clone_inner()
     }
 }
 
@@ -117,8 +126,9 @@ impl ExecutionPlan for WholePlanExec {
         };
         let metrics = Arc::clone(&self.metrics);
         let reads = ReadLog::of(&context);
-        let (headers, crossed) = (self.query.to_headers()?, Arc::clone(&reads));
-        let rows = run_plan(&self.channels, &self.url, headers, request, crossed, move |ended| {
+        let progress = Progress::of(&context, Arrivals::among(&self.arrived));
+        let headers = self.query.to_headers()?;
+        let rows = run_plan(&self.channels, &self.url, headers, request, progress, move |ended| {
             reads.take_in(ended.reads.news(&mut 0));
             reads.take_in_crossed(ended.reads.crossed_news(&mut 0));
             if let Some(wire) = ended.metrics {

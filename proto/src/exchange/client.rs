@@ -3,7 +3,7 @@
 //! HTTP/2's own and a partition that nobody reads holds up no other.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
@@ -23,6 +23,7 @@ use tonic::{Extensions, Request};
 use url::Url;
 
 use super::address::{address_of, worker_of, zone_of};
+use super::arrivals::{Arrivals, FirstTask};
 use super::frames::{decode_frames, transport_failure};
 use super::metrics::task_metrics_from_wire;
 use super::reads::ReadLog;
@@ -104,9 +105,25 @@ pub struct Ended {
     pub reads: Arc<ReadLog>,
 }
 
+/// What is told of a plan that one worker runs whole while it runs.
+pub struct Progress {
+    /// What comes from another zone, also where the end never comes.
+    pub crossed: Arc<ReadLog>,
+    /// The rows that come.
+    pub arrivals: Arrivals,
+    /// When the worker has taken it.
+    pub first_task: FirstTask,
+}
+
+impl Progress {
+    /// Of a plan in this context, whose rows are counted by `arrivals`.
+    pub fn of(context: &TaskContext, arrivals: Arrivals) -> Self {
+        Self { crossed: ReadLog::of(context), arrivals, first_task: FirstTask::of(context) }
+    }
+}
+
 /// Runs a whole plan on one worker. `plan` has one output partition and is
-/// encoded with the codec of `datafusion-distributed`. What comes from another zone
-/// counts in `crossed`, also where the end never comes. `on_end` is told when
+/// encoded with the codec of `datafusion-distributed`. `on_end` is told when
 /// all rows have come, and may turn the end into a failure.
 ///
 /// # Errors
@@ -116,12 +133,15 @@ pub fn run_plan(
     url: &Url,
     headers: HeaderMap,
     request: RunRequest,
-    crossed: Arc<ReadLog>,
+    progress: Progress,
     on_end: impl FnOnce(Ended) -> std::result::Result<(), Failure> + Send + 'static,
 ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
     let ExchangeClient { mut client, worker, from } = ExchangeClient::new(channels, url)?;
+    let Progress { crossed, arrivals, first_task } = progress;
     let frames = futures::stream::once(async move {
-        Ok::<_, tonic::Status>(client.run(with_headers(headers, request)).await?.into_inner())
+        let frames = client.run(with_headers(headers, request)).await?.into_inner();
+        first_task.taken(Instant::now());
+        Ok::<_, tonic::Status>(frames)
     })
     .try_flatten()
     .inspect_ok(move |frame| from.count(frame, &crossed));
@@ -130,7 +150,7 @@ pub fn run_plan(
         let reads = Arc::clone(&reads);
         move |metrics| on_end(Ended { metrics, reads })
     };
-    Ok(decode_frames(frames, worker, reads, on_end))
+    Ok(decode_frames(frames, worker, reads, arrivals, on_end))
 }
 
 fn with_headers<T>(headers: HeaderMap, message: T) -> Request<T> {
@@ -183,6 +203,7 @@ impl WorkerChannel for ExchangeClient {
             .await
             .map_err(|status| transport_failure(&status, &worker))?
             .into_inner();
+        FirstTask::of(task_ctx).taken(Instant::now());
         Ok(until_over(replies, is_over, worker).boxed())
     }
 
@@ -190,10 +211,12 @@ impl WorkerChannel for ExchangeClient {
         &mut self,
         headers: HeaderMap,
         request: ExecuteTaskRequest,
-        _metrics: ExecutionPlanMetricsSet,
+        metrics: ExecutionPlanMetricsSet,
         task_ctx: &Arc<TaskContext>,
     ) -> Result<Vec<BoxStream<'static, Result<RecordBatch>>>> {
         let head = wire_head(request.producer_head, task_ctx)?;
+        // Those of the operator that reads this.
+        let arrivals = Arrivals::among(&metrics);
         let streams = (request.target_partition_start..request.target_partition_end).map(|partition| {
             let request = PartitionRequest {
                 key: Some(wire_key(request.task_key)),
@@ -201,7 +224,7 @@ impl WorkerChannel for ExchangeClient {
                 head: Some(head.clone()),
                 discard: false,
             };
-            self.partition(headers.clone(), request, ReadLog::of(task_ctx))
+            self.partition(headers.clone(), request, ReadLog::of(task_ctx), arrivals.clone())
         });
         Ok(streams.collect())
     }
@@ -218,6 +241,7 @@ impl ExchangeClient {
         headers: HeaderMap,
         request: PartitionRequest,
         reads: Arc<ReadLog>,
+        arrivals: Arrivals,
     ) -> BoxStream<'static, Result<RecordBatch>> {
         let (client, unread) = (Some(self.client.clone()), request.clone());
         let mut unread = Unread { client, headers: headers.clone(), request: unread };
@@ -229,7 +253,7 @@ impl ExchangeClient {
         })
         .try_flatten()
         .inspect_ok(move |frame| from.count(frame, &crossed));
-        decode_frames(frames, self.worker.clone(), reads, |_| Ok(()))
+        decode_frames(frames, self.worker.clone(), reads, arrivals, |_| Ok(()))
     }
 }
 

@@ -5,6 +5,7 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, SchemaRef};
@@ -17,9 +18,12 @@ use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::arrivals::Arrivals;
+use super::busy::{Busy, feeding};
 use super::reads::ReadLog;
 use crate::query::{Complete, Frame, Message, TableReads, TaskMetrics, ZoneBytes, frame};
 use crate::{ErrorCode, Failure};
@@ -77,9 +81,10 @@ async fn send_rows(
     let (mut told, mut told_crossed) = (0, 0);
     let rows = Arc::new(AtomicU64::new(0));
     let schema = stream.schema();
+    let encoding = Arc::new(Mutex::new(Busy::default()));
     let counted = {
         let rows = Arc::clone(&rows);
-        stream.map(move |batch| {
+        feeding(stream, Arc::clone(&encoding)).map(move |batch| {
             let batch = compact(batch.map_err(to_flight)?).map_err(to_flight)?;
             rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
             Ok(batch)
@@ -103,7 +108,8 @@ async fn send_rows(
         };
         let Some(data) = data else { break };
         let data = data.map_err(from_flight)?;
-        let message = Message { header: data.data_header, body: data.data_body };
+        let encode_ns = encoding.lock().take(Instant::now()).as_nanos() as u64;
+        let message = Message { header: data.data_header, body: data.data_body, encode_ns };
         let frame = Frame {
             part: Some(frame::Part::Message(message)),
             reads: reads.news(&mut told),
@@ -150,17 +156,18 @@ fn failure_part(failure: Failure) -> frame::Part {
 }
 
 /// Rows from frames. `worker` is whom to blame when the frames stop without
-/// an end; `reads` takes in what was read, and what crossed zones, for the rows. `on_end` gets what the
-/// completion mark carries; its failure is the end of the stream.
+/// an end; `reads` takes in what was read, and what crossed zones, for the rows, and `arrivals` counts
+/// them. `on_end` gets what the completion mark carries; its failure is the end of the stream.
 pub fn decode_frames(
     frames: impl Stream<Item = std::result::Result<Frame, Status>> + Send + 'static,
     worker: String,
     reads: Arc<ReadLog>,
+    arrivals: Arrivals,
     on_end: impl FnOnce(Option<TaskMetrics>) -> std::result::Result<(), Failure> + Send + 'static,
 ) -> BoxStream<'static, Result<RecordBatch>> {
-    let end = Arc::new(parking_lot::Mutex::new(None::<Complete>));
+    let end = Arc::new(Mutex::new(None::<Complete>));
     let data = {
-        let (worker, end) = (worker.clone(), Arc::clone(&end));
+        let (worker, end, arrivals) = (worker.clone(), Arc::clone(&end), arrivals.clone());
         frames.map(Some).chain(futures::stream::once(async { None })).filter_map(move |mut frame| {
             if let Some(Ok(frame)) = &mut frame {
                 reads.take_in(std::mem::take(&mut frame.reads));
@@ -168,11 +175,14 @@ pub fn decode_frames(
             }
             let item = match frame {
                 Some(Ok(Frame { part: Some(part), .. })) => match part {
-                    frame::Part::Message(message) => Some(Ok(FlightData {
-                        data_header: message.header,
-                        data_body: message.body,
-                        ..Default::default()
-                    })),
+                    frame::Part::Message(message) => {
+                        arrivals.message(message.header.len() + message.body.len(), message.encode_ns);
+                        Some(Ok(FlightData {
+                            data_header: message.header,
+                            data_body: message.body,
+                            ..Default::default()
+                        }))
+                    }
                     frame::Part::Complete(complete) => {
                         *end.lock() = Some(complete);
                         None
@@ -197,6 +207,8 @@ pub fn decode_frames(
             std::future::ready(item.map(|item| item.map_err(|f| FlightError::ExternalError(Box::new(f)))))
         })
     };
+    let decoding = Arc::new(Mutex::new(Busy::default()));
+    let data = feeding(data.boxed(), Arc::clone(&decoding));
     let batches = FlightRecordBatchStream::new_from_flight_data(data).map_err(from_flight);
     let mut rows = 0_u64;
     let mut on_end = Some(on_end);
@@ -207,6 +219,7 @@ pub fn decode_frames(
             let item = match item {
                 Some(Ok(batch)) => {
                     rows += batch.num_rows() as u64;
+                    arrivals.decoded(batch.num_rows(), decoding.lock().take(Instant::now()));
                     Some(Ok(batch))
                 }
                 Some(Err(error)) => Some(Err(error)),
@@ -310,151 +323,4 @@ fn wasteful(buffers: &[arrow::buffer::Buffer], used_bytes: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicBool;
-
-    use arrow::array::Int64Array;
-    use arrow::datatypes::{Field, Schema};
-    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-    use futures::stream;
-
-    use super::*;
-
-    const WORKER: &str = "w7";
-
-    fn schema() -> SchemaRef {
-        Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, false)]))
-    }
-
-    fn batch(rows: i64) -> RecordBatch {
-        let keys: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows));
-        RecordBatch::try_new(schema(), vec![keys]).unwrap()
-    }
-
-    /// Nine rows in three batches.
-    fn batches() -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
-        stream::iter([2, 3, 4]).map(|rows| Ok(batch(rows)))
-    }
-
-    /// What a worker sends of these batches.
-    async fn sent(batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static) -> Vec<Frame> {
-        let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema(), batches));
-        sent_of(async move { Ok((rows, Arc::new(ReadLog::new()))) }).await
-    }
-
-    async fn sent_of(
-        open: impl Future<Output = Result<(SendableRecordBatchStream, Arc<ReadLog>)>>,
-    ) -> Vec<Frame> {
-        let (frames, mut sent) = mpsc::channel(64);
-        drive_stream(open, WORKER, frames, || None).await;
-        let mut all = Vec::new();
-        while let Some(frame) = sent.recv().await {
-            all.push(frame.unwrap());
-        }
-        all
-    }
-
-    /// How many rows a reader gets of these frames, after which the connection
-    /// may break, and whether it takes them for a whole stream.
-    async fn read(frames: &[Frame], broken: Option<Status>) -> (std::result::Result<usize, Failure>, bool) {
-        let is_whole = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&is_whole);
-        let frames: Vec<_> = frames.iter().cloned().map(Ok).chain(broken.map(Err)).collect();
-        let batches = decode_frames(
-            stream::iter(frames),
-            WORKER.to_owned(),
-            Arc::new(ReadLog::new()),
-            move |_metrics| {
-                told.store(true, Ordering::Relaxed);
-                Ok(())
-            },
-        );
-        let batches: Result<Vec<RecordBatch>> = batches.try_collect().await;
-        let rows = batches.map(|batches| batches.iter().map(RecordBatch::num_rows).sum::<usize>());
-        (rows.map_err(|error| Failure::from_datafusion(&error)), is_whole.load(Ordering::Relaxed))
-    }
-
-    #[tokio::test]
-    async fn a_whole_stream_gives_all_rows() {
-        let frames = sent(batches()).await;
-        assert_eq!(frames.len(), 5, "the schema, three batches and the mark: {frames:?}");
-        assert_eq!(read(&frames, None).await, (Ok(9), true));
-        let frames = sent(stream::empty()).await;
-        assert_eq!(read(&frames, None).await, (Ok(0), true));
-    }
-
-    #[tokio::test]
-    async fn columns_wait_for_the_first_rows() {
-        let (rows, coming) = mpsc::channel::<Result<RecordBatch>>(1);
-        let coming = tokio_stream::wrappers::ReceiverStream::new(coming);
-        let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema(), coming));
-        let (frames, mut sent) = mpsc::channel(64);
-        let open = async move { Ok((stream, Arc::new(ReadLog::new()))) };
-        let mut driven = Box::pin(drive_stream(open, WORKER, frames, || None));
-        assert!(futures::poll!(&mut driven).is_pending());
-        assert!(sent.try_recv().is_err(), "something was sent before there were rows");
-        rows.send(Ok(batch(2))).await.unwrap();
-        assert!(futures::poll!(&mut driven).is_pending());
-        assert!(sent.try_recv().is_ok() && sent.try_recv().is_ok(), "the columns and the rows");
-        drop(rows);
-        driven.await;
-        assert!(matches!(sent.recv().await, Some(Ok(Frame { part: Some(frame::Part::Complete(_)), .. }))));
-    }
-
-    #[tokio::test]
-    async fn a_stream_that_just_ends_is_an_error_wherever_it_ends() {
-        let frames = sent(batches()).await;
-        for kept in 0..frames.len() {
-            for broken in [None, Some(Status::unknown("connection reset by peer"))] {
-                let what = format!("{kept} frames, then {broken:?}");
-                let (rows, is_whole) = read(&frames[..kept], broken).await;
-                let failure = rows.expect_err(&what);
-                assert_eq!(failure.code, ErrorCode::Unavailable, "{what}: {failure}");
-                assert_eq!(failure.worker.as_deref(), Some(WORKER), "{what}: {failure}");
-                assert!(!is_whole, "{what}");
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_stream_with_another_count_of_rows_than_its_mark_is_corrupt() {
-        let frames = sent(batches()).await;
-        for (number, rows) in [(1, 2), (2, 3), (3, 4)] {
-            let (mut fewer, mut more) = (frames.clone(), frames.clone());
-            let message = fewer.remove(number);
-            more.insert(number, message);
-            for (frames, arrived) in [(fewer, 9 - rows), (more, 9 + rows)] {
-                let message = format!("{arrived} rows arrived of a stream of 9");
-                let failure = Failure::new(ErrorCode::Corrupt, message).at(WORKER);
-                assert_eq!(read(&frames, None).await, (Err(failure), false));
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_panic_of_an_operator_is_a_typed_error() {
-        async fn no_stream() -> Result<(SendableRecordBatchStream, Arc<ReadLog>)> {
-            panic!("it does not open")
-        }
-        let panicked = |message: &str| {
-            Failure::new(ErrorCode::Internal, format!("an operator panicked: {message}")).at(WORKER)
-        };
-        let frames = sent(stream::iter([2, 3]).map(|rows| {
-            assert!(rows < 3, "{rows} rows are too many");
-            Ok(batch(rows))
-        }))
-        .await;
-        assert_eq!(frames.len(), 3, "the schema, the batch before and the failure: {frames:?}");
-        assert_eq!(read(&frames, None).await, (Err(panicked("3 rows are too many")), false));
-        let frames = sent_of(no_stream()).await;
-        assert_eq!(read(&frames, None).await, (Err(panicked("it does not open")), false));
-    }
-
-    #[tokio::test]
-    async fn an_error_of_an_operator_keeps_its_code() {
-        let failure = Failure::new(ErrorCode::Exhausted, "no memory is left");
-        let failed = Err(DataFusionError::from(failure.clone()));
-        let frames = sent(batches().chain(stream::iter([failed]))).await;
-        assert_eq!(read(&frames, None).await, (Err(failure.at(WORKER)), false));
-    }
-}
+mod tests;

@@ -5,6 +5,8 @@
 //! What runs, and where, is not decided here.
 
 mod address;
+mod arrivals;
+mod busy;
 mod client;
 mod frames;
 mod metrics;
@@ -12,7 +14,8 @@ mod options;
 mod reads;
 
 pub use address::{address_of, worker_of, worker_url, zone_of};
-pub use client::{Ended, ExchangeResolver, run_plan};
+pub use arrivals::{Arrivals, DECODE_TIME, ENCODE_TIME, FirstTask, WIRE_BYTES, WIRE_ROWS};
+pub use client::{Ended, ExchangeResolver, Progress, run_plan};
 pub use frames::{compact, decode_frames, drive_stream, panic_failure};
 pub use metrics::{metrics_from_wire, metrics_to_wire, task_metrics_from_wire, task_metrics_to_wire};
 pub use options::QueryOptions;

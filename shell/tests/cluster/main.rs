@@ -69,6 +69,8 @@ mod stragglers;
 #[cfg(test)]
 mod talk;
 #[cfg(test)]
+mod time_split;
+#[cfg(test)]
 mod write_faults;
 #[cfg(test)]
 mod zones;

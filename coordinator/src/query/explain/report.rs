@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::common::Result;
-use datafusion::physical_plan::metrics::{MetricValue, MetricsSet};
+use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion_distributed::{
     DISTRIBUTED_DATAFUSION_TASK_ID_LABEL, DistributedExec, DistributedLeafExec, DistributedMetricsFormat,
@@ -17,23 +17,31 @@ use datafusion_distributed::{
 use shoal_data::SegmentName;
 use shoal_proto::{TableId, WorkerId};
 
+use super::split::{TimeSplit, count};
+use super::work::{Part, Work, sum_of, times};
 use crate::query::shard_streams::{ShardStreamsExec, streams_of};
+use crate::query::timeline::Elapsed;
 use crate::query::view::View;
 use crate::query::whole_plan::WholePlanExec;
 
 /// A plan, as text.
 pub fn explain(plan: &Arc<dyn ExecutionPlan>, view: &View, is_verbose: bool) -> String {
-    let mut report = Report { text: String::new(), view, is_verbose, has_run: false };
+    let mut report = Report { text: String::new(), work: Work::default(), view, is_verbose, has_run: false };
     report.whole(plan, Vec::new());
     report.text
 }
 
-/// A plan that has run to its end, as text.
+/// A plan that has run to its end, as text, with a table of where its time went.
 ///
 /// # Errors
 /// Where metrics cannot be put together; the query itself was well.
-pub async fn explain_analyze(plan: &Arc<dyn ExecutionPlan>, view: &View, is_verbose: bool) -> Result<String> {
-    let mut report = Report { text: String::new(), view, is_verbose, has_run: true };
+pub async fn explain_analyze(
+    plan: &Arc<dyn ExecutionPlan>,
+    view: &View,
+    is_verbose: bool,
+    elapsed: Elapsed,
+) -> Result<String> {
+    let mut report = Report { text: String::new(), work: Work::default(), view, is_verbose, has_run: true };
     if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
         report.whole(plan, whole.node_metrics().unwrap_or_default());
     } else if let Some(streams) = streams_of(plan) {
@@ -46,11 +54,14 @@ pub async fn explain_analyze(plan: &Arc<dyn ExecutionPlan>, view: &View, is_verb
     } else {
         report.whole(plan, Vec::new());
     }
-    Ok(report.text)
+    let split = TimeSplit { elapsed, work: report.work };
+    Ok(format!("{}{split}", report.text))
 }
 
 struct Report<'a> {
     text: String,
+    /// Of all operators that are in the text.
+    work: Work,
     view: &'a View,
     is_verbose: bool,
     has_run: bool,
@@ -63,6 +74,9 @@ struct StageText {
     /// Time of its operators, by task.
     compute: BTreeMap<usize, Duration>,
     spilled_bytes: usize,
+    work: Work,
+    /// Whether the coordinator runs it.
+    is_here: bool,
     inputs: Vec<Input>,
 }
 
@@ -86,9 +100,11 @@ impl Report<'_> {
     fn whole(&mut self, plan: &Arc<dyn ExecutionPlan>, measured: Vec<MetricsSet>) {
         let mut stage = StageText::default();
         if let Some(whole) = plan.downcast_ref::<WholePlanExec>() {
+            self.work.add(Part::Collect, &whole.arrived());
             self.operators_in_order(whole.plan(), 0, &measured, &mut 0, &mut stage);
             self.section(&format!("Whole plan ── on {}", whole.worker()), &stage, None);
         } else if let Some(streams) = streams_of(plan) {
+            self.work.add(Part::Collect, &streams.arrived());
             if !plan.is::<ShardStreamsExec>() {
                 let mut result = StageText::default();
                 self.operators(plan, 0, &mut result);
@@ -109,8 +125,9 @@ impl Report<'_> {
         }
     }
 
+    /// A stage and those that it reads; the coordinator's own has sent nothing.
     fn stage(&mut self, title: &str, root: &Arc<dyn ExecutionPlan>, sent: Option<Sent>) {
-        let mut stage = StageText::default();
+        let mut stage = StageText { is_here: sent.is_none(), ..StageText::default() };
         self.operators(root, 0, &mut stage);
         self.section(title, &stage, sent);
         for input in stage.inputs {
@@ -125,6 +142,7 @@ impl Report<'_> {
 
     /// Writes a stage: what it did as a whole, then its operators.
     fn section(&mut self, title: &str, stage: &StageText, sent: Option<Sent>) {
+        self.work += stage.work;
         if !self.has_run {
             let _written = write!(self.text, "┌─ {title}\n{}└─\n", stage.lines);
             return;
@@ -136,7 +154,7 @@ impl Report<'_> {
             let _written = write!(summary, " (slowest task {})", time(slowest));
         }
         if let Some(sent) = sent {
-            let _written = write!(summary, ", sent {} rows, {}", count(sent.rows), bytes(sent.bytes));
+            let _written = write!(summary, ", sent {} rows, {}", count(sent.rows as u64), bytes(sent.bytes));
         }
         if stage.spilled_bytes > 0 {
             let _written = write!(summary, ", spilled {}", bytes(stage.spilled_bytes));
@@ -153,7 +171,8 @@ impl Report<'_> {
             let sent =
                 Sent { rows: metrics.output_rows().unwrap_or(0), bytes: sum_of(&metrics, "output_bytes") };
             let head = format!("{} from stage {}", node.name(), input.num);
-            self.line(&head, depth, &metrics, stage);
+            let part = if stage.is_here { Part::Collect } else { Part::Exchange };
+            self.line(&head, part, depth, &metrics, stage);
             stage.inputs.push(Input {
                 number: input.num,
                 tasks: input.tasks,
@@ -163,14 +182,15 @@ impl Report<'_> {
             return;
         }
         if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
-            self.line(&self.head(leaf.original()), depth, &metrics, stage);
+            self.line(&self.head(leaf.original()), Part::Scan, depth, &metrics, stage);
             return;
         }
         if node.is::<ShardStreamsExec>() {
-            self.line("ShardStreamsExec from stage 1", depth, &metrics, stage);
+            // What came through it is counted with the stage.
+            self.line("ShardStreamsExec from stage 1", Part::Compute, depth, &metrics, stage);
             return;
         }
-        self.line(&self.head(node), depth, &metrics, stage);
+        self.line(&self.head(node), Part::of(node), depth, &metrics, stage);
         for child in node.children() {
             self.operators(child, depth + 1, stage);
         }
@@ -187,7 +207,7 @@ impl Report<'_> {
     ) {
         let metrics = measured.get(*index).cloned().unwrap_or_default();
         *index += 1;
-        self.line(&self.head(node), depth, &metrics, stage);
+        self.line(&self.head(node), Part::of(node), depth, &metrics, stage);
         for child in node.children() {
             self.operators_in_order(child, depth + 1, measured, index, stage);
         }
@@ -201,14 +221,13 @@ impl Report<'_> {
         shortened(line.trim_end(), |table| self.view.table_name(table))
     }
 
-    fn line(&self, head: &str, depth: usize, metrics: &MetricsSet, stage: &mut StageText) {
-        for metric in metrics.iter() {
-            if let Some(nanos) = time_of(metric.value()) {
-                let task =
-                    metric.labels().iter().find(|label| label.name() == DISTRIBUTED_DATAFUSION_TASK_ID_LABEL);
-                let task = task.and_then(|label| label.value().parse().ok()).unwrap_or(0);
-                *stage.compute.entry(task).or_default() += nanos;
-            }
+    fn line(&self, head: &str, part: Part, depth: usize, metrics: &MetricsSet, stage: &mut StageText) {
+        stage.work.add(part, metrics);
+        for (metric, time) in times(metrics) {
+            let task =
+                metric.labels().iter().find(|label| label.name() == DISTRIBUTED_DATAFUSION_TASK_ID_LABEL);
+            let task = task.and_then(|label| label.value().parse().ok()).unwrap_or(0);
+            *stage.compute.entry(task).or_default() += time;
         }
         let spilled_bytes = metrics.spilled_bytes().unwrap_or(0);
         stage.spilled_bytes += spilled_bytes;
@@ -220,9 +239,9 @@ impl Report<'_> {
             }
         } else {
             if let Some(rows) = metrics.output_rows() {
-                notes.push(format!("rows={}", count(rows)));
+                notes.push(format!("rows={}", count(rows as u64)));
             }
-            let times: Vec<Duration> = metrics.iter().filter_map(|metric| time_of(metric.value())).collect();
+            let times: Vec<Duration> = times(metrics).map(|(_, time)| time).collect();
             if !times.is_empty() {
                 notes.push(format!("time={}", time(times.iter().sum())));
             }
@@ -235,18 +254,6 @@ impl Report<'_> {
         }
         let notes = if notes.is_empty() { String::new() } else { format!("  [{}]", notes.join(", ")) };
         let _written = writeln!(stage.lines, "│ {}{head}{notes}", "  ".repeat(depth));
-    }
-}
-
-/// Time that an operator was at work: a scan counts its own in a metric of
-/// another name.
-fn time_of(value: &MetricValue) -> Option<Duration> {
-    match value {
-        MetricValue::ElapsedCompute(elapsed) => Some(Duration::from_nanos(elapsed.value() as u64)),
-        MetricValue::Time { name, time } if name == "time_elapsed_processing" => {
-            Some(Duration::from_nanos(time.value() as u64))
-        }
-        _ => None,
     }
 }
 
@@ -264,16 +271,6 @@ fn shortened(line: &str, table_name: impl Fn(TableId) -> Option<String>) -> Stri
     let table = names.peek().and_then(|name| name.parse::<SegmentName>().ok());
     let table = table.and_then(|name| table_name(name.table)).map(|name| format!("table={name}, "));
     format!("{before}{}files={}{after}", table.unwrap_or_default(), names.count())
-}
-
-/// The sum of a metric over partitions and tasks.
-fn sum_of(metrics: &MetricsSet, name: &str) -> usize {
-    metrics
-        .iter()
-        .map(|metric| metric.value())
-        .filter(|value| value.name() == name)
-        .map(MetricValue::as_usize)
-        .sum()
 }
 
 fn time(elapsed: Duration) -> String {
@@ -298,19 +295,6 @@ fn counted(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// A number with its thousands apart.
-fn count(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,7 +311,6 @@ mod tests {
 
     #[test]
     fn amounts_read_well() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([7, 1_500, 2_500_000, 3_210_000_000].map(bytes), ["7 B", "1.5 kB", "2.5 MB", "3.21 GB"]);
         assert_eq!(
             [40, 1_500, 2_500_000].map(|micros| time(Duration::from_micros(micros))),

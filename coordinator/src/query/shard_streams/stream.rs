@@ -15,7 +15,7 @@ use datafusion_distributed::MaybeEncoded;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
-use shoal_proto::exchange::{ReadLog, metrics_from_wire, run_plan, worker_url};
+use shoal_proto::exchange::{Arrivals, Progress, ReadLog, metrics_from_wire, run_plan, worker_url};
 use shoal_proto::query::RunRequest;
 use shoal_proto::{ErrorCode, Failure, WorkerId};
 use url::Url;
@@ -40,6 +40,7 @@ pub(super) struct ShardStream {
     context: StreamContext,
     task: Arc<TaskContext>,
     metrics: Arc<Mutex<Vec<MetricsSet>>>,
+    arrivals: Arrivals,
     stragglers: Arc<Mutex<Stragglers>>,
     attempted: Attempted,
     /// One, or two while one of them is behind.
@@ -86,6 +87,7 @@ impl ShardStream {
         context: StreamContext,
         task: Arc<TaskContext>,
         metrics: Arc<Mutex<Vec<MetricsSet>>>,
+        arrivals: Arrivals,
         stragglers: Arc<Mutex<Stragglers>>,
     ) -> Self {
         let reservation = MemoryConsumer::new("rows of a shard").register(task.memory_pool());
@@ -95,6 +97,7 @@ impl ShardStream {
             context,
             task,
             metrics,
+            arrivals,
             stragglers,
             attempted: Attempted::new(Instant::now()),
             runs: Vec::new(),
@@ -324,8 +327,8 @@ impl ShardStream {
         let headers = self.context.query.to_headers()?;
         let (shard, reads) = (Arc::clone(&self.shard), ReadLog::of(&self.task));
         let (record, from) = (self.context.record.clone(), worker.clone());
-        let crossed = Arc::clone(&reads);
-        let rows = run_plan(&self.context.channels, url, headers, request, crossed, move |ended| {
+        let progress = Progress::of(&self.task, self.arrivals.clone());
+        let rows = run_plan(&self.context.channels, url, headers, request, progress, move |ended| {
             reads.take_in_crossed(ended.reads.crossed_news(&mut 0));
             // Also a run that began in the middle reads the shard from its start.
             take_in_shard(&of_shard, shard.shard, &ended.reads, &reads)?;
