@@ -25,10 +25,11 @@ mod session_state;
 mod shard_streams;
 mod shard_table;
 mod view;
+mod weight;
 mod whole_plan;
 mod yielding;
 
-pub use admission::{Admission, Permit};
+pub use admission::{Admission, Class, Need, Permit, Priority, Ticket};
 pub use attempt::{Attempts, Pinned, QueryStream};
 pub use certificate::{Certificate, TableRead};
 pub use explain::{explain, explain_analyze};
@@ -42,3 +43,4 @@ pub(crate) use session_state::tables_of;
 pub use session_state::{Failover, Planning, StateTemplate, TIME_ZONE};
 pub use shard_table::ShardTable;
 pub use view::{View, ViewWorker};
+pub use weight::{Weight, weigh};

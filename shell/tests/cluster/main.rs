@@ -66,6 +66,8 @@ mod stragglers;
 #[cfg(test)]
 mod talk;
 #[cfg(test)]
+mod turns;
+#[cfg(test)]
 mod write_faults;
 #[cfg(test)]
 mod zones;
