@@ -25,6 +25,10 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// Room for a statement as nested as the parser lets through.
 const STACK_BYTES: usize = 32 << 20;
 
+/// Priority of the threads for queries, as `nice` has it: those that talk to clients,
+/// among which kept lookups run, come first. As at a worker for short queries.
+const QUERY_NICE: i32 = 2;
+
 /// Where statements are planned and run, apart from the network.
 struct QueryRuntime(Option<Runtime>);
 
@@ -33,6 +37,11 @@ impl QueryRuntime {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(cores.max(2))
+            .on_thread_start(|| {
+                // A wish. Whoever started it may have made it less urgent than that.
+                let before = rustix::process::getpriority_process(None).unwrap_or_default();
+                let _refused = rustix::process::setpriority_process(None, before.max(QUERY_NICE));
+            })
             .thread_name("shoal-query")
             .thread_stack_size(STACK_BYTES)
             .enable_all()

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use datafusion::config::ConfigOptions;
@@ -25,6 +26,9 @@ const FIXED_PREFIXES: [&str; 6] = [
     "datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery",
 ];
 
+/// Sessions that there ever were in this process.
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
+
 /// A session. Statements of one session see each other's settings.
 pub struct Session {
     id: String,
@@ -45,6 +49,8 @@ pub struct Settings {
     changed_here: Vec<(String, String)>,
     /// Counts the changes, so that a cached plan knows when it is old.
     pub version: u64,
+    /// The number of their session, which no other one of this process has.
+    pub session: u64,
     defaults: Arc<ConfigOptions>,
 }
 
@@ -64,6 +70,7 @@ impl Session {
             changed: Vec::new(),
             changed_here: Vec::new(),
             version: 0,
+            session: SESSIONS.fetch_add(1, Ordering::Relaxed),
             defaults,
         };
         Self {

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use shoal_coordinator::CoordinatorConfig;
 use shoal_worker::WorkerConfig;
+use shoal_worker::lanes::ComputeThreads;
 use shoal_worker::node::Stop;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -145,10 +146,14 @@ fn serve_coordinator(settings: CoordinatorSettings, force_new_cluster: bool) -> 
 /// The priority of the threads that compute, as `nice` has it: those that move bytes come
 /// first. Other nodes wait for them, and copies of what has too few.
 const COMPUTE_NICE: i32 = 5;
+/// The same of those that compute for short queries, between the two: who asks little is
+/// not to wait for those who ask much.
+const SHORT_NICE: i32 = 2;
 
 fn serve_worker(settings: WorkerSettings) -> Result<()> {
     let io = runtime("io", IO_THREADS, 0)?;
     let compute = runtime("compute", settings.threads, COMPUTE_NICE)?;
+    let short = runtime("short", settings.threads, SHORT_NICE)?;
     let ended = io.block_on(async {
         let listener = listen(&settings.node).await?;
         let drain = CancellationToken::new();
@@ -167,10 +172,10 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
             scrub_bytes_per_second: settings.scrub_rate.0,
             grace: settings.node.grace,
         };
-        shoal_worker::node::run(config, listener, compute.handle().clone(), stop)
-            .await
-            .map_err(anyhow::Error::from)
+        let threads = ComputeThreads { long: compute.handle().clone(), short: short.handle().clone() };
+        shoal_worker::node::run(config, listener, threads, stop).await.map_err(anyhow::Error::from)
     });
+    short.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     compute.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     io.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     ended

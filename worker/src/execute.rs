@@ -1,6 +1,6 @@
 //! Task execution: the Execution service over datafusion-distributed's
-//! `Worker`. Plans run on the compute runtime; only frames cross to the
-//! runtime that serves the network.
+//! `Worker`. Plans run on the threads of [`crate::lanes`]; only frames cross to
+//! the runtime that serves the network.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,14 +31,14 @@ use shoal_proto::query::{
     to_coordinator, to_worker,
 };
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 use url::Url;
 use uuid::Uuid;
 
-use crate::pulse::{Attempt, Pulses, Still};
+use crate::lanes::{ComputeThreads, Lanes};
+use crate::pulse::Still;
 use crate::session::{TaskSessions, with_counted_readers};
 
 /// How often tasks that ended are let go of.
@@ -55,27 +55,26 @@ pub struct ExecutionService {
     worker_id: WorkerId,
     worker: Worker,
     sessions: TaskSessions,
-    compute: Handle,
+    lanes: Lanes,
     tasks_running: Arc<AtomicU32>,
-    pulses: Pulses,
 }
 
 impl ExecutionService {
-    /// Runs plans on `compute`, with the memory, disk and stores of `node`;
+    /// Runs plans on these threads, with the memory, disk and stores of `node`;
     /// segments are read through `shards`.
     pub fn new(
         worker_id: WorkerId,
         node: Arc<RuntimeEnv>,
         shards: Arc<ShardStore>,
         channels: Channels,
-        compute: Handle,
+        compute: ComputeThreads,
         threads: usize,
     ) -> Self {
         let sessions = TaskSessions::new(worker_id.clone(), Arc::clone(&node), shards, channels, threads);
         let worker = Worker::from_session_builder(sessions.clone()).with_runtime_env(node);
-        let pulses = Pulses::new();
-        forget_ended_tasks(&compute, worker.clone(), pulses.clone());
-        Self { worker_id, worker, sessions, compute, tasks_running: Arc::default(), pulses }
+        let forgetting = worker.clone();
+        let lanes = Lanes::new(compute, FORGET_INTERVAL, move || forget_ended_tasks(forgetting.clone()));
+        Self { worker_id, worker, sessions, lanes, tasks_running: Arc::default() }
     }
 
     /// The gRPC service, with limits.
@@ -97,14 +96,14 @@ impl ExecutionService {
 
     /// For how long tasks of each query have not moved.
     pub fn still(&self) -> Vec<Still> {
-        self.pulses.still(FORGET_INTERVAL)
+        self.lanes.still()
     }
 
     fn refuse(&self, failure: Failure) -> Status {
         failure.at(self.worker_id.as_str()).to_status()
     }
 
-    /// Runs what makes frames on the compute runtime, until the reader goes.
+    /// Runs what makes frames on the threads for this query, until the reader goes.
     fn frames<F>(
         &self,
         options: &QueryOptions,
@@ -115,9 +114,8 @@ impl ExecutionService {
     {
         let (sender, frames) = mpsc::channel(FRAMES_WAITING);
         let running = Running::start(&self.tasks_running);
-        let attempt = Attempt { query: options.query, number: options.attempt };
-        let work = self.pulses.watch(attempt, make(sender));
-        let task = self.compute.spawn(async move {
+        let work = make(sender);
+        let task = self.lanes.of(options).spawn(options, async move {
             work.await;
             drop(running);
         });
@@ -158,10 +156,8 @@ impl Execution for ExecutionService {
         let worker = self.worker.clone();
         let headers = metadata.into_headers();
         let options = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?;
-        let attempt = Attempt { query: options.query, number: options.attempt };
         let take = async move { worker.coordinator_channel(headers, request, still_wanted).await };
-        let taken = self.compute.spawn(self.pulses.watch(attempt, take)).await;
-        let replies = match taken {
+        let replies = match self.lanes.of(&options).spawn(&options, take).await {
             Ok(Ok(replies)) => replies,
             Ok(Err(error)) => return Err(self.refuse(Failure::from_datafusion(&error))),
             Err(panic) => return Err(self.refuse(joined_panic(panic))),
@@ -252,23 +248,15 @@ impl ExecutionService {
 
 /// The library keeps tasks in a cache that lets go of what ended only when it
 /// is used again: a worker without queries would hold their memory. So it is
-/// used again, with a key that no task has. That this runs also says that the
-/// runtime does.
-fn forget_ended_tasks(compute: &Handle, worker: Worker, pulses: Pulses) {
-    compute.spawn(async move {
-        let mut ticks = tokio::time::interval(FORGET_INTERVAL);
-        loop {
-            ticks.tick().await;
-            pulses.runtime_beats();
-            let nothing = ExecuteTaskRequest {
-                task_key: TaskKey { query_id: Uuid::nil(), stage_id: 0, task_number: 0 },
-                target_partition_start: 0,
-                target_partition_end: 0,
-                producer_head: ProducerHead::None,
-            };
-            let _nobody_waits = tokio::time::timeout(Duration::ZERO, worker.execute_task(nothing)).await;
-        }
-    });
+/// used again, with a key that no task has.
+async fn forget_ended_tasks(worker: Worker) {
+    let nothing = ExecuteTaskRequest {
+        task_key: TaskKey { query_id: Uuid::nil(), stage_id: 0, task_number: 0 },
+        target_partition_start: 0,
+        target_partition_end: 0,
+        producer_head: ProducerHead::None,
+    };
+    let _nobody_waits = tokio::time::timeout(Duration::ZERO, worker.execute_task(nothing)).await;
 }
 
 /// Why a task did not begin. The library says of a plan that it waited for in

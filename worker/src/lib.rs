@@ -12,6 +12,7 @@ pub mod error;
 pub mod execute;
 pub mod heartbeat;
 pub mod identity;
+pub mod lanes;
 pub mod loads;
 pub mod locate;
 pub mod node;

@@ -25,6 +25,7 @@ use crate::drain::until_drained;
 use crate::execute::ExecutionService;
 use crate::heartbeat::{ExecutionStatus, Heartbeat, HeartbeatParts, Introduction};
 use crate::identity::{Identity, KeptIdentity};
+use crate::lanes::ComputeThreads;
 use crate::loads::{Files, LoadParts, LoadService};
 use crate::locate::CoordinatorLocate;
 use crate::replicate::Replicator;
@@ -57,8 +58,8 @@ pub struct Stop {
     pub now: CancellationToken,
 }
 
-/// Runs a worker on `listener` until `stop`; plans run on `compute`, all else
-/// on the runtime that calls. When stopped it takes no new work, lets running
+/// Runs a worker on `listener` until `stop`; plans run on the threads of `compute`,
+/// all else on the runtime that calls. When stopped it takes no new work, lets running
 /// tasks finish within the grace period, and returns.
 ///
 /// # Errors
@@ -67,7 +68,7 @@ pub struct Stop {
 pub async fn run(
     config: WorkerConfig,
     listener: TcpListener,
-    compute: Handle,
+    compute: ComputeThreads,
     stop: Stop,
 ) -> Result<(), Error> {
     let listening =
@@ -116,7 +117,7 @@ pub async fn run(
         replicator: replicator.clone(),
         files: Files::new(roots, Arc::clone(&runtime), channels.clone()),
         channels: channels.clone(),
-        compute: compute.clone(),
+        compute: compute.long.clone(),
         threads: config.threads,
         memory_bytes: memory,
     });

@@ -1,5 +1,5 @@
 //! Whether tasks still move: how long each has been busy without giving way,
-//! and how late the compute runtime is. A worker can beat, and answer pings,
+//! and how late the threads are that should run it. A worker can beat, and answer pings,
 //! while nothing that it computes comes any further.
 
 use std::future::Future;
@@ -35,7 +35,7 @@ pub struct Still {
     pub(crate) time: Duration,
 }
 
-/// The pulses of all tasks of this worker. Cheap to clone.
+/// The pulses of all tasks of one lane. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Pulses {
     began: Instant,

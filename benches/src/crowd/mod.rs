@@ -70,7 +70,7 @@ struct Report {
     workers: usize,
     threads: usize,
     seed: u64,
-    /// That run at once, on either side.
+    /// `max_queries`: so many run at once at the peer, and of Shoal so many short ones.
     queries_max: usize,
     idle_connections: usize,
     /// By which the coordinator grew for them.

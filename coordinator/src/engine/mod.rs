@@ -424,6 +424,7 @@ impl Engine {
             query,
             attempt: 1,
             memory_limit_bytes: memory.unwrap_or(self.query_memory_bytes),
+            is_short: false,
             settings: changed,
         })
     }

@@ -18,8 +18,8 @@ use super::planned::{Asked, Planned};
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope, here};
 use crate::query::{
-    Failover, Filling, Joins, Permit, Pinned, QueryStream, Running, Timeline, explain, explain_analyze,
-    reads_data,
+    Class, Failover, Filling, Joins, Need, Permit, Pinned, QueryStream, Running, Timeline, explain,
+    explain_analyze, reads_data, weigh,
 };
 use crate::session::Settings;
 use crate::sql::{ShoalConfig, Statement};
@@ -196,14 +196,24 @@ impl Engine {
         asked: impl Into<Asked>,
         timeline: Option<Timeline>,
     ) -> Result<QueryStream, Error> {
+        let mut options = self.query_options(running.record().query, &scope.settings)?;
+        // Only an optimised plan tells how much it is.
+        let optimised = match asked.into() {
+            Asked::Optimised(plan) => Ok(plan),
+            Asked::Plan(plan) => self.optimised(&scope, plan),
+        };
+        let plan = optimised.inspect_err(|error| running.failed(&error.to_string()))?;
         timeline.as_ref().inspect(|timeline| timeline.planned());
-        let asked = asked.into();
-        let options = self.query_options(running.record().query, &scope.settings)?;
+        let need = need(&scope, &plan, options.memory_limit_bytes);
+        if let Some(need) = need {
+            running.classed(need.class);
+            options.is_short = need.class == Class::Short;
+        }
         let cancelled = running.cancelled();
         let admitted = tokio::select! {
             biased;
             () = cancelled.cancelled() => Err(Error::Cancelled("the query was cancelled while it waited".into())),
-            permit = self.turn(&running, asked.plan()) => permit,
+            permit = self.turn(&running, need) => permit,
         };
         let permit = match admitted {
             Ok(permit) => permit,
@@ -213,25 +223,21 @@ impl Engine {
             }
         };
         running.admitted();
-        timeline.as_ref().inspect(|timeline| timeline.plans());
-        let optimised = match asked {
-            Asked::Optimised(plan) => Ok(plan),
-            Asked::Plan(plan) => self.optimised(&scope, plan),
-        };
-        let plan = optimised.inspect_err(|error| running.failed(&error.to_string()))?;
-        timeline.as_ref().inspect(|timeline| timeline.planned());
         let Scope { pin, planning, .. } = scope;
         let pinned = Pinned { running, permit, pin, planning, plan, options, timeline };
         self.attempts.run(pinned).await
     }
 
-    /// Waits for a place among the running queries. What reads no data needs
-    /// none: an operator must see the queue also when it is full.
-    async fn turn(&self, running: &Running, plan: &LogicalPlan) -> Result<Option<Permit>, Error> {
-        if !reads_data(plan) {
-            return Ok(None);
+    /// Waits for a place among the running queries, where it needs one.
+    async fn turn(&self, running: &Running, need: Option<Need>) -> Result<Option<Permit>, Error> {
+        let Some(need) = need else { return Ok(None) };
+        if need.class == Class::Long {
+            let live = self.cluster.live();
+            // Of some it may not be known.
+            let known = live.workers.iter().map(|worker| worker.memory_bytes).filter(|bytes| *bytes > 0);
+            self.admission.know_memory(known.min().unwrap_or_default());
         }
-        self.admission.admit(|ticket| running.queued(ticket)).await.map(Some)
+        self.admission.admit(need, |ticket| running.queued(ticket)).await.map(Some)
     }
 
     /// A plan as text; with a timeline it is run first.
@@ -281,6 +287,21 @@ impl Engine {
         running.finished();
         explain_rows(rows)
     }
+}
+
+/// What a plan needs before it may run. What reads no data needs nothing: an operator
+/// must see the queue also when it is full.
+fn need(scope: &Scope, plan: &LogicalPlan, memory_limit_bytes: u64) -> Option<Need> {
+    if !reads_data(plan) {
+        return None;
+    }
+    let weight = weigh(plan, scope.planning.state());
+    Some(Need {
+        class: weight.class,
+        memory_bytes: weight.memory_bytes.min(memory_limit_bytes),
+        session: scope.settings.session,
+        priority: ShoalConfig::of(&scope.settings.options).priority,
+    })
 }
 
 fn one_batch(query: QueryId, rows: RecordBatch) -> QueryOutput {

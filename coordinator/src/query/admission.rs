@@ -1,60 +1,143 @@
-//! How many queries run at once. The rest wait in the order in which they
-//! came; a full queue refuses at once, and nobody waits for ever.
+//! How many queries run at once. Short ones and long ones have places of their own;
+//! within a class sessions take turns, by their priorities. A full queue refuses at
+//! once, and nobody waits for ever.
+//!
+//! Who is next is decided in [`line`]; here are the lock and the one who is woken, alone.
 
+mod line;
+mod need;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
+pub use self::line::Ticket;
+use self::line::{Entered, Limits, Line};
+pub use self::need::{Class, Need, Priority};
 use crate::Error;
+
+/// Of so many short queries that may run at once, one long one may: it keeps threads of
+/// several nodes busy, and more of them at a time only take more memory.
+const SHORT_FOR_LONG: usize = 2;
 
 /// The gate before execution. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    running_max: usize,
+    shared: Arc<Shared>,
+    short_max: usize,
+    long_max: usize,
     queue_max: usize,
     timeout: Duration,
-    permits: Arc<Semaphore>,
-    /// Tickets drawn and tickets that left the queue: their difference is its
-    /// length, and a waiter's place is its ticket less those that left.
-    drawn: Arc<AtomicU64>,
-    left: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    lines: Mutex<Lines>,
+    /// Memory of the node that has least; what long queries may take together. None
+    /// where it is not known: as many run as there are places.
+    memory_max: AtomicU64,
+}
+
+/// A token is told the permit.
+type Turn = oneshot::Sender<Permit>;
+
+#[derive(Debug)]
+struct Lines {
+    short: Line<Turn>,
+    long: Line<Turn>,
+    is_closed: bool,
+}
+
+impl Lines {
+    fn of(&mut self, class: Class) -> &mut Line<Turn> {
+        match class {
+            Class::Short => &mut self.short,
+            Class::Long => &mut self.long,
+        }
+    }
 }
 
 /// The right to run; given back when dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _permit: OwnedSemaphorePermit,
+    shared: Arc<Shared>,
+    class: Class,
+    memory_bytes: u64,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.shared.lines.lock().of(self.class).end(self.memory_bytes);
+        self.shared.let_in(self.class);
+    }
 }
 
 /// Leaves the queue when dropped, however the wait ends.
-struct Waiting<'a>(&'a AtomicU64);
+struct Waits<'a> {
+    shared: &'a Arc<Shared>,
+    ticket: Ticket,
+}
 
-impl Drop for Waiting<'_> {
+impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        let class = self.ticket.class;
+        let waited = self.shared.lines.lock().of(class).leave(self.ticket);
+        if waited {
+            // The one behind it may need less memory.
+            self.shared.let_in(class);
+        }
+    }
+}
+
+impl Shared {
+    fn memory_max(&self, class: Class) -> Option<u64> {
+        match class {
+            Class::Short => None,
+            Class::Long => Some(self.memory_max.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0),
+        }
+    }
+
+    /// Tells those whose turn it is, and nobody else.
+    fn let_in(self: &Arc<Self>, class: Class) {
+        let memory_max = self.memory_max(class);
+        loop {
+            // Not told under the lock: where it has gone, its permit comes back here.
+            let next = self.lines.lock().of(class).next(memory_max);
+            let Some((turn, memory_bytes)) = next else { return };
+            let permit = Permit { shared: Arc::clone(self), class, memory_bytes };
+            drop(turn.send(permit));
+        }
     }
 }
 
 impl Admission {
-    /// At most `running_max` at once and `queue_max` waiting, each for at most
-    /// `timeout`.
+    /// At most `running_max` short ones at once, and half as many long ones; of each
+    /// class `queue_max` waiting, each for at most `timeout`.
     pub fn new(running_max: usize, queue_max: usize, timeout: Duration) -> Self {
-        Self {
-            running_max,
-            queue_max,
-            timeout,
-            permits: Arc::new(Semaphore::new(running_max)),
-            drawn: Arc::default(),
-            left: Arc::default(),
-        }
+        let long_max = (running_max / SHORT_FOR_LONG).max(1);
+        let line = |class, running_max| Line::new(class, Limits { running_max, waiting_max: queue_max });
+        let lines = Lines {
+            short: line(Class::Short, running_max),
+            long: line(Class::Long, long_max),
+            is_closed: false,
+        };
+        let shared = Arc::new(Shared { lines: Mutex::new(lines), memory_max: AtomicU64::new(0) });
+        Self { shared, short_max: running_max, long_max, queue_max, timeout }
+    }
+
+    /// The memory of the node that has least, from now on; 0 where it is not known.
+    pub fn know_memory(&self, bytes: u64) {
+        self.shared.memory_max.store(bytes, Ordering::Relaxed);
     }
 
     /// Queries that wait now.
     pub fn waiting(&self) -> usize {
-        let waiting = self.drawn.load(Ordering::Relaxed).saturating_sub(self.left.load(Ordering::Relaxed));
-        usize::try_from(waiting).unwrap_or(usize::MAX)
+        let lines = self.shared.lines.lock();
+        lines.short.waiting() + lines.long.waiting()
     }
 
     /// Waits for a turn. `at_place` is told the ticket, from which
@@ -63,100 +146,82 @@ impl Admission {
     /// # Errors
     /// `Exhausted` where the queue is full, `Timeout` where the wait was too
     /// long; each says the limit and the setting. `Stopping` once it is closed.
-    pub async fn admit(&self, at_place: impl FnOnce(u64)) -> Result<Permit, Error> {
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            return Ok(Permit { _permit: permit });
-        }
-        if self.is_closed() {
-            return Err(Error::Stopping);
-        }
-        if self.waiting() >= self.queue_max {
-            return Err(Error::Exhausted(format!(
-                "{} queries run and {} wait, which is all that this coordinator takes; try again later, or raise \
-                 --max-queries or --queue-limit",
-                self.running_max, self.queue_max
-            )));
-        }
-        at_place(self.drawn.fetch_add(1, Ordering::Relaxed));
-        let waiting = Waiting(&self.left);
-        let permit = tokio::time::timeout(self.timeout, Arc::clone(&self.permits).acquire_owned()).await;
-        drop(waiting);
+    pub async fn admit(&self, need: Need, at_place: impl FnOnce(Ticket)) -> Result<Permit, Error> {
+        let class = need.class;
+        let (sender, turn) = oneshot::channel();
+        let entered = {
+            let mut lines = self.shared.lines.lock();
+            if lines.is_closed {
+                return Err(Error::Stopping);
+            }
+            lines.of(class).enter(need, self.shared.memory_max(class), sender)
+        };
+        let ticket = match entered {
+            Entered::Runs(_sender) => {
+                let memory_bytes = need.memory_bytes;
+                return Ok(Permit { shared: Arc::clone(&self.shared), class, memory_bytes });
+            }
+            Entered::Full(_sender) => {
+                return Err(Error::Exhausted(format!(
+                    "{} {} queries run and {} wait, which is all that this coordinator takes; try again later, or \
+                     raise --max-queries or --queue-limit",
+                    self.running_max(class),
+                    class.name(),
+                    self.queue_max
+                )));
+            }
+            Entered::Waits(ticket) => ticket,
+        };
+        let waits = Waits { shared: &self.shared, ticket };
+        at_place(ticket);
+        let permit = tokio::time::timeout(self.timeout, turn).await;
+        drop(waits);
         match permit {
-            Ok(Ok(permit)) => Ok(Permit { _permit: permit }),
+            Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(Error::Stopping),
             Err(_) => Err(Error::Timeout(format!(
-                "the query waited {:?} for one of {} places and got none; try again later, or raise --max-queries or \
-                 --queue-timeout",
-                self.timeout, self.running_max
+                "the query waited {:?} for one of {} places of {} queries and got none; try again later, or raise \
+                 --max-queries or --queue-timeout",
+                self.timeout,
+                self.running_max(class),
+                class.name()
             ))),
         }
     }
 
     /// Admits nobody from now on; those who wait are refused.
     pub fn close(&self) {
-        self.permits.close();
+        let refused = {
+            let mut lines = self.shared.lines.lock();
+            lines.is_closed = true;
+            [lines.short.dismiss(), lines.long.dismiss()]
+        };
+        drop(refused);
     }
 
     /// Whether nobody is admitted any more.
     pub fn is_closed(&self) -> bool {
-        self.permits.is_closed()
+        self.shared.lines.lock().is_closed
     }
 
-    /// The place in the queue of a ticket, from 1.
-    pub fn place(&self, ticket: u64) -> usize {
-        usize::try_from((ticket + 1).saturating_sub(self.left.load(Ordering::Relaxed)).max(1))
-            .unwrap_or(usize::MAX)
+    /// The place in the queue of a ticket, from 1, among those of its class.
+    pub fn place(&self, ticket: Ticket) -> usize {
+        self.shared.lines.lock().of(ticket.class).place(ticket)
+    }
+
+    /// The places of all that wait.
+    pub fn places(&self) -> HashMap<Ticket, usize> {
+        let lines = self.shared.lines.lock();
+        lines.short.places().chain(lines.long.places()).collect()
+    }
+
+    fn running_max(&self, class: Class) -> usize {
+        match class {
+            Class::Short => self.short_max,
+            Class::Long => self.long_max,
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_queue_is_in_order_and_bounded() {
-        let admission = Admission::new(1, 1, Duration::from_secs(5));
-        let running = admission.admit(|_| ()).await.unwrap();
-        let (queued, is_queued) = tokio::sync::oneshot::channel();
-        let second = {
-            let admission = admission.clone();
-            tokio::spawn(async move { admission.admit(|ticket| queued.send(ticket).unwrap()).await })
-        };
-        let ticket = is_queued.await.unwrap();
-        assert_eq!((admission.waiting(), admission.place(ticket)), (1, 1));
-        let full = admission.admit(|_| ()).await.unwrap_err().to_string();
-        assert!(full.contains("--queue-limit"), "{full}");
-        drop(running);
-        drop(second.await.unwrap().unwrap());
-        assert_eq!(admission.waiting(), 0);
-    }
-
-    #[tokio::test]
-    async fn who_waits_is_refused_when_it_closes_and_who_runs_goes_on() {
-        let admission = Admission::new(1, 1, Duration::from_secs(5));
-        let running = admission.admit(|_| ()).await.unwrap();
-        let (queued, is_queued) = tokio::sync::oneshot::channel();
-        let waiting = {
-            let admission = admission.clone();
-            tokio::spawn(async move { admission.admit(|ticket| queued.send(ticket).unwrap()).await })
-        };
-        is_queued.await.unwrap();
-        assert!(!admission.is_closed());
-        admission.close();
-        assert!(admission.is_closed());
-        let refused = waiting.await.unwrap().unwrap_err();
-        assert!(matches!(refused, Error::Stopping), "{refused}");
-        drop(running);
-        let refused = admission.admit(|_| ()).await.unwrap_err();
-        assert!(matches!(refused, Error::Stopping), "{refused}");
-    }
-
-    #[tokio::test]
-    async fn nobody_waits_for_ever() {
-        let admission = Admission::new(1, 4, Duration::from_millis(50));
-        let _running = admission.admit(|_| ()).await.unwrap();
-        let error = admission.admit(|_| ()).await.unwrap_err();
-        assert!(matches!(error, Error::Timeout(_)), "{error}");
-        assert_eq!(admission.waiting(), 0);
-    }
-}
+mod tests;

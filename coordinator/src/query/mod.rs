@@ -29,10 +29,11 @@ mod shard_streams;
 mod shard_table;
 mod timeline;
 mod view;
+mod weight;
 mod whole_plan;
 mod yielding;
 
-pub use admission::{Admission, Permit};
+pub use admission::{Admission, Class, Need, Permit, Priority, Ticket};
 pub use attempt::{Attempts, Pinned, QueryStream};
 pub use certificate::{Certificate, TableRead};
 pub use explain::{Moved, Scanned, TimeSplit, Work, explain, explain_analyze};
@@ -48,3 +49,4 @@ pub use session_state::{Failover, Planning, StateTemplate, TIME_ZONE};
 pub use shard_table::ShardTable;
 pub use timeline::{Elapsed, Timeline};
 pub use view::{View, ViewWorker};
+pub use weight::{Weight, weigh};

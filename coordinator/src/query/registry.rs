@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use shoal_proto::{QueryId, WorkerId};
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Class, Ticket};
 use super::certificate::Certificate;
 
 /// Ended queries that are remembered.
@@ -79,7 +80,8 @@ pub struct QueryRecord {
 #[derive(Debug)]
 struct Changing {
     state: QueryState,
-    ticket: Option<u64>,
+    class: Option<Class>,
+    ticket: Option<Ticket>,
     error: Option<String>,
     elapsed: Option<Duration>,
     losses: Vec<String>,
@@ -132,13 +134,19 @@ impl QueryRecord {
     }
 
     /// The ticket of its place in the queue, while it waits.
-    pub fn ticket(&self) -> Option<u64> {
+    pub fn ticket(&self) -> Option<Ticket> {
         self.changing.lock().ticket
     }
 
     /// When it came.
     pub(crate) fn submitted(&self) -> Instant {
         self.submitted
+    }
+
+    /// Whether it is short or long; none before that is known, and where it reads no
+    /// data.
+    pub fn class(&self) -> Option<Class> {
+        self.changing.lock().class
     }
 
     /// From submission until now, or until it ended.
@@ -185,6 +193,7 @@ impl Registry {
             cross_zone_bytes: AtomicU64::default(),
             changing: Mutex::new(Changing {
                 state: QueryState::Running,
+                class: None,
                 ticket: None,
                 error: None,
                 elapsed: None,
@@ -244,8 +253,13 @@ impl Running {
         self.record.cancel.clone()
     }
 
+    /// It is of this class.
+    pub fn classed(&self, class: Class) {
+        self.record.changing.lock().class = Some(class);
+    }
+
     /// It waits, with this ticket.
-    pub fn queued(&self, ticket: u64) {
+    pub fn queued(&self, ticket: Ticket) {
         let mut changing = self.record.changing.lock();
         changing.state = QueryState::Queued;
         changing.ticket = Some(ticket);

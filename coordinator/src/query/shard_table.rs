@@ -86,7 +86,7 @@ impl ShardTable {
     }
 
     /// The segments that a scan with these filters must read.
-    fn segments(&self, filters: &[Expr], session: &dyn Session) -> Result<Vec<Arc<Segment>>> {
+    pub(super) fn segments(&self, filters: &[Expr], session: &dyn Session) -> Result<Vec<Arc<Segment>>> {
         let table = self.table();
         let Some(shards) = shards_for(table, filters) else {
             return segments_of(&self.facts, &self.schema, filters, session);

@@ -6,6 +6,8 @@ use datafusion::common::{DataFusionError, Result as DfResult};
 use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
 use shoal_data::parse_bytes;
 
+use crate::query::Priority;
+
 /// The setting that switches the result cache, in full.
 pub const RESULT_CACHE_SETTING: &str = "shoal.result_cache";
 
@@ -38,6 +40,8 @@ pub struct ShoalConfig {
     /// results kept there. Off by default: a query that is sent to see whether the
     /// cluster still answers, or how fast it is, must be run.
     pub result_cache: bool,
+    /// How large a share of the turns the session has while others wait, too.
+    pub priority: Priority,
     /// Id of the next write of this session; used once, then empty again.
     pub write_id: String,
 }
@@ -54,6 +58,7 @@ impl Default for ShoalConfig {
             spool_disk: 2 * GIB,
             locations: false,
             result_cache: false,
+            priority: Priority::default(),
             write_id: String::new(),
         }
     }
@@ -104,6 +109,7 @@ impl ExtensionOptions for ShoalConfig {
             "spool_disk" => self.spool_disk = size()?,
             "locations" => self.locations = switch()?,
             "result_cache" => self.result_cache = switch()?,
+            "priority" => self.priority = value.parse().map_err(refuse)?,
             "write_id" => value.clone_into(&mut self.write_id),
             _ => {
                 let names: Vec<String> = self.entries().into_iter().map(|entry| entry.key).collect();
@@ -173,6 +179,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.result_cache.to_string(),
                 "Whether a query may be answered with the kept result of the same query over the same rows, and its \
                  own result is kept for that. The coordinator's result_cache says how much memory they may take.",
+            ),
+            entry(
+                "priority",
+                self.priority.to_string(),
+                "How large a share of the turns queries of this session have while others wait, too: low, normal \
+                 (four times as many) or high (four times as many again).",
             ),
             entry(
                 "write_id",
@@ -258,6 +270,22 @@ mod tests {
         assert!(config.result_cache);
         config.set(name, "off").unwrap();
         assert!(!config.result_cache);
+    }
+
+    #[test]
+    fn there_are_three_priorities() {
+        let mut config = ShoalConfig::default();
+        assert_eq!(config.priority, Priority::Normal);
+        for (text, priority) in
+            [("low", Priority::Low), (" High ", Priority::High), ("NORMAL", Priority::Normal)]
+        {
+            config.set("priority", text).unwrap();
+            assert_eq!(config.priority, priority);
+            assert_eq!(priority.to_string(), text.trim().to_lowercase());
+        }
+        let message = config.set("priority", "urgent").unwrap_err().to_string();
+        assert!(message.contains("`urgent`") && message.contains("low, normal and high"), "{message}");
+        assert_eq!(config.priority, Priority::Normal);
     }
 
     #[test]

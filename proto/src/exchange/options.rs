@@ -18,6 +18,10 @@ pub struct QueryOptions {
     pub attempt: u32,
     /// Bytes that its operators may hold on one worker.
     pub memory_limit_bytes: u64,
+    /// Whether it takes little time: then it does not wait for a thread among those that
+    /// take long. Older coordinators do not say.
+    #[serde(default)]
+    pub is_short: bool,
     /// `datafusion.*` settings that differ from the default.
     pub settings: Vec<(String, String)>,
 }
@@ -86,10 +90,28 @@ mod tests {
             query: QueryId::random(),
             attempt: 2,
             memory_limit_bytes: 1 << 40,
+            is_short: true,
             settings: vec![("datafusion.execution.time_zone".into(), "Zürich \"\\\n'".into())],
         };
         let headers = options.to_headers().unwrap();
         assert_eq!(QueryOptions::from_headers(&headers).unwrap(), options);
         assert!(QueryOptions::from_headers(&HeaderMap::new()).is_err());
+    }
+
+    #[test]
+    fn a_coordinator_that_says_nothing_of_short_queries_is_understood() {
+        let told = QueryOptions {
+            query: QueryId::random(),
+            attempt: 1,
+            memory_limit_bytes: 7,
+            is_short: true,
+            settings: Vec::new(),
+        };
+        let mut value = serde_json::to_value(&told).unwrap();
+        value.as_object_mut().unwrap().remove("is_short").unwrap();
+        let text = value.to_string().escape_default().to_string();
+        let headers = HeaderMap::from_iter([(HEADER.clone(), HeaderValue::from_str(&text).unwrap())]);
+        let options = QueryOptions::from_headers(&headers).unwrap();
+        assert_eq!(options, QueryOptions { is_short: false, ..told });
     }
 }

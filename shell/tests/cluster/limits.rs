@@ -287,13 +287,15 @@ fn queries_wait_in_order_and_say_so() {
         wait_for_states(&cluster, "running").await;
         let second = spawn(progress);
         wait_for_states(&cluster, "queued").await;
-        // The third finds the queue full.
-        let message = client.query("SELECT count(*) FROM lim_cancel").await.unwrap_err().to_string();
+        // The third finds the queue full; what is short waits for none of them.
+        let joined = "SELECT count(*) FROM lim_cancel x JOIN lim_cancel y ON x.k = y.k";
+        let message = client.query(joined).await.unwrap_err().to_string();
         assert!(message.contains("--queue-limit"), "{message}");
+        assert_eq!(client.number("SELECT sum(k / k) FROM lim_cancel").await.unwrap(), 50_000);
         first.abort();
         second.abort();
         let since = Instant::now();
-        while client.query("SELECT count(*) FROM lim_cancel").await.is_err() {
+        while client.query(joined).await.is_err() {
             assert!(since.elapsed() < Duration::from_secs(10), "the places were not given back");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -71,6 +71,8 @@ mod talk;
 #[cfg(test)]
 mod time_split;
 #[cfg(test)]
+mod turns;
+#[cfg(test)]
 mod write_faults;
 #[cfg(test)]
 mod zones;

@@ -342,7 +342,8 @@ fn a_kept_result_waits_for_no_turn() {
         let mut client = cluster.connect().await.unwrap();
         make_rows(&mut client, "kept_busy", 50_000).await;
         switch(&mut client, "on").await;
-        let sql = "SELECT count(*), sum(k) FROM kept_busy";
+        // As long as the one that has the place: they would wait for the same one.
+        let sql = "SELECT count(*), sum(a.k) FROM kept_busy a JOIN kept_busy b ON a.k = b.k";
         let (rows, _) = asked(&mut client, sql).await;
         let endless = "SELECT count(*) FROM kept_busy a, kept_busy b, kept_busy c WHERE a.k + b.k + c.k > 0";
         let mut busy = cluster.connect().await.unwrap();
@@ -352,7 +353,7 @@ fn a_kept_result_waits_for_no_turn() {
         wait_until(&mut client, &runs).await;
         wait_until(&mut client, "SELECT count(*) FROM system.workers WHERE tasks_running > 0").await;
         assert_eq!(in_time(asked(&mut client, sql)).await, (rows, true));
-        assert_eq!(client.number(&runs).await.unwrap(), 1, "it has the only place");
+        assert_eq!(client.number(&runs).await.unwrap(), 1, "it has the only place for long ones");
         running.abort();
     });
 }

@@ -21,6 +21,7 @@ impl SystemTables {
         let certificates: Vec<Known> = records.iter().map(|record| record.certificate()).collect();
         let count =
             |get: fn(&crate::query::QueryRecord) -> u64| unsigned(records.iter().map(|record| get(record)));
+        let places = self.admission.places();
         let submitted = records.iter().map(|record| {
             let since = record.submitted_at.duration_since(UNIX_EPOCH).unwrap_or_default();
             i64::try_from(since.as_micros()).ok()
@@ -45,9 +46,13 @@ impl SystemTables {
                 Arc::new(
                     records
                         .iter()
-                        .map(|record| record.ticket().map(|ticket| self.admission.place(ticket) as u64))
+                        .map(|record| Some(*places.get(&record.ticket()?)? as u64))
                         .collect::<UInt64Array>(),
                 ),
+            ),
+            (
+                "class",
+                Arc::new(records.iter().map(|record| Some(record.class()?.name())).collect::<StringArray>()),
             ),
             ("rows", count(|record| record.rows.load(Ordering::Relaxed))),
             ("bytes", count(|record| record.bytes.load(Ordering::Relaxed))),

@@ -1,0 +1,177 @@
+//! The threads that tasks run on: short queries have some of their own, so that they
+//! wait for no task that does not give way for a while. Which is which is said by the
+//! coordinator, and the same for all tasks of a query.
+
+use std::time::Duration;
+
+use shoal_proto::exchange::QueryOptions;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use crate::pulse::{Attempt, Pulses, Still};
+
+/// Where a worker computes.
+#[derive(Clone, Debug)]
+pub struct ComputeThreads {
+    /// For tasks of most queries, for loads, and for all else that takes long.
+    pub long: Handle,
+    /// For tasks of short queries.
+    pub short: Handle,
+}
+
+/// Threads, and whether what they run moves.
+#[derive(Clone, Debug)]
+pub(crate) struct Lane {
+    threads: Handle,
+    pulses: Pulses,
+}
+
+impl Lane {
+    fn new(threads: Handle) -> Self {
+        Self { threads, pulses: Pulses::new() }
+    }
+
+    /// Runs a task of this query.
+    pub(crate) fn spawn<F>(&self, options: &QueryOptions, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let attempt = Attempt { query: options.query, number: options.attempt };
+        self.threads.spawn(self.pulses.watch(attempt, task))
+    }
+
+    /// Runs `beat` each `interval` for as long as the threads live: that it does says
+    /// that they compute.
+    fn beat<F>(&self, interval: Duration, beat: impl Fn() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let pulses = self.pulses.clone();
+        self.threads.spawn(async move {
+            let mut ticks = tokio::time::interval(interval);
+            loop {
+                ticks.tick().await;
+                pulses.runtime_beats();
+                beat().await;
+            }
+        });
+    }
+}
+
+/// Both. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Lanes {
+    long: Lane,
+    short: Lane,
+    beat_interval: Duration,
+}
+
+impl Lanes {
+    /// Over these threads; among those for long tasks something else is done each
+    /// `interval`.
+    pub(crate) fn new<F>(
+        threads: ComputeThreads,
+        interval: Duration,
+        also: impl Fn() -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let lanes =
+            Self { long: Lane::new(threads.long), short: Lane::new(threads.short), beat_interval: interval };
+        lanes.long.beat(interval, also);
+        lanes.short.beat(interval, || std::future::ready(()));
+        lanes
+    }
+
+    /// Where the tasks of this query run.
+    pub(crate) fn of(&self, options: &QueryOptions) -> &Lane {
+        if options.is_short { &self.short } else { &self.long }
+    }
+
+    /// For how long tasks of each query have not moved.
+    pub(crate) fn still(&self) -> Vec<Still> {
+        let lanes = [&self.long, &self.short];
+        lanes.iter().flat_map(|lane| lane.pulses.still(self.beat_interval)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use shoal_proto::QueryId;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_millis(10);
+    const HAPPENS_WITHIN: Duration = Duration::from_secs(20);
+
+    fn one_thread(name: &str) -> Runtime {
+        Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build().unwrap()
+    }
+
+    fn options(is_short: bool) -> QueryOptions {
+        let settings = Vec::new();
+        QueryOptions { query: QueryId::random(), attempt: 1, memory_limit_bytes: 1, is_short, settings }
+    }
+
+    /// Holds up the only thread of a lane; which query that is, and what lets it go on.
+    fn block(lanes: &Lanes, is_short: bool) -> (QueryOptions, mpsc::Sender<()>) {
+        let options = options(is_short);
+        let (go_on, stands_still) = mpsc::channel();
+        let (begun, has_begun) = mpsc::channel();
+        lanes.of(&options).spawn(&options, async move {
+            begun.send(()).unwrap();
+            assert!(stands_still.recv().is_err());
+        });
+        has_begun.recv_timeout(HAPPENS_WITHIN).unwrap();
+        (options, go_on)
+    }
+
+    #[test]
+    fn a_short_task_runs_while_a_long_one_does_not_give_way_and_the_other_way_round() {
+        let (long, short) = (one_thread("long"), one_thread("short"));
+        let threads = ComputeThreads { long: long.handle().clone(), short: short.handle().clone() };
+        let beats = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&beats);
+        let lanes = Lanes::new(threads, INTERVAL, move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(())
+        });
+        for is_blocked_short in [false, true] {
+            let (blocking, go_on) = block(&lanes, is_blocked_short);
+            let other = options(!is_blocked_short);
+            let (sender, ran) = mpsc::channel();
+            lanes.of(&other).spawn(&other, async move {
+                sender.send(std::thread::current().name().map(str::to_owned)).unwrap();
+            });
+            let thread = ran.recv_timeout(HAPPENS_WITHIN).unwrap();
+            assert_eq!(thread.as_deref(), Some(if is_blocked_short { "long" } else { "short" }));
+
+            // One that comes in the same lane stands still like the one that blocks it,
+            // and one in the other lane does not.
+            let waiting = options(is_blocked_short);
+            let held = lanes.of(&waiting).spawn(&waiting, std::future::pending::<()>());
+            let beside = lanes.of(&other).spawn(&other, std::future::pending::<()>());
+            let time = |of: &QueryOptions| {
+                let still = lanes.still().into_iter().find(|still| still.attempt.query == of.query);
+                still.map(|still| still.time).unwrap_or_default()
+            };
+            let both_stand_still =
+                || [&blocking, &waiting].into_iter().all(|of| time(of) > time(&other) + INTERVAL);
+            let since = std::time::Instant::now();
+            while !both_stand_still() {
+                assert!(since.elapsed() < HAPPENS_WITHIN, "{:?}", lanes.still());
+                std::thread::sleep(INTERVAL);
+            }
+            drop(go_on);
+            held.abort();
+            beside.abort();
+        }
+        assert!(beats.load(Ordering::Relaxed) > 0);
+    }
+}
