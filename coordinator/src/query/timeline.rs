@@ -2,7 +2,6 @@
 //! to one part.
 
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use datafusion::execution::SendableRecordBatchStream;

@@ -37,6 +37,7 @@ mod loading;
 mod lookups;
 #[cfg(test)]
 mod merged_joins;
+#[cfg(test)]
 mod moves;
 #[cfg(test)]
 mod object_store;

@@ -70,9 +70,10 @@ async fn plan(sql: &str) -> String {
         query: QueryId::random(),
         attempt: 1,
         memory_limit_bytes: 1 << 30,
+        is_short: false,
         settings: Vec::new(),
     };
-    let planned = planning.physical(&logical, &view, &query, false, None).await.unwrap();
+    let planned = planning.physical(&logical, &view, &query, false, None, Joins::ByRoom).await.unwrap();
     explain(&planned.plan, &view, false)
 }
 
