@@ -57,8 +57,8 @@ fn a_kept_plan_of_not_in_does_not_outlive_the_first_null() {
         for sql in [
             "CREATE TABLE ip_out (k INT, v INT) WITH (shards = 8, shard_key = 'k')",
             "CREATE TABLE ip_set (k INT, v INT) WITH (shards = 8, shard_key = 'k')",
-            "INSERT INTO ip_out SELECT value, value FROM generate_series(1, 20000)",
-            "INSERT INTO ip_set SELECT value, value FROM generate_series(1, 15000)",
+            "INSERT INTO ip_out SELECT value AS k, value AS v FROM generate_series(1, 20000)",
+            "INSERT INTO ip_set SELECT value AS k, value AS v FROM generate_series(1, 15000)",
         ] {
             client.update(sql).await.unwrap();
         }

@@ -49,7 +49,7 @@ fn setup() -> [String; 4] {
     let rows = |table: &str, rows: u32, step: u32| {
         format!(
             "INSERT INTO {table} SELECT value * {step}, value % 1000, \
-             'text that takes up some room, so that much of it is too much: ' || value * {step} \
+             'text that takes up some room, so that much of it is too much: ' || (value * {step}) \
              FROM generate_series(1, {rows})"
         )
     };
