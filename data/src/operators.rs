@@ -3,6 +3,7 @@
 mod hand_on;
 mod once;
 mod pieces;
+mod runtime_filter;
 mod slices;
 
 use std::sync::Arc;
@@ -17,6 +18,10 @@ use self::once::Once;
 use self::pieces::InPieces;
 use self::slices::InSlices;
 
+pub use self::runtime_filter::{
+    FilterKeys, JoinKeysExec, ROWS_PRUNED_METRIC, RuntimeFilterExec, into_scans, passage,
+};
+
 /// An input that can be read once only.
 pub type OnceExec = HandOnExec<Once>;
 /// An input in pieces.
@@ -25,8 +30,8 @@ pub type PiecesExec = HandOnExec<InPieces>;
 /// An input in slices of a bounded size.
 pub type SlicesExec = HandOnExec<InSlices>;
 
-/// Sends these operators from the coordinator to workers: each is its name,
-/// with its inputs below it.
+/// Sends these operators from the coordinator to workers: each is its name, some
+/// with what they are told, with its inputs below it.
 #[derive(Debug)]
 pub struct OperatorCodec;
 
@@ -38,6 +43,14 @@ impl PhysicalExtensionCodec for OperatorCodec {
         _context: &TaskContext,
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        if let [input] = inputs {
+            if let Some(keys) = FilterKeys::from_bytes(JoinKeysExec::NAME, name) {
+                return Ok(Arc::new(JoinKeysExec::new(Arc::clone(input), keys)));
+            }
+            if let Some(keys) = FilterKeys::from_bytes(RuntimeFilterExec::NAME, name) {
+                return Ok(Arc::new(RuntimeFilterExec::new(Arc::clone(input), keys)));
+            }
+        }
         match (name, inputs) {
             (OnceExec::NAME_BYTES, [input]) => Ok(Arc::new(OnceExec::new(Arc::clone(input)))),
             (PiecesExec::NAME_BYTES, [input]) => Ok(Arc::new(PiecesExec::new(Arc::clone(input)))),
@@ -56,6 +69,14 @@ impl PhysicalExtensionCodec for OperatorCodec {
         name: &mut Vec<u8>,
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<()> {
+        if let Some(gathers) = node.downcast_ref::<JoinKeysExec>() {
+            name.extend(gathers.keys().to_bytes(JoinKeysExec::NAME)?);
+            return Ok(());
+        }
+        if let Some(filter) = node.downcast_ref::<RuntimeFilterExec>() {
+            name.extend(filter.keys().to_bytes(RuntimeFilterExec::NAME)?);
+            return Ok(());
+        }
         let bytes = match () {
             () if node.is::<OnceExec>() => OnceExec::NAME_BYTES,
             () if node.is::<PiecesExec>() => PiecesExec::NAME_BYTES,

@@ -11,6 +11,7 @@ pub mod exchange;
 pub mod fault;
 pub mod id;
 pub mod query_pool;
+pub mod runtime_filter;
 pub mod server;
 pub mod zone;
 

@@ -30,6 +30,7 @@ use shoal_proto::query::{
     Accepted, Frame, PartitionRequest, RunRequest, TaskMetrics, ToCoordinator, ToWorker, partition_request,
     to_coordinator, to_worker,
 };
+use shoal_proto::runtime_filter::RuntimeFilters;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -151,11 +152,20 @@ impl Execution for ExecutionService {
             })?,
             query_start_time_ns: plan.query_start_ns as usize,
         };
-        // Messages after the plan carry nothing: their end is the message.
-        let still_wanted = messages.filter_map(|_| std::future::ready(None)).boxed();
         let worker = self.worker.clone();
         let headers = metadata.into_headers();
         let options = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?;
+        let (scope, filters) = self.sessions.runtime_filters(&options);
+        let gathered = Arc::clone(&filters);
+        // Messages after the plan carry filters; their end is a message too.
+        let still_wanted = messages.filter_map(move |message| {
+            let _kept_until_then = &scope;
+            if let Ok(ToWorker { message: Some(to_worker::Message::RuntimeFilter(filter)) }) = message {
+                filters.deliver(&filter);
+            }
+            std::future::ready(None)
+        });
+        let still_wanted = still_wanted.boxed();
         let take = async move { worker.coordinator_channel(headers, request, still_wanted).await };
         let replies = match self.lanes.of(&options).spawn(&options, take).await {
             Ok(Ok(replies)) => replies,
@@ -173,6 +183,7 @@ impl Execution for ExecutionService {
                 Err(error) => Some(Err(Failure::from_datafusion(&error).at(worker_id.as_str()).to_status())),
             })
         });
+        let replies = with_parts(replies.boxed(), gathered);
         let replies = futures::stream::once(async move { Ok(accepted) }).chain(replies);
         Ok(Response::new(replies.boxed()))
     }
@@ -257,6 +268,24 @@ async fn forget_ended_tasks(worker: Worker) {
         producer_head: ProducerHead::None,
     };
     let _nobody_waits = tokio::time::timeout(Duration::ZERO, worker.execute_task(nothing)).await;
+}
+
+/// What a task has to say, and what it or its neighbours gathered for run-time
+/// filters, until it has said all.
+fn with_parts(
+    replies: BoxStream<'static, Result<ToCoordinator, Status>>,
+    gathered: Arc<RuntimeFilters>,
+) -> impl Stream<Item = Result<ToCoordinator, Status>> {
+    futures::stream::unfold((replies, gathered), |(mut replies, gathered)| async move {
+        let next = tokio::select! {
+            biased;
+            reply = replies.next() => reply?,
+            part = gathered.next_part() => {
+                Ok(ToCoordinator { message: Some(to_coordinator::Message::RuntimeFilter(part)) })
+            }
+        };
+        Some((next, (replies, gathered)))
+    })
 }
 
 /// Why a task did not begin. The library says of a plan that it waited for in

@@ -25,11 +25,12 @@ use datafusion_distributed::{
 use http::HeaderMap;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
-use shoal_data::operators::OperatorCodec;
+use shoal_data::operators::{OperatorCodec, into_scans};
 use shoal_data::shard_store::SHARD_STORE_URL;
 use shoal_data::{CountedReaders, Scanned, ShardStore, scan_fault};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::query_pool::sort_kept_bytes;
+use shoal_proto::runtime_filter::RuntimeFilters;
 use shoal_proto::{Channels, QueryId, QueryPool, WorkerId};
 
 type ScalarFunctions = HashMap<String, Arc<ScalarUDF>>;
@@ -62,9 +63,23 @@ pub struct QueryScope {
     pub scanned: Arc<Scanned>,
     /// What each attempt read. Held by its tasks, which stay until it is over.
     attempts: Mutex<HashMap<u32, Weak<ReadLog>>>,
+    /// Run-time filters of each attempt, held in the same way.
+    filters: Mutex<HashMap<u32, Weak<RuntimeFilters>>>,
 }
 
 impl QueryScope {
+    /// Run-time filters of an attempt, for all its tasks here.
+    fn filters(&self, attempt: u32) -> Arc<RuntimeFilters> {
+        let mut attempts = self.filters.lock();
+        if let Some(filters) = attempts.get(&attempt).and_then(Weak::upgrade) {
+            return filters;
+        }
+        attempts.retain(|_, filters| filters.strong_count() > 0);
+        let filters = Arc::new(RuntimeFilters::new());
+        attempts.insert(attempt, Arc::downgrade(&filters));
+        filters
+    }
+
     /// The log of what an attempt reads here. Tasks that are next to each other
     /// hand rows over without a stream that could tell, so they share one.
     fn reads(&self, attempt: u32) -> Arc<ReadLog> {
@@ -121,9 +136,18 @@ impl TaskSessions {
             shards: Arc::clone(&self.shards),
             scanned: Arc::default(),
             attempts: Mutex::default(),
+            filters: Mutex::default(),
         });
         scopes.insert(options.query, Arc::downgrade(&scope));
         scope
+    }
+
+    /// Run-time filters of an attempt that has tasks here, and the scope that must
+    /// be held for as long as its tasks should find the same ones.
+    pub fn runtime_filters(&self, options: &QueryOptions) -> (Arc<QueryScope>, Arc<RuntimeFilters>) {
+        let scope = self.scope(options);
+        let filters = scope.filters(options.attempt);
+        (scope, filters)
     }
 
     /// What each query that has tasks here has read so far.
@@ -221,6 +245,7 @@ impl WorkerSessionBuilder for TaskSessions {
         let mut builder = context.builder.with_runtime_env(Arc::clone(&scope.runtime));
         let config = builder.config().take().unwrap_or_default();
         let reads = scope.reads(options.attempt);
+        let config = config.with_extension(scope.filters(options.attempt));
         let config = self.configure(config, &options, scope, reads)?;
         shoal_data::functions::register(&mut builder);
         Ok(builder.with_config(config).build())
@@ -229,6 +254,7 @@ impl WorkerSessionBuilder for TaskSessions {
 
 /// Gives every Parquet scan readers that keep footers and count what they
 /// read, and what of that crossed zones: a decoded plan comes with plain ones.
+/// Scans below run-time filters learn of their bounds.
 ///
 /// # Errors
 /// None in practice; those of rebuilding a plan.
@@ -237,7 +263,7 @@ pub fn with_counted_readers(
     scope: &Arc<QueryScope>,
     reads: &Arc<ReadLog>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    let rewritten = plan.transform_down(|node| {
+    let rewritten = into_scans(plan)?.transform_down(|node| {
         let Some(scan) = node.downcast_ref::<DataSourceExec>() else {
             return Ok(Transformed::no(node));
         };

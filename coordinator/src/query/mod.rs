@@ -22,6 +22,7 @@ mod result_cache;
 mod retry;
 mod rewrite;
 mod row_by_row;
+mod runtime_filters;
 mod safe_pushdown;
 mod scan_tasks;
 mod session_state;

@@ -27,7 +27,7 @@ use datafusion_distributed::{
     BroadcastExec, DistributedExec, DistributedLeafExec, NetworkBoundaryExt, NetworkCoalesceExec, Stage,
 };
 use shoal_data::counted_segment;
-use shoal_data::operators::{OnceExec, PiecesExec, SlicesExec};
+use shoal_data::operators::{JoinKeysExec, OnceExec, PiecesExec, RuntimeFilterExec, SlicesExec};
 use shoal_proto::exchange::{ReadLog, Reads};
 use shoal_proto::{ErrorCode, Failure, TableId, WorkerId};
 
@@ -291,6 +291,8 @@ fn taken_of_children(node: &Arc<dyn ExecutionPlan>, taken: Taken) -> datafusion:
         || node.is::<OnceExec>()
         || node.is::<PiecesExec>()
         || node.is::<SlicesExec>()
+        || node.is::<JoinKeysExec>()
+        || node.is::<RuntimeFilterExec>()
         || node.is::<SortPreservingMergeExec>()
         || node.is::<UnionExec>()
         || node.is::<UnnestExec>()

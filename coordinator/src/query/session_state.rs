@@ -23,6 +23,7 @@ use shoal_data::operators::OperatorCodec;
 use shoal_data::{ImportRoots, SegmentName, ShardStore, Table};
 use shoal_proto::exchange::{ExchangeResolver, FirstTask, QueryOptions, ReadLog};
 use shoal_proto::query_pool::sort_kept_bytes;
+use shoal_proto::runtime_filter::RuntimeFilterRelay;
 use shoal_proto::{Channels, QueryPool, TableId};
 
 use super::guard;
@@ -33,6 +34,7 @@ use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
 use super::row_by_row;
+use super::runtime_filters::with_runtime_filters;
 use super::safe_pushdown::SafePushdown;
 use super::scan_tasks::{add_handlers, scan_bytes, segment_of, shard_scan};
 use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, over_one_file, with_streams};
@@ -256,6 +258,7 @@ impl Planning {
             .with_extension(Arc::clone(view))
             .with_extension(Arc::new(ReadLog::new()))
             .with_extension(Arc::new(FirstTask::default()))
+            .with_extension(Arc::new(RuntimeFilterRelay::new()))
             .with_distributed_worker_resolver(ViewResolver(Arc::clone(view)))
             .with_distributed_channel_resolver(ExchangeResolver::new(self.channels.clone()))
             .with_distributed_passthrough_headers(query.to_headers()?)?
@@ -317,6 +320,11 @@ impl Planning {
             Way::Here => DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?,
             _ => state.query_planner().create_physical_plan(logical, &state).await?,
         };
+        let plan =
+            match plan.is::<DistributedExec>() && ShoalConfig::of(state.config_options()).runtime_filters {
+                true => with_runtime_filters(plan)?,
+                false => plan,
+            };
         let plan = match way {
             _ if plan.is::<DistributedExec>() || way == Way::Here || !reads_segments_or_files(&plan)? => plan,
             // Small enough for one worker, or impossible to cut: sent whole.

@@ -25,6 +25,9 @@ pub struct ShoalConfig {
     pub load_task_bytes: usize,
     /// Whether shards join and group where they are.
     pub colocate: bool,
+    /// Whether the keys of a join's smaller side leave out rows of the other one
+    /// where these are read on other workers.
+    pub runtime_filters: bool,
     /// Memory that one query may hold on one node; empty: the
     /// coordinator's `query_memory_limit`.
     pub query_memory: String,
@@ -52,6 +55,7 @@ impl Default for ShoalConfig {
             task_bytes: 24 * MIB,
             load_task_bytes: 64 * MIB,
             colocate: true,
+            runtime_filters: true,
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,
@@ -98,6 +102,7 @@ impl ExtensionOptions for ShoalConfig {
             "task_bytes" => self.task_bytes = size()?.max(1),
             "load_task_bytes" => self.load_task_bytes = size()?.max(1),
             "colocate" => self.colocate = switch()?,
+            "runtime_filters" => self.runtime_filters = switch()?,
             "query_memory" => {
                 if !value.is_empty() {
                     parse_size(value).map_err(refuse)?;
@@ -143,6 +148,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.colocate.to_string(),
                 "Whether tables that are sharded alike join, and shards group, where they are. Off, every join and \
                  grouping goes through an exchange.",
+            ),
+            entry(
+                "runtime_filters",
+                self.runtime_filters.to_string(),
+                "Whether rows that have no partner in a join are left out where they are read on other workers, as soon \
+                 as the join's smaller side is known.",
             ),
             entry(
                 "query_memory",

@@ -17,6 +17,7 @@ use datafusion_distributed::{
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use http::HeaderMap;
+use tokio::sync::mpsc;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Extensions, Request};
@@ -30,9 +31,10 @@ use super::reads::ReadLog;
 use crate::channel::MESSAGE_BYTES_MAX;
 use crate::query::execution_client::ExecutionClient;
 use crate::query::{
-    BroadcastHead, Frame, NoHead, PartitionRequest, RepartitionHead, RunRequest, SetPlan, TaskMetrics,
-    ToWorker, frame, partition_request, to_coordinator, to_worker,
+    BroadcastHead, Frame, NoHead, PartitionRequest, RepartitionHead, RunRequest, RuntimeFilter, SetPlan,
+    TaskMetrics, ToWorker, frame, partition_request, to_coordinator, to_worker,
 };
+use crate::runtime_filter::RuntimeFilterRelay;
 use crate::{Channels, Failure};
 
 /// How long metrics may take to arrive once a query is over. A worker that
@@ -178,18 +180,30 @@ impl WorkerChannel for ExchangeClient {
             query_start_ns: request.query_start_time_ns as u64,
         };
         let first = ToWorker { message: Some(to_worker::Message::SetPlan(set_plan)) };
-        // Nothing follows the plan; that the stream stays open is what tells
-        // the worker that the task is still wanted.
+        let relay = task_ctx.session_config().get_extension::<RuntimeFilterRelay>();
+        let filters = relay.as_ref().and_then(|relay| relay.join(request.target_worker_url.as_str()));
+        // Nothing but filters follows the plan; that the stream stays open is what
+        // tells the worker that the task is still wanted.
         let (over, is_over) = tokio::sync::oneshot::channel::<()>();
         let requests = futures::stream::unfold(
-            (Some(first), to_worker, Some(over)),
-            |(mut first, mut to_worker, mut over)| async move {
+            (Some(first), to_worker, filters, Some(over)),
+            |(mut first, mut to_worker, mut filters, mut over)| async move {
                 if let Some(first) = first.take() {
-                    return Some((first, (None, to_worker, over)));
+                    return Some((first, (None, to_worker, filters, over)));
                 }
-                while to_worker.next().await.is_some() {}
-                drop(over.take());
-                None
+                loop {
+                    tokio::select! {
+                        biased;
+                        message = to_worker.next() => if message.is_none() {
+                            drop(over.take());
+                            return None;
+                        },
+                        Some(filter) = next_filter(&mut filters) => {
+                            let message = Some(to_worker::Message::RuntimeFilter(filter));
+                            return Some((ToWorker { message }, (None, to_worker, filters, over)));
+                        }
+                    }
+                }
             },
         )
         .boxed();
@@ -204,7 +218,7 @@ impl WorkerChannel for ExchangeClient {
             .map_err(|status| transport_failure(&status, &worker))?
             .into_inner();
         FirstTask::of(task_ctx).taken(Instant::now());
-        Ok(until_over(replies, is_over, worker).boxed())
+        Ok(until_over(replies, is_over, worker, relay).boxed())
     }
 
     async fn execute_task(
@@ -293,14 +307,16 @@ fn until_over(
     replies: tonic::Streaming<crate::query::ToCoordinator>,
     is_over: tokio::sync::oneshot::Receiver<()>,
     worker: String,
+    relay: Option<Arc<RuntimeFilterRelay>>,
 ) -> impl Stream<Item = Result<WorkerToCoordinatorMsg>> {
     struct State {
         replies: tonic::Streaming<crate::query::ToCoordinator>,
         is_over: Option<tokio::sync::oneshot::Receiver<()>>,
         deadline: Option<tokio::time::Instant>,
         worker: String,
+        relay: Option<Arc<RuntimeFilterRelay>>,
     }
-    let state = State { replies, is_over: Some(is_over), deadline: None, worker };
+    let state = State { replies, is_over: Some(is_over), deadline: None, worker, relay };
     futures::stream::unfold(state, |mut state| async move {
         loop {
             let reply = match (state.is_over.as_mut(), state.deadline) {
@@ -326,6 +342,11 @@ fn until_over(
                     Some(to_coordinator::Message::Accepted(_)) => {
                         return Some((Ok(WorkerToCoordinatorMsg::LoadInfo(LoadInfo::default())), state));
                     }
+                    Some(to_coordinator::Message::RuntimeFilter(part)) => {
+                        if let Some(relay) = &state.relay {
+                            relay.take_in(&part);
+                        }
+                    }
                     None => {}
                 },
                 Some(Err(status)) if state.is_over.is_some() => {
@@ -336,6 +357,14 @@ fn until_over(
             }
         }
     })
+}
+
+/// The next filter for a worker; never where another stream carries them.
+async fn next_filter(filters: &mut Option<mpsc::Receiver<RuntimeFilter>>) -> Option<RuntimeFilter> {
+    match filters {
+        Some(filters) => filters.recv().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn wire_key(key: TaskKey) -> crate::query::TaskKey {

@@ -58,6 +58,8 @@ mod rolling;
 #[cfg(test)]
 mod rot;
 #[cfg(test)]
+mod runtime_filters;
+#[cfg(test)]
 mod settled;
 #[cfg(test)]
 mod slt;

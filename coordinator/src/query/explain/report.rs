@@ -15,6 +15,7 @@ use datafusion_distributed::{
 };
 
 use shoal_data::SegmentName;
+use shoal_data::operators::ROWS_PRUNED_METRIC;
 use shoal_proto::{TableId, WorkerId};
 
 use super::split::{TimeSplit, count};
@@ -244,6 +245,10 @@ impl Report<'_> {
             let times: Vec<Duration> = times(metrics).map(|(_, time)| time).collect();
             if !times.is_empty() {
                 notes.push(format!("time={}", time(times.iter().sum())));
+            }
+            let pruned = sum_of(metrics, ROWS_PRUNED_METRIC);
+            if pruned > 0 {
+                notes.push(format!("pruned={}", count(pruned)));
             }
             for (label, name) in [("read", "bytes_scanned"), ("spilled", "spilled_bytes")] {
                 let amount = sum_of(metrics, name);

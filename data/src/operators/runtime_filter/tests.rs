@@ -1,0 +1,255 @@
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::execution::TaskContext;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
+use datafusion::prelude::SessionConfig;
+use datafusion_proto::physical_plan::{DefaultPhysicalProtoConverter, PhysicalExtensionCodec};
+use futures::{StreamExt, TryStreamExt};
+use proptest::prelude::*;
+use shoal_proto::query::RuntimeFilter;
+use shoal_proto::runtime_filter::{RuntimeFilterRelay, RuntimeFilters};
+
+use super::*;
+use crate::operators::OperatorCodec;
+use crate::shard_store::SHARD_STORE_URL;
+
+type Keys = Vec<Option<i64>>;
+
+fn keys() -> FilterKeys {
+    FilterKeys { id: FilterId { plan: 3, join: 1 }, columns: vec![1] }
+}
+
+fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("n", DataType::Int64, false),
+        Field::new("k", DataType::Int64, true),
+    ]))
+}
+
+/// Rows with their numbers and these keys, in batches of seven.
+fn rows(partitions: &[Keys]) -> Arc<dyn ExecutionPlan> {
+    let partitions = partitions.iter().map(|keys| {
+        let numbered: Vec<(i64, Option<i64>)> = (0..).zip(keys.iter().copied()).collect();
+        let batches = numbered.chunks(7).map(|rows| {
+            let numbers = Int64Array::from_iter_values(rows.iter().map(|(number, _)| *number));
+            let keys = Int64Array::from_iter(rows.iter().map(|(_, key)| *key));
+            RecordBatch::try_new(schema(), vec![Arc::new(numbers), Arc::new(keys)]).unwrap()
+        });
+        batches.collect::<Vec<_>>()
+    });
+    let partitions: Vec<_> = partitions.collect();
+    MemorySourceConfig::try_new_exec(&partitions, schema(), None).unwrap()
+}
+
+fn context(filters: &Arc<RuntimeFilters>) -> Arc<TaskContext> {
+    let config = SessionConfig::new().with_extension(Arc::clone(filters));
+    Arc::new(TaskContext::default().with_session_config(config))
+}
+
+/// What a task whose partitions have these keys tells the coordinator, as one of
+/// so many tasks.
+async fn told(partitions: &[Keys], task: u32, tasks: u32) -> RuntimeFilter {
+    let filters = Arc::new(RuntimeFilters::new());
+    let gathering: Arc<dyn ExecutionPlan> = Arc::new(JoinKeysExec::new(rows(partitions), keys()));
+    for (partition, keys) in partitions.iter().enumerate() {
+        let stream = gathering.execute(partition, context(&filters)).unwrap();
+        let handed_on: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+        let rows: usize = handed_on.iter().map(RecordBatch::num_rows).sum();
+        assert_eq!(rows, keys.len());
+    }
+    RuntimeFilter { task, tasks, ..filters.next_part().await }
+}
+
+/// The rows that a filter hands on of rows with these keys.
+async fn handed_on(filters: &Arc<RuntimeFilters>, probe: Keys) -> Vec<(i64, Option<i64>)> {
+    let filter = RuntimeFilterExec::new(rows(&[probe]), keys());
+    let stream = filter.execute(0, context(filters)).unwrap();
+    let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+    let of_batch = |batch: &RecordBatch| {
+        let (numbers, keys) = (batch.column(0).as_primitive::<Int64Type>().clone(), batch.column(1).clone());
+        let keys = keys.as_primitive::<Int64Type>().clone();
+        (0..batch.num_rows())
+            .map(|row| (numbers.value(row), keys.is_valid(row).then(|| keys.value(row))))
+            .collect::<Vec<_>>()
+    };
+    batches.iter().flat_map(of_batch).collect()
+}
+
+fn runs<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn some_keys() -> impl Strategy<Value = Keys> {
+    prop::collection::vec(prop::option::weighted(0.9, prop_oneof![-20..20_i64, any::<i64>()]), 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// However keys are dealt to tasks and partitions.
+    #[test]
+    fn no_row_with_a_partner_is_left_out_and_order_stays(
+        tasks in prop::collection::vec(prop::collection::vec(some_keys(), 1..4), 1..5),
+        probe in some_keys(),
+    ) {
+        let (all, given) = runs(async {
+            let relay = RuntimeFilterRelay::new();
+            let mut whole = relay.join("worker").unwrap();
+            let count = tasks.len() as u32;
+            for (task, partitions) in (0..).zip(&tasks) {
+                assert!(whole.try_recv().is_err(), "whole before task {task} of {count}");
+                relay.take_in(&told(partitions, task, count).await);
+            }
+            let filters = Arc::new(RuntimeFilters::new());
+            filters.deliver(&whole.try_recv().unwrap());
+            let given = handed_on(&filters, probe.clone()).await;
+            ((0..).zip(probe).collect::<Vec<(i64, Option<i64>)>>(), given)
+        });
+        let built: Vec<i64> = tasks.into_iter().flatten().flatten().flatten().collect();
+        let has_partner = |row: &&(i64, Option<i64>)| row.1.is_some_and(|key| built.contains(&key));
+        let needed: Vec<_> = all.iter().filter(has_partner).collect();
+        prop_assert_eq!(needed, given.iter().filter(has_partner).collect::<Vec<_>>());
+        let mut in_order = all.iter();
+        prop_assert!(given.iter().all(|row| in_order.any(|other| other == row)), "another order, or other rows");
+        prop_assert!(given.iter().all(|row| row.1.is_some()), "a key that is null has no partner");
+    }
+}
+
+#[test]
+fn rows_without_a_partner_are_left_out_and_counted() {
+    runs(async {
+        let filters = Arc::new(RuntimeFilters::new());
+        filters.deliver(&told(&[vec![Some(5)], vec![Some(900), None]], 0, 1).await);
+        let probe: Keys = (0..1000).map(Some).collect();
+        let filter = RuntimeFilterExec::new(rows(&[probe]), keys());
+        let stream = filter.execute(0, context(&filters)).unwrap();
+        let given: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+        let given: usize = given.iter().map(RecordBatch::num_rows).sum();
+        assert!((2..50).contains(&given), "{given} rows");
+        let counted = filter.metrics().unwrap().sum_by_name(ROWS_PRUNED_METRIC).unwrap().as_usize();
+        assert_eq!(counted, 1000 - given);
+    });
+}
+
+#[test]
+fn a_filter_that_does_not_come_leaves_out_nothing() {
+    runs(async {
+        let probe: Keys = vec![Some(1), None, Some(3)];
+        let all = vec![(0, Some(1)), (1, None), (2, Some(3))];
+        let filters = Arc::new(RuntimeFilters::new());
+        assert_eq!(handed_on(&filters, probe.clone()).await, all);
+        // Nor does that of another plan.
+        let other = RuntimeFilter { plan: 4, ..told(&[vec![Some(77)]], 0, 1).await };
+        filters.deliver(&other);
+        assert_eq!(handed_on(&filters, probe.clone()).await, all);
+        // Nor one over other types.
+        let mut collector = shoal_proto::runtime_filter::KeyCollector::new(vec![DataType::Utf8View]).unwrap();
+        collector.add(&[Arc::new(arrow::array::StringViewArray::from(vec!["x"]))]).unwrap();
+        filters.deliver(&collector.finish().unwrap().to_wire(keys().id, 0, 1).unwrap());
+        assert_eq!(handed_on(&filters, probe).await, all);
+    });
+}
+
+#[test]
+fn keys_are_told_only_when_all_partitions_are_at_their_end() {
+    runs(async {
+        let filters = Arc::new(RuntimeFilters::new());
+        let partitions = [vec![Some(1); 20], vec![Some(2); 20]];
+        let is_told =
+            async || tokio::time::timeout(std::time::Duration::ZERO, filters.next_part()).await.is_ok();
+        // One that is dropped half-way, then one that is read twice.
+        for again in [false, true] {
+            let gathering = JoinKeysExec::new(rows(&partitions), keys());
+            let first = gathering.execute(0, context(&filters)).unwrap();
+            let _all: Vec<RecordBatch> = first.try_collect().await.unwrap();
+            assert!(!is_told().await);
+            let mut next = gathering.execute(usize::from(!again), context(&filters)).unwrap();
+            if again {
+                while next.next().await.transpose().unwrap().is_some() {}
+            } else {
+                next.next().await.unwrap().unwrap();
+            }
+            drop(next);
+            assert!(!is_told().await);
+        }
+        told(&partitions, 0, 1).await;
+    });
+}
+
+#[test]
+fn without_tasks_there_is_nothing_to_gather() {
+    runs(async {
+        let gathering = JoinKeysExec::new(rows(&[vec![Some(1)]]), keys());
+        let stream = gathering.execute(0, Arc::new(TaskContext::default())).unwrap();
+        assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn both_operators_come_to_workers_as_they_are() {
+    let (codec, converter) = (OperatorCodec, DefaultPhysicalProtoConverter {});
+    let input = rows(&[vec![Some(1)]]);
+    let gathering: Arc<dyn ExecutionPlan> = Arc::new(JoinKeysExec::new(Arc::clone(&input), keys()));
+    let filter: Arc<dyn ExecutionPlan> = Arc::new(RuntimeFilterExec::new(Arc::clone(&input), keys()));
+    for node in [gathering, filter] {
+        let mut name = Vec::new();
+        codec.try_encode(Arc::clone(&node), &mut name, &converter).unwrap();
+        let context = TaskContext::default();
+        let decoded = codec.try_decode(&name, &[Arc::clone(&input)], &context, &converter).unwrap();
+        let line = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).one_line().to_string();
+        assert_eq!(line(&decoded), line(&node));
+        let keys_of = |plan: &Arc<dyn ExecutionPlan>| match plan.downcast_ref::<JoinKeysExec>() {
+            Some(gathering) => gathering.keys().clone(),
+            None => plan.downcast_ref::<RuntimeFilterExec>().unwrap().keys().clone(),
+        };
+        assert_eq!(keys_of(&decoded), keys());
+        assert!(codec.try_decode(&name, &[], &context, &converter).is_err());
+    }
+}
+
+/// The scan below, as text.
+fn scan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
+    displayable(plan.as_ref()).indent(true).to_string()
+}
+
+#[test]
+fn the_scan_below_learns_between_which_values_the_keys_are() {
+    let scan = |limit| {
+        FileScanConfigBuilder::new(
+            ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap(),
+            Arc::new(ParquetSource::new(schema())),
+        )
+        .with_file_groups(vec![FileGroup::new(vec![PartitionedFile::new("1/2/x.parquet", 9)])])
+        .with_projection_indices(Some(vec![1, 0]))
+        .unwrap()
+        .with_limit(limit)
+        .build()
+    };
+    let over = |limit| -> Arc<dyn ExecutionPlan> {
+        let keys = FilterKeys { columns: vec![0], ..keys() };
+        Arc::new(RuntimeFilterExec::new(DataSourceExec::from_data_source(scan(limit)), keys))
+    };
+    let plan = into_scans(over(None)).unwrap();
+    assert!(scan_text(&plan).contains("DynamicFilter [ empty ]"), "{}", scan_text(&plan));
+    // A scan that may stop at any row gives others if it begins elsewhere.
+    assert!(!scan_text(&into_scans(over(Some(3))).unwrap()).contains("DynamicFilter"));
+    runs(async {
+        let filters = Arc::new(RuntimeFilters::new());
+        filters.deliver(&told(&[vec![Some(50), Some(40)]], 0, 1).await);
+        let context = context(&filters);
+        let url = url::Url::parse(SHARD_STORE_URL).unwrap();
+        context.runtime_env().register_object_store(&url, Arc::new(object_store::memory::InMemory::new()));
+        // It fails to read, as there is no such file: after it has learnt.
+        let mut stream = plan.execute(0, context).unwrap();
+        assert!(stream.next().await.is_none_or(|rows| rows.is_err()));
+    });
+    let text = scan_text(&plan);
+    assert!(text.contains("k@1 >= 40 AND k@1 <= 50"), "{text}");
+}

@@ -1,0 +1,163 @@
+//! A set of hashes of bounded size that may say of others that they are in it,
+//! and never of one of its own that it is not.
+
+/// Bits of a set that is being filled: of some 350,000 hashes half are set.
+const BITS_MAX: usize = 1 << 21;
+/// Bits that a small set is folded to at least.
+const BITS_MIN: usize = 1 << 10;
+/// Bits of each hash.
+const PROBES: u64 = 4;
+/// Bits of a word.
+const WORD: usize = u64::BITS as usize;
+
+/// A Bloom filter over hashes of 64 bits. Its bits are a power of two, so that
+/// one half can be laid over the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bloom {
+    words: Vec<u64>,
+    /// How many bits are set.
+    ones: usize,
+}
+
+impl Default for Bloom {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Bloom {
+    /// Bytes that a set takes while it is filled.
+    pub const BYTES_MAX: usize = BITS_MAX / 8;
+
+    /// An empty set of the largest size.
+    pub fn new() -> Self {
+        Self { words: vec![0; BITS_MAX / WORD], ones: 0 }
+    }
+
+    fn bits(&self) -> usize {
+        self.words.len() * WORD
+    }
+
+    /// The bits of a hash, by word and mask. In a set of half the size they are
+    /// the same but for the highest bit of their numbers.
+    fn places(hash: u64, words: usize) -> impl Iterator<Item = (usize, u64)> {
+        // Hashes that find a partition have low bits in common.
+        let mixed = (hash ^ (hash >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let (first, step) = (mixed >> 32, (mixed & 0xffff_ffff) | 1);
+        (0..PROBES).map(move |probe| {
+            let place = first.wrapping_add(probe.wrapping_mul(step)) as usize & (words * WORD - 1);
+            (place / WORD, 1 << (place % WORD))
+        })
+    }
+
+    /// Adds a hash.
+    pub fn insert(&mut self, hash: u64) {
+        for (word, mask) in Self::places(hash, self.words.len()) {
+            let bits = &mut self.words[word];
+            self.ones += usize::from(*bits & mask == 0);
+            *bits |= mask;
+        }
+    }
+
+    /// False only for a hash that was not added.
+    pub fn may_have(&self, hash: u64) -> bool {
+        Self::places(hash, self.words.len()).all(|(word, mask)| self.words[word] & mask != 0)
+    }
+
+    /// Whether it says of too many that they are in it to be worth a look.
+    pub fn is_full(&self) -> bool {
+        self.ones * 2 > self.bits()
+    }
+
+    /// The same set in as few bits as keep it worth a look.
+    #[must_use]
+    pub fn folded(mut self) -> Self {
+        while self.bits() > BITS_MIN && self.ones * 8 <= self.bits() {
+            let upper = self.words.split_off(self.words.len() / 2);
+            self.words.iter_mut().zip(upper).for_each(|(lower, upper)| *lower |= upper);
+            self.count();
+        }
+        self
+    }
+
+    /// All that is in one of both.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        let (mut large, small) =
+            if self.words.len() >= other.words.len() { (self, other) } else { (other, self) };
+        // A folded set is one of twice the size whose halves are the same.
+        large.words.iter_mut().zip(small.words.iter().cycle()).for_each(|(word, more)| *word |= more);
+        large.count();
+        large
+    }
+
+    fn count(&mut self) {
+        self.ones = self.words.iter().map(|word| word.count_ones() as usize).sum();
+    }
+
+    /// Its words, little-endian.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// What [`Bloom::to_bytes`] gave; none for what cannot have come from there.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let is_size = words.len().is_power_of_two() && (BITS_MIN..=BITS_MAX).contains(&(words.len() * WORD));
+        if !is_size || !rest.is_empty() {
+            return None;
+        }
+        let mut bloom = Self { words: words.iter().map(|word| u64::from_le_bytes(*word)).collect(), ones: 0 };
+        bloom.count();
+        Some(bloom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(hashes: impl Iterator<Item = u64>) -> Bloom {
+        let mut bloom = Bloom::new();
+        hashes.for_each(|hash| bloom.insert(hash.wrapping_mul(0xd6e8_feb8_6659_fd93)));
+        bloom
+    }
+
+    fn hits(bloom: &Bloom, hashes: impl Iterator<Item = u64>) -> usize {
+        hashes.filter(|hash| bloom.may_have(hash.wrapping_mul(0xd6e8_feb8_6659_fd93))).count()
+    }
+
+    #[test]
+    fn a_folded_set_is_small_and_still_tells_most_others() {
+        let bloom = of(1..=1000).folded();
+        assert!(bloom.to_bytes().len() <= 8 * 1024, "{} bytes", bloom.to_bytes().len());
+        assert_eq!(hits(&bloom, 1..=1000), 1000);
+        assert!(hits(&bloom, 1001..=11_000) < 500);
+    }
+
+    #[test]
+    fn sets_of_different_sizes_are_put_together() {
+        let (few, many) = (of(1..=10).folded(), of(1000..=60_000).folded());
+        assert!(few.words.len() < many.words.len());
+        for both in [few.clone().union(many.clone()), many.union(few)] {
+            assert_eq!(hits(&both, (1..=10).chain(1000..=60_000)), 59_011);
+            assert!(!both.is_full());
+        }
+    }
+
+    #[test]
+    fn too_many_make_it_full() {
+        assert!(!of(1..=300_000).is_full());
+        assert!(of(1..=500_000).is_full());
+    }
+
+    #[test]
+    fn bytes_that_are_no_set_are_refused() {
+        let bytes = of(1..=10).folded().to_bytes();
+        assert_eq!(Bloom::from_bytes(&bytes), Some(of(1..=10).folded()));
+        for wrong in [&[][..], &bytes[1..], &bytes[..bytes.len() - 8], &[0; 8], &[0; 24]] {
+            assert_eq!(Bloom::from_bytes(wrong), None);
+        }
+        assert_eq!(Bloom::from_bytes(&vec![0; 2 * Bloom::BYTES_MAX]), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! The worker's part, for one attempt: what its tasks have gathered waits here
+//! for a stream to the coordinator, and what has come for them is found here.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::execution::TaskContext;
+use datafusion_distributed::DistributedTaskContext;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::key_filter::{FilterId, KeyFilter};
+use crate::query::RuntimeFilter;
+
+/// Parts that wait to be sent. One more is not sent, and its filter never whole.
+const PARTS_WAITING_MAX: usize = 256;
+
+/// What has come of a filter: nothing, or the whole.
+type Slot = watch::Sender<Option<Arc<KeyFilter>>>;
+
+/// Of one attempt on one worker: in the context of its tasks.
+#[derive(Default)]
+pub struct RuntimeFilters {
+    slots: Mutex<HashMap<FilterId, Slot>>,
+    parts: Mutex<VecDeque<RuntimeFilter>>,
+    news: Notify,
+}
+
+impl fmt::Debug for RuntimeFilters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RuntimeFilters")
+    }
+}
+
+impl RuntimeFilters {
+    /// Nothing gathered, and nothing come.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Those of the attempt that a plan runs in; none where it does not run as
+    /// tasks on workers.
+    pub fn of(context: &TaskContext) -> Option<Arc<Self>> {
+        context.session_config().get_extension::<Self>()
+    }
+
+    /// What a task has as keys, all of them.
+    ///
+    /// # Errors
+    /// Those of encoding it; it is then not sent.
+    pub fn publish(&self, id: FilterId, context: &Arc<TaskContext>, filter: KeyFilter) -> Result<()> {
+        let task = DistributedTaskContext::from_ctx(context);
+        let (index, count) = (task.task_index as u32, task.task_count as u32);
+        let part = filter.to_wire(id, index, count)?;
+        if count == 1 {
+            // The whole already; other workers get it by way of the coordinator.
+            self.put(id, filter);
+        }
+        let mut parts = self.parts.lock();
+        if parts.len() < PARTS_WAITING_MAX {
+            parts.push_back(part);
+            drop(parts);
+            self.news.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The next part to be sent. Several streams may ask; each part goes to one.
+    pub async fn next_part(&self) -> RuntimeFilter {
+        loop {
+            let news = self.news.notified();
+            if let Some(part) = self.parts.lock().pop_front() {
+                return part;
+            }
+            news.await;
+        }
+    }
+
+    /// Takes in a filter that the coordinator has put together.
+    pub fn deliver(&self, whole: &RuntimeFilter) {
+        match KeyFilter::from_wire(whole) {
+            Ok((id, filter)) => self.put(id, filter),
+            Err(error) => tracing::debug!(%error, "run-time filter refused"),
+        }
+    }
+
+    fn put(&self, id: FilterId, filter: KeyFilter) {
+        self.slots.lock().entry(id).or_default().send_replace(Some(Arc::new(filter)));
+    }
+
+    /// Where a filter is found when it has come.
+    pub fn slot(&self, id: FilterId) -> watch::Receiver<Option<Arc<KeyFilter>>> {
+        self.slots.lock().entry(id).or_default().subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Int64Array;
+    use arrow::datatypes::DataType;
+    use datafusion::prelude::SessionConfig;
+
+    use super::*;
+    use crate::runtime_filter::KeyCollector;
+
+    fn filter(key: i64) -> KeyFilter {
+        let mut collector = KeyCollector::new(vec![DataType::Int64]).unwrap();
+        collector.add(&[Arc::new(Int64Array::from(vec![key]))]).unwrap();
+        collector.finish().unwrap()
+    }
+
+    fn context(task_index: usize, task_count: usize) -> Arc<TaskContext> {
+        let task = Arc::new(DistributedTaskContext { task_index, task_count });
+        Arc::new(TaskContext::default().with_session_config(SessionConfig::new().with_extension(task)))
+    }
+
+    #[tokio::test]
+    async fn the_part_of_one_task_is_not_taken_for_the_whole() {
+        let (filters, id) = (RuntimeFilters::new(), FilterId { plan: 1, join: 0 });
+        filters.publish(id, &context(1, 2), filter(5)).unwrap();
+        assert!(filters.slot(id).borrow().is_none());
+        let part = filters.next_part().await;
+        assert_eq!((part.task, part.tasks), (1, 2));
+        filters.deliver(&filter(6).to_wire(id, 0, 1).unwrap());
+        assert_eq!(filters.slot(id).borrow().as_ref().unwrap().rows(), 1);
+        assert!(filters.slot(FilterId { plan: 2, join: 0 }).borrow().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_one_task_alone_has_is_the_whole() {
+        let (filters, id) = (RuntimeFilters::new(), FilterId { plan: 1, join: 0 });
+        let mut slot = filters.slot(id);
+        filters.publish(id, &context(0, 1), filter(5)).unwrap();
+        assert!(slot.wait_for(Option::is_some).await.is_ok());
+        assert_eq!(filters.next_part().await.tasks, 1);
+    }
+}
