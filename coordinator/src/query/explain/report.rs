@@ -248,7 +248,7 @@ impl Report<'_> {
             }
             let pruned = sum_of(metrics, ROWS_PRUNED_METRIC);
             if pruned > 0 {
-                notes.push(format!("pruned={}", count(pruned)));
+                notes.push(format!("pruned={}", count(pruned as u64)));
             }
             for (label, name) in [("read", "bytes_scanned"), ("spilled", "spilled_bytes")] {
                 let amount = sum_of(metrics, name);
