@@ -8,6 +8,7 @@ use datafusion::catalog::Session;
 use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::source_as_provider;
+use datafusion::logical_expr::expr_rewriter::unnormalize_cols;
 use datafusion::logical_expr::{Expr, LogicalPlan, TableScan};
 use shoal_data::Segment;
 
@@ -126,7 +127,9 @@ fn size_of(table: &ShardTable, scan: &TableScan, session: &dyn Session) -> Resul
     }
     let of_columns = |size: Size| Size { bytes: share(size.bytes, table, scan), ..size };
     let (facts, layout) = (table.facts(), &table.table().layout);
-    let shards = shards_for(table.table(), &scan.filters);
+    // As a scan is given them: no column says of which table it is.
+    let filters = unnormalize_cols(scan.filters.iter().cloned());
+    let shards = shards_for(table.table(), &filters);
     // The rows of one key lie together then, wherever in a large segment.
     let is_sorted = layout.sort_key.first().is_some_and(|first| layout.shard_key.contains(first));
     if is_sorted && shards.as_ref().is_some_and(|shards| shards.len() <= 1) {
@@ -143,10 +146,10 @@ fn size_of(table: &ShardTable, scan: &TableScan, session: &dyn Session) -> Resul
         Some(shards) => Size::of(shards.iter().flat_map(|shard| facts.of_shard(*shard))),
         None => Size::of(table.table().segments.iter()),
     });
-    if of_shards.is_small() || scan.filters.is_empty() {
+    if of_shards.is_small() || filters.is_empty() {
         return Ok(Some(of_shards));
     }
-    Ok(Some(of_columns(Size::of(table.segments(&scan.filters, session)?.iter()))))
+    Ok(Some(of_columns(Size::of(table.segments(&filters, session)?.iter()))))
 }
 
 /// Of so many bytes of a table, those of the columns that a scan keeps.
