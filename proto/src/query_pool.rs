@@ -19,6 +19,9 @@ const SORT_KEPT_BYTES_MIN: u64 = 256 << 10;
 const SORT_KEPT_SHARE: u64 = 128;
 /// How many times as much as it holds an operator that can spill leaves free.
 const LEFT_FREE: usize = 2;
+/// The share of its query's memory that it may hold in any case: without its first rows
+/// there is nothing to spill.
+const ALWAYS_SHARE: usize = 32;
 
 /// Bytes that each sort of a query keeps for merging what it has spilled:
 /// `datafusion.execution.sort_spill_reservation_bytes` for this limit.
@@ -73,7 +76,7 @@ impl QueryPool {
     /// Whether one that can spill may hold so many bytes when so many are used by all, or
     /// should spill.
     fn leaves_enough(&self, held: usize, used: usize) -> bool {
-        held.saturating_mul(LEFT_FREE) <= self.free_bytes(used)
+        held <= self.limit_bytes / ALWAYS_SHARE || held.saturating_mul(LEFT_FREE) <= self.free_bytes(used)
     }
 }
 

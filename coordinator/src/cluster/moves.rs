@@ -317,8 +317,9 @@ fn held_shards<'a>(groups: &'a [Group<'_>]) -> HashMap<&'a WorkerId, Vec<(u64, u
 
 /// Copies on workers that should not hold them, where all that should have
 /// theirs, or where such a worker does not have it and another one does: it would
-/// never be copied there again, and who drains it would wait for ever. A table that is to be everywhere has none too many but on workers that
-/// `leave`: the others are about to be given their part.
+/// never be copied there again, and who drains it would wait for ever. A table that is
+/// to be everywhere has none too many but on workers that `leave`: the others are about
+/// to be given their part.
 pub fn surplus(state: &State, live: &LiveWorkers, leave: &BTreeSet<WorkerId>) -> Vec<Command> {
     let mut surplus: BTreeMap<(TableId, &WorkerId), Vec<SegmentId>> = BTreeMap::new();
     for table in state.tables() {

@@ -336,7 +336,7 @@ impl Engine {
         let what = format!("shard {shard} of {}", table.full_name());
         let merge = self.template.merge_of(&what, old).await?;
         let (admission, cluster) = (self.admission.clone(), Arc::clone(&self.cluster));
-        let is_to_rest = move || admission.waiting() > 0 || cluster.is_repairing();
+        let is_to_rest = move || admission.is_pressed() || cluster.is_repairing();
         let rows = paced(self.template.merged_rows(table, &merge).await?, is_to_rest);
         let (old, memory) = (merge.segments(), merge.memory("the new segment"));
         let staged = crate::write::compact(&self.writes, table, shard, old, rows, &memory).await?;

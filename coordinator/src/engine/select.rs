@@ -230,12 +230,19 @@ impl Engine {
 
     /// Waits for a place among the running queries, where it needs one.
     async fn turn(&self, running: &Running, need: Option<Need>) -> Result<Option<Permit>, Error> {
-        let Some(need) = need else { return Ok(None) };
+        let Some(mut need) = need else { return Ok(None) };
         if need.class == Class::Long {
             let live = self.cluster.live();
             // Of some it may not be known.
             let known = live.workers.iter().map(|worker| worker.memory_bytes).filter(|bytes| *bytes > 0);
-            self.admission.know_memory(known.min().unwrap_or_default());
+            let least = known.min().unwrap_or_default();
+            self.admission.know_memory(least);
+            // Of what it reads each worker has a part. Two always fit: one that asks for much
+            // is not to hold up all others for as long as a single one runs.
+            need.memory_bytes /= live.workers.len().max(1) as u64;
+            if least > 0 {
+                need.memory_bytes = need.memory_bytes.min(least / 2);
+            }
         }
         self.admission.admit(need, |ticket| running.queued(ticket)).await.map(Some)
     }

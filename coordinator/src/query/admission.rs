@@ -140,6 +140,13 @@ impl Admission {
         lines.short.waiting() + lines.long.waiting()
     }
 
+    /// Whether there are queries that wait for places, all of which are taken: what can be
+    /// done later stands back for them.
+    pub fn is_pressed(&self) -> bool {
+        let lines = self.shared.lines.lock();
+        [&lines.short, &lines.long].into_iter().any(|line| line.waiting() > 0 && line.is_full())
+    }
+
     /// Waits for a turn. `at_place` is told the ticket, from which
     /// [`Admission::place`] computes the place in the queue.
     ///
@@ -165,7 +172,7 @@ impl Admission {
                 return Err(Error::Exhausted(format!(
                     "{} {} queries run and {} wait, which is all that this coordinator takes; try again later, or \
                      raise --max-queries or --queue-limit",
-                    self.running_max(class),
+                    self.shared.lines.lock().of(class).running(),
                     class.name(),
                     self.queue_max
                 )));
@@ -179,14 +186,28 @@ impl Admission {
         match permit {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(Error::Stopping),
-            Err(_) => Err(Error::Timeout(format!(
-                "the query waited {:?} for one of {} places of {} queries and got none; try again later, or raise \
-                 --max-queries or --queue-timeout",
-                self.timeout,
-                self.running_max(class),
-                class.name()
-            ))),
+            Err(_) => Err(Error::Timeout(self.waited_in_vain(class))),
         }
+    }
+
+    fn waited_in_vain(&self, class: Class) -> String {
+        let (running, is_full) = {
+            let mut lines = self.shared.lines.lock();
+            let line = lines.of(class);
+            (line.running(), line.is_full())
+        };
+        let (timeout, name) = (self.timeout, class.name());
+        if is_full {
+            let places = self.running_max(class);
+            return format!(
+                "the query waited {timeout:?} for one of {places} places of {name} queries and got none; try again \
+                 later, or raise --max-queries or --queue-timeout"
+            );
+        }
+        format!(
+            "the query waited {timeout:?} for memory, or behind one that does: what the {running} {name} queries that \
+             run may take leaves too little; try again later, lower shoal.query_memory, or raise --queue-timeout"
+        )
     }
 
     /// Admits nobody from now on; those who wait are refused.

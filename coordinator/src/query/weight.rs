@@ -42,7 +42,7 @@ pub struct Weight {
 pub fn weigh(plan: &LogicalPlan, session: &dyn Session) -> Weight {
     match is_short(plan, session) {
         Ok(true) => Weight { class: Class::Short, memory_bytes: 0 },
-        Ok(false) | Err(_) => Weight { class: Class::Long, memory_bytes: memory_bytes(plan) },
+        Ok(false) | Err(_) => Weight { class: Class::Long, memory_bytes: memory_bytes(plan, session) },
     }
 }
 
@@ -57,7 +57,37 @@ fn is_short(plan: &LogicalPlan, session: &dyn Session) -> Result<bool> {
         let Some(size) = size_of(table, scan, session)? else { return Ok(false) };
         all = all.and(size);
     }
-    Ok(all.is_small())
+    Ok(all.is_small() || counts_all_rows(plan))
+}
+
+/// Whether a plan is `SELECT count(*)` of a table: the catalog knows that number.
+fn counts_all_rows(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::Projection(node) if !node.expr.iter().any(Expr::is_volatile) => {
+            counts_all_rows(&node.input)
+        }
+        LogicalPlan::SubqueryAlias(node) => counts_all_rows(&node.input),
+        LogicalPlan::Aggregate(node) => {
+            let is_scan = |scan: &TableScan| scan.filters.is_empty() && scan.fetch.is_none();
+            node.group_expr.is_empty()
+                && node.aggr_expr.iter().all(is_count_of_rows)
+                && matches!(node.input.as_ref(), LogicalPlan::TableScan(scan) if is_scan(scan))
+        }
+        _ => false,
+    }
+}
+
+fn is_count_of_rows(expr: &Expr) -> bool {
+    match expr {
+        Expr::Alias(alias) => is_count_of_rows(&alias.expr),
+        Expr::AggregateFunction(function) => {
+            function.func.name() == "count"
+                && !function.params.distinct
+                && function.params.filter.is_none()
+                && function.params.args.iter().all(|arg| matches!(arg, Expr::Literal(..)))
+        }
+        _ => false,
+    }
 }
 
 /// The scans of a plan that only filters, computes, groups and sorts rows; none of
@@ -121,8 +151,7 @@ impl Size {
 /// What a scan reads, by the share of the columns that it keeps; none where that is
 /// much, or takes long to tell.
 fn size_of(table: &ShardTable, scan: &TableScan, session: &dyn Session) -> Result<Option<Size>> {
-    let reads_no_column = scan.projection.as_ref().is_some_and(Vec::is_empty) && scan.filters.is_empty();
-    if reads_no_column || scan.fetch.is_some_and(|rows| rows <= FIRST_ROWS_MAX) {
+    if scan.fetch.is_some_and(|rows| rows <= FIRST_ROWS_MAX) {
         return Ok(Some(Size::default()));
     }
     let of_columns = |size: Size| Size { bytes: share(size.bytes, table, scan), ..size };
@@ -132,7 +161,9 @@ fn size_of(table: &ShardTable, scan: &TableScan, session: &dyn Session) -> Resul
     let shards = shards_for(table.table(), &filters);
     // The rows of one key lie together then, wherever in a large segment.
     let is_sorted = layout.sort_key.first().is_some_and(|first| layout.shard_key.contains(first));
-    if is_sorted && shards.as_ref().is_some_and(|shards| shards.len() <= 1) {
+    // Of one shard alone all keys are.
+    let is_one_key = layout.shards > 1 && shards.as_ref().is_some_and(|shards| shards.len() <= 1);
+    if is_sorted && is_one_key {
         return Ok(Some(Size::default()));
     }
     let segments: usize = match &shards {
@@ -159,15 +190,20 @@ fn share(bytes: u64, table: &ShardTable, scan: &TableScan) -> u64 {
     bytes.saturating_mul(kept.min(all)) / all
 }
 
-/// What a plan may take, by what the tables have that it reads. Nothing is known of
-/// others: it may take whatever it wants.
-fn memory_bytes(plan: &LogicalPlan) -> u64 {
+/// What a plan may take on all nodes together, by what it reads of its tables. Nothing is
+/// known of others: it may take whatever it wants.
+fn memory_bytes(plan: &LogicalPlan, session: &dyn Session) -> u64 {
     let mut bytes = Some(0_u64);
     let walked = plan.apply_with_subqueries(|node| {
         if let LogicalPlan::TableScan(scan) = node {
             let provider = source_as_provider(&scan.source)?;
-            let read = as_shard_table(&provider)
-                .map(|table| share(table.facts().shard_bytes().iter().sum(), table, scan));
+            let read = match as_shard_table(&provider) {
+                Some(table) => Some(match size_of(table, scan, session)? {
+                    Some(size) => size.bytes,
+                    None => share(table.facts().shard_bytes().iter().sum(), table, scan),
+                }),
+                None => None,
+            };
             bytes = bytes.zip(read).map(|(all, more)| all.saturating_add(more));
         }
         Ok(TreeNodeRecursion::Continue)

@@ -16,10 +16,10 @@ use shoal_data::operators::{OnceExec, PiecesExec};
 
 /// Puts a place to give way above each join without an equality, as DataFusion
 /// counts the batches that leaves give, and such a join makes thousands of
-/// each; and above each merge, whose rows a filter may refuse. One that may make none of very many pairs, because its filter refuses
-/// them, gets its probe side in pieces. The other side of a nested loop join is
-/// read once: DataFusion reads it anew where memory runs out, and may then read
-/// less.
+/// each; and above each merge, whose rows a filter may refuse. One that may make none
+/// of very many pairs, because its filter refuses them, gets its probe side in pieces.
+/// The other side of a nested loop join is read once: DataFusion reads it anew where
+/// memory runs out, and may then read less.
 #[derive(Debug, Default)]
 pub(crate) struct YieldInJoins;
 

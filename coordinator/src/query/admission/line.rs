@@ -158,6 +158,15 @@ impl<T> Line<T> {
         self.waiting.len()
     }
 
+    pub(super) fn running(&self) -> usize {
+        self.running
+    }
+
+    /// Whether all places are taken; those that wait may also wait for memory.
+    pub(super) fn is_full(&self) -> bool {
+        self.running >= self.limits.running_max
+    }
+
     /// The place in the line, from 1: how many turns it is away. Steps by those before it.
     pub(super) fn place(&self, ticket: Ticket) -> usize {
         self.waiting.range(..=ticket.spot).count().max(1)

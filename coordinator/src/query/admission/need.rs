@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// waits for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// It reads little of one table, as its segments show, and computes little with it.
+    /// It reads little of its tables, as their segments show, and computes little with it.
     Short,
     /// All others.
     Long,
