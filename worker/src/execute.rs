@@ -27,12 +27,12 @@ use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::exchange::{QueryOptions, ReadLog, drive_stream, metrics_to_wire, task_metrics_to_wire};
 use shoal_proto::query::execution_server::{Execution, ExecutionServer};
 use shoal_proto::query::{
-    Accepted, Frame, PartitionRequest, RunRequest, TaskMetrics, ToCoordinator, ToWorker, partition_request,
-    to_coordinator, to_worker,
+    Accepted, Frame, PartitionRequest, RunRequest, RuntimeFilter, TaskMetrics, ToCoordinator, ToWorker,
+    partition_request, to_coordinator, to_worker,
 };
 use shoal_proto::runtime_filter::RuntimeFilters;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 use url::Url;
@@ -155,17 +155,22 @@ impl Execution for ExecutionService {
         let worker = self.worker.clone();
         let headers = metadata.into_headers();
         let options = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?;
-        let (scope, filters) = self.sessions.runtime_filters(&options);
-        let gathered = Arc::clone(&filters);
-        // Messages after the plan carry filters; their end is a message too.
-        let still_wanted = messages.filter_map(move |message| {
-            let _kept_until_then = &scope;
-            if let Ok(ToWorker { message: Some(to_worker::Message::RuntimeFilter(filter)) }) = message {
-                filters.deliver(&filter);
-            }
-            std::future::ready(None)
-        });
-        let still_wanted = still_wanted.boxed();
+        // Messages after the plan carry filters, where there are any; their end is a message too.
+        let (still_wanted, gathered) = if plan.runtime_filters {
+            let (scope, filters) = self.sessions.runtime_filters(&options);
+            let gathered = Arc::clone(&filters);
+            let (wanted, is_over) = oneshot::channel::<()>();
+            let still_wanted = messages.filter_map(move |message| {
+                let _kept_until_then = (&scope, &wanted);
+                if let Ok(ToWorker { message: Some(to_worker::Message::RuntimeFilter(filter)) }) = message {
+                    filters.deliver(&filter);
+                }
+                std::future::ready(None)
+            });
+            (still_wanted.boxed(), Some((gathered, is_over)))
+        } else {
+            (messages.filter_map(|_| std::future::ready(None)).boxed(), None)
+        };
         let take = async move { worker.coordinator_channel(headers, request, still_wanted).await };
         let replies = match self.lanes.of(&options).spawn(&options, take).await {
             Ok(Ok(replies)) => replies,
@@ -183,7 +188,10 @@ impl Execution for ExecutionService {
                 Err(error) => Some(Err(Failure::from_datafusion(&error).at(worker_id.as_str()).to_status())),
             })
         });
-        let replies = with_parts(replies.boxed(), gathered);
+        let replies = match gathered {
+            Some((gathered, is_over)) => with_parts(replies.boxed(), gathered, is_over).boxed(),
+            None => replies.boxed(),
+        };
         let replies = futures::stream::once(async move { Ok(accepted) }).chain(replies);
         Ok(Response::new(replies.boxed()))
     }
@@ -271,21 +279,37 @@ async fn forget_ended_tasks(worker: Worker) {
 }
 
 /// What a task has to say, and what it or its neighbours gathered for run-time
-/// filters, until it has said all.
+/// filters: until it has said all, and is not wanted any more.
 fn with_parts(
     replies: BoxStream<'static, Result<ToCoordinator, Status>>,
     gathered: Arc<RuntimeFilters>,
+    is_over: oneshot::Receiver<()>,
 ) -> impl Stream<Item = Result<ToCoordinator, Status>> {
-    futures::stream::unfold((replies, gathered), |(mut replies, gathered)| async move {
-        let next = tokio::select! {
-            biased;
-            reply = replies.next() => reply?,
-            part = gathered.next_part() => {
-                Ok(ToCoordinator { message: Some(to_coordinator::Message::RuntimeFilter(part)) })
+    let state = (Some(replies), gathered, is_over);
+    futures::stream::unfold(state, |(mut replies, gathered, mut is_over)| async move {
+        // A task without metrics has nothing to say from the beginning, and joins all the same.
+        while let Some(own) = &mut replies {
+            tokio::select! {
+                biased;
+                reply = own.next() => match reply {
+                    Some(reply) => return Some((reply, (replies, gathered, is_over))),
+                    None => replies = None,
+                },
+                part = gathered.next_part() => {
+                    return Some((Ok(filter_part(part)), (replies, gathered, is_over)));
+                }
             }
-        };
-        Some((next, (replies, gathered)))
+        }
+        tokio::select! {
+            biased;
+            _wanted_no_more = &mut is_over => None,
+            part = gathered.next_part() => Some((Ok(filter_part(part)), (replies, gathered, is_over))),
+        }
     })
+}
+
+fn filter_part(part: RuntimeFilter) -> ToCoordinator {
+    ToCoordinator { message: Some(to_coordinator::Message::RuntimeFilter(part)) }
 }
 
 /// Why a task did not begin. The library says of a plan that it waited for in

@@ -15,6 +15,7 @@ use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::joins::HashJoinExec;
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion_distributed::{BroadcastExec, NetworkBoundaryExt, NetworkBroadcastExec};
@@ -50,7 +51,8 @@ fn with_filters(
     let Some(join) = node.downcast_ref::<HashJoinExec>().filter(|_| is_of_workers) else { return Ok(node) };
     let Some((left, right)) = keys_of(join) else { return Ok(node) };
     let keys = |columns| FilterKeys { id: *next, columns };
-    let Some(probe) = filtered(join.right(), &keys(right), false)? else { return Ok(node) };
+    let way = Way { is_sent: false, is_computed: false };
+    let Some(probe) = filtered(join.right(), &keys(right), way)? else { return Ok(node) };
     let built = gathered(join.left(), keys(left))?;
     next.join += 1;
     replace_children_if_necessary(Arc::clone(&node), vec![built, probe])
@@ -95,20 +97,35 @@ fn gathered(built: &Arc<dyn ExecutionPlan>, keys: FilterKeys) -> Result<Arc<dyn 
     }
 }
 
+/// What is between a join and a node of its probe side.
+#[derive(Clone, Copy)]
+struct Way {
+    /// A stage ends.
+    is_sent: bool,
+    /// Something is computed of rows, which may be an error.
+    is_computed: bool,
+}
+
 /// `node` without rows that have no partner, left out as far below as can be.
-/// None where that is in the tasks that need them: `is_sent` says whether a
-/// stage ends between the join and this node.
+/// None where that is in the tasks that need them.
 fn filtered(
     node: &Arc<dyn ExecutionPlan>,
     keys: &FilterKeys,
-    is_sent: bool,
+    way: Way,
 ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+    let is_sent = way.is_sent;
     let below = match below(node, &keys.columns) {
+        // A group that lost some of its rows has values that no query asked for: harmless, unless
+        // they are computed with.
+        Some(_) if way.is_computed && node.is::<AggregateExec>() => None,
         Some((index, columns)) if !(is_sent && is_filter_of_scan(node)) => {
-            let is_sent = is_sent || node.is_network_boundary();
+            let way = Way {
+                is_sent: is_sent || node.is_network_boundary(),
+                is_computed: way.is_computed || computes(node),
+            };
             let children = node.children();
             let Some(child) = children.get(index) else { return Ok(None) };
-            let child = filtered(child, &FilterKeys { id: keys.id, columns }, is_sent)?;
+            let child = filtered(child, &FilterKeys { id: keys.id, columns }, way)?;
             child.map(|child| (index, child))
         }
         _ => None,
@@ -122,6 +139,15 @@ fn filtered(
         return Ok(None);
     }
     Ok(Some(Arc::new(RuntimeFilterExec::new(Arc::clone(node), keys.clone()))))
+}
+
+/// Whether a node computes something of its rows.
+fn computes(node: &Arc<dyn ExecutionPlan>) -> bool {
+    if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
+        return projection.expr().iter().any(|projected| !projected.expr.is::<Column>());
+    }
+    // The filter of a join and the like.
+    node.is::<FilterExec>() || node.is::<HashJoinExec>()
 }
 
 /// What deals a stage's rows to those that read them, and stays on top of it.

@@ -258,13 +258,15 @@ impl Planning {
             .with_extension(Arc::clone(view))
             .with_extension(Arc::new(ReadLog::new()))
             .with_extension(Arc::new(FirstTask::default()))
-            .with_extension(Arc::new(RuntimeFilterRelay::new()))
             .with_distributed_worker_resolver(ViewResolver(Arc::clone(view)))
             .with_distributed_channel_resolver(ExchangeResolver::new(self.channels.clone()))
             .with_distributed_passthrough_headers(query.to_headers()?)?
             .with_distributed_metrics_collection(collect_metrics)?
             .with_distributed_max_tasks_per_stage(usize::from(way == Way::OneTask))?
             .with_distributed_dynamic_task_count(false)?;
+        if ShoalConfig::of(config.options()).runtime_filters {
+            config = config.with_extension(Arc::new(RuntimeFilterRelay::new()));
+        }
         let options = config.options_mut();
         options.execution.collect_statistics = true;
         options.optimizer.prefer_existing_union = true;

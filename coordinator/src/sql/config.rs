@@ -55,7 +55,7 @@ impl Default for ShoalConfig {
             task_bytes: 24 * MIB,
             load_task_bytes: 64 * MIB,
             colocate: true,
-            runtime_filters: true,
+            runtime_filters: false,
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,

@@ -172,7 +172,9 @@ impl WorkerChannel for ExchangeClient {
         if !request.work_unit_feed_declarations.is_empty() {
             return Err(DataFusionError::NotImplemented("work unit feeds are not sent to workers".into()));
         }
+        let relay = task_ctx.session_config().get_extension::<RuntimeFilterRelay>();
         let set_plan = SetPlan {
+            runtime_filters: relay.is_some(),
             key: Some(wire_key(request.task_key)),
             task_count: request.task_count as u64,
             plan: request.plan.encode(task_ctx)?.into(),
@@ -180,7 +182,6 @@ impl WorkerChannel for ExchangeClient {
             query_start_ns: request.query_start_time_ns as u64,
         };
         let first = ToWorker { message: Some(to_worker::Message::SetPlan(set_plan)) };
-        let relay = task_ctx.session_config().get_extension::<RuntimeFilterRelay>();
         let filters = relay.as_ref().and_then(|relay| relay.join(request.target_worker_url.as_str()));
         // Nothing but filters follows the plan; that the stream stays open is what
         // tells the worker that the task is still wanted.
@@ -315,8 +316,9 @@ fn until_over(
         deadline: Option<tokio::time::Instant>,
         worker: String,
         relay: Option<Arc<RuntimeFilterRelay>>,
+        is_accepted: bool,
     }
-    let state = State { replies, is_over: Some(is_over), deadline: None, worker, relay };
+    let state = State { replies, is_over: Some(is_over), deadline: None, worker, relay, is_accepted: false };
     futures::stream::unfold(state, |mut state| async move {
         loop {
             let reply = match (state.is_over.as_mut(), state.deadline) {
@@ -340,6 +342,7 @@ fn until_over(
                         return Some((Ok(WorkerToCoordinatorMsg::TaskMetrics(metrics)), state));
                     }
                     Some(to_coordinator::Message::Accepted(_)) => {
+                        state.is_accepted = true;
                         return Some((Ok(WorkerToCoordinatorMsg::LoadInfo(LoadInfo::default())), state));
                     }
                     Some(to_coordinator::Message::RuntimeFilter(part)) => {
@@ -349,6 +352,9 @@ fn until_over(
                     }
                     None => {}
                 },
+                // A worker of whose task all rows have come may go before the others have ended. Whether rows
+                // are lost is told where they are read.
+                Some(Err(_)) if state.relay.is_some() && state.is_accepted => return None,
                 Some(Err(status)) if state.is_over.is_some() => {
                     let failure = transport_failure(&status, &state.worker);
                     return Some((Err(failure.into()), state));

@@ -21,7 +21,8 @@ const SETUP: [&str; 6] = [
 ];
 
 /// Every join goes through an exchange, also where one side is small.
-const EXCHANGED: [&str; 4] = [
+const EXCHANGED: [&str; 5] = [
+    "SET shoal.runtime_filters = on",
     "SET shoal.task_bytes = 1",
     "SET shoal.colocate = false",
     "SET datafusion.optimizer.hash_join_single_partition_threshold = 0",

@@ -242,7 +242,7 @@ impl Filtering {
                 // Its time may be over: then rows go by without a look.
                 let _in_time = tokio::time::timeout(FILTER_WAIT, has_come).await;
             }
-            self.learn()?;
+            self.learn();
             let Some(input) = &mut self.input else { continue };
             match input.next().await.transpose()? {
                 Some(batch) => {
@@ -261,11 +261,11 @@ impl Filtering {
     }
 
     /// Looks whether the filter has come.
-    fn learn(&mut self) -> Result<()> {
+    fn learn(&mut self) {
         if !matches!(self.known, Known::NotYet) {
-            return Ok(());
+            return;
         }
-        let Some(filter) = self.slot.borrow().clone() else { return Ok(()) };
+        let Some(filter) = self.slot.borrow().clone() else { return };
         let schema = self.coalescer.schema();
         let types = self.columns.iter().filter_map(|&column| schema.fields().get(column));
         let types: Vec<_> = types.map(|field| field.data_type()).collect();
@@ -274,9 +274,11 @@ impl Filtering {
             false => Known::Nothing,
         };
         if let (Known::Keys(filter), Some(in_scan)) = (&self.known, &self.in_scan) {
-            in_scan.set(filter)?;
+            // What goes wrong here leaves all rows in.
+            if in_scan.set(filter).is_err() {
+                self.known = Known::Nothing;
+            }
         }
-        Ok(())
     }
 
     /// Looks no more where few rows are left out.
@@ -299,7 +301,12 @@ impl Filtering {
         };
         let timer = self.metrics.elapsed_compute().timer();
         let keys: Vec<_> = self.columns.iter().map(|&column| Arc::clone(batch.column(column))).collect();
-        let keep = filter.may_have(&keys)?;
+        let Ok(keep) = filter.may_have(&keys) else {
+            self.known = Known::Nothing;
+            self.coalescer.push_batch(batch)?;
+            self.coalescer.finish_buffered_batch()?;
+            return Ok(None);
+        };
         let rows = batch.num_rows();
         let left_out = rows - keep.true_count();
         self.rows_pruned.add(left_out);
