@@ -6,19 +6,22 @@ use shoal_benches::{Answer, Client, Cluster, Oracle};
 
 use crate::fixture::{session, shared};
 
-/// Rows of some 100 bytes each: on each of four workers the hashed side of a join is larger than
-/// [`MEMORY`].
+/// Rows of some 100 bytes each: on each of four workers the hashed side of a join is expected to be
+/// larger than half of [`MEMORY`].
 const LEFT_ROWS: u32 = 800_000;
 const RIGHT_ROWS: u32 = 700_000;
 /// What a query may hold on each worker.
-const MEMORY: &str = "16MiB";
-/// What is enough to find out that a hash join needs more than was expected.
-const MORE_MEMORY: &str = "32MiB";
+const MEMORY: &str = "48MiB";
+/// The same where text is exchanged: a batch of it comes in buffers of 2 MiB, and each sort holds
+/// one at least.
+const MEMORY_FOR_TEXT: &str = "96MiB";
+/// A join for which text is exchanged and sorted.
+const OF_TEXT: &str =
+    "SELECT count(*), sum(a.v * b.v), min(a.k), max(b.k) FROM mj_left a JOIN mj_right b ON a.s = b.s";
 
 /// Each with whether it is a join.
-const QUERIES: [(&str, bool); 7] = [
+const QUERIES: [(&str, bool); 6] = [
     ("SELECT count(*), sum(a.v + b.v), min(a.s), max(b.s) FROM mj_left a JOIN mj_right b ON a.k = b.k", true),
-    ("SELECT count(*), sum(a.v * b.v), min(a.k), max(b.k) FROM mj_left a JOIN mj_right b ON a.s = b.s", true),
     (
         "SELECT count(*), count(a.k), count(b.k), max(a.s), max(b.s) FROM mj_left a FULL JOIN mj_right b ON a.k = b.k",
         true,
@@ -95,6 +98,12 @@ fn check(workers: usize) {
             assert!(!ran.contains("HashJoinExec"), "{sql}\n{ran}");
             assert!(ran.contains("spilled"), "nothing was too much: {sql}\n{ran}");
         }
+        if workers == 1 {
+            let mut client = with_memory(cluster, MEMORY_FOR_TEXT).await;
+            check_answer(&mut client, &oracle, OF_TEXT).await;
+            let ran = client.text(&format!("EXPLAIN ANALYZE {OF_TEXT}")).await.unwrap();
+            assert!(ran.contains("SortMergeJoinExec") && ran.contains("spilled"), "{ran}");
+        }
         // There is room enough for all of it otherwise, and then it is hashed.
         let mut rich = session(cluster).await;
         let explained = rich.text(&format!("EXPLAIN {}", QUERIES[0].0)).await.unwrap();
@@ -111,7 +120,7 @@ fn check(workers: usize) {
 
 /// A hash join that is larger than was expected is tried again as a merge.
 async fn check_misjudged(cluster: &Cluster, oracle: &Oracle) {
-    let mut client = with_memory(cluster, MORE_MEMORY).await;
+    let mut client = with_memory(cluster, MEMORY).await;
     let explained = client.text(&format!("EXPLAIN {MISJUDGED}")).await.unwrap();
     assert!(explained.contains("HashJoinExec"), "it is expected to be too large: {explained}");
     check_answer(&mut client, oracle, MISJUDGED).await;

@@ -148,7 +148,7 @@ fn a_small_side_that_goes_to_all_rules_out_pages_of_the_other_side() {
         for sql in [
             "CREATE SCHEMA rfb",
             "CREATE TABLE rfb.facts (id BIGINT, k BIGINT) WITH (shards = 4, shard_key = 'id', sort_key = 'k')",
-            "INSERT INTO rfb.facts SELECT value, value FROM generate_series(1, 120000)",
+            "INSERT INTO rfb.facts SELECT value AS id, value AS k FROM generate_series(1, 120000)",
             "CREATE TABLE rfb.few (k BIGINT, name VARCHAR) WITH (shards = 4, shard_key = 'name')",
             "INSERT INTO rfb.few SELECT value + 30000, 'name ' || value FROM generate_series(1, 20)",
         ] {
