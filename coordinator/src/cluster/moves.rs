@@ -10,13 +10,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use shoal_data::{ReplicaCount, Segment, Table};
+use shoal_data::{ReplicaCount, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId};
 
 use super::disk::{Fill, fills, weights};
 use super::membership::LiveWorkers;
 use super::placement::{Candidate, rehome};
-use super::repair::{has, has_all_copies, missing};
+use super::repair::{has_all_copies, missing};
 use crate::catalog::{Command, State, WorkerRecord};
 
 mod apart;
@@ -316,10 +316,8 @@ fn held_shards<'a>(groups: &'a [Group<'_>]) -> HashMap<&'a WorkerId, Vec<(u64, u
 }
 
 /// Copies on workers that should not hold them, where all that should have
-/// theirs, or where such a worker does not have it and another one does: it would
-/// never be copied there again, and who drains it would wait for ever. A table that is
-/// to be everywhere has none too many but on workers that `leave`: the others are about
-/// to be given their part.
+/// theirs. A table that is to be everywhere has none too many but on workers that
+/// `leave`: the others are about to be given their part.
 pub fn surplus(state: &State, live: &LiveWorkers, leave: &BTreeSet<WorkerId>) -> Vec<Command> {
     let mut surplus: BTreeMap<(TableId, &WorkerId), Vec<SegmentId>> = BTreeMap::new();
     for table in state.tables() {
@@ -330,7 +328,7 @@ pub fn surplus(state: &State, live: &LiveWorkers, leave: &BTreeSet<WorkerId>) ->
                     && (table.layout.replicas != ReplicaCount::All || leave.contains(worker))
             });
             for worker in strangers {
-                if has_all_copies(table, segment, live) || is_lost(segment, worker, live) {
+                if has_all_copies(table, segment, live) {
                     surplus.entry((table.id, worker)).or_default().push(segment.id);
                 }
             }
@@ -340,11 +338,6 @@ pub fn surplus(state: &State, live: &LiveWorkers, leave: &BTreeSet<WorkerId>) ->
         Command::RemoveReplicas { table, worker: worker.clone(), segments }
     };
     surplus.into_iter().map(command).collect()
-}
-
-/// Whether a worker that is there does not have a copy which is counted, and another one has.
-fn is_lost(segment: &Segment, worker: &WorkerId, live: &LiveWorkers) -> bool {
-    live.get(worker).is_some_and(|it| !has(segment, it)) && live.workers.iter().any(|it| has(segment, it))
 }
 
 /// What a placement command changes, shard by shard.

@@ -92,10 +92,10 @@ impl World {
     pub(super) fn check_decisions(&mut self) {
         for decision in std::mem::take(&mut self.context.seen.decisions) {
             match decision {
-                Decision::Replicas { coordinator, worker, table, segments, state } => {
+                Decision::Replicas { coordinator, table, segments, state } => {
                     let all = state.table_by_id(table).into_iter().flat_map(|table| &table.segments);
                     for segment in all.filter(|segment| segments.contains(&segment.id)) {
-                        self.check_taken(coordinator, worker, &segment.name(), &state);
+                        self.check_taken(coordinator, &segment.name(), &state);
                     }
                 }
                 Decision::Files { coordinator, worker, names, state } => {
@@ -103,19 +103,16 @@ impl World {
                         let Some(segment) = state.segment(name) else { continue };
                         let counts = segment.replicas.contains(&self.workers[worker].id);
                         assert!(!counts, "w{worker} is to remove {}, which counts", Brief(name));
-                        self.check_taken(coordinator, worker, name, &state);
+                        self.check_taken(coordinator, name, &state);
                     }
                 }
             }
         }
     }
 
-    /// Whether all that should hold a segment do, where a copy of it is taken from a worker
-    /// by somebody who leads and has heard of them. What is not there is no copy.
-    fn check_taken(&self, coordinator: usize, from: usize, name: &SegmentName, state: &State) {
-        if !self.workers[from].disk.contains(name) {
-            return;
-        }
+    /// Whether all that should hold a segment do, where a copy of it is taken away
+    /// by somebody who leads and has heard of them.
+    fn check_taken(&self, coordinator: usize, name: &SegmentName, state: &State) {
         let decider = &self.coordinators[coordinator];
         let is_leading = self.log.leader == Some(coordinator) && decider.acts_in() == Some(self.log.term);
         let Some(table) = state.table_by_id(name.table).filter(|_| is_leading) else { return };

@@ -210,14 +210,8 @@ pub(super) struct Seen {
 
 /// What a coordinator wants to take away, and what it knew.
 pub(super) enum Decision {
-    /// Copies of a worker's, from the catalog.
-    Replicas {
-        coordinator: usize,
-        worker: usize,
-        table: TableId,
-        segments: Vec<SegmentId>,
-        state: Arc<State>,
-    },
+    /// Copies, from the catalog.
+    Replicas { coordinator: usize, table: TableId, segments: Vec<SegmentId>, state: Arc<State> },
     /// Files, from a worker.
     Files { coordinator: usize, worker: usize, names: Vec<SegmentName>, state: Arc<State> },
 }

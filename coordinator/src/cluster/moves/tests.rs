@@ -360,26 +360,3 @@ mod apart;
 mod evenness;
 mod plainly;
 mod story;
-
-#[test]
-fn a_copy_that_its_worker_lost_is_taken_out_where_somebody_who_should_have_one_is_away() {
-    let mut state = State::new("c");
-    let table = add(&mut state, Count(3), shards("w1 w2 w3"), &[10]);
-    let moved = Command::MoveShards { table, seen: shards("w1 w2 w3"), placement: shards("w2 w3 w4") };
-    apply(&mut state, vec![moved]);
-    let name = state.table_by_id(table).unwrap().segments[0].name();
-    let without = |here: &str, lost: &[&str]| {
-        let mut live = live(here);
-        for worker in live.workers.iter_mut().filter(|worker| lost.contains(&worker.id.as_str())) {
-            worker.holds = Arc::new(Holds::all_but(HashSet::from([name])));
-        }
-        surplus(&state, &live, &leave("w1"))
-    };
-    assert!(without("w1 w2 w3", &[]).is_empty(), "w1 has the third copy, and w4 is away");
-    assert!(without("w2 w3", &["w1"]).is_empty(), "nobody knows whether w1 has it");
-    assert!(without("w1 w2", &["w1", "w2"]).is_empty(), "nobody who is there has it");
-    assert!(without("w1 w2 w3", &["w2"]).is_empty(), "w2 should have it");
-    let commands = without("w1 w2", &["w1"]);
-    let [Command::RemoveReplicas { worker, segments, .. }] = &commands[..] else { panic!("{commands:?}") };
-    assert_eq!((worker.as_str(), &segments[..]), ("w1", &[name.segment][..]));
-}

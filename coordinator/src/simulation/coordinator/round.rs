@@ -16,7 +16,6 @@ use crate::cluster::adapter::candidates::candidates_of;
 use crate::cluster::arriving::bytes_to_come;
 use crate::cluster::{moves, repair};
 use crate::simulation::context::{Context, Decision, Millis};
-use crate::simulation::worker::index_of;
 
 /// After so long without a word a worker is given up.
 const DEAD_AFTER: Duration = Duration::from_secs(3);
@@ -141,13 +140,9 @@ impl Coordinator {
             match &command {
                 Command::RemoveReplicas { table, worker, segments } => {
                     context.note(format_args!("c{} takes {} copies off {worker}", self.me, segments.len()));
-                    context.seen.decisions.push(Decision::Replicas {
-                        coordinator: self.me,
-                        worker: index_of(worker.as_str()),
-                        table: *table,
-                        segments: segments.clone(),
-                        state: state.clone(),
-                    });
+                    let (coordinator, table, segments) = (self.me, *table, segments.clone());
+                    let decision = Decision::Replicas { coordinator, table, segments, state: state.clone() };
+                    context.seen.decisions.push(decision);
                 }
                 other => {
                     for moved in moves::changes(&state, other) {
