@@ -7,11 +7,11 @@ use shoal_benches::{Answer, Client, Cluster, Oracle};
 use crate::fixture::{session, shared};
 
 /// Rows of some 100 bytes each: on each of four workers the hashed side of a join is expected to be
-/// larger than half of [`MEMORY`].
+/// larger than half of what [`memory`] says.
 const LEFT_ROWS: u32 = 800_000;
 const RIGHT_ROWS: u32 = 700_000;
-/// What a query may hold on each worker.
-const MEMORY: &str = "48MiB";
+/// What is enough to find out that a hash join needs more than was expected.
+const MEMORY_TO_FIND_OUT: &str = "32MiB";
 /// The same where text is exchanged: a batch of it comes in buffers of 2 MiB, and each sort holds
 /// one at least.
 const MEMORY_FOR_TEXT: &str = "96MiB";
@@ -47,6 +47,11 @@ const QUERIES: [(&str, bool); 6] = [
 /// Nobody knows how many rows such a condition keeps: a fifth is expected, and it keeps all.
 const MISJUDGED: &str =
     "SELECT count(*), max(a.s), max(b.s) FROM mj_left a JOIN mj_right b ON a.k = b.k WHERE length(b.s) > 1";
+
+/// What a query may hold on each worker.
+fn memory(workers: usize) -> &'static str {
+    if workers < 4 { "48MiB" } else { "24MiB" }
+}
 
 fn setup() -> [String; 4] {
     let rows = |table: &str, rows: u32, step: u32| {
@@ -86,7 +91,7 @@ fn check(workers: usize) {
     let _logs = cluster.show_logs_on_failure();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let oracle = Oracle::new(4);
-        let mut client = with_memory(cluster, MEMORY).await;
+        let mut client = with_memory(cluster, memory(workers)).await;
         for sql in setup() {
             oracle.run(&sql).await.unwrap();
             client.update(&sql).await.unwrap();
@@ -120,7 +125,7 @@ fn check(workers: usize) {
 
 /// A hash join that is larger than was expected is tried again as a merge.
 async fn check_misjudged(cluster: &Cluster, oracle: &Oracle) {
-    let mut client = with_memory(cluster, MEMORY).await;
+    let mut client = with_memory(cluster, MEMORY_TO_FIND_OUT).await;
     let explained = client.text(&format!("EXPLAIN {MISJUDGED}")).await.unwrap();
     assert!(explained.contains("HashJoinExec"), "it is expected to be too large: {explained}");
     check_answer(&mut client, oracle, MISJUDGED).await;
