@@ -204,7 +204,7 @@ impl Engine {
         };
         let plan = optimised.inspect_err(|error| running.failed(&error.to_string()))?;
         timeline.as_ref().inspect(|timeline| timeline.planned());
-        let need = need(&scope, &plan, options.memory_limit_bytes);
+        let need = need(&scope, &plan);
         if let Some(need) = need {
             running.classed(need.class);
             options.is_short = need.class == Class::Short;
@@ -213,7 +213,7 @@ impl Engine {
         let admitted = tokio::select! {
             biased;
             () = cancelled.cancelled() => Err(Error::Cancelled("the query was cancelled while it waited".into())),
-            permit = self.turn(&running, need) => permit,
+            permit = self.turn(&running, need, options.memory_limit_bytes) => permit,
         };
         let permit = match admitted {
             Ok(permit) => permit,
@@ -229,7 +229,12 @@ impl Engine {
     }
 
     /// Waits for a place among the running queries, where it needs one.
-    async fn turn(&self, running: &Running, need: Option<Need>) -> Result<Option<Permit>, Error> {
+    async fn turn(
+        &self,
+        running: &Running,
+        need: Option<Need>,
+        memory_limit_bytes: u64,
+    ) -> Result<Option<Permit>, Error> {
         let Some(mut need) = need else { return Ok(None) };
         if need.class == Class::Long {
             let live = self.cluster.live();
@@ -237,12 +242,7 @@ impl Engine {
             let known = live.workers.iter().map(|worker| worker.memory_bytes).filter(|bytes| *bytes > 0);
             let least = known.min().unwrap_or_default();
             self.admission.know_memory(least);
-            // Of what it reads each worker has a part. Two always fit: one that asks for much
-            // is not to hold up all others for as long as a single one runs.
-            need.memory_bytes /= live.workers.len().max(1) as u64;
-            if least > 0 {
-                need.memory_bytes = need.memory_bytes.min(least / 2);
-            }
+            need = need.on_one_of(live.workers.len(), least, memory_limit_bytes);
         }
         self.admission.admit(need, |ticket| running.queued(ticket)).await.map(Some)
     }
@@ -298,14 +298,14 @@ impl Engine {
 
 /// What a plan needs before it may run. What reads no data needs nothing: an operator
 /// must see the queue also when it is full.
-fn need(scope: &Scope, plan: &LogicalPlan, memory_limit_bytes: u64) -> Option<Need> {
+fn need(scope: &Scope, plan: &LogicalPlan) -> Option<Need> {
     if !reads_data(plan) {
         return None;
     }
     let weight = weigh(plan, scope.planning.state());
     Some(Need {
         class: weight.class,
-        memory_bytes: weight.memory_bytes.min(memory_limit_bytes),
+        memory_bytes: weight.memory_bytes,
         session: scope.settings.session,
         priority: ShoalConfig::of(&scope.settings.options).priority,
     })

@@ -214,7 +214,7 @@ fn merged(join: &HashJoinExec) -> Result<Arc<dyn ExecutionPlan>> {
         join_type => (left, right, on(), filter, *join_type),
     };
     let left_columns = left.schema().fields().len();
-    // As segments are sorted: what comes in this order is not sorted again.
+    // As segments are sorted; no scan of them says so of its rows as a whole, yet.
     let order = vec![SortOptions { descending: false, nulls_first: false }; on.len()];
     let merge = SortMergeJoinExec::try_new(left, right, on, filter, join_type, order, join.null_equality())?;
     let mut plan: Arc<dyn ExecutionPlan> = Arc::new(merge);

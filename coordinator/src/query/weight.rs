@@ -34,7 +34,8 @@ const MEMORY_FOR_BYTE: u64 = 8;
 pub struct Weight {
     /// Whether it is done with soon.
     pub class: Class,
-    /// Bytes that it may take on a node, without regard to its limit; 0 for a short one.
+    /// Bytes that it may take on all nodes together, without regard to its limit; 0 for a
+    /// short one.
     pub memory_bytes: u64,
 }
 

@@ -71,3 +71,28 @@ pub struct Need {
     /// How large the share of that session is.
     pub priority: Priority,
 }
+
+impl Need {
+    /// The same on one of so many workers, where what is asked of all together is known, of
+    /// which the smallest has `least_bytes`; 0 where that is not known. No more than its limit on
+    /// one. Two always fit: one that asks for much is not to hold up all others for as long as
+    /// a single one runs.
+    pub fn on_one_of(self, workers: usize, least_bytes: u64, limit_bytes: u64) -> Self {
+        let part = self.memory_bytes / workers.max(1) as u64;
+        let most = if least_bytes > 0 { least_bytes / 2 } else { u64::MAX };
+        Self { memory_bytes: part.min(most).min(limit_bytes), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_worker_has_a_part_and_two_queries_fit_on_the_smallest() {
+        let need = Need { class: Class::Long, memory_bytes: 800, session: 1, priority: Priority::Normal };
+        let on = |workers, least_bytes, limit| need.on_one_of(workers, least_bytes, limit).memory_bytes;
+        assert_eq!((on(4, 1_000, 900), on(4, 300, 900), on(4, 0, 900)), (200, 150, 200));
+        assert_eq!((on(1, 1_000, 900), on(0, 0, 900), on(4, 1_000, 90)), (500, 800, 90));
+    }
+}
