@@ -56,7 +56,8 @@ pub struct TpchArgs {
     /// Memory for queries of the datafusion whose answers are the right ones [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub oracle_memory: Option<u64>,
-    /// Peers: datafusion (always run: its answers are the right ones), datafusion_same_files, shoal_no_failover, dfd, duckdb
+    /// Peers: datafusion (always run: its answers are the right ones), datafusion_same_files, shoal_no_failover, dfd, duckdb,
+    /// and Shoal with another setting, as in shoal.task_bytes=8MiB
     #[arg(long, value_delimiter = ',', default_value = "datafusion,datafusion_same_files,dfd,duckdb")]
     pub against: Vec<String>,
     /// Timed passes after the one that checks
@@ -260,9 +261,12 @@ async fn start_peers(
                 Ok(peer) => peers.push(Box::new(peer)),
                 Err(error) => say(format!("notice: duckdb is left out: {error:#}")),
             },
-            other => {
-                bail!("no peer `{other}`: datafusion, datafusion_same_files, shoal_no_failover, dfd, duckdb")
+            setting if setting.contains('=') => {
+                peers.push(Box::new(ShoalPeer::with_setting(Arc::clone(cluster), setting).await?));
             }
+            other => bail!(
+                "no peer `{other}`: datafusion, datafusion_same_files, shoal_no_failover, dfd, duckdb, shoal.SETTING=VALUE"
+            ),
         }
     }
     Ok(peers)
@@ -413,7 +417,8 @@ fn publish(args: &TpchArgs, report: &Report) -> Result<bool> {
         summary = summary.with("over_limit", memory.over_limit);
     }
     for engine in report.engines.iter().filter(|engine| engine.name != SHOAL) {
-        summary = summary.with_number(&format!("ratio_{}", engine.name), shoal.total_ms / engine.total_ms);
+        let key = format!("ratio_{}", engine.name.replace('=', ":"));
+        summary = summary.with_number(&key, shoal.total_ms / engine.total_ms);
     }
     if let Some((number, ratio)) = worst {
         summary = summary.with("worst_query", format!("q{number}:{ratio:.2}"));

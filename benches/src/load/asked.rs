@@ -1,6 +1,6 @@
 //! What clients asked, when, and what they got.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::report::percentile;
 
@@ -28,6 +28,12 @@ pub struct Asked {
     pub is_detour: bool,
 }
 
+impl Asked {
+    fn answered(&self) -> Instant {
+        self.at + Duration::from_secs_f64(self.ms.max(0.0) / 1e3)
+    }
+}
+
 /// All that was asked in some time.
 #[derive(Clone, Debug, Default)]
 pub struct Tally(Vec<Asked>);
@@ -46,6 +52,12 @@ impl Tally {
     /// What was asked from one moment on and before another.
     pub fn between(&self, from: Instant, to: Instant) -> Self {
         self.when(|at| (from..to).contains(&at))
+    }
+
+    /// What was on its way at some moment of that time: asked before it ended, and answered after it began.
+    pub fn meanwhile(&self, from: Instant, to: Instant) -> Self {
+        let is_of = |asked: &&Asked| asked.at < to && asked.answered() > from;
+        Self(self.0.iter().filter(is_of).copied().collect())
     }
 
     /// How many.
@@ -101,8 +113,6 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -128,5 +138,10 @@ mod tests {
         let last = tally.when(|at| at > began + Duration::from_secs(1));
         assert_eq!((last.count(), last.failed()), (1, 1));
         assert!(last.p99_ms().is_nan());
+        let long = Tally::new(vec![asked(0, 5_000.0, Verdict::Right, false)]);
+        let second = |number: u64| began + Duration::from_secs(number);
+        assert_eq!(long.between(second(1), second(4)).count(), 0);
+        assert_eq!(long.meanwhile(second(1), second(4)).count(), 1);
+        assert_eq!(long.meanwhile(second(5), second(9)).count(), 0);
     }
 }

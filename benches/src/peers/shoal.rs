@@ -20,7 +20,7 @@ use crate::cluster::Cluster;
 
 /// A cluster as a peer: one session, plain Flight SQL statements.
 pub struct ShoalPeer {
-    name: &'static str,
+    name: String,
     cluster: Arc<Cluster>,
     client: Client,
 }
@@ -32,7 +32,7 @@ impl ShoalPeer {
     /// When the coordinator cannot be reached.
     pub async fn connect(cluster: Arc<Cluster>) -> Result<Self> {
         let client = cluster.connect().await?;
-        Ok(Self { name: "shoal", cluster, client })
+        Ok(Self { name: "shoal".to_owned(), cluster, client })
     }
 
     /// A session with failover switched off, to see what it costs.
@@ -40,16 +40,28 @@ impl ShoalPeer {
     /// # Errors
     /// When the coordinator cannot be reached.
     pub async fn without_failover(cluster: Arc<Cluster>) -> Result<Self> {
+        let setting = Self::with_setting(cluster, "shoal.failover=false").await?;
+        Ok(Self { name: "shoal_no_failover".to_owned(), ..setting })
+    }
+
+    /// A session with one setting, given as `name=value`, to see what it gains or costs; that
+    /// is its name, too.
+    ///
+    /// # Errors
+    /// When the coordinator cannot be reached, or has no such setting.
+    pub async fn with_setting(cluster: Arc<Cluster>, setting: &str) -> Result<Self> {
+        let (key, value) = setting.split_once('=').with_context(|| format!("`{setting}`: name=value"))?;
         let mut client = cluster.connect().await?;
-        client.update("SET shoal.failover = false").await?;
-        Ok(Self { name: "shoal_no_failover", cluster, client })
+        let sql = format!("SET {key} = '{}'", value.replace('\'', "''"));
+        client.update(&sql).await.with_context(|| sql.clone())?;
+        Ok(Self { name: setting.to_owned(), cluster, client })
     }
 }
 
 #[async_trait]
 impl Peer for ShoalPeer {
     fn name(&self) -> &str {
-        self.name
+        &self.name
     }
 
     fn pids(&self) -> Vec<u32> {

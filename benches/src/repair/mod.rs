@@ -102,8 +102,7 @@ async fn measure(args: &RepairArgs, data: &TpchData) -> Result<Measured> {
     let doors = Arc::new(Doors::of(&cluster)?);
 
     let (load, normal_from) = Load::begin_measured(&doors, &questions, args.clients, args.seconds).await;
-    let normal = load.tally().between(normal_from, Instant::now());
-    say(format!("before: {}", normal.describe()));
+    let normal_to = Instant::now();
 
     let dead_after = humantime::parse_duration(&args.dead_after).context("--dead-after")?;
     let dies = |dead: String, workers_left: usize| Phase {
@@ -114,14 +113,21 @@ async fn measure(args: &RepairArgs, data: &TpchData) -> Result<Measured> {
     };
     let phase = dies(format!("worker-{}", args.workers), args.workers - 1);
     let loaded = phase.repair(&mut client).await?;
-    let during = load.tally().between(loaded.began, loaded.ended);
     say(format!("beside queries: {loaded}"));
-    say(format!("meanwhile: {}", during.describe()));
     settle(&mut client).await?;
     let copied_from = Instant::now();
     let loaded = phase.compare(loaded).await?;
-    let beside_copy = load.tally().between(copied_from, Instant::now());
+    let copied_to = Instant::now();
+    // Only now all that was on its way has been answered.
     let (tally, _detours) = load.end().await?;
+    let normal = tally.meanwhile(normal_from, normal_to);
+    let during = tally.meanwhile(loaded.began, loaded.ended);
+    let beside_copy = tally.meanwhile(copied_from, copied_to);
+    for (when, asked) in
+        [("before", &normal), ("during the repair", &during), ("during the copying", &beside_copy)]
+    {
+        say(format!("{when}: {}", asked.describe()));
+    }
 
     settle(&mut client).await?;
     let phase = dies(format!("worker-{}", args.workers - 1), args.workers - 2);

@@ -111,7 +111,7 @@ impl World {
         }
         let staying: BTreeSet<WorkerId> =
             candidates_of(&live, &state, &bytes_to_come(&state, &live)).into_iter().map(|it| it.id).collect();
-        self.misplaced(&state, &staying, &here).or_else(|| self.left_over(&state))
+        self.misplaced(&state, &staying, &here).or_else(|| self.left_over(&state, &here))
     }
 
     /// A shard that is not where it should be, or copies that are not where the
@@ -151,13 +151,24 @@ impl World {
         None
     }
 
-    /// A worker that has other files than the catalog counts on.
-    fn left_over(&self, state: &State) -> Option<String> {
+    /// A worker that has other files than the catalog counts on. Who is drained keeps its copies,
+    /// and is counted on for one that it lost, while somebody who should have one is away and no
+    /// other worker can take that place.
+    fn left_over(&self, state: &State, here: &BTreeSet<&WorkerId>) -> Option<String> {
         for (at, worker) in self.workers.iter().enumerate().filter(|(at, _)| Some(*at) != self.away) {
-            let segments = state.tables().flat_map(|table| &table.segments);
-            let counted = segments.filter(|segment| segment.replicas.contains(&worker.id));
-            let counted: BTreeSet<SegmentName> = counted.map(|segment| segment.name()).collect();
-            if let Some(name) = worker.disk.symmetric_difference(&counted).next() {
+            let mut counted = BTreeSet::new();
+            let mut waits = BTreeSet::new();
+            for table in state.tables() {
+                for segment in table.segments.iter().filter(|it| it.replicas.contains(&worker.id)) {
+                    counted.insert(segment.name());
+                    let mut placed = table.placement.get(segment.shard as usize).into_iter().flatten();
+                    if !table.should_hold(segment.shard, &worker.id) && placed.any(|it| !here.contains(it)) {
+                        waits.insert(segment.name());
+                    }
+                }
+            }
+            let differs = |name: &&SegmentName| worker.disk.contains(name) || !waits.contains(name);
+            if let Some(name) = worker.disk.symmetric_difference(&counted).find(differs) {
                 return Some(format!("w{at} should not have, or lacks: {}", self.holders(name)));
             }
         }
