@@ -1,7 +1,8 @@
 //! Which joins of a distributed plan get a run-time filter, and where. What the
 //! built side has as keys is gathered beside the join; rows of the other side that
 //! have no partner are left out as far below it as they can be, where that is in
-//! another stage. Joins whose other side is read in their own tasks have
+//! another stage, or on the built side of another join: what that one has as keys
+//! is less then. Joins whose other side is read in their own tasks otherwise have
 //! DataFusion's filters.
 
 use std::sync::Arc;
@@ -51,7 +52,7 @@ fn with_filters(
     let Some(join) = node.downcast_ref::<HashJoinExec>().filter(|_| is_of_workers) else { return Ok(node) };
     let Some((left, right)) = keys_of(join) else { return Ok(node) };
     let keys = |columns| FilterKeys { id: *next, columns };
-    let way = Way { is_sent: false, is_computed: false };
+    let way = Way { is_worth_it: false, is_computed: false };
     let Some(probe) = filtered(join.right(), &keys(right), way)? else { return Ok(node) };
     let built = gathered(join.left(), keys(left))?;
     next.join += 1;
@@ -100,27 +101,29 @@ fn gathered(built: &Arc<dyn ExecutionPlan>, keys: FilterKeys) -> Result<Arc<dyn 
 /// What is between a join and a node of its probe side.
 #[derive(Clone, Copy)]
 struct Way {
-    /// A stage ends.
-    is_sent: bool,
+    /// Rows that are left out here are not sent, or are not built of and not among the keys of
+    /// another filter.
+    is_worth_it: bool,
     /// Something is computed of rows, which may be an error.
     is_computed: bool,
 }
 
 /// `node` without rows that have no partner, left out as far below as can be.
-/// None where that is in the tasks that need them.
+/// None where that spares nothing: the join looks for their partners in the same task.
 fn filtered(
     node: &Arc<dyn ExecutionPlan>,
     keys: &FilterKeys,
     way: Way,
 ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-    let is_sent = way.is_sent;
+    let is_worth_it = way.is_worth_it;
     let below = match below(node, &keys.columns) {
         // A group that lost some of its rows has values that no query asked for: harmless, unless
         // they are computed with.
         Some(_) if way.is_computed && node.is::<AggregateExec>() => None,
-        Some((index, columns)) if !(is_sent && is_filter_of_scan(node)) => {
+        Some((index, columns)) if !(is_worth_it && is_filter_of_scan(node)) => {
+            let is_built = index == 0 && node.is::<HashJoinExec>();
             let way = Way {
-                is_sent: is_sent || node.is_network_boundary(),
+                is_worth_it: is_worth_it || node.is_network_boundary() || is_built,
                 is_computed: way.is_computed || computes(node),
             };
             let children = node.children();
@@ -135,7 +138,7 @@ fn filtered(
         children[index] = child;
         return replace_children_if_necessary(Arc::clone(node), children).map(Some);
     }
-    if !is_sent || is_head(node) {
+    if !is_worth_it || is_head(node) {
         return Ok(None);
     }
     Ok(Some(Arc::new(RuntimeFilterExec::new(Arc::clone(node), keys.clone()))))

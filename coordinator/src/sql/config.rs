@@ -52,10 +52,10 @@ pub struct ShoalConfig {
 impl Default for ShoalConfig {
     fn default() -> Self {
         Self {
-            task_bytes: 24 * MIB,
+            task_bytes: 16 * MIB,
             load_task_bytes: 64 * MIB,
             colocate: true,
-            runtime_filters: false,
+            runtime_filters: true,
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,

@@ -1,8 +1,8 @@
 //! A set of hashes of bounded size that may say of others that they are in it,
 //! and never of one of its own that it is not.
 
-/// Bits of a set that is being filled: of some 350,000 hashes half are set.
-const BITS_MAX: usize = 1 << 21;
+/// Bits of a set that is being filled: of some 700,000 hashes half are set.
+const BITS_MAX: usize = 1 << 22;
 /// Bits that a small set is folded to at least.
 const BITS_MIN: usize = 1 << 10;
 /// Bits of each hash.
@@ -69,10 +69,12 @@ impl Bloom {
         self.ones * 2 > self.bits()
     }
 
-    /// The same set in as few bits as keep it worth a look.
+    /// The same set in as few bits as keep it worth a look, also once it is put together
+    /// with others of its kind, so many `parts` in all.
     #[must_use]
-    pub fn folded(mut self) -> Self {
-        while self.bits() > BITS_MIN && self.ones * 8 <= self.bits() {
+    pub fn folded(mut self, parts: usize) -> Self {
+        let ones = |bloom: &Self| bloom.ones.saturating_mul(parts.max(1));
+        while self.bits() > BITS_MIN && ones(&self).saturating_mul(8) <= self.bits() {
             let upper = self.words.split_off(self.words.len() / 2);
             self.words.iter_mut().zip(upper).for_each(|(lower, upper)| *lower |= upper);
             self.count();
@@ -129,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_folded_set_is_small_and_still_tells_most_others() {
-        let bloom = of(1..=1000).folded();
+        let bloom = of(1..=1000).folded(1);
         assert!(bloom.to_bytes().len() <= 8 * 1024, "{} bytes", bloom.to_bytes().len());
         assert_eq!(hits(&bloom, 1..=1000), 1000);
         assert!(hits(&bloom, 1001..=11_000) < 500);
@@ -137,7 +139,7 @@ mod tests {
 
     #[test]
     fn sets_of_different_sizes_are_put_together() {
-        let (few, many) = (of(1..=10).folded(), of(1000..=60_000).folded());
+        let (few, many) = (of(1..=10).folded(1), of(1000..=60_000).folded(1));
         assert!(few.words.len() < many.words.len());
         for both in [few.clone().union(many.clone()), many.union(few)] {
             assert_eq!(hits(&both, (1..=10).chain(1000..=60_000)), 59_011);
@@ -146,15 +148,27 @@ mod tests {
     }
 
     #[test]
+    fn parts_that_are_folded_apart_are_no_full_set_together() {
+        for (parts, keys) in [(4_u64, 3_000), (16, 3_000), (64, 7_000), (16, 1)] {
+            let part = |part: u64| of((0..keys).map(|key| key * parts + part + 1)).folded(parts as usize);
+            let whole = (0..parts).map(part).reduce(Bloom::union).unwrap();
+            let all = parts * keys;
+            assert!(!whole.is_full(), "{parts} parts of {keys} keys");
+            assert_eq!(hits(&whole, 1..=all), all as usize);
+            assert!(hits(&whole, all + 1..=all + 10_000) < 500, "{parts} parts of {keys} keys");
+        }
+    }
+
+    #[test]
     fn too_many_make_it_full() {
-        assert!(!of(1..=300_000).is_full());
-        assert!(of(1..=500_000).is_full());
+        assert!(!of(1..=600_000).is_full());
+        assert!(of(1..=1_000_000).is_full());
     }
 
     #[test]
     fn bytes_that_are_no_set_are_refused() {
-        let bytes = of(1..=10).folded().to_bytes();
-        assert_eq!(Bloom::from_bytes(&bytes), Some(of(1..=10).folded()));
+        let bytes = of(1..=10).folded(1).to_bytes();
+        assert_eq!(Bloom::from_bytes(&bytes), Some(of(1..=10).folded(1)));
         for wrong in [&[][..], &bytes[1..], &bytes[..bytes.len() - 8], &[0; 8], &[0; 24]] {
             assert_eq!(Bloom::from_bytes(wrong), None);
         }

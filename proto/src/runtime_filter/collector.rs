@@ -105,7 +105,7 @@ mod tests {
         let types = batches[0].iter().map(|key| key.data_type().clone()).collect();
         let mut collector = KeyCollector::new(types).unwrap();
         batches.iter().for_each(|keys| collector.add(keys).unwrap());
-        collector.finish().unwrap().folded()
+        collector.finish().unwrap().folded(1)
     }
 
     fn kept(filter: &KeyFilter, keys: &[ArrayRef]) -> Vec<bool> {
@@ -166,11 +166,11 @@ mod tests {
 
     #[test]
     fn too_many_keys_leave_their_bounds() {
-        let many = numbers(&(0..600_000).map(Some).collect::<Vec<_>>());
+        let many = numbers(&(0..1_200_000).map(Some).collect::<Vec<_>>());
         let filter = gathered(&[vec![many]]);
         assert_eq!(filter.bloom, None);
-        assert_eq!(kept(&filter, &[numbers(&[Some(-1), Some(5), Some(600_000)])]), [false, true, false]);
+        assert_eq!(kept(&filter, &[numbers(&[Some(-1), Some(5), Some(1_200_000)])]), [false, true, false]);
         let both = filter.union(gathered(&[vec![numbers(&[Some(-9)])]]));
-        assert_eq!(kept(&both, &[numbers(&[Some(-10), Some(-9), Some(600_000)])]), [false, true, false]);
+        assert_eq!(kept(&both, &[numbers(&[Some(-10), Some(-9), Some(1_200_000)])]), [false, true, false]);
     }
 }

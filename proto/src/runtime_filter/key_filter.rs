@@ -96,10 +96,11 @@ impl KeyFilter {
         }
     }
 
-    /// The same in fewer bytes.
+    /// The same in fewer bytes, but worth a look still when it is put together with the
+    /// others of so many `parts`.
     #[must_use]
-    pub fn folded(self) -> Self {
-        Self { bloom: self.bloom.map(Bloom::folded), ..self }
+    pub fn folded(self, parts: usize) -> Self {
+        Self { bloom: self.bloom.map(|bloom| bloom.folded(parts)), ..self }
     }
 
     /// Whether it tells anything of keys of these types.

@@ -69,7 +69,7 @@ impl RuntimeFilterRelay {
         let Some(whole) = relayed.unions.entry(id).or_default().add(part.task, part.tasks, filter) else {
             return;
         };
-        match whole.to_wire(id, 0, 1) {
+        match whole.folded(1).to_wire(id, 0, 1) {
             Ok(whole) => {
                 for worker in &relayed.workers {
                     let _not_sent = worker.try_send(whole.clone());
@@ -94,7 +94,7 @@ mod tests {
     fn part(plan: u64, task: u32, key: i64) -> RuntimeFilter {
         let mut collector = KeyCollector::new(vec![DataType::Int64]).unwrap();
         collector.add(&[Arc::new(Int64Array::from(vec![key]))]).unwrap();
-        collector.finish().unwrap().folded().to_wire(FilterId { plan, join: 0 }, task, 2).unwrap()
+        collector.finish().unwrap().folded(1).to_wire(FilterId { plan, join: 0 }, task, 2).unwrap()
     }
 
     #[test]

@@ -53,6 +53,7 @@ impl RuntimeFilters {
     pub fn publish(&self, id: FilterId, context: &Arc<TaskContext>, filter: KeyFilter) -> Result<()> {
         let task = DistributedTaskContext::from_ctx(context);
         let (index, count) = (task.task_index as u32, task.task_count as u32);
+        let filter = filter.folded(task.task_count);
         let part = filter.to_wire(id, index, count)?;
         if count == 1 {
             // The whole already; other workers get it by way of the coordinator.

@@ -54,7 +54,7 @@ mod tests {
     fn part(keys: Vec<i64>) -> KeyFilter {
         let mut collector = KeyCollector::new(vec![DataType::Int64]).unwrap();
         collector.add(&[Arc::new(Int64Array::from(keys))]).unwrap();
-        collector.finish().unwrap().folded()
+        collector.finish().unwrap().folded(1)
     }
 
     fn kept(filter: &KeyFilter, keys: Vec<i64>) -> usize {

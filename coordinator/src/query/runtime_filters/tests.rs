@@ -270,3 +270,36 @@ fn no_two_plans_have_one_filter() {
     };
     assert_ne!(id(), id());
 }
+
+#[test]
+fn keys_of_a_join_below_are_those_that_the_join_above_leaves() {
+    // The lower join builds of `c`, whose other column has a partner in `a` or has none.
+    let below = || inner(scan("c"), sent(scan("d")), [0, 0]);
+    check(
+        inner(sent(scan("a")), below(), [0, 1]),
+        "
+        HashJoinExec
+          JoinKeysExec: join=1, keys=[a@0]
+            [Stage 0] => NetworkShuffleExec: output_partitions=2, input_tasks=2
+              RepartitionExec: partitioning=Hash([a@0], 2), input_partitions=2
+                EmptyExec
+          HashJoinExec
+            JoinKeysExec: join=0, keys=[c@0]
+              RuntimeFilterExec: join=1, keys=[c_v@1]
+                EmptyExec
+            [Stage 0] => NetworkShuffleExec: output_partitions=2, input_tasks=2
+              RepartitionExec: partitioning=Hash([d@0], 2), input_partitions=2
+                RuntimeFilterExec: join=0, keys=[d@0]
+                  EmptyExec
+        ",
+    );
+    // What keeps rows without a partner is not built of fewer, and what is only looked up in the
+    // same task is no gain.
+    for (below, key) in [
+        (join(scan("c"), sent(scan("d")), [0, 0], JoinType::Full), 1),
+        (inner(sent(scan("c")), scan("d"), [0, 0]), 3),
+    ] {
+        let lines = text(&made_of(inner(sent(scan("a")), below, [0, key])));
+        assert!(!lines.contains("RuntimeFilterExec"), "{lines}");
+    }
+}

@@ -55,7 +55,7 @@ impl Gathered {
             None => filter,
         };
         if self.ended == self.has_begun.len() {
-            return Some(so_far.folded());
+            return Some(so_far);
         }
         self.filter = Some(so_far);
         None
