@@ -28,7 +28,7 @@ enum Bench {
     Tpch(tpch::TpchArgs),
     /// COPY of lineitem with three replicas, against DataFusion writing one copy
     Ingest(ingest::IngestArgs),
-    /// Lookups of single rows by shard key, at 1, 16 and 64 clients
+    /// Lookups of single rows by shard key, at 1, 16 and 64 clients; small queries; and one that is answered with a kept result
     Point(point::PointArgs),
     /// Lookups, small aggregates and TPC-H at the same time, from 1 to 1,000 clients; and 1,000 connections that do nothing
     Load(crowd::LoadArgs),

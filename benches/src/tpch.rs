@@ -129,16 +129,12 @@ impl Lane {
         answer: bool,
         limits: Option<&mut MemoryLimits>,
     ) -> Result<Execution> {
-        let limits = limits.filter(|_| self.peer.name() == SHOAL);
-        if let Some(limits) = &limits {
-            limits.begin()?;
-        }
-        let execution = self.peer.run(sql, answer).await;
+        let execution = match limits.filter(|_| self.peer.name() == SHOAL) {
+            Some(limits) => limits.around(&format!("q{number}"), self.peer.run(sql, answer)).await,
+            None => self.peer.run(sql, answer).await,
+        };
         if execution.is_err() {
             self.failed.insert(number);
-        }
-        if let Some(limits) = limits {
-            limits.end(&format!("q{number}"))?;
         }
         execution
     }

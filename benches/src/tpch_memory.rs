@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use crate::cluster::{Cluster, ClusterOptions};
@@ -14,23 +14,34 @@ use crate::report::say;
 /// Of what a process may take, so many hundredths are for what queries are counted for: as much as
 /// a worker takes of a machine where nothing is said.
 const QUERIES_PERCENT: u64 = 60;
+/// What was held until the tables were there.
+const LOAD: &str = "load";
+/// What was held while no query of the cluster ran.
+const BETWEEN: &str = "between";
 
 /// What was measured.
 #[derive(Debug, Serialize)]
 pub struct MemoryReport {
     /// That each process may take.
     limit_mb: f64,
-    /// Each query, and the load of the tables, with the most that each process held, in MB.
+    /// Each query, the load of the tables, and the time between queries, with the most that each
+    /// process held, in MB.
     peaks_mb: BTreeMap<String, BTreeMap<String, f64>>,
-    /// Moments of those at which a process held more than it may.
+    /// Those of them in which a process held more than it may, once for each such process.
     pub over_limit: usize,
 }
 
-/// Looks at a cluster's processes while it does one thing after the other.
+/// Looks at a cluster's processes while it does one thing after the other: at all times since they
+/// began.
 pub struct MemoryLimits {
     cluster: Arc<Cluster>,
+    peaks: Peaks,
+}
+
+/// What was held, by what was done and by process.
+struct Peaks {
     limit_bytes: u64,
-    peaks: BTreeMap<String, BTreeMap<String, u64>>,
+    bytes: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 /// Has each process of a cluster take no more than so many bytes, most of them for queries. One
@@ -49,53 +60,101 @@ impl MemoryLimits {
     /// # Errors
     /// When a node does not run.
     pub fn after_load(cluster: Arc<Cluster>, limit_bytes: u64) -> Result<Self> {
-        let mut limits = Self { cluster, limit_bytes, peaks: BTreeMap::new() };
-        limits.end("load")?;
+        let mut limits = Self { cluster, peaks: Peaks { limit_bytes, bytes: BTreeMap::new() } };
+        limits.note(LOAD)?;
         Ok(limits)
     }
 
-    /// Forgets what was held until now.
+    /// Does something, and notes what is held meanwhile.
     ///
     /// # Errors
-    /// When a node does not run.
-    pub fn begin(&self) -> Result<()> {
-        for name in self.cluster.node_names() {
-            reset_peak(self.cluster.pid(&name)?)?;
-        }
-        Ok(())
+    /// What comes of it; and when a node does not run, before or after, which others may have made
+    /// up for: it may have run out of memory.
+    pub async fn around<T>(&mut self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.note(BETWEEN)?;
+        let done = work.await;
+        let noted = self.note(what);
+        let done = done?;
+        noted?;
+        Ok(done)
     }
 
-    /// Notes what was held since then, for `what`.
-    ///
-    /// # Errors
-    /// When a node does not run.
-    pub fn end(&mut self, what: &str) -> Result<()> {
+    /// Notes what was held since the last time, for `what`.
+    fn note(&mut self, what: &str) -> Result<()> {
+        // Nothing is known any more of what they held.
+        let ended = self.cluster.crashed();
+        ensure!(ended.is_empty(), "{} ended by itself, until the end of {what}", ended.join(", "));
         for name in self.cluster.node_names() {
-            let held = peak_bytes(self.cluster.pid(&name)?);
-            if held > self.limit_bytes {
-                say(format!(
-                    "{what}: {name} held {:.0} MB, and may hold {:.0}",
-                    held as f64 / 1e6,
-                    self.limit_bytes as f64 / 1e6
-                ));
+            let pid = self.cluster.pid(&name)?;
+            let held = peak_bytes(pid);
+            reset_peak(pid)?;
+            if let Some(line) = self.peaks.note(what, name, held) {
+                say(line);
             }
-            let most = self.peaks.entry(what.to_owned()).or_default().entry(name).or_default();
-            *most = held.max(*most);
         }
         Ok(())
     }
 
     /// All that was noted.
     pub fn report(&self) -> MemoryReport {
+        self.peaks.report()
+    }
+}
+
+impl Peaks {
+    /// Notes what a process held; a line where that is more than it may.
+    fn note(&mut self, what: &str, name: String, held: u64) -> Option<String> {
+        let line = (held > self.limit_bytes).then(|| {
+            let limit_mb = self.limit_bytes as f64 / 1e6;
+            format!("{what}: {name} held {:.0} MB, and may hold {limit_mb:.0}", held as f64 / 1e6)
+        });
+        let most = self.bytes.entry(what.to_owned()).or_default().entry(name).or_default();
+        *most = held.max(*most);
+        line
+    }
+
+    fn report(&self) -> MemoryReport {
         let over_limit =
-            self.peaks.values().flat_map(BTreeMap::values).filter(|held| **held > self.limit_bytes);
+            self.bytes.values().flat_map(BTreeMap::values).filter(|held| **held > self.limit_bytes);
         let in_mb = |held: &BTreeMap<String, u64>| {
             held.iter().map(|(name, bytes)| (name.clone(), *bytes as f64 / 1e6)).collect()
         };
         MemoryReport {
             limit_mb: self.limit_bytes as f64 / 1e6,
             over_limit: over_limit.count(),
-            peaks_mb: self.peaks.iter().map(|(what, held)| (what.clone(), in_mb(held))).collect(),
+            peaks_mb: self.bytes.iter().map(|(what, held)| (what.clone(), in_mb(held))).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Program;
+
+    #[test]
+    fn each_process_counts_once_for_each_query_in_which_it_held_too_much() {
+        let mut peaks = Peaks { limit_bytes: 100_000_000, bytes: BTreeMap::new() };
+        let mut note = |what: &str, name: &str, mb: u64| peaks.note(what, name.to_owned(), mb * 1_000_000);
+        assert_eq!(note(LOAD, "worker-1", 100), None);
+        assert_eq!(note("q1", "worker-1", 99), None);
+        let line = note("q1", "worker-1", 130);
+        assert_eq!(line.as_deref(), Some("q1: worker-1 held 130 MB, and may hold 100"));
+        // In the next pass it is less.
+        assert!(note("q1", "worker-1", 120).is_some());
+        assert_eq!(note("q1", "worker-1", 50), None);
+        assert!(note("q1", "worker-2", 101).is_some() && note(BETWEEN, "worker-1", 101).is_some());
+        let report = peaks.report();
+        assert_eq!((report.over_limit, report.limit_mb), (3, 100.0));
+        assert_eq!(report.peaks_mb["q1"]["worker-1"], 130.0);
+        assert_eq!(report.peaks_mb[LOAD]["worker-1"], 100.0);
+    }
+
+    #[test]
+    fn what_is_not_for_queries_is_left_to_each_process() {
+        let mut options = ClusterOptions::new(Program::this_executable().unwrap(), 1);
+        limit_each(&mut options, 1_000);
+        assert_eq!(options.worker_args, ["--memory-limit=600"]);
+        assert_eq!(options.coordinator_args, ["--memory-limit=600", "--query-memory-limit=600"]);
     }
 }

@@ -45,7 +45,13 @@ pub(super) fn write(path: &Path, title: &str, steps: &[Step]) -> Result<()> {
             .label(line.name.clone())
             .legend(move |(x, y)| Rectangle::new([(x, y - 2), (x + 12, y + 2)], colour.filled()));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    // Lines are below the ideal one: there is room above it.
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     area.present().with_context(|| format!("write {}", path.display()))?;
     Ok(())
 }

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use shoal_data::sample::TpchTable;
 
 use super::cost::{QueryCost, Run, Step};
 use super::{GrowthArgs, Question};
@@ -43,7 +44,7 @@ impl Processes<u32> {
 /// Measures all questions with so many workers, each as on a machine of its own.
 ///
 /// # Errors
-/// When something cannot be started, or a query fails.
+/// When something cannot be started, a query fails, or a process ends meanwhile.
 pub(super) async fn step(
     args: &GrowthArgs,
     data: &TpchData,
@@ -54,9 +55,14 @@ pub(super) async fn step(
     // Each process is a zone: what crosses zones is what would go over a network.
     options.zones = (1..=workers).map(|number| format!("machine-{number}")).collect();
     options.coordinator_zone = Some(COORDINATOR_ZONE.to_owned());
+    // What is merged in the background would be counted for whatever query runs meanwhile.
+    options.coordinator_args.push("--compaction=off".to_owned());
     let cluster = Cluster::start(&options)?;
     let mut client = cluster.connect().await?;
     load_tables(&mut client, data, args.shards, None).await?;
+    if args.optimize {
+        optimize(&mut client).await?;
+    }
     settle(&mut client).await?;
     let processes = Processes::of(&cluster)?;
 
@@ -85,6 +91,9 @@ pub(super) async fn step(
             runs.push(run.with_context(|| format!("q{}", question.number))?);
         }
     }
+    // What it took is not counted, and others took its place.
+    let ended = cluster.crashed();
+    ensure!(ended.is_empty(), "{} ended while it was measured", ended.join(", "));
     let link_bits_per_s = args.link_gbit * 1e9;
     let costs = questions
         .iter()
@@ -92,6 +101,21 @@ pub(super) async fn step(
         .zip(moved)
         .map(|((question, runs), bytes)| QueryCost::new(question.number, runs, bytes, link_bits_per_s));
     Ok(Step::new(workers, right, costs.collect()))
+}
+
+/// Makes few segments of many, and says what stays as it is.
+async fn optimize(client: &mut Client) -> Result<()> {
+    let _of_the_load = client.notices().await?;
+    for table in TpchTable::ALL {
+        client
+            .update(&format!("OPTIMIZE TABLE {table}"))
+            .await
+            .with_context(|| format!("optimize {table}"))?;
+    }
+    for notice in client.notices().await? {
+        say(notice);
+    }
+    Ok(())
 }
 
 /// One run, and the CPU time that each process took for it.

@@ -31,6 +31,10 @@ pub struct GrowthArgs {
     /// Shards of each large table, with every number of workers: as many as the most workers, or a multiple
     #[arg(long, default_value_t = 32)]
     pub shards: u32,
+    /// Make the segments of each shard one before anything is measured, as far as they fit. A load leaves one of each worker
+    /// in each shard: with more workers they are more and smaller
+    #[arg(long)]
+    pub optimize: bool,
     /// Measured passes after the one that checks; the medians count
     #[arg(long, default_value_t = 3)]
     pub runs: usize,
@@ -59,6 +63,7 @@ struct Question {
 struct Report {
     scale: f64,
     shards: u32,
+    optimized: bool,
     runs: usize,
     link_gbit: f64,
     steps: Vec<Step>,
@@ -145,6 +150,7 @@ pub async fn run(args: &GrowthArgs) -> Result<bool> {
     let mut report = Report {
         scale: args.scale,
         shards: args.shards,
+        optimized: args.optimize,
         runs: args.runs,
         link_gbit: args.link_gbit,
         steps: Vec::new(),
@@ -226,7 +232,8 @@ mod tests {
     #[test]
     fn the_last_line_and_the_table_have_a_number_for_each_step() {
         let steps = vec![step(1, 4.0), step(4, 1.0)];
-        let report = Report { scale: 1.0, shards: 32, runs: 1, link_gbit: 10.0, steps };
+        let (scale, link_gbit) = (1.0, 10.0);
+        let report = Report { scale, shards: 32, optimized: false, runs: 1, link_gbit, steps };
         assert_eq!(
             report.summary().as_str(),
             "growth scale=1 workers=1,4 right=2/2 speedup=3.40 predicted_s=4.25,1.25 cpu_s=4.25,4.25 \
