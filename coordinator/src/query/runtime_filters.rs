@@ -26,6 +26,10 @@ use uuid::Uuid;
 
 use super::guard::ISOLATED_UNION;
 
+mod magnitude;
+
+use magnitude::magnitude;
+
 /// The plan with run-time filters. Only for a plan that is run once.
 ///
 /// # Errors
@@ -144,10 +148,13 @@ fn filtered(
     Ok(Some(Arc::new(RuntimeFilterExec::new(Arc::clone(node), keys.clone()))))
 }
 
-/// Whether a node computes something of its rows.
+/// Whether a node computes something of its rows which may be an error.
 fn computes(node: &Arc<dyn ExecutionPlan>) -> bool {
     if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
-        return projection.expr().iter().any(|projected| !projected.expr.is::<Column>());
+        let schema = projection.input().schema();
+        return projection.expr().iter().any(|projected| {
+            !projected.expr.is::<Column>() && magnitude(&projected.expr, &schema).is_none()
+        });
     }
     // The filter of a join and the like.
     node.is::<FilterExec>() || node.is::<HashJoinExec>()

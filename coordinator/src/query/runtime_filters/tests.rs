@@ -2,7 +2,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::functions_aggregate::count::count_udaf;
 use datafusion::logical_expr::Operator;
 use datafusion::physical_expr::aggregate::AggregateExprBuilder;
-use datafusion::physical_expr::expressions::{BinaryExpr, lit};
+use datafusion::physical_expr::expressions::{BinaryExpr, binary, cast, lit};
 use datafusion::physical_plan::aggregates::{AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::joins::PartitionMode;
@@ -135,8 +135,8 @@ fn a_filter_goes_down_through_what_keeps_its_columns() {
     );
 }
 
-#[test]
-fn rows_of_whole_groups_are_left_out_below_an_aggregate() {
+/// How many rows of `b` have each key.
+fn counted_by_key() -> Plan {
     let input = scan("b");
     let counted = AggregateExprBuilder::new(count_udaf(), vec![col(&input, 1)])
         .schema(input.schema())
@@ -153,7 +153,12 @@ fn rows_of_whole_groups_are_left_out_below_an_aggregate() {
         input,
         schema,
     );
-    let aggregate: Plan = Arc::new(aggregate.unwrap());
+    Arc::new(aggregate.unwrap())
+}
+
+#[test]
+fn rows_of_whole_groups_are_left_out_below_an_aggregate() {
+    let aggregate = counted_by_key();
     // By the group, and by what is counted.
     for (key, is_below) in [(0, true), (1, false)] {
         let made = made_of(inner(sent(scan("a")), sent_by(Arc::clone(&aggregate), key), [0, key]));
@@ -161,6 +166,23 @@ fn rows_of_whole_groups_are_left_out_below_an_aggregate() {
         let (filter, aggregate) =
             (lines.find("RuntimeFilterExec").unwrap(), lines.find("AggregateExec").unwrap());
         assert_eq!(filter > aggregate, is_below, "{lines}");
+    }
+}
+
+#[test]
+fn groups_that_lost_rows_are_computed_with_where_that_is_no_error() {
+    let aggregate = counted_by_key();
+    let (key, count) = (col(&aggregate, 0), col(&aggregate, 1));
+    let schema = aggregate.schema();
+    let as_float = cast(Arc::clone(&count), &schema, DataType::Float64).unwrap();
+    let share = binary(lit(0.2), Operator::Multiply, as_float, &schema).unwrap();
+    let part = binary(lit(12_i64), Operator::Divide, count, &schema).unwrap();
+    for (computed, is_below) in [(share, true), (part, false)] {
+        let columns = [(Arc::clone(&key), "b".to_owned()), (computed, "c".to_owned())];
+        let projection = ProjectionExec::try_new(columns, Arc::clone(&aggregate)).unwrap();
+        let lines = text(&made_of(inner(sent(scan("a")), sent(Arc::new(projection)), [0, 0])));
+        let place = |name: &str| lines.find(name).unwrap();
+        assert_eq!(place("RuntimeFilterExec") > place("AggregateExec"), is_below, "{lines}");
     }
 }
 
