@@ -54,7 +54,7 @@ const QUERIES: [(&str, Option<usize>); 41] = [
     ("SELECT k, count(*), sum(v) FROM cl_text GROUP BY k", Some(0)),
     ("SELECT v % 3 AS third, k, count(*), min(v) FROM cl_text GROUP BY third, k", Some(0)),
     ("SELECT DISTINCT k FROM cl_text", Some(0)),
-    ("SELECT k, v, row_number() OVER (PARTITION BY k ORDER BY v) FROM cl_text", Some(0)),
+    ("SELECT k, v, row_number() OVER (PARTITION BY k ORDER BY v) AS place FROM cl_text", Some(0)),
     ("SELECT length(k) AS l, count(*) FROM cl_text GROUP BY l", Some(1)),
     // One row for each key, also of those that look alike.
     ("SELECT count(*), count(k), max(c) FROM (SELECT k, count(*) AS c FROM cl_text GROUP BY k)", Some(0)),
