@@ -7,6 +7,7 @@
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, ArrayRef, Int64Array, StringViewArray};
+use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use datafusion::common::hash_utils::create_hashes;
@@ -17,22 +18,25 @@ use crate::DataError;
 
 /// A way to compute the shard of a row from the columns of its shard key.
 ///
-/// The hash sees values in the types of the table's columns: the same number
-/// as `Int32` and as `Int64`, or the same text as `Utf8` and as `Utf8View`,
-/// may fall into different shards. Callers cast to the column's type first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The hash sees values in one type for each type of a table's columns
+/// ([`KeyHash::hashed_type`]): the same number as `Int32` and as `Int64` may fall into
+/// different shards. Callers cast to the column's type first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeyHash {
-    /// What DataFusion 55 computes when it repartitions by hash, so that an
-    /// exchange can bring rows to where a table's shards are. Nulls of a
-    /// single key column fall into shard 0.
-    #[default]
+    /// What DataFusion 55 computes when it repartitions columns as they are stored by
+    /// hash. Text is stored otherwise than scans give it, and has another hash as a
+    /// view: no exchange brings rows to where the shards of a text key are.
     #[serde(rename = "datafusion-55")]
     DataFusion55,
+    /// The same of columns as scans give them, text and binary ones as views, so that
+    /// an exchange can bring rows to where a table's shards are, whatever the key.
+    #[serde(rename = "datafusion-55-views")]
+    DataFusion55Views,
 }
 
 impl KeyHash {
     /// The hash that new tables get.
-    pub const CURRENT: Self = Self::DataFusion55;
+    pub const CURRENT: Self = Self::DataFusion55Views;
 
     /// Whether this engine computes the hash as it was when the table was
     /// written. Where it does not, the table must not be taken as
@@ -43,17 +47,31 @@ impl KeyHash {
                 Arc::new(Int64Array::from(vec![1, -1])),
                 Arc::new(StringViewArray::from(vec!["shoal", "longer than twelve bytes"])),
             ];
-            let mut hashes = vec![0; 2];
-            create_hashes(&keys, REPARTITION_RANDOM_STATE.random_state(), &mut hashes).is_ok()
-                && hashes == FINGERPRINT
+            hashes_to(&keys, &FINGERPRINT)
+        });
+        static VIEWS_MATCH: LazyLock<bool> = LazyLock::new(|| {
+            let texts = StringViewArray::from(vec!["a", "größe", "longer than twelve bytes"]);
+            hashes_to(&[Arc::new(texts)], &VIEWS_FINGERPRINT)
         });
         match self {
             Self::DataFusion55 => *MATCHES,
+            Self::DataFusion55Views => *MATCHES && *VIEWS_MATCH,
+        }
+    }
+
+    /// The type in which the values of a column of type `stored` are hashed. An exchange
+    /// of values of this type, and of no other, deals them as the shards are dealt.
+    pub fn hashed_type(self, stored: &DataType) -> DataType {
+        match (self, stored) {
+            (Self::DataFusion55Views, DataType::Utf8 | DataType::LargeUtf8) => DataType::Utf8View,
+            (Self::DataFusion55Views, DataType::Binary | DataType::LargeBinary) => DataType::BinaryView,
+            (Self::DataFusion55 | Self::DataFusion55Views, _) => stored.clone(),
         }
     }
 
     /// The shard of each row, in 0 to `shards - 1`; `out` is overwritten.
-    /// `keys` are the columns of the shard key in its order.
+    /// `keys` are the columns of the shard key in its order, in the types of the table's
+    /// columns or in those in which these are hashed.
     ///
     /// # Errors
     /// `Layout` where there is no key or no shard, or where the engine's hash
@@ -72,7 +90,15 @@ impl KeyHash {
             )));
         }
         let mut hashes = vec![0_u64; first.len()];
-        create_hashes(keys, REPARTITION_RANDOM_STATE.random_state(), &mut hashes)?;
+        let hashed = keys.iter().map(|key| {
+            let hashed_type = self.hashed_type(key.data_type());
+            match *key.data_type() == hashed_type {
+                true => Ok(Arc::clone(key)),
+                false => cast(key, &hashed_type),
+            }
+        });
+        let hashed = hashed.collect::<Result<Vec<ArrayRef>, _>>()?;
+        create_hashes(&hashed, REPARTITION_RANDOM_STATE.random_state(), &mut hashes)?;
         out.clear();
         if shards.is_power_of_two() {
             let mask = u64::from(shards) - 1;
@@ -125,8 +151,18 @@ fn exactly(value: &ScalarValue, data_type: &DataType) -> Option<ScalarValue> {
     (back == *value).then_some(there)
 }
 
+/// Whether the engine gives the rows of these keys these hashes.
+fn hashes_to(keys: &[ArrayRef], expected: &[u64]) -> bool {
+    let mut hashes = vec![0; expected.len()];
+    create_hashes(keys, REPARTITION_RANDOM_STATE.random_state(), &mut hashes).is_ok() && hashes == expected
+}
+
 /// Hashes of (1, 'shoal') and (-1, 'longer than twelve bytes').
 const FINGERPRINT: [u64; 2] = [0x428f_ba3e_9eac_b92f, 0xe246_0c65_0285_d4cb];
+
+/// Hashes of 'a', 'größe' and 'longer than twelve bytes' as views.
+const VIEWS_FINGERPRINT: [u64; 3] =
+    [17_820_346_963_609_243_796, 2_471_474_549_648_181_381, 7_224_874_377_089_922_097];
 
 #[cfg(test)]
 mod tests;

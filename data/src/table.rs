@@ -105,6 +105,17 @@ pub struct Table {
 }
 
 impl Table {
+    /// Whether its rows are in the shards in which a new table of the same shards, columns
+    /// and keys would have them.
+    pub fn is_hashed_as_new_ones(&self) -> bool {
+        let hash = self.layout.hash;
+        let is_the_same = |name: &String| {
+            let stored = self.columns.field_with_name(name).map(|field| field.data_type());
+            stored.is_ok_and(|stored| hash.hashed_type(stored) == KeyHash::CURRENT.hashed_type(stored))
+        };
+        hash.is_of_this_engine() && self.layout.shard_key.iter().all(is_the_same)
+    }
+
     /// `schema.name`, as people write it.
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.schema_name, self.name)
@@ -173,6 +184,33 @@ mod tests {
     use arrow::datatypes::{DataType, Field, TimeUnit};
 
     use super::*;
+
+    #[test]
+    fn only_text_keys_from_before_are_not_hashed_as_new_ones() {
+        let is_as_new = |key: DataType, hash: KeyHash, shard_key: &[&str]| {
+            let shard_key = shard_key.iter().map(|name| (*name).to_owned()).collect();
+            let columns = vec![Field::new("k", key, true), Field::new("t", DataType::Utf8, true)];
+            let replicas = ReplicaCount::Count(1);
+            let table = Table {
+                id: TableId(1),
+                schema_name: "public".into(),
+                name: "t".into(),
+                columns: Arc::new(Schema::new(columns)),
+                layout: TableLayout { shards: 8, replicas, shard_key, sort_key: vec![], hash },
+                placement: vec![],
+                segments: vec![],
+            };
+            table.is_hashed_as_new_ones()
+        };
+        let before = KeyHash::DataFusion55;
+        for hash in [before, KeyHash::CURRENT] {
+            assert!(is_as_new(DataType::Int64, hash, &["k"]));
+            assert!(is_as_new(DataType::Utf8, hash, &[]), "no key, nothing hashed");
+        }
+        assert!(is_as_new(DataType::Utf8, KeyHash::CURRENT, &["k"]));
+        assert!(!is_as_new(DataType::Utf8, before, &["k"]));
+        assert!(!is_as_new(DataType::Int64, before, &["k", "t"]));
+    }
 
     #[test]
     fn columns_survive_json() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
+use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::physical_expr::window::WindowExpr;
 use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -177,10 +178,10 @@ fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
     if let Some(join) = node.downcast_ref::<HashJoinExec>()
         && *join.partition_mode() == PartitionMode::Partitioned
     {
-        return !sides_meet(join.left().output_partitioning(), join.right().output_partitioning(), join.on());
+        return !sides_meet(join.left(), join.right(), join.on());
     }
     if let Some(join) = node.downcast_ref::<SortMergeJoinExec>() {
-        return !sides_meet(join.left().output_partitioning(), join.right().output_partitioning(), join.on());
+        return !sides_meet(join.left(), join.right(), join.on());
     }
     if node.is::<GlobalLimitExec>() {
         return true;
@@ -207,15 +208,28 @@ fn groups_are_whole(aggregate: &AggregateExec) -> bool {
 }
 
 /// Whether both sides of a partitioned join are hashed alike: into as many
-/// partitions, each by its side of the same equalities in the same order.
-pub(super) fn sides_meet(left: &Partitioning, right: &Partitioning, on: JoinOnRef) -> bool {
-    let (Partitioning::Hash(left, left_count), Partitioning::Hash(right, right_count)) = (left, right) else {
+/// partitions, each by its side of the same equalities in the same order, and as
+/// values of one type: the same text has other hashes as a view.
+pub(super) fn sides_meet(
+    left: &Arc<dyn ExecutionPlan>,
+    right: &Arc<dyn ExecutionPlan>,
+    on: JoinOnRef,
+) -> bool {
+    let (Partitioning::Hash(left_keys, left_count), Partitioning::Hash(right_keys, right_count)) =
+        (left.output_partitioning(), right.output_partitioning())
+    else {
         return false;
     };
+    let (left_schema, right_schema) = (left.schema(), right.schema());
+    let are_one = |left: &Arc<dyn PhysicalExpr>, right: &Arc<dyn PhysicalExpr>| {
+        let types = (left.data_type(&left_schema), right.data_type(&right_schema));
+        matches!(types, (Ok(left), Ok(right)) if left == right)
+            && on.iter().any(|(l, r)| l.eq(left) && r.eq(right))
+    };
     left_count == right_count
-        && left.len() == right.len()
-        && !left.is_empty()
-        && left.iter().zip(right).all(|(left, right)| on.iter().any(|(l, r)| l.eq(left) && r.eq(right)))
+        && left_keys.len() == right_keys.len()
+        && !left_keys.is_empty()
+        && left_keys.iter().zip(right_keys).all(|(left, right)| are_one(left, right))
 }
 
 /// Whether the rows of the operator's input come out of a hash exchange (or a
@@ -233,15 +247,18 @@ fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize) -> Result
             leaf.variants().len()
         );
     }
-    let names = |scan: &datafusion::datasource::physical_plan::FileScanConfig| {
+    let names = |scan: &FileScanConfig| {
         scan.file_groups.iter().flat_map(|group| group.files()).map(segment_of).collect::<Result<Vec<_>>>()
     };
     let mut planned = names(original)?;
     let mut dealt = Vec::with_capacity(planned.len());
-    for variant in leaf.variants() {
+    for (task, variant) in leaf.variants().iter().enumerate() {
         let Some(scan) = shard_scan(variant) else {
             return internal_err!("a task of stage {number} reads something else than its scan");
         };
+        if matches!(scan.output_partitioning, Some(Partitioning::Hash(..))) {
+            check_places(scan, task, tasks, number)?;
+        }
         dealt.extend(names(scan)?);
     }
     planned.sort_unstable();
@@ -256,16 +273,85 @@ fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize) -> Result
     Ok(())
 }
 
+/// Of a scan that says that it is hashed, each partition of each task must have the shards
+/// that an exchange into as many partitions brings the rows of.
+fn check_places(scan: &FileScanConfig, task: usize, tasks: usize, number: usize) -> Result<()> {
+    let partitions = scan.file_groups.len();
+    for (partition, group) in scan.file_groups.iter().enumerate() {
+        for file in group.files() {
+            let shard = segment_of(file)?.shard as usize;
+            if shard % (tasks * partitions) != task * partitions + partition {
+                return internal_err!(
+                    "shard {shard} is in partition {partition} of task {task} in stage {number}, \
+                     where an exchange brings none of its rows"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::datasource::listing::PartitionedFile;
+    use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+    use datafusion::execution::object_store::ObjectStoreUrl;
     use datafusion::physical_expr::PhysicalSortExpr;
     use datafusion::physical_expr::expressions::Column;
     use datafusion::physical_plan::coop::CooperativeExec;
     use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
     use datafusion::physical_plan::repartition::RepartitionExec;
+    use shoal_data::SegmentName;
+    use shoal_data::shard_store::SHARD_STORE_URL;
+    use shoal_proto::{SegmentId, TableId};
 
     use super::*;
+
+    #[test]
+    fn sides_that_are_hashed_as_other_types_do_not_meet() {
+        let side = |data_type: DataType, partitions| -> (Arc<dyn PhysicalExpr>, Arc<dyn ExecutionPlan>) {
+            let key: Arc<dyn PhysicalExpr> = Arc::new(Column::new("a", 0));
+            let schema = Arc::new(Schema::new(vec![Field::new("a", data_type, true)]));
+            let dealt = Partitioning::Hash(vec![Arc::clone(&key)], partitions);
+            let rows = Arc::new(PlaceholderRowExec::new(schema));
+            (key, Arc::new(RepartitionExec::try_new(rows, dealt).unwrap()))
+        };
+        let meet = |left: (DataType, usize), right: (DataType, usize)| {
+            let ((left_key, left), (right_key, right)) = (side(left.0, left.1), side(right.0, right.1));
+            sides_meet(&left, &right, &[(left_key, right_key)])
+        };
+        assert!(meet((DataType::Utf8View, 2), (DataType::Utf8View, 2)));
+        assert!(!meet((DataType::Utf8View, 2), (DataType::Utf8, 2)));
+        assert!(!meet((DataType::Int64, 2), (DataType::Int32, 2)));
+        assert!(!meet((DataType::Int64, 2), (DataType::Int64, 3)));
+    }
+
+    #[test]
+    fn a_shard_must_be_where_an_exchange_brings_its_rows() {
+        let scan = |shards: [&[u32]; 2]| {
+            let file = |shard: &u32| {
+                let name = SegmentName { table: TableId(1), shard: *shard, segment: SegmentId::random() };
+                PartitionedFile::new(name.to_string(), 100)
+            };
+            let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, false)]));
+            FileScanConfigBuilder::new(
+                ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap(),
+                Arc::new(ParquetSource::new(schema)),
+            )
+            .with_file_groups(
+                shards.iter().map(|group| FileGroup::new(group.iter().map(file).collect())).collect(),
+            )
+            .build()
+        };
+        assert!(check_places(&scan([&[0, 4], &[1, 5]]), 0, 2, 1).is_ok());
+        assert!(check_places(&scan([&[2], &[]]), 1, 2, 1).is_ok());
+        assert!(check_places(&scan([&[0, 2], &[1]]), 0, 1, 1).is_ok());
+        // The same places of another number of tasks, another task, the other partition.
+        assert!(check_places(&scan([&[0, 2], &[1]]), 0, 2, 1).is_err());
+        assert!(check_places(&scan([&[0, 4], &[1, 5]]), 1, 2, 1).is_err());
+        assert!(check_places(&scan([&[1], &[0]]), 0, 2, 1).is_err());
+    }
 
     #[test]
     fn an_order_is_told_from_one_that_was_lost() {

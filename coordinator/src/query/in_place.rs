@@ -1,18 +1,20 @@
-//! Joins of shards that meet stay where they are.
+//! Joins of shards stay where they are, as far as the rows of one side are hashed by what
+//! they are joined by: then only the other side moves, or none.
 //!
 //! DataFusion collects a side that is small for each of its joins. Where rows of that
 //! side are given (outer, semi and anti joins), this is possible in one task only, so
-//! the library deals both sides anew by hash, however they were dealt before: also all
-//! rows of the large side.
+//! the library deals both sides anew by hash, however they were dealt before. And what is
+//! hashed by several columns meets a join by the same columns in that order only.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{JoinType, Result};
-use datafusion::config::ConfigOptions;
-use datafusion::physical_expr::Partitioning;
+use datafusion::common::{DataFusionError, JoinType, Result};
+use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
+use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
-use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode};
+use datafusion::physical_plan::joins::{HashJoinExec, JoinOn, JoinOnRef, PartitionMode};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
 use super::guard::sides_meet;
@@ -24,8 +26,9 @@ type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 /// the sides of others are dealt by hash.
 const AFTER: &str = "join_selection";
 
-/// Has each join that gives rows of its collected side, and whose sides are hashed alike
-/// already, join partition by partition.
+/// Has each join that gives rows of its collected side, and of which a side is hashed by all
+/// keys already, join partition by partition; and names the keys of such joins in the order in
+/// which that side is hashed.
 #[derive(Debug, Default)]
 pub(crate) struct JoinInPlace;
 
@@ -44,13 +47,13 @@ impl PhysicalOptimizerRule for JoinInPlace {
     fn optimize(
         &self,
         plan: Arc<dyn ExecutionPlan>,
-        _config: &ConfigOptions,
+        config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let one_side_moves = OneSideMoves::of(config);
         let joined = plan.transform_up(|node| {
-            let Some(join) = node.downcast_ref::<HashJoinExec>().filter(|join| can_stay(join)) else {
-                return Ok(Transformed::no(node));
-            };
-            let join = join.builder().with_partition_mode(PartitionMode::Partitioned).build()?;
+            let Some(join) = node.downcast_ref::<HashJoinExec>() else { return Ok(Transformed::no(node)) };
+            let Some(on) = in_place(join, one_side_moves) else { return Ok(Transformed::no(node)) };
+            let join = join.builder().with_partition_mode(PartitionMode::Partitioned).with_on(on).build()?;
             Ok(Transformed::yes(Arc::new(join) as Arc<dyn ExecutionPlan>))
         })?;
         Ok(joined.data)
@@ -65,24 +68,99 @@ impl PhysicalOptimizerRule for JoinInPlace {
     }
 }
 
-fn can_stay(join: &HashJoinExec) -> bool {
-    let gives_collected = matches!(
+/// The keys, in their new order, of a join that is made partition by partition for this rule;
+/// none for one that stays as it is.
+fn in_place(join: &HashJoinExec, one_side_moves: bool) -> Option<JoinOn> {
+    // A join of partitions asks for rows that are hashed by all that they are joined by.
+    let on = as_hashed(join)?;
+    match join.partition_mode() {
+        PartitionMode::Partitioned => (on.as_slice() != join.on()).then_some(on),
+        PartitionMode::CollectLeft => {
+            let may_move = one_side_moves || sides_meet(join.left(), join.right(), &on);
+            (may_move && gives_collected(join)).then_some(on)
+        }
+        PartitionMode::Auto => None,
+    }
+}
+
+/// Whether a join gives rows of the side that it collects, and can do that in many tasks.
+fn gives_collected(join: &HashJoinExec) -> bool {
+    let gives_left = matches!(
         join.join_type(),
         JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark
     );
-    let (left, right) = (join.left().output_partitioning(), join.right().output_partitioning());
-    // A join of partitions asks for rows that are hashed by all that they are joined by.
-    let is_by_all = matches!(left, Partitioning::Hash(keys, _) if keys.len() == join.on().len());
-    *join.partition_mode() == PartitionMode::CollectLeft
-        // Whether there is a NULL on the other side is known only where all of it is.
-        && !join.null_aware
-        && gives_collected
-        && is_by_all
-        && sides_meet(left, right, join.on())
+    // Whether there is a NULL on the other side is known only where all of it is. And of one
+    // partition DataFusion knows things that are not so of its part.
+    gives_left && !join.null_aware && join.right().output_partitioning().partition_count() > 1
+}
+
+/// The keys of a join in the order by which one of its sides is hashed, by all of them; none
+/// where neither side is.
+fn as_hashed(join: &HashJoinExec) -> Option<JoinOn> {
+    ordered(join.on(), join.left().output_partitioning(), |(left, _)| left)
+        .or_else(|| ordered(join.on(), join.right().output_partitioning(), |(_, right)| right))
+}
+
+/// `on` in the order of the columns by which a side is hashed, where these are the keys of
+/// that side, each once.
+fn ordered(
+    on: JoinOnRef,
+    partitioning: &Partitioning,
+    of_side: impl Fn(&Pair) -> &Arc<dyn PhysicalExpr>,
+) -> Option<JoinOn> {
+    let Partitioning::Hash(hashed, _) = partitioning else { return None };
+    let mut left = on.to_vec();
+    let mut ordered = JoinOn::with_capacity(left.len());
+    for column in hashed {
+        let place = left.iter().position(|pair| of_side(pair).eq(column))?;
+        ordered.push(left.remove(place));
+    }
+    (left.is_empty() && !ordered.is_empty()).then_some(ordered)
+}
+
+/// What is equal in both sides of a join.
+type Pair = (Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>);
+
+/// Whether rows of one side may come to where those of the other one are, for joins that give
+/// rows of a collected side. Beside the settings of the session, but no setting itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OneSideMoves(pub(super) bool);
+
+impl OneSideMoves {
+    fn of(options: &ConfigOptions) -> bool {
+        options.extensions.get::<Self>().is_some_and(|told| told.0)
+    }
+}
+
+impl ConfigExtension for OneSideMoves {
+    const PREFIX: &'static str = "shoal_one_side_moves";
+}
+
+impl ExtensionOptions for OneSideMoves {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Box<dyn ExtensionOptions> {
+        Box::new(*self)
+    }
+
+    fn set(&mut self, key: &str, _value: &str) -> Result<()> {
+        Err(DataFusionError::Configuration(format!("`{}.{key}` is no setting", Self::PREFIX)))
+    }
+
+    fn entries(&self) -> Vec<ConfigEntry> {
+        Vec::new()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use datafusion::physical_expr::expressions::Column;
     use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 
     use super::*;
@@ -96,5 +174,32 @@ mod tests {
         assert!(this.is_some(), "{names:?}");
         assert_eq!(this, place(AFTER).map(|after| after + 1), "{names:?}");
         assert!(this < place("EnsureRequirements"), "{names:?}");
+    }
+
+    #[test]
+    fn keys_are_put_in_order_and_none_is_lost() {
+        let column = |index: usize| Arc::new(Column::new("c", index)) as Arc<dyn PhysicalExpr>;
+        let pairs = |pairs: &[(usize, usize)]| -> JoinOn {
+            pairs.iter().map(|&(left, right)| (column(left), column(right))).collect()
+        };
+        let hashed = |columns: &[usize]| Partitioning::Hash(columns.iter().copied().map(column).collect(), 2);
+        let check = |on: &[(usize, usize)], by: &[usize], expected: Option<&[(usize, usize)]>| {
+            assert_eq!(
+                ordered(&pairs(on), &hashed(by), |(left, _)| left),
+                expected.map(pairs),
+                "{on:?} {by:?}"
+            );
+        };
+        check(&[(0, 5)], &[0], Some(&[(0, 5)]));
+        check(&[(0, 5), (1, 6)], &[1, 0], Some(&[(1, 6), (0, 5)]));
+        // Rows of one pair of keys are in several partitions, or must come out of several.
+        check(&[(0, 5)], &[1], None);
+        check(&[(0, 5)], &[0, 1], None);
+        check(&[(0, 5), (1, 6)], &[0], None);
+        check(&[(0, 5), (0, 6)], &[0, 0], Some(&[(0, 5), (0, 6)]));
+        check(&[(0, 5), (0, 6)], &[0, 1], None);
+        check(&[], &[], None);
+        let dealt = Partitioning::RoundRobinBatch(2);
+        assert_eq!(ordered(&pairs(&[(0, 5)]), &dealt, |(left, _)| left), None);
     }
 }

@@ -27,7 +27,7 @@ use shoal_proto::runtime_filter::RuntimeFilterRelay;
 use shoal_proto::{Channels, QueryPool, TableId};
 
 use super::guard;
-use super::in_place::JoinInPlace;
+use super::in_place::{JoinInPlace, OneSideMoves};
 use super::join_room::{JoinRoom, Joins};
 use super::merge_joins::{MergeLargeJoins, has_mergeable};
 use super::plain_text::with_plain_text;
@@ -173,7 +173,7 @@ impl Planning {
             return Ok(planned);
         }
         let ways: &[Way] = match ShoalConfig::of(self.state.config_options()).colocate {
-            true => &[Way::Colocated, Way::Exchanged, Way::OneTask],
+            true => &[Way::Colocated, Way::Paired, Way::Exchanged, Way::OneTask],
             false => &[Way::Exchanged, Way::OneTask],
         };
         let mut refusal = None;
@@ -273,10 +273,12 @@ impl Planning {
         // Rows that are hashed by some of the columns that they are grouped by stay where
         // they are: by default that takes more partitions than a task has.
         options.optimizer.subset_repartition_threshold = 1;
-        options.optimizer.preserve_file_partitions = usize::from(way == Way::Colocated);
+        let is_colocated = matches!(way, Way::Colocated | Way::Paired);
+        options.optimizer.preserve_file_partitions = usize::from(is_colocated);
         if let Some(shoal) = options.extensions.get_mut::<ShoalConfig>() {
-            shoal.colocate = way == Way::Colocated;
+            shoal.colocate = is_colocated;
         }
+        options.extensions.insert(OneSideMoves(way == Way::Colocated));
         // DataFusion's own choice of merges includes those that give wrong rows: see `can_merge`.
         let joins = match joins {
             Joins::ByRoom if !options.optimizer.prefer_hash_join => Joins::Merged,
@@ -293,7 +295,7 @@ impl Planning {
             Way::Streamed => options.execution.target_partitions = 1,
             // Segments stay whole.
             Way::Merged => options.optimizer.repartition_file_scans = false,
-            Way::Colocated | Way::Exchanged | Way::OneTask | Way::Here => {}
+            Way::Colocated | Way::Paired | Way::Exchanged | Way::OneTask | Way::Here => {}
         }
         let node = self.state.runtime_env();
         let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
@@ -379,6 +381,9 @@ impl Planning {
 enum Way {
     /// Shards join and group where they are.
     Colocated,
+    /// The same, but where only one side of a join that gives rows of its small side is so sharded,
+    /// both sides move: what is brought to shards must come in as many parts as these can be dealt to.
+    Paired,
     /// Every join and grouping goes through an exchange.
     Exchanged,
     /// What cannot be right in many tasks is right in one.

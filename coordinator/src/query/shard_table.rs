@@ -109,10 +109,10 @@ impl ShardTable {
         }
         let key = layout.shard_key.iter().map(|name| {
             let column = Column::new_with_schema(name, &self.schema).ok()?;
-            // Rows were hashed as they are stored: text as a view has other
-            // hashes, and no exchange would meet its shards.
+            // Of another type it has other hashes, and no exchange would meet its shards.
             let stored = self.table().columns.field_with_name(name).ok()?;
-            (stored.data_type() == self.schema.field(column.index()).data_type())
+            let hashed = layout.hash.hashed_type(stored.data_type());
+            (hashed == *self.schema.field(column.index()).data_type())
                 .then(|| Arc::new(column) as Arc<dyn PhysicalExpr>)
         });
         Some(Partitioning::Hash(key.collect::<Option<_>>()?, partitions))

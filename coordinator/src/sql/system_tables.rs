@@ -324,10 +324,7 @@ fn tables(snapshot: &State) -> Columns {
         (
             "hash_is_current",
             Arc::new(
-                tables
-                    .iter()
-                    .map(|table| Some(table.layout.hash == shoal_data::KeyHash::CURRENT))
-                    .collect::<BooleanArray>(),
+                tables.iter().map(|table| Some(table.is_hashed_as_new_ones())).collect::<BooleanArray>(),
             ),
         ),
     ]

@@ -10,7 +10,7 @@ use crate::bad_input::with_client;
 use crate::fixture::{is_distributed, session, shared};
 
 /// Exchanges in the plan of a query: by hash, and of all rows to all tasks.
-async fn exchanges(client: &mut Client, sql: &str) -> usize {
+pub(crate) async fn exchanges(client: &mut Client, sql: &str) -> usize {
     let plan = client.text(&format!("EXPLAIN {sql}")).await.unwrap();
     assert!(is_distributed(&plan), "{sql}\n{plan}");
     let is_exchange =

@@ -10,6 +10,8 @@ mod bad_input;
 #[cfg(test)]
 mod certificates;
 #[cfg(test)]
+mod co_located;
+#[cfg(test)]
 mod compaction;
 #[cfg(test)]
 mod coordinators;

@@ -6,7 +6,7 @@ use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider,
 };
 use shoal_data::shard_store::{Locate, Located};
-use shoal_data::{ColumnStatistics, Segment};
+use shoal_data::{ColumnStatistics, KeyHash, Segment};
 use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
 
 use super::*;
@@ -28,21 +28,61 @@ impl Locate for Nowhere {
     }
 }
 
-/// A table of `k`, by which it is sharded, `v` and `s`, with so many rows in each shard;
-/// no column has a NULL, though each may.
-fn provider(id: u64, name: &str, rows: u64) -> Arc<ShardTable> {
+/// A table of `k`, `v` and `s`, with so many rows in each shard; no column has a NULL,
+/// though each may.
+struct Made {
+    name: &'static str,
+    rows: u64,
+    shards: u32,
+    shard_key: &'static [&'static str],
+    /// The type of `k`.
+    key: DataType,
+    hash: KeyHash,
+}
+
+/// One that is sharded by the number `k`.
+fn made(name: &'static str, rows: u64) -> Made {
+    let (key, hash) = (DataType::Int64, KeyHash::CURRENT);
+    Made { name, rows, shards: SHARDS, shard_key: &["k"], key, hash }
+}
+
+/// One that is sharded by the text `k`.
+fn of_text(name: &'static str) -> Made {
+    Made { key: DataType::Utf8, ..made(name, 1_000_000) }
+}
+
+fn tables() -> Vec<Made> {
+    vec![
+        made("t", 1_000_000),
+        made("u", 1_000_000),
+        made("few", 1_000),
+        Made { shards: 12, ..made("twelve", 1_000_000) },
+        Made { shard_key: &["k", "v"], ..made("pairs", 1_000_000) },
+        Made { shard_key: &["k", "v"], ..made("other_pairs", 1_000_000) },
+        Made { shard_key: &["k", "v"], ..made("few_pairs", 1_000) },
+        of_text("names"),
+        of_text("other_names"),
+        Made { rows: 1_000, ..of_text("few_names") },
+        Made { hash: KeyHash::DataFusion55, ..of_text("old_names") },
+        Made { hash: KeyHash::DataFusion55, ..made("old_t", 1_000_000) },
+    ]
+}
+
+fn provider(id: u64, of: &Made) -> Arc<ShardTable> {
     let id = TableId(id);
-    let columns = ["k", "v", "s"].map(|name| Field::new(name, DataType::Int64, true));
+    let columns = [("k", of.key.clone()), ("v", DataType::Int64), ("s", DataType::Int64)];
+    let columns = columns.map(|(name, data_type)| Field::new(name, data_type, true));
     let columns = Arc::new(Schema::new(columns.to_vec()));
-    let segments = (0..SHARDS).map(|shard| {
-        let on = WORKERS[shard as usize / 2];
+    let on = |shard: u32| WORKERS[shard as usize * WORKERS.len() / of.shards as usize];
+    let segments = (0..of.shards).map(|shard| {
         let columns = vec![ColumnStatistics::default(); 3].into();
-        Arc::new(Segment { columns, rows, bytes: rows * 100, ..segment(id, shard, on) })
+        Arc::new(Segment { columns, rows: of.rows, bytes: of.rows * 100, ..segment(id, shard, on(shard)) })
     });
-    let mut made = Table { columns, segments: segments.collect(), ..table(id, name) };
-    made.layout.shards = SHARDS;
-    made.layout.shard_key = vec!["k".to_owned()];
-    made.placement = (0..SHARDS as usize).map(|shard| vec![WorkerId::from(WORKERS[shard / 2])]).collect();
+    let mut made = Table { columns, segments: segments.collect(), ..table(id, of.name) };
+    made.layout.shards = of.shards;
+    made.layout.shard_key = of.shard_key.iter().map(|key| (*key).to_owned()).collect();
+    made.layout.hash = of.hash;
+    made.placement = (0..of.shards).map(|shard| vec![WorkerId::from(on(shard))]).collect();
     Arc::new(ShardTable::new(Arc::new(TableFacts::new(Arc::new(made)))))
 }
 
@@ -52,8 +92,8 @@ async fn plan(sql: &str) -> String {
     let shards = Arc::new(ShardStore::new(None, Arc::new(Nowhere), channels.clone()));
     let template = StateTemplate::new(Arc::default(), shards, channels, ImportRoots::new(&[]));
     let schema = MemorySchemaProvider::new();
-    for (id, name, rows) in [(1, "t", 1_000_000), (2, "u", 1_000_000), (3, "few", 1_000)] {
-        schema.register_table(name.to_owned(), provider(id, name, rows)).unwrap();
+    for (id, of) in (1..).zip(tables()) {
+        schema.register_table(of.name.to_owned(), provider(id, &of)).unwrap();
     }
     let catalog = MemoryCatalogProvider::new();
     catalog.register_schema("public", Arc::new(schema)).unwrap();
@@ -144,6 +184,117 @@ async fn a_small_side_whose_rows_are_given_joins_where_it_is() {
     ] {
         check(sql, (0, 0)).await;
     }
-    // Sharded by another column than that of the join.
-    check("SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.v = few.k)", (2, 0)).await;
+}
+
+#[tokio::test]
+async fn only_the_side_that_is_not_sharded_by_the_key_of_its_join_moves() {
+    for given in ["few", "t"] {
+        let (stays, moves) = (format!("{given}.k"), if given == "t" { "u" } else { "t" });
+        for sql in [
+            format!(
+                "SELECT v FROM {given} WHERE NOT EXISTS (SELECT 1 FROM {moves} WHERE {moves}.v = {stays})"
+            ),
+            format!("SELECT v FROM {given} WHERE EXISTS (SELECT 1 FROM {moves} WHERE {moves}.v = {stays})"),
+            format!("SELECT {given}.v, {moves}.s FROM {given} LEFT JOIN {moves} ON {moves}.v = {stays}"),
+            format!("SELECT {given}.v, {moves}.s FROM {given} FULL JOIN {moves} ON {moves}.v = {stays}"),
+        ] {
+            check(&sql, (1, 0)).await;
+        }
+    }
+    // The small side comes to the large one, and its rows are given there.
+    for sql in [
+        "SELECT s FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.k = few.v)",
+        "SELECT s FROM few WHERE EXISTS (SELECT 1 FROM t WHERE t.k = few.v)",
+        "SELECT few.s, t.s FROM few LEFT JOIN t ON t.k = few.v",
+        "SELECT few.s, t.s FROM few FULL JOIN t ON t.k = few.v",
+    ] {
+        check(sql, (1, 0)).await;
+    }
+    // Neither is sharded by what they are joined by.
+    check("SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.s = few.v)", (2, 0)).await;
+    check("SELECT few.v, t.s FROM few FULL JOIN t ON t.v = few.s", (2, 0)).await;
+    check("SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.v = few.k + 1)", (2, 0)).await;
+}
+
+#[tokio::test]
+async fn inner_joins_move_what_is_not_there() {
+    check("SELECT t.s, u.s FROM t JOIN u ON t.k = u.k", (0, 0)).await;
+    check("SELECT t.s, u.s FROM t JOIN u ON t.k = u.v", (1, 0)).await;
+    check("SELECT t.s, u.s FROM t JOIN u ON t.v = u.k", (1, 0)).await;
+    check("SELECT t.s, u.s FROM t JOIN u ON t.v = u.v", (2, 0)).await;
+    // Few rows are sent to all tasks, where the large side reads less for them.
+    check("SELECT few.s, t.s FROM few JOIN t ON few.k = t.v", (0, 1)).await;
+    check("SELECT few.s, t.s FROM few JOIN t ON few.v = t.k", (0, 1)).await;
+}
+
+#[tokio::test]
+async fn anti_joins_keep_their_partitioning() {
+    for sql in [
+        "SELECT k, s, count(*) FROM t WHERE NOT EXISTS (SELECT 1 FROM u WHERE u.v = t.k) GROUP BY k, s",
+        "SELECT k, s, count(*) FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.v = few.k) GROUP BY k, s",
+    ] {
+        check(sql, (1, 0)).await;
+    }
+    check(
+        "SELECT k, s, count(*) FROM t WHERE NOT EXISTS (SELECT 1 FROM u WHERE u.k = t.k) GROUP BY k, s",
+        (0, 0),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn keys_of_several_columns_meet_in_whichever_order_they_are_written() {
+    for on in ["p.k = q.k AND p.v = q.v", "p.v = q.v AND p.k = q.k", "q.v = p.v AND q.k = p.k"] {
+        check(&format!("SELECT p.s, q.s FROM pairs p JOIN other_pairs q ON {on}"), (0, 0)).await;
+        check(&format!("SELECT p.s, q.s FROM few_pairs p LEFT JOIN pairs q ON {on}"), (0, 0)).await;
+    }
+    for on in ["p.k = t.s AND p.v = t.v", "p.v = t.v AND p.k = t.s"] {
+        check(&format!("SELECT p.s, t.k FROM pairs p JOIN t ON {on}"), (1, 0)).await;
+        check(&format!("SELECT p.s, t.k FROM few_pairs p LEFT JOIN t ON {on}"), (1, 0)).await;
+    }
+    // A part of the key, or its columns in each other's place, say nothing of a shard.
+    check("SELECT p.s, q.s FROM pairs p JOIN other_pairs q ON p.k = q.k", (2, 0)).await;
+    check("SELECT p.s, q.s FROM pairs p JOIN other_pairs q ON p.k = q.v AND p.v = q.k", (1, 0)).await;
+}
+
+#[tokio::test]
+async fn shards_that_tasks_cannot_be_dealt_to_are_not_waited_for() {
+    // Three tasks read `twelve`, and 8 shards are no multiple of 3 tasks of 2 partitions.
+    let sql = "SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM twelve WHERE twelve.v = few.k)";
+    let plan = plan(sql).await;
+    assert!(plan.contains("3 tasks on"), "{plan}");
+    assert_eq!(exchanges(&plan), (2, 0), "{plan}");
+    // What else is in the query stays where it is.
+    let sql = format!("{sql} AND v IN (SELECT t.v FROM t JOIN u ON t.k = u.k)");
+    let plan = self::plan(&sql).await;
+    assert!(plan.contains("4 tasks on"), "{plan}");
+    assert!(exchanges(&plan).0 <= 4, "{plan}");
+}
+
+#[tokio::test]
+async fn rows_of_one_text_meet_where_they_are() {
+    for sql in [
+        "SELECT k, v, sum(s) FROM names GROUP BY k, v",
+        "SELECT DISTINCT k FROM names",
+        "SELECT a.v, b.v FROM names a JOIN other_names b ON a.k = b.k",
+        "SELECT v FROM names a WHERE NOT EXISTS (SELECT 1 FROM other_names b WHERE b.k = a.k)",
+        "SELECT a.v, b.v FROM few_names a LEFT JOIN names b ON a.k = b.k",
+        "SELECT v FROM few_names WHERE k NOT IN (SELECT k FROM names)",
+    ] {
+        check(sql, (0, 0)).await;
+    }
+    // A number as text comes to the shards of text.
+    check("SELECT a.v, t.s FROM names a JOIN t ON a.k = CAST(t.v AS VARCHAR)", (1, 0)).await;
+    check("SELECT a.v, t.s FROM few_names a LEFT JOIN t ON a.k = CAST(t.v AS VARCHAR)", (1, 0)).await;
+    check("SELECT a.v, b.v FROM names a JOIN other_names b ON a.k = upper(b.k)", (1, 0)).await;
+}
+
+#[tokio::test]
+async fn text_that_was_sharded_as_it_is_stored_moves() {
+    check("SELECT k, v, sum(s) FROM old_names GROUP BY k, v", (1, 0)).await;
+    check("SELECT a.v, b.v FROM names a JOIN old_names b ON a.k = b.k", (1, 0)).await;
+    check("SELECT a.v, b.v FROM old_names a JOIN old_names b ON a.k = b.k", (2, 0)).await;
+    check("SELECT a.v, b.v FROM few_names a LEFT JOIN old_names b ON a.k = b.k", (1, 0)).await;
+    // Numbers are where they were.
+    check("SELECT t.v, o.v FROM t JOIN old_t o ON t.k = o.k", (0, 0)).await;
 }
