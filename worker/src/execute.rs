@@ -394,3 +394,27 @@ fn producer_head(head: Option<partition_request::Head>) -> Result<ProducerHead, 
         None => Err(Failure::new(ErrorCode::Invalid, "a partition request without a head")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use datafusion_distributed::DefaultSessionBuilder;
+
+    use super::*;
+
+    /// Also a plan that the library let go of, unused for ten minutes, is one that does not come.
+    // Time stands still but where all wait for it.
+    #[tokio::test(start_paused = true)]
+    async fn a_plan_that_does_not_come_is_a_reason_to_try_again() {
+        let worker = Worker::from_session_builder(DefaultSessionBuilder);
+        let unknown = ExecuteTaskRequest {
+            task_key: TaskKey { query_id: Uuid::from_u128(7), stage_id: 1, task_number: 0 },
+            target_partition_start: 0,
+            target_partition_end: 1,
+            producer_head: ProducerHead::None,
+        };
+        let late = worker.execute_task(unknown).await.err().unwrap();
+        assert_eq!(opening_failure(&late).code, ErrorCode::Unavailable, "{late}");
+        let other = DataFusionError::Execution("the plan cannot be run".into());
+        assert_ne!(opening_failure(&other).code, ErrorCode::Unavailable);
+    }
+}

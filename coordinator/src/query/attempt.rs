@@ -25,6 +25,7 @@ use shoal_proto::exchange::{FirstTask, QueryOptions, ReadLog, panic_failure};
 use shoal_proto::{ErrorCode, Failure, WorkerId};
 
 use self::spool::{Room, Spool, SpoolLimits};
+use self::until_error::until_error;
 use super::admission::Permit;
 use super::certificate::Certifier;
 use super::planned_reads::PlannedReads;
@@ -41,6 +42,7 @@ use crate::sql::ShoalConfig;
 
 mod pause;
 mod spool;
+mod until_error;
 
 pub(super) use self::pause::pause;
 
@@ -400,6 +402,7 @@ impl QueryStream {
                 .filter_map(std::future::ready),
             )
             .boxed();
+        let rows = until_error(rows).boxed();
         Self { schema: plan.schema(), plan, view, rows, pinned, cluster, is_at_hand, is_over: false }
     }
 
@@ -447,9 +450,7 @@ impl Stream for QueryStream {
                 if let (Some(worker), ErrorCode::Unavailable) = (&failure.worker, failure.code) {
                     self.cluster.suspect(&WorkerId::from(worker.as_str()), &failure.message);
                 }
-                // Nothing after an error is polled: what still runs is freed now.
                 self.is_over = true;
-                self.rows = futures::stream::empty().boxed();
                 self.pinned.permit = None;
             }
             Poll::Ready(None) => {

@@ -1,62 +1,96 @@
 //! The last look at a plan before it runs: classes of plans that are known to
 //! give wrong answers without an error are refused here.
+//!
+//! What is refused is planned in another way, which moves more rows. So nothing is refused
+//! that is right.
 
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{Result, internal_err};
-use datafusion::datasource::physical_plan::FileScanConfig;
+use datafusion::common::{JoinType, Result, internal_err};
+use datafusion::logical_expr::Aggregate;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::window::WindowExpr;
 use datafusion::physical_expr::{Partitioning, PhysicalExpr};
-use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
-use datafusion::physical_plan::joins::{HashJoinExec, JoinOnRef, PartitionMode, SortMergeJoinExec};
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
+use datafusion::physical_plan::joins::{
+    CrossJoinExec, HashJoinExec, JoinOnRef, NestedLoopJoinExec, PartitionMode, SortMergeJoinExec,
+};
 use datafusion::physical_plan::limit::GlobalLimitExec;
+use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
-use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
-use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use datafusion_distributed::{DistributedExec, DistributedLeafExec, NetworkBoundaryExt, Stage};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, displayable};
+use datafusion_distributed::{
+    DistributedExec, DistributedLeafExec, NetworkBoundaryExt, NetworkBroadcastExec, Stage,
+};
 
-use super::scan_tasks::{segment_of, shard_scan};
+use self::leaf::check_leaf;
+use self::limit::check_limits;
+use self::order::{partitions_are_sorted, rests_on_lost_order};
+use super::scan_tasks::shard_scan;
+use super::view::View;
 
-/// Checks a whole plan.
+mod leaf;
+mod limit;
+mod order;
+#[cfg(test)]
+mod tests;
+
+/// Checks a whole plan, which was made for this view.
 ///
 /// # Errors
 /// `Internal`, naming the operator and the stage.
-pub(crate) fn check(plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
+pub(crate) fn check(plan: &Arc<dyn ExecutionPlan>, view: &View) -> Result<()> {
     if !plan.is::<DistributedExec>() {
         return Ok(());
     }
     for child in plan.children() {
-        check_stage(child, 1, 0)?;
+        let plan = Arc::clone(child);
+        check_part(&Part { plan, tasks: 1, number: 0, is_stage: true, is_here: true }, view)?;
+        check_limits(child, 1, None)?;
     }
     Ok(())
 }
 
-/// Checks one stage, then the stages that feed it.
-fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Result<()> {
+/// A part of a plan that runs in so many tasks.
+struct Part {
+    plan: Arc<dyn ExecutionPlan>,
+    tasks: usize,
+    /// Of the stage that it is, or is in.
+    number: usize,
+    /// Whether it is all of the stage.
+    is_stage: bool,
+    /// Whether the coordinator runs it itself, as it was planned.
+    is_here: bool,
+}
+
+/// Checks one part, then those that feed it.
+fn check_part(part: &Part, view: &View) -> Result<()> {
+    let &Part { tasks, number, is_here, .. } = part;
     let mut inputs = Vec::new();
-    root.apply(|node| {
+    part.plan.apply(|node| {
         if let Some(boundary) = node.as_network_boundary() {
             if let Stage::Local(stage) = boundary.input_stage() {
-                inputs.push((Arc::clone(&stage.plan), stage.tasks, stage.num));
+                let plan = Arc::clone(&stage.plan);
+                let (tasks, number) = (stage.tasks, stage.num);
+                inputs.push(Part { plan, tasks, number, is_stage: true, is_here: false });
             }
             return Ok(TreeNodeRecursion::Jump);
         }
         if node.name() == ISOLATED_UNION {
             // Each child runs in tasks of its own, as if it were a stage.
-            for child in node.children() {
-                let (plan, tasks) = (Arc::clone(child), isolated_tasks(child)?);
-                inputs.push((plan, tasks, number));
+            for (child, tasks) in node.children().into_iter().zip(isolated_tasks(node)?) {
+                let plan = Arc::clone(child);
+                inputs.push(Part { plan, tasks, number, is_stage: false, is_here });
             }
             return Ok(TreeNodeRecursion::Jump);
         }
-        if tasks > 1 && takes_one_partition_for_all(node) {
-            return internal_err!(
-                "{} in stage {number} of {tasks} tasks takes the rows of one task for all rows",
-                node.name()
-            );
+        let is_head = part.is_stage && Arc::ptr_eq(node, &part.plan);
+        if tasks > 1
+            && let Some(wrong) = wrong_in_a_task(node, is_head)
+        {
+            return internal_err!("{} in stage {number} of {tasks} tasks {wrong}", node.name());
         }
         if let Some(window) = windows_of(node)
             && !partitions_are_sorted(node, window)
@@ -66,16 +100,14 @@ fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Re
                 node.name()
             );
         }
-        if let Some(merge) = node.downcast_ref::<SortMergeJoinExec>()
-            && !(is_sorted_here(merge.left()) && is_sorted_here(merge.right()))
-        {
+        if rests_on_lost_order(node, is_here) {
             return internal_err!(
                 "{} in stage {number} rests on an order from before an exchange",
                 node.name()
             );
         }
         if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
-            check_leaf(leaf, tasks, number)?;
+            check_leaf(leaf, tasks, number, view)?;
             return Ok(TreeNodeRecursion::Jump);
         }
         if tasks > 1 && shard_scan(node).is_some() {
@@ -85,21 +117,36 @@ fn check_stage(root: &Arc<dyn ExecutionPlan>, tasks: usize, number: usize) -> Re
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    for (plan, tasks, number) in inputs {
-        check_stage(&plan, tasks, number)?;
-    }
-    Ok(())
+    inputs.iter().try_for_each(|input| check_part(input, view))
 }
 
 /// The library's union whose children are spread over the tasks of a stage; its
 /// type is not public.
 pub(super) const ISOLATED_UNION: &str = "ChildrenIsolatorUnionExec";
 
-/// Tasks that a child of such a union was given: as many as its scans were
-/// dealt to; one where it has none.
-fn isolated_tasks(child: &Arc<dyn ExecutionPlan>) -> Result<usize> {
+/// Tasks that each child of such a union was given: what it says of them, as `c1(0/3)` for the first of
+/// three tasks of the second child; as many as its scans were dealt to, at least.
+///
+/// # Errors
+/// None in practice; those of walking a plan.
+fn isolated_tasks(union: &Arc<dyn ExecutionPlan>) -> Result<Vec<usize>> {
+    let said = displayable(union.as_ref()).one_line().to_string();
+    let children = union.children().into_iter().enumerate();
+    let tasks = children.map(|(index, child)| Ok(dealt_tasks(child)?.max(said_tasks(&said, index))));
+    tasks.collect()
+}
+
+fn said_tasks(said: &str, child: usize) -> usize {
+    let name = format!("c{child}(");
+    let said = said.split(['[', ' ']).filter_map(|word| word.strip_prefix(name.as_str()));
+    let counts = said.filter_map(|task| task.split_once('/')?.1.split(')').next()?.parse().ok());
+    counts.max().unwrap_or(1)
+}
+
+/// Tasks that the scans of a part were dealt to; one where it has none.
+fn dealt_tasks(part: &Arc<dyn ExecutionPlan>) -> Result<usize> {
     let mut tasks = 1;
-    child.apply(|node| {
+    part.apply(|node| {
         if node.as_network_boundary().is_some() {
             return Ok(TreeNodeRecursion::Jump);
         }
@@ -118,48 +165,21 @@ fn windows_of(node: &Arc<dyn ExecutionPlan>) -> Option<&[Arc<dyn WindowExpr>]> {
     bounded.or_else(|| node.downcast_ref::<WindowAggExec>().map(WindowAggExec::window_expr))
 }
 
-/// Whether the sort below a window is by all columns that it partitions by.
-/// The planner leaves out those that a filter makes constant; what is constant
-/// is forgotten where a plan is cut into stages, and the window then fails.
-fn partitions_are_sorted(node: &Arc<dyn ExecutionPlan>, windows: &[Arc<dyn WindowExpr>]) -> bool {
-    let mut below = Arc::clone(node);
-    let sort = loop {
-        if let Some(sort) = below.downcast_ref::<SortExec>() {
-            break sort.expr().clone();
-        }
-        let next = match below.as_network_boundary().map(|boundary| boundary.input_stage()) {
-            Some(Stage::Local(stage)) => Arc::clone(&stage.plan),
-            Some(Stage::Remote(_)) => return true,
-            None => match below.children().as_slice() {
-                [only] => Arc::clone(only),
-                _ => return windows.iter().all(|window| window.partition_by().is_empty()),
-            },
-        };
-        below = next;
-    };
-    let sorted: Vec<_> = sort.iter().map(|key| &key.expr).collect();
-    windows.iter().flat_map(|window| window.partition_by()).all(|key| sorted.iter().any(|expr| expr.eq(&key)))
-}
-
-/// Whether the order of a side of a merge was made in its own stage. Rows of several tasks
-/// come out of an exchange in any order, also where each gave its own sorted; a merge of rows that
-/// are not sorted is no error, and loses some.
-fn is_sorted_here(side: &Arc<dyn ExecutionPlan>) -> bool {
-    if side.is::<SortExec>() || side.is::<SortPreservingMergeExec>() {
-        return true;
+/// What is wrong about a node that runs in several tasks, each of which has only its part of
+/// the rows.
+fn wrong_in_a_task(node: &Arc<dyn ExecutionPlan>, is_head: bool) -> Option<&'static str> {
+    if takes_one_partition_for_all(node) {
+        return Some("takes the rows of one task for all rows");
     }
-    if side.as_network_boundary().is_some() || side.name() == ISOLATED_UNION {
-        return false;
+    if collects_a_part(node) {
+        return Some("collects a side of which each task has a part, or of which each would give rows");
     }
-    let children = side.children();
-    if children.is_empty() {
-        // A leaf says itself how its files are sorted.
-        return true;
+    // What deals the rows of a stage stands on top of it.
+    let deals = node.downcast_ref::<RepartitionExec>().map(RepartitionExec::partitioning);
+    if !is_head && matches!(deals, Some(Partitioning::Hash(..))) {
+        return Some("deals the rows of one task as if they were all rows");
     }
-    let is_union = side.is::<UnionExec>();
-    let of_children = children.into_iter().zip(side.maintains_input_order());
-    let mut kept = of_children.filter(|(_, is_kept)| *is_kept || is_union).peekable();
-    kept.peek().is_some() && kept.all(|(child, _)| is_sorted_here(child))
+    None
 }
 
 /// Operators for which a single partition is all there is. In a stage of many
@@ -189,22 +209,68 @@ fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
     if let Some(sort) = node.downcast_ref::<SortExec>() {
         return !sort.preserve_partitioning() && sort.fetch().is_none();
     }
-    if node.is::<WindowAggExec>() || node.is::<BoundedWindowAggExec>() {
-        return !is_hashed(node);
+    if let Some(windows) = windows_of(node) {
+        let is_whole = |window: &Arc<dyn WindowExpr>| {
+            node.children().iter().all(|input| are_together(input, window.partition_by().iter()))
+        };
+        return !windows.iter().all(is_whole);
     }
     false
 }
 
-/// Whether all rows of each group are in one partition: hashed by some of the
-/// columns that they are grouped by, or by what is equal to one of those in every
-/// row, such as the other side's key after an inner join.
+/// Whether all rows of each group are in one partition.
 fn groups_are_whole(aggregate: &AggregateExec) -> bool {
-    let input = aggregate.input();
-    let Partitioning::Hash(keys, _) = input.output_partitioning() else { return false };
+    let groups = aggregate.group_expr();
+    if !are_together(aggregate.input(), groups.expr().iter().map(|(expr, _)| expr)) {
+        return false;
+    }
+    let Partitioning::Hash(keys, _) = aggregate.input().output_partitioning() else { return false };
+    // Of grouping sets, some are not by all of these columns: their groups have rows of many keys.
+    match aggregate.mode() {
+        AggregateMode::FinalPartitioned => {
+            let is_id = |expr: &Arc<dyn PhysicalExpr>| {
+                expr.downcast_ref::<Column>()
+                    .is_some_and(|column| column.name() == Aggregate::INTERNAL_GROUPING_ID)
+            };
+            !groups.expr().iter().any(|(expr, _)| is_id(expr)) || keys.iter().any(is_id)
+        }
+        _ => !groups.has_grouping_set() || are_in_all_sets(groups, aggregate.input(), keys),
+    }
+}
+
+/// Whether every set of grouping sets has all these keys.
+fn are_in_all_sets(
+    groups: &PhysicalGroupBy,
+    input: &Arc<dyn ExecutionPlan>,
+    keys: &[Arc<dyn PhysicalExpr>],
+) -> bool {
+    let partitioning = Partitioning::Hash(keys.to_vec(), 1);
+    groups.groups().iter().all(|left_out| {
+        let of_set = groups.expr().iter().zip(left_out).filter(|(_, is_left_out)| !**is_left_out);
+        are_dealt_by(&partitioning, input, of_set.map(|((expr, _), _)| expr))
+    })
+}
+
+/// Whether all rows of an input that are equal in these expressions are in one partition of it.
+fn are_together<'a>(
+    input: &Arc<dyn ExecutionPlan>,
+    by: impl Iterator<Item = &'a Arc<dyn PhysicalExpr>>,
+) -> bool {
+    are_dealt_by(input.output_partitioning(), input, by)
+}
+
+/// Whether rows are hashed by some of these expressions, or by what is equal to one of those in every
+/// row, such as the other side's key after an inner join.
+fn are_dealt_by<'a>(
+    partitioning: &Partitioning,
+    input: &Arc<dyn ExecutionPlan>,
+    by: impl Iterator<Item = &'a Arc<dyn PhysicalExpr>>,
+) -> bool {
+    let Partitioning::Hash(keys, _) = partitioning else { return false };
     let equals = input.equivalence_properties().eq_group();
     let one_for_all = |expr: &Arc<dyn PhysicalExpr>| equals.normalize_expr(Arc::clone(expr));
-    let grouped: Vec<_> = aggregate.group_expr().expr().iter().map(|(expr, _)| one_for_all(expr)).collect();
-    !keys.is_empty() && keys.iter().all(|key| grouped.contains(&one_for_all(key)))
+    let by: Vec<_> = by.map(one_for_all).collect();
+    !keys.is_empty() && keys.iter().all(|key| by.contains(&one_for_all(key)))
 }
 
 /// Whether both sides of a partitioned join are hashed alike: into as many
@@ -232,147 +298,46 @@ pub(super) fn sides_meet(
         && left_keys.iter().zip(right_keys).all(|(left, right)| are_one(left, right))
 }
 
-/// Whether the rows of the operator's input come out of a hash exchange (or a
-/// declared hash layout), so that no key is in two partitions.
-fn is_hashed(node: &Arc<dyn ExecutionPlan>) -> bool {
-    node.children().iter().all(|child| matches!(child.output_partitioning(), Partitioning::Hash(..)))
-}
-
-/// A leaf must read every segment of its scan in exactly one task.
-fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize) -> Result<()> {
-    let Some(original) = shard_scan(leaf.original()) else { return Ok(()) };
-    if leaf.variants().len() != tasks {
-        return internal_err!(
-            "a scan of stage {number} was dealt to {} tasks of {tasks}",
-            leaf.variants().len()
-        );
-    }
-    let names = |scan: &FileScanConfig| {
-        scan.file_groups.iter().flat_map(|group| group.files()).map(segment_of).collect::<Result<Vec<_>>>()
+/// Whether a join collects one side for all rows of the other, and has not all of that side in
+/// each task, or gives rows of it, which every task would give; or whether it must know of all rows
+/// of both.
+fn collects_a_part(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let (collected, join_type) = if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+        match join.partition_mode() {
+            // Whether there is a NULL anywhere on the other side.
+            _ if join.null_aware => return true,
+            PartitionMode::CollectLeft => (join.left(), *join.join_type()),
+            PartitionMode::Partitioned | PartitionMode::Auto => return false,
+        }
+    } else if let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() {
+        (join.left(), *join.join_type())
+    } else if let Some(join) = node.downcast_ref::<CrossJoinExec>() {
+        (join.left(), JoinType::Inner)
+    } else {
+        return false;
     };
-    let mut planned = names(original)?;
-    let mut dealt = Vec::with_capacity(planned.len());
-    for (task, variant) in leaf.variants().iter().enumerate() {
-        let Some(scan) = shard_scan(variant) else {
-            return internal_err!("a task of stage {number} reads something else than its scan");
-        };
-        if matches!(scan.output_partitioning, Some(Partitioning::Hash(..))) {
-            check_places(scan, task, tasks, number)?;
+    let gives_collected = match join_type {
+        JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => {
+            true
         }
-        dealt.extend(names(scan)?);
-    }
-    planned.sort_unstable();
-    dealt.sort_unstable();
-    if planned != dealt {
-        return internal_err!(
-            "stage {number} would read {} segments where its scan has {}: each must be read once",
-            dealt.len(),
-            planned.len()
-        );
-    }
-    Ok(())
+        JoinType::Inner
+        | JoinType::Right
+        | JoinType::RightSemi
+        | JoinType::RightAnti
+        | JoinType::RightMark => false,
+    };
+    gives_collected || !is_whole(collected)
 }
 
-/// Of a scan that says that it is hashed, each partition of each task must have the shards
-/// that an exchange into as many partitions brings the rows of.
-fn check_places(scan: &FileScanConfig, task: usize, tasks: usize, number: usize) -> Result<()> {
-    let partitions = scan.file_groups.len();
-    for (partition, group) in scan.file_groups.iter().enumerate() {
-        for file in group.files() {
-            let shard = segment_of(file)?.shard as usize;
-            if shard % (tasks * partitions) != task * partitions + partition {
-                return internal_err!(
-                    "shard {shard} is in partition {partition} of task {task} in stage {number}, \
-                     where an exchange brings none of its rows"
-                );
-            }
-        }
+/// Whether each task of a stage has all rows of a node: they were sent to all tasks, or each makes
+/// them itself.
+fn is_whole(node: &Arc<dyn ExecutionPlan>) -> bool {
+    if node.is::<NetworkBroadcastExec>() {
+        return true;
     }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::datatypes::{DataType, Field, Schema};
-    use datafusion::datasource::listing::PartitionedFile;
-    use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
-    use datafusion::execution::object_store::ObjectStoreUrl;
-    use datafusion::physical_expr::PhysicalSortExpr;
-    use datafusion::physical_expr::expressions::Column;
-    use datafusion::physical_plan::coop::CooperativeExec;
-    use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
-    use datafusion::physical_plan::repartition::RepartitionExec;
-    use shoal_data::SegmentName;
-    use shoal_data::shard_store::SHARD_STORE_URL;
-    use shoal_proto::{SegmentId, TableId};
-
-    use super::*;
-
-    #[test]
-    fn sides_that_are_hashed_as_other_types_do_not_meet() {
-        let side = |data_type: DataType, partitions| -> (Arc<dyn PhysicalExpr>, Arc<dyn ExecutionPlan>) {
-            let key: Arc<dyn PhysicalExpr> = Arc::new(Column::new("a", 0));
-            let schema = Arc::new(Schema::new(vec![Field::new("a", data_type, true)]));
-            let dealt = Partitioning::Hash(vec![Arc::clone(&key)], partitions);
-            let rows = Arc::new(PlaceholderRowExec::new(schema));
-            (key, Arc::new(RepartitionExec::try_new(rows, dealt).unwrap()))
-        };
-        let meet = |left: (DataType, usize), right: (DataType, usize)| {
-            let ((left_key, left), (right_key, right)) = (side(left.0, left.1), side(right.0, right.1));
-            sides_meet(&left, &right, &[(left_key, right_key)])
-        };
-        assert!(meet((DataType::Utf8View, 2), (DataType::Utf8View, 2)));
-        assert!(!meet((DataType::Utf8View, 2), (DataType::Utf8, 2)));
-        assert!(!meet((DataType::Int64, 2), (DataType::Int32, 2)));
-        assert!(!meet((DataType::Int64, 2), (DataType::Int64, 3)));
-    }
-
-    #[test]
-    fn a_shard_must_be_where_an_exchange_brings_its_rows() {
-        let scan = |shards: [&[u32]; 2]| {
-            let file = |shard: &u32| {
-                let name = SegmentName { table: TableId(1), shard: *shard, segment: SegmentId::random() };
-                PartitionedFile::new(name.to_string(), 100)
-            };
-            let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, false)]));
-            FileScanConfigBuilder::new(
-                ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap(),
-                Arc::new(ParquetSource::new(schema)),
-            )
-            .with_file_groups(
-                shards.iter().map(|group| FileGroup::new(group.iter().map(file).collect())).collect(),
-            )
-            .build()
-        };
-        assert!(check_places(&scan([&[0, 4], &[1, 5]]), 0, 2, 1).is_ok());
-        assert!(check_places(&scan([&[2], &[]]), 1, 2, 1).is_ok());
-        assert!(check_places(&scan([&[0, 2], &[1]]), 0, 1, 1).is_ok());
-        // The same places of another number of tasks, another task, the other partition.
-        assert!(check_places(&scan([&[0, 2], &[1]]), 0, 2, 1).is_err());
-        assert!(check_places(&scan([&[0, 4], &[1, 5]]), 1, 2, 1).is_err());
-        assert!(check_places(&scan([&[1], &[0]]), 0, 2, 1).is_err());
-    }
-
-    #[test]
-    fn an_order_is_told_from_one_that_was_lost() {
-        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true)]));
-        let rows = || -> Arc<dyn ExecutionPlan> {
-            Arc::new(PlaceholderRowExec::new(Arc::clone(&schema)).with_partitions(2))
-        };
-        let sorted = |input| -> Arc<dyn ExecutionPlan> {
-            let keys = [PhysicalSortExpr::new_default(Arc::new(Column::new("a", 0)))].into();
-            Arc::new(SortExec::new(keys, input).with_preserve_partitioning(true))
-        };
-        let mixed = |input| -> Arc<dyn ExecutionPlan> {
-            Arc::new(RepartitionExec::try_new(input, Partitioning::RoundRobinBatch(2)).unwrap())
-        };
-        let gives_way = |input| -> Arc<dyn ExecutionPlan> { Arc::new(CooperativeExec::new(input)) };
-        let both = |one, other| UnionExec::try_new(vec![one, other]).unwrap();
-        assert!(is_sorted_here(&rows()));
-        assert!(is_sorted_here(&gives_way(sorted(mixed(rows())))));
-        assert!(is_sorted_here(&both(sorted(rows()), sorted(rows()))));
-        assert!(!is_sorted_here(&mixed(sorted(rows()))));
-        assert!(!is_sorted_here(&gives_way(mixed(sorted(rows())))));
-        assert!(!is_sorted_here(&both(sorted(rows()), mixed(sorted(rows())))));
-    }
+    let is_in_parts = node.as_network_boundary().is_some()
+        || node.name() == ISOLATED_UNION
+        || node.is::<DistributedLeafExec>()
+        || shard_scan(node).is_some();
+    !is_in_parts && node.children().into_iter().all(is_whole)
 }

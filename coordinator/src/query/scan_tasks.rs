@@ -31,8 +31,18 @@ pub(crate) fn add_handlers(config: SessionConfig) -> SessionConfig {
 
 /// The scan below a leaf, where it reads shards.
 pub(crate) fn shard_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfig> {
-    let scan = plan.downcast_ref::<DataSourceExec>()?.data_source().downcast_ref::<FileScanConfig>()?;
-    scan.object_store_url.as_str().starts_with(SHARD_STORE_URL).then_some(scan)
+    file_scan(plan).filter(|scan| scan.object_store_url.as_str().starts_with(SHARD_STORE_URL))
+}
+
+/// The scan below a leaf, where it reads files.
+pub(super) fn file_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfig> {
+    plan.downcast_ref::<DataSourceExec>()?.data_source().downcast_ref::<FileScanConfig>()
+}
+
+/// Whether a file of a scan may be read in pieces: not where a value may go over several lines, so that
+/// nobody can tell where a row begins, nor where it is compressed.
+pub(super) fn can_be_cut(scan: &FileScanConfig) -> bool {
+    scan.file_source.supports_repartitioning() && !scan.file_compression_type.is_compressed()
 }
 
 /// A scan of no files that is the same otherwise: to be copied and given some. Not by
@@ -95,7 +105,10 @@ fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTask
 }
 
 fn scale_up_leaf(event: ScaleUpLeafNodeEvent) -> Option<Result<ScaleUpLeafNodeEventResponse>> {
-    let scan = shard_scan(event.plan)?;
+    let Some(scan) = shard_scan(event.plan) else {
+        let dealt = deal_whole_files(event.plan, event.task_count)?;
+        return Some(dealt.map(ScaleUpLeafNodeEventResponse::new));
+    };
     let view = event.session_config.get_extension::<View>()?;
     let partitions = event.session_config.target_partitions();
     Some(
@@ -202,6 +215,19 @@ fn deal_hashed(
     leaf_of(plan, scan, groups)
 }
 
+/// The scan of each task of files that are no segments and cannot be read in pieces: the library would
+/// cut them all the same. None for other leaves.
+fn deal_whole_files(plan: &Arc<dyn ExecutionPlan>, tasks: usize) -> Option<Result<Arc<dyn ExecutionPlan>>> {
+    let scan = file_scan(plan).filter(|scan| !can_be_cut(scan))?;
+    let mut groups = vec![vec![FileGroup::default(); scan.file_groups.len()]; tasks];
+    for (index, group) in scan.file_groups.iter().enumerate() {
+        for (place, file) in group.files().iter().enumerate() {
+            groups[(index + place) % tasks][index].push(file.clone());
+        }
+    }
+    Some(leaf_of(plan, scan, groups))
+}
+
 fn leaf_of(
     plan: &Arc<dyn ExecutionPlan>,
     scan: &FileScanConfig,
@@ -224,93 +250,4 @@ fn route_tasks(event: RouteTasksEvent) -> Option<Result<RouteTasksEventResponse>
 }
 
 #[cfg(test)]
-mod tests {
-    use arrow::datatypes::{DataType, Field, Schema};
-    use datafusion::common::stats::Precision;
-    use datafusion::common::{Constraint, Constraints, Statistics};
-    use datafusion::datasource::physical_plan::ParquetSource;
-    use datafusion::execution::object_store::ObjectStoreUrl;
-    use datafusion::physical_expr::expressions::Column;
-    use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalSortExpr};
-    use datafusion::physical_expr_adapter::DefaultPhysicalExprAdapterFactory;
-    use shoal_proto::SegmentId;
-
-    use super::*;
-
-    #[test]
-    fn a_scan_without_its_files_is_the_same_otherwise() {
-        let fields = ["a", "b"].map(|name| Field::new(name, DataType::Int64, false));
-        let schema = Arc::new(Schema::new(fields.to_vec()));
-        let a = Arc::new(Column::new("a", 0));
-        let statistics = Statistics { num_rows: Precision::Exact(7), ..Statistics::new_unknown(&schema) };
-        let scan = FileScanConfigBuilder::new(
-            ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap(),
-            Arc::new(ParquetSource::new(schema)),
-        )
-        .with_file_groups(vec![FileGroup::new(vec![PartitionedFile::new("1/2/x.parquet", 9)])])
-        .with_statistics(statistics)
-        .with_constraints(Constraints::new_unverified(vec![Constraint::Unique(vec![0])]))
-        .with_expr_adapter(Some(Arc::new(DefaultPhysicalExprAdapterFactory)))
-        .with_projection_indices(Some(vec![1, 0]))
-        .unwrap()
-        .with_limit(Some(3))
-        .with_batch_size(Some(100))
-        .with_output_ordering(
-            LexOrdering::new([PhysicalSortExpr::new_default(a.clone())]).into_iter().collect(),
-        )
-        .with_output_partitioning(Some(Partitioning::Hash(vec![a], 1)))
-        .build();
-        let mut copied = scan.clone();
-        copied.file_groups.clear();
-        let bare = without_files(&scan);
-        assert_ne!(format!("{scan:?}"), format!("{copied:?}"));
-        assert_eq!(format!("{bare:?}"), format!("{copied:?}"));
-        assert_eq!(bare.statistics(), copied.statistics());
-        assert_eq!(bare.constraints, copied.constraints);
-        assert!(!bare.constraints.is_empty(), "there is nothing to lose");
-        let adapter = format!("{:?}", bare.expr_adapter_factory);
-        assert_eq!(adapter, "Some(DefaultPhysicalExprAdapterFactory)");
-        assert_eq!((bare.limit, bare.batch_size), (Some(3), Some(100)));
-        assert_eq!((bare.preserve_order, &bare.output_ordering), (true, &copied.output_ordering));
-        assert_eq!(format!("{:?}", bare.output_partitioning), format!("{:?}", copied.output_partitioning));
-    }
-
-    /// The segments of each group of each task, by their numbers.
-    fn dealt(leaf: &Arc<dyn ExecutionPlan>, names: &[SegmentName]) -> Vec<Vec<Vec<usize>>> {
-        let leaf = leaf.downcast_ref::<DistributedLeafExec>().unwrap();
-        let number = |file: &PartitionedFile| {
-            let name = segment_of(file).unwrap();
-            names.iter().position(|other| *other == name).unwrap()
-        };
-        let groups = |variant| {
-            let scan = shard_scan(variant).unwrap();
-            scan.file_groups.iter().map(|group| group.files().iter().map(number).collect()).collect()
-        };
-        leaf.variants().iter().map(groups).collect()
-    }
-
-    #[test]
-    fn files_of_a_sorted_group_stay_in_their_order() {
-        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, false)]));
-        let names: Vec<SegmentName> = [3, 0, 2, 1, 1]
-            .map(|shard| SegmentName { table: TableId(1), shard, segment: SegmentId::random() })
-            .to_vec();
-        let file = |number: usize| PartitionedFile::new(names[number].to_string(), 100);
-        let scan = FileScanConfigBuilder::new(
-            ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap(),
-            Arc::new(ParquetSource::new(schema)),
-        )
-        .with_file_groups(vec![
-            FileGroup::new(vec![file(0), file(1), file(2)]),
-            FileGroup::new(vec![file(3), file(4)]),
-        ])
-        .build();
-        let plan: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(scan.clone());
-        let tasks_of = BTreeMap::from([(0, 0), (1, 1), (2, 1), (3, 0)]);
-        let two = deal_sorted(&plan, &scan, 2, 2, &tasks_of).unwrap();
-        assert_eq!(dealt(&two, &names), [vec![vec![0, 1], vec![]], vec![vec![2], vec![3, 4]]]);
-        let one = deal_sorted(&plan, &scan, 1, 2, &(0..4).map(|shard| (shard, 0)).collect()).unwrap();
-        assert_eq!(dealt(&one, &names), [vec![vec![0, 1, 2], vec![3, 4]]]);
-        assert!(deal_sorted(&plan, &scan, 1, 1, &tasks_of).is_err(), "two sorted groups are not one");
-    }
-}
+mod tests;

@@ -181,7 +181,7 @@ impl Planning {
         for joins in [joins, Joins::Hashed] {
             for &way in ways {
                 let planned = match self.physical_with(plan, view, query, collect_metrics, way, joins).await {
-                    Ok(planned) => guard::check(&planned.plan).map(|()| planned),
+                    Ok(planned) => guard::check(&planned.plan, view).map(|()| planned),
                     Err(error) => Err(error),
                 };
                 match planned {

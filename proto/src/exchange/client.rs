@@ -301,17 +301,20 @@ impl Drop for Unread {
     }
 }
 
+/// What comes from a worker about a task.
+type Reply = std::result::Result<crate::query::ToCoordinator, tonic::Status>;
+
 /// The worker's messages, until the query is over and the worker has had its
 /// time to say the rest. Once it is over, nothing that goes wrong here can
 /// harm the answer.
 fn until_over(
-    replies: tonic::Streaming<crate::query::ToCoordinator>,
+    replies: impl Stream<Item = Reply> + Unpin,
     is_over: tokio::sync::oneshot::Receiver<()>,
     worker: String,
     relay: Option<Arc<RuntimeFilterRelay>>,
 ) -> impl Stream<Item = Result<WorkerToCoordinatorMsg>> {
-    struct State {
-        replies: tonic::Streaming<crate::query::ToCoordinator>,
+    struct State<S> {
+        replies: S,
         is_over: Option<tokio::sync::oneshot::Receiver<()>>,
         deadline: Option<tokio::time::Instant>,
         worker: String,
@@ -323,12 +326,14 @@ fn until_over(
         loop {
             let reply = match (state.is_over.as_mut(), state.deadline) {
                 (Some(is_over), _) => tokio::select! {
-                    reply = state.replies.next() => reply,
+                    // A worker that goes in the same moment harms nothing.
+                    biased;
                     _ = is_over => {
                         state.is_over = None;
                         state.deadline = Some(tokio::time::Instant::now() + METRICS_WAIT);
                         continue;
                     }
+                    reply = state.replies.next() => reply,
                 },
                 (None, Some(deadline)) => {
                     tokio::time::timeout_at(deadline, state.replies.next()).await.unwrap_or_default()
@@ -398,3 +403,6 @@ fn wire_head(head: ProducerHead, ctx: &Arc<TaskContext>) -> Result<partition_req
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

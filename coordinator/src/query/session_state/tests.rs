@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider,
 };
+use datafusion_distributed::{DistributedConfig, DistributedLeafExec};
 use shoal_data::shard_store::{Locate, Located};
 use shoal_data::{ColumnStatistics, KeyHash, Segment};
 use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
@@ -86,8 +87,8 @@ fn provider(id: u64, of: &Made) -> Arc<ShardTable> {
     Arc::new(ShardTable::new(Arc::new(TableFacts::new(Arc::new(made)))))
 }
 
-/// How a query is run by four workers, as text.
-async fn plan(sql: &str) -> String {
+/// How a query is run by four workers in a session with these settings.
+async fn planned(sql: &str, set: impl FnOnce(&mut ConfigOptions)) -> (PhysicalPlan, Arc<View>) {
     let channels = Channels::new(tokio::runtime::Handle::current());
     let shards = Arc::new(ShardStore::new(None, Arc::new(Nowhere), channels.clone()));
     let template = StateTemplate::new(Arc::default(), shards, channels, ImportRoots::new(&[]));
@@ -99,7 +100,9 @@ async fn plan(sql: &str) -> String {
     catalog.register_schema("public", Arc::new(schema)).unwrap();
     let catalogs = MemoryCatalogProviderList::new();
     catalogs.register_catalog("shoal".to_owned(), Arc::new(catalog));
-    let planning = template.planning(&template.options(), Arc::new(catalogs));
+    let mut options = template.options();
+    set(&mut options);
+    let planning = template.planning(&options, Arc::new(catalogs));
     let logical = planning.state().create_logical_plan(sql).await.unwrap();
     let logical = planning.state().optimize(&as_meant(logical).unwrap()).unwrap();
     let workers = WORKERS.into_iter().map(LiveWorker::named).collect();
@@ -114,6 +117,12 @@ async fn plan(sql: &str) -> String {
         settings: Vec::new(),
     };
     let planned = planning.physical(&logical, &view, &query, false, None, Joins::ByRoom).await.unwrap();
+    (planned, view)
+}
+
+/// The same as text, with the settings of a new session.
+async fn plan(sql: &str) -> String {
+    let (planned, view) = planned(sql, |_| {}).await;
     explain(&planned.plan, &view, false)
 }
 
@@ -297,4 +306,75 @@ async fn text_that_was_sharded_as_it_is_stored_moves() {
     check("SELECT a.v, b.v FROM few_names a LEFT JOIN old_names b ON a.k = b.k", (1, 0)).await;
     // Numbers are where they were.
     check("SELECT t.v, o.v FROM t JOIN old_t o ON t.k = o.k", (0, 0)).await;
+}
+
+#[tokio::test]
+async fn a_join_of_shards_has_no_filter_that_goes_by_partition() {
+    // Such a filter finds the partition whose keys it asks by the hash of the row, as an exchange deals rows:
+    // the partition of a task in which the shard is has another number.
+    let shards = plan("SELECT t.v, u.s FROM t JOIN u ON t.k = u.k").await;
+    assert!(shards.contains("mode=Partitioned"), "{shards}");
+    assert!(!shards.contains("DynamicFilter"), "{shards}");
+    assert_eq!(exchanges(&shards), (0, 0), "{shards}");
+    // That of a side which each task has whole is the same for all rows.
+    let collected = plan("SELECT t.s FROM t JOIN few ON t.v = few.k").await;
+    assert!(collected.contains("mode=CollectLeft"), "{collected}");
+    assert!(collected.contains("DynamicFilter"), "{collected}");
+}
+
+#[tokio::test]
+async fn shards_of_two_tables_are_not_taken_for_those_of_one() {
+    let sql = "SELECT k, count(*) FROM (SELECT k FROM t UNION ALL SELECT k FROM u) GROUP BY k";
+    let (planned, view) = planned(sql, |options| options.optimizer.prefer_existing_union = false).await;
+    let plan = explain(&planned.plan, &view, false);
+    assert!(!plan.contains("InterleaveExec"), "{plan}");
+    assert_eq!(exchanges(&plan), (1, 0), "{plan}");
+}
+
+#[tokio::test]
+async fn a_union_says_in_how_many_tasks_its_children_run() {
+    // The guard reads it there, also of children that read other stages only.
+    let plan = plan("SELECT v FROM t GROUP BY v UNION ALL SELECT v FROM u GROUP BY v").await;
+    assert!(
+        plan.contains("DistributedUnionExec: t0:[c0(0/2)] t1:[c0(1/2)] t2:[c1(0/2)] t3:[c1(1/2)]"),
+        "{plan}"
+    );
+    assert_eq!(exchanges(&plan), (2, 0), "{plan}");
+}
+
+#[tokio::test]
+async fn plans_are_fixed_and_tasks_have_partitions() {
+    let (planned, _view) = planned("SELECT v, count(*) FROM t GROUP BY v", |options| {
+        DistributedConfig::from_config_options_mut(options).unwrap().dynamic_task_count = true;
+    })
+    .await;
+    // Its adaptive mode may wait for ever.
+    assert!(!DistributedConfig::from_task_context(&planned.context).unwrap().dynamic_task_count);
+    // With one partition in a task an operator takes the rows of the task for all rows.
+    let mut partitions = Vec::new();
+    let walked = planned.plan.apply(|node| {
+        let leaf = node.downcast_ref::<DistributedLeafExec>();
+        let tasks = leaf.into_iter().flat_map(DistributedLeafExec::variants);
+        partitions.extend(tasks.map(|task| task.output_partitioning().partition_count()));
+        Ok(TreeNodeRecursion::Continue)
+    });
+    walked.unwrap();
+    assert_eq!(partitions, [2; 4]);
+}
+
+#[tokio::test]
+async fn some_rows_that_are_joined_are_the_same_in_all_tasks() {
+    for (select, joined) in [
+        ("t.s FROM", "x JOIN t ON x.k = t.v"),
+        ("t.s FROM", "x JOIN t ON x.k < t.v"),
+        ("t.s, x.k FROM", "x CROSS JOIN t"),
+    ] {
+        let sql = |rows| format!("SELECT {select} (SELECT k FROM few {rows}) {joined}");
+        // Each task would take the first that come, were they all sent to it: they are put together before.
+        for rows in ["", "LIMIT 3", "ORDER BY v LIMIT 3"] {
+            let plan = plan(&sql(rows)).await;
+            assert_eq!(exchanges(&plan), (0, 1), "{plan}");
+            assert!(plan.contains("4 tasks on"), "{plan}");
+        }
+    }
 }
