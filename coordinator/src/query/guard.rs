@@ -8,6 +8,7 @@ use datafusion::common::{Result, internal_err};
 use datafusion::physical_expr::window::WindowExpr;
 use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::joins::{HashJoinExec, JoinOnRef, PartitionMode, SortMergeJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
@@ -185,6 +186,10 @@ fn takes_one_partition_for_all(node: &Arc<dyn ExecutionPlan>) -> bool {
     if node.is::<GlobalLimitExec>() {
         return true;
     }
+    if let Some(coalesce) = node.downcast_ref::<CoalescePartitionsExec>() {
+        // Of rows that all tasks are sent, each would take others for the first.
+        return coalesce.fetch().is_some();
+    }
     if let Some(sort) = node.downcast_ref::<SortExec>() {
         return !sort.preserve_partitioning() && sort.fetch().is_none();
     }
@@ -288,5 +293,16 @@ mod tests {
         assert!(!is_sorted_here(&mixed(sorted(rows()))));
         assert!(!is_sorted_here(&gives_way(mixed(sorted(rows())))));
         assert!(!is_sorted_here(&both(sorted(rows()), mixed(sorted(rows())))));
+    }
+
+    #[test]
+    fn no_task_takes_first_rows_of_what_all_are_sent() {
+        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true)]));
+        let rows = Arc::new(PlaceholderRowExec::new(schema).with_partitions(2));
+        let met = CoalescePartitionsExec::new(rows);
+        let limited: Arc<dyn ExecutionPlan> = Arc::new(met.clone().with_fetch(Some(10)));
+        assert!(takes_one_partition_for_all(&limited));
+        let all: Arc<dyn ExecutionPlan> = Arc::new(met);
+        assert!(!takes_one_partition_for_all(&all));
     }
 }
