@@ -1,6 +1,7 @@
-//! Tests of plans: which exchanges they have over four workers.
+//! Tests of plans: which exchanges they have over four workers. Below are those of
+//! what stands where in them.
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider,
@@ -13,6 +14,11 @@ use super::*;
 use crate::catalog::state::tests::{segment, table};
 use crate::cluster::{LiveWorker, LiveWorkers};
 use crate::query::{ShardTable, as_meant, explain};
+
+mod limits;
+mod scans;
+mod tpch;
+mod whole_plans;
 
 const SHARDS: u32 = 8;
 const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
@@ -28,38 +34,60 @@ impl Locate for Nowhere {
     }
 }
 
-/// A table of `k`, by which it is sharded, `v` and `s`, with so many rows in each shard;
-/// no column has a NULL, though each may.
-fn provider(id: u64, name: &str, rows: u64) -> Arc<ShardTable> {
-    let id = TableId(id);
-    let columns = ["k", "v", "s"].map(|name| Field::new(name, DataType::Int64, true));
-    let columns = Arc::new(Schema::new(columns.to_vec()));
+/// A table of eight shards with a segment each, two on each worker. No column has a NULL,
+/// though each may.
+fn provider(made: Table, rows_of_shard: u64, bytes_of_shard: u64) -> Arc<ShardTable> {
+    let statistics = vec![ColumnStatistics::default(); made.columns.fields().len()];
     let segments = (0..SHARDS).map(|shard| {
+        let columns = statistics.clone().into();
         let on = WORKERS[shard as usize / 2];
-        let columns = vec![ColumnStatistics::default(); 3].into();
-        Arc::new(Segment { columns, rows, bytes: rows * 100, ..segment(id, shard, on) })
+        let (rows, bytes) = (rows_of_shard, bytes_of_shard);
+        Arc::new(Segment { columns, rows, bytes, ..segment(made.id, shard, on) })
     });
-    let mut made = Table { columns, segments: segments.collect(), ..table(id, name) };
+    let mut made = Table { segments: segments.collect(), ..made };
     made.layout.shards = SHARDS;
-    made.layout.shard_key = vec!["k".to_owned()];
     made.placement = (0..SHARDS as usize).map(|shard| vec![WorkerId::from(WORKERS[shard / 2])]).collect();
     Arc::new(ShardTable::new(Arc::new(TableFacts::new(Arc::new(made)))))
 }
 
+/// The columns `k`, `v` and `s`.
+fn numbers() -> SchemaRef {
+    let columns = ["k", "v", "s"].map(|name| Field::new(name, DataType::Int64, true));
+    Arc::new(Schema::new(columns.to_vec()))
+}
+
+/// A table of `k`, by which it is sharded, `v` and `s`, with so many rows of 100 bytes in
+/// each shard.
+fn of_numbers(id: u64, name: &str, rows: u64) -> Arc<ShardTable> {
+    let mut made = Table { columns: numbers(), ..table(TableId(id), name) };
+    made.layout.shard_key = vec!["k".to_owned()];
+    provider(made, rows, rows * 100)
+}
+
 /// How a query is run by four workers, as text.
 async fn plan(sql: &str) -> String {
+    let tables = [(1, "t", 1_000_000), (2, "u", 1_000_000), (3, "few", 1_000)];
+    plan_over(tables.map(|(id, name, rows)| of_numbers(id, name, rows)).to_vec(), &[], sql).await
+}
+
+/// The same over these tables, in a session with such settings.
+async fn plan_over(tables: Vec<Arc<ShardTable>>, settings: &[(&str, &str)], sql: &str) -> String {
     let channels = Channels::new(tokio::runtime::Handle::current());
     let shards = Arc::new(ShardStore::new(None, Arc::new(Nowhere), channels.clone()));
     let template = StateTemplate::new(Arc::default(), shards, channels, ImportRoots::new(&[]));
     let schema = MemorySchemaProvider::new();
-    for (id, name, rows) in [(1, "t", 1_000_000), (2, "u", 1_000_000), (3, "few", 1_000)] {
-        schema.register_table(name.to_owned(), provider(id, name, rows)).unwrap();
+    for table in tables {
+        schema.register_table(table.table().name.clone(), table).unwrap();
     }
     let catalog = MemoryCatalogProvider::new();
     catalog.register_schema("public", Arc::new(schema)).unwrap();
     let catalogs = MemoryCatalogProviderList::new();
     catalogs.register_catalog("shoal".to_owned(), Arc::new(catalog));
-    let planning = template.planning(&template.options(), Arc::new(catalogs));
+    let mut options = template.options();
+    for (name, value) in settings {
+        options.set(name, value).unwrap();
+    }
+    let planning = template.planning(&options, Arc::new(catalogs));
     let logical = planning.state().create_logical_plan(sql).await.unwrap();
     let logical = planning.state().optimize(&as_meant(logical).unwrap()).unwrap();
     let workers = WORKERS.into_iter().map(LiveWorker::named).collect();
@@ -75,6 +103,30 @@ async fn plan(sql: &str) -> String {
     };
     let planned = planning.physical(&logical, &view, &query, false, None, Joins::ByRoom).await.unwrap();
     explain(&planned.plan, &view, false)
+}
+
+/// The stages of a plan, each with its title and its operators; the coordinator's first.
+fn stages(plan: &str) -> Vec<&str> {
+    plan.split("┌─ ").skip(1).collect()
+}
+
+/// The stage that has an operator in which this stands. There is one.
+fn stage_of<'a>(plan: &'a str, operator: &str) -> &'a str {
+    let having: Vec<&str> = stages(plan).into_iter().filter(|stage| stage.contains(operator)).collect();
+    let [stage] = having.as_slice() else {
+        panic!("{} stages have `{operator}`, and not one:\n{plan}", having.len());
+    };
+    stage
+}
+
+/// The scan of a table, as it stands in a plan. There is one.
+fn scan_of<'a>(plan: &'a str, table: &str) -> &'a str {
+    let table = format!("table={table},");
+    let scans: Vec<&str> = plan.lines().filter(|line| line.contains(&table)).collect();
+    let [scan] = scans.as_slice() else {
+        panic!("{} scans of {table} and not one:\n{plan}", scans.len());
+    };
+    scan
 }
 
 /// Exchanges by hash and to all tasks.
@@ -113,6 +165,24 @@ async fn groups_that_are_in_several_tasks_are_put_together() {
     // Rows of one key are in one task, but not those of no key.
     check("SELECT k, v, count(*) FROM t GROUP BY ROLLUP (k, v)", (1, 0)).await;
     check("SELECT u.k, t.v, count(*) FROM t LEFT JOIN u ON t.k = u.k GROUP BY u.k, t.v", (1, 0)).await;
+}
+
+#[tokio::test]
+async fn windows_over_the_shard_key_and_more_are_computed_where_rows_are() {
+    let over = |function: &str, window: &str| format!("SELECT k, v, {function} OVER ({window}) FROM t");
+    for function in ["sum(s)", "rank()"] {
+        for keys in ["k", "k, v", "v, k", "s, v, k"] {
+            check(&over(function, &format!("PARTITION BY {keys} ORDER BY s")), (0, 0)).await;
+        }
+        // Rows of one partition are in many shards.
+        for keys in ["v", "v, s", "k + 1", "k % 10, v"] {
+            check(&over(function, &format!("PARTITION BY {keys} ORDER BY k")), (1, 0)).await;
+        }
+    }
+    let grouped = "SELECT k, v, sum(sum(s)) OVER (PARTITION BY v, k) FROM t GROUP BY k, v";
+    check(grouped, (0, 0)).await;
+    let joined = "SELECT rank() OVER (PARTITION BY u.v, u.k ORDER BY t.s) FROM t JOIN u ON t.k = u.k";
+    check(joined, (0, 0)).await;
 }
 
 #[tokio::test]
