@@ -292,3 +292,6 @@ pub fn with_counted_readers(
     })?;
     Ok(rewritten.data)
 }
+
+#[cfg(test)]
+mod tests;

@@ -63,3 +63,80 @@ fn has_doubled_names(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     })?;
     Ok(is_doubled)
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::datasource::physical_plan::{FileScanConfigBuilder, ParquetSource};
+    use datafusion::datasource::source::DataSourceExec;
+    use datafusion::execution::object_store::ObjectStoreUrl;
+    use datafusion::logical_expr::Operator;
+    use datafusion::physical_expr::PhysicalExpr;
+    use datafusion::physical_expr::expressions::{BinaryExpr, Column, lit};
+    use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
+    use datafusion::physical_plan::displayable;
+    use datafusion::physical_plan::filter::FilterExec;
+
+    use super::*;
+
+    type Plan = Arc<dyn ExecutionPlan>;
+
+    fn column(name: &str, index: usize) -> Arc<dyn PhysicalExpr> {
+        Arc::new(Column::new(name, index))
+    }
+
+    /// A filter by the second of two columns, `a` and `b` of a scan, that are given these names.
+    fn filtered(names: [&str; 2]) -> Plan {
+        let columns = ["a", "b"].map(|name| Field::new(name, DataType::Int64, true));
+        let source = ParquetSource::new(Arc::new(Schema::new(columns.to_vec())));
+        let scan = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source)).build();
+        let named = [(column("a", 0), names[0].to_owned()), (column("b", 1), names[1].to_owned())];
+        let projected = ProjectionExec::try_new(named, DataSourceExec::from_data_source(scan)).unwrap();
+        let predicate = BinaryExpr::new(column(names[1], 1), Operator::Gt, lit(5_i64));
+        Arc::new(FilterExec::try_new(Arc::new(predicate), Arc::new(projected)).unwrap())
+    }
+
+    /// What the rules that push filters down make of a plan.
+    fn pushed(plan: &Plan) -> Plan {
+        let rules = SafePushdown::in_all(&PhysicalOptimizer::new().rules);
+        let pushing: Vec<_> =
+            rules.into_iter().filter(|rule| rule.name().starts_with("FilterPushdown")).collect();
+        assert_eq!(pushing.len(), 2, "DataFusion pushes filters down by other rules now");
+        let optimize = |plan, rule: &Arc<dyn PhysicalOptimizerRule + Send + Sync>| {
+            rule.optimize(plan, &ConfigOptions::new()).unwrap()
+        };
+        pushing.iter().fold(Arc::clone(plan), optimize)
+    }
+
+    fn text(plan: &Plan) -> String {
+        displayable(plan.as_ref()).indent(false).to_string()
+    }
+
+    #[test]
+    fn a_filter_goes_down_to_its_column_where_each_has_a_name() {
+        let plan = text(&pushed(&filtered(["x", "y"])));
+        assert!(plan.contains("predicate=b@1 > 5"), "{plan}");
+        // Also where one has the name that another one had.
+        let plan = text(&pushed(&filtered(["b", "a"])));
+        assert!(plan.contains("predicate=b@1 > 5"), "{plan}");
+    }
+
+    #[test]
+    fn a_filter_above_a_name_that_is_there_twice_stays() {
+        let plan = filtered(["x", "x"]);
+        assert_eq!(text(&pushed(&plan)), text(&plan));
+        assert!(!text(&plan).contains("predicate="));
+    }
+
+    #[test]
+    fn other_rules_are_as_they_were() {
+        let rules = PhysicalOptimizer::new().rules;
+        let safe = SafePushdown::in_all(&rules);
+        assert_eq!(rules.len(), safe.len());
+        for (before, after) in rules.iter().zip(&safe) {
+            let is_same = Arc::ptr_eq(before, after);
+            assert_eq!(is_same, !before.name().starts_with("FilterPushdown"), "{}", before.name());
+            assert_eq!(before.name(), after.name());
+        }
+    }
+}

@@ -29,6 +29,7 @@ use shoal_proto::{Channels, QueryPool, TableId};
 use super::guard;
 use super::in_place::{JoinInPlace, OneSideMoves};
 use super::join_room::{JoinRoom, Joins};
+use super::limited_side::LimitOnce;
 use super::merge_joins::{MergeLargeJoins, has_mergeable};
 use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
@@ -92,6 +93,7 @@ impl StateTemplate {
             .with_default_features()
             .with_config(config)
             .with_runtime_env(runtime)
+            .with_physical_optimizer_rule(Arc::new(LimitOnce))
             .with_physical_optimizer_rule(Arc::new(YieldInJoins))
             .with_distributed_planner();
         shoal_data::functions::register(&mut builder);

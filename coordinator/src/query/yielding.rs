@@ -11,9 +11,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
-use datafusion::physical_plan::joins::{
-    CrossJoinExec, HashJoinExec, NestedLoopJoinExec, PartitionMode, SortMergeJoinExec,
-};
+use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec};
 use shoal_data::operators::{OnceExec, PiecesExec};
 
 /// Puts a place to give way above each join without an equality, as DataFusion
@@ -21,9 +19,7 @@ use shoal_data::operators::{OnceExec, PiecesExec};
 /// each; and above each merge, whose rows a filter may refuse. One that may make none
 /// of very many pairs, because its filter refuses them, gets its probe side in pieces.
 /// The other side of a nested loop join is read once: DataFusion reads it anew where
-/// memory runs out, and may then read less. A side of which some first rows are collected gives way
-/// above these: whoever cuts the plan into stages would send all of it to each task otherwise, and
-/// have each take the first that come.
+/// memory runs out, and may then read less.
 #[derive(Debug, Default)]
 pub(crate) struct YieldInJoins;
 
@@ -34,14 +30,6 @@ impl PhysicalOptimizerRule for YieldInJoins {
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let wrapped = plan.transform_up(|node| {
-            let (node, is_limited) = match node.children().as_slice() {
-                [build, probe] if collects(&node) && is_limit(build) => {
-                    let build = Arc::new(CooperativeExec::new(Arc::clone(build)));
-                    let sides: Vec<Arc<dyn ExecutionPlan>> = vec![build, Arc::clone(probe)];
-                    (replace_children_if_necessary(Arc::clone(&node), sides)?, true)
-                }
-                _ => (node, false),
-            };
             let makes_many = node.is::<NestedLoopJoinExec>()
                 || node.is::<CrossJoinExec>()
                 || node.is::<SortMergeJoinExec>();
@@ -55,7 +43,7 @@ impl PhysicalOptimizerRule for YieldInJoins {
                     let sides: Vec<Arc<dyn ExecutionPlan>> = vec![build, probe];
                     replace_children_if_necessary(Arc::clone(&node), sides)?
                 }
-                _ if !makes_many && !is_limited => return Ok(Transformed::no(node)),
+                _ if !makes_many => return Ok(Transformed::no(node)),
                 _ => node,
             };
             let node = if makes_many { Arc::new(CooperativeExec::new(node)) } else { node };
@@ -71,19 +59,6 @@ impl PhysicalOptimizerRule for YieldInJoins {
     fn schema_check(&self) -> bool {
         true
     }
-}
-
-/// Whether a join collects all of its first side.
-fn collects(node: &Arc<dyn ExecutionPlan>) -> bool {
-    let is_collecting = |join: &HashJoinExec| *join.partition_mode() == PartitionMode::CollectLeft;
-    node.is::<NestedLoopJoinExec>()
-        || node.is::<CrossJoinExec>()
-        || node.downcast_ref::<HashJoinExec>().is_some_and(is_collecting)
-}
-
-/// Whether a node gives the first rows that come of several partitions.
-fn is_limit(node: &Arc<dyn ExecutionPlan>) -> bool {
-    node.is::<CoalescePartitionsExec>() && node.fetch().is_some()
 }
 
 /// The side of a join that is read once. Where its partitions are put together

@@ -72,6 +72,8 @@ mod standstill;
 #[cfg(test)]
 mod stragglers;
 #[cfg(test)]
+mod takes_place;
+#[cfg(test)]
 mod talk;
 #[cfg(test)]
 mod time_split;

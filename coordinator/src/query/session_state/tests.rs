@@ -1,6 +1,7 @@
-//! Tests of plans: which exchanges they have over four workers.
+//! Tests of plans: which exchanges they have over four workers. Below are those of
+//! what stands where in them.
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider,
@@ -14,6 +15,12 @@ use super::*;
 use crate::catalog::state::tests::{segment, table};
 use crate::cluster::{LiveWorker, LiveWorkers};
 use crate::query::{ShardTable, as_meant, explain};
+
+mod in_place;
+mod limits;
+mod scans;
+mod tpch;
+mod whole_plans;
 
 const SHARDS: u32 = 8;
 const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
@@ -69,32 +76,70 @@ fn tables() -> Vec<Made> {
     ]
 }
 
-fn provider(id: u64, of: &Made) -> Arc<ShardTable> {
-    let id = TableId(id);
+/// A table of eight shards with a segment each. No column has a NULL, though each may.
+fn provider(made: Table, rows_of_shard: u64, bytes_of_shard: u64) -> Arc<ShardTable> {
+    let mut made = made;
+    made.layout.shards = SHARDS;
+    placed(made, rows_of_shard, bytes_of_shard)
+}
+
+/// The same with as many shards as it says, spread over the workers in order.
+fn placed(made: Table, rows: u64, bytes: u64) -> Arc<ShardTable> {
+    let statistics = vec![ColumnStatistics::default(); made.columns.fields().len()];
+    let shards = made.layout.shards;
+    let on = |shard: u32| WORKERS[shard as usize * WORKERS.len() / shards as usize];
+    let segments = (0..shards).map(|shard| {
+        let columns = statistics.clone().into();
+        Arc::new(Segment { columns, rows, bytes, ..segment(made.id, shard, on(shard)) })
+    });
+    let mut made = Table { segments: segments.collect(), ..made };
+    made.placement = (0..shards).map(|shard| vec![WorkerId::from(on(shard))]).collect();
+    Arc::new(ShardTable::new(Arc::new(TableFacts::new(Arc::new(made)))))
+}
+
+fn provider_of(id: u64, of: &Made) -> Arc<ShardTable> {
     let columns = [("k", of.key.clone()), ("v", DataType::Int64), ("s", DataType::Int64)];
     let columns = columns.map(|(name, data_type)| Field::new(name, data_type, true));
     let columns = Arc::new(Schema::new(columns.to_vec()));
-    let on = |shard: u32| WORKERS[shard as usize * WORKERS.len() / of.shards as usize];
-    let segments = (0..of.shards).map(|shard| {
-        let columns = vec![ColumnStatistics::default(); 3].into();
-        Arc::new(Segment { columns, rows: of.rows, bytes: of.rows * 100, ..segment(id, shard, on(shard)) })
-    });
-    let mut made = Table { columns, segments: segments.collect(), ..table(id, of.name) };
+    let mut made = Table { columns, ..table(TableId(id), of.name) };
     made.layout.shards = of.shards;
     made.layout.shard_key = of.shard_key.iter().map(|key| (*key).to_owned()).collect();
     made.layout.hash = of.hash;
-    made.placement = (0..of.shards).map(|shard| vec![WorkerId::from(on(shard))]).collect();
-    Arc::new(ShardTable::new(Arc::new(TableFacts::new(Arc::new(made)))))
+    placed(made, of.rows, of.rows * 100)
+}
+
+/// The columns `k`, `v` and `s`.
+fn numbers() -> SchemaRef {
+    let columns = ["k", "v", "s"].map(|name| Field::new(name, DataType::Int64, true));
+    Arc::new(Schema::new(columns.to_vec()))
+}
+
+/// A table of `k`, by which it is sharded, `v` and `s`, with so many rows of 100 bytes in
+/// each shard.
+fn of_numbers(id: u64, name: &str, rows: u64) -> Arc<ShardTable> {
+    let mut made = Table { columns: numbers(), ..table(TableId(id), name) };
+    made.layout.shard_key = vec!["k".to_owned()];
+    provider(made, rows, rows * 100)
 }
 
 /// How a query is run by four workers in a session with these settings.
 async fn planned(sql: &str, set: impl FnOnce(&mut ConfigOptions)) -> (PhysicalPlan, Arc<View>) {
+    let tables = (1..).zip(tables()).map(|(id, of)| provider_of(id, &of));
+    planned_over(tables.collect(), sql, set).await
+}
+
+/// The same over these tables.
+async fn planned_over(
+    tables: Vec<Arc<ShardTable>>,
+    sql: &str,
+    set: impl FnOnce(&mut ConfigOptions),
+) -> (PhysicalPlan, Arc<View>) {
     let channels = Channels::new(tokio::runtime::Handle::current());
     let shards = Arc::new(ShardStore::new(None, Arc::new(Nowhere), channels.clone()));
     let template = StateTemplate::new(Arc::default(), shards, channels, ImportRoots::new(&[]));
     let schema = MemorySchemaProvider::new();
-    for (id, of) in (1..).zip(tables()) {
-        schema.register_table(of.name.to_owned(), provider(id, &of)).unwrap();
+    for table in tables {
+        schema.register_table(table.table().name.clone(), table).unwrap();
     }
     let catalog = MemoryCatalogProvider::new();
     catalog.register_schema("public", Arc::new(schema)).unwrap();
@@ -124,6 +169,39 @@ async fn planned(sql: &str, set: impl FnOnce(&mut ConfigOptions)) -> (PhysicalPl
 async fn plan(sql: &str) -> String {
     let (planned, view) = planned(sql, |_| {}).await;
     explain(&planned.plan, &view, false)
+}
+
+/// The same over these tables, in a session with such settings.
+async fn plan_over(tables: Vec<Arc<ShardTable>>, settings: &[(&str, &str)], sql: &str) -> String {
+    let set = |options: &mut ConfigOptions| {
+        settings.iter().for_each(|(name, value)| options.set(name, value).unwrap());
+    };
+    let (planned, view) = planned_over(tables, sql, set).await;
+    explain(&planned.plan, &view, false)
+}
+
+/// The stages of a plan, each with its title and its operators; the coordinator's first.
+fn stages(plan: &str) -> Vec<&str> {
+    plan.split("┌─ ").skip(1).collect()
+}
+
+/// The stage that has an operator in which this stands. There is one.
+fn stage_of<'a>(plan: &'a str, operator: &str) -> &'a str {
+    let having: Vec<&str> = stages(plan).into_iter().filter(|stage| stage.contains(operator)).collect();
+    let [stage] = having.as_slice() else {
+        panic!("{} stages have `{operator}`, and not one:\n{plan}", having.len());
+    };
+    stage
+}
+
+/// The scan of a table, as it stands in a plan. There is one.
+fn scan_of<'a>(plan: &'a str, table: &str) -> &'a str {
+    let table = format!("table={table},");
+    let scans: Vec<&str> = plan.lines().filter(|line| line.contains(&table)).collect();
+    let [scan] = scans.as_slice() else {
+        panic!("{} scans of {table} and not one:\n{plan}", scans.len());
+    };
+    scan
 }
 
 /// Exchanges by hash and to all tasks.
@@ -171,141 +249,21 @@ async fn rows_that_are_hashed_by_a_part_of_the_groups_do_not_move_again() {
 }
 
 #[tokio::test]
-async fn rows_that_are_not_in_a_set_without_nulls_stay_where_they_are() {
-    for sql in [
-        "SELECT v FROM t WHERE k NOT IN (SELECT k FROM u)",
-        "SELECT k, v, sum(s) FROM t WHERE k NOT IN (SELECT k FROM u WHERE s > 3) GROUP BY k, v",
-    ] {
-        let plan = plan(sql).await;
-        assert!(plan.contains("Anti") && !plan.contains("null_aware"), "{sql}\n{plan}");
-        check(sql, (0, 0)).await;
-    }
-}
-
-#[tokio::test]
-async fn a_small_side_whose_rows_are_given_joins_where_it_is() {
-    for sql in [
-        "SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.k = few.k)",
-        "SELECT v FROM few WHERE EXISTS (SELECT 1 FROM t WHERE t.k = few.k AND t.s > 3)",
-        "SELECT few.v, t.v FROM few LEFT JOIN t ON t.k = few.k",
-        "SELECT few.k, count(t.s) FROM few LEFT JOIN t ON t.k = few.k GROUP BY few.k",
-        "SELECT v FROM few WHERE k NOT IN (SELECT k FROM t)",
-    ] {
-        check(sql, (0, 0)).await;
-    }
-}
-
-#[tokio::test]
-async fn only_the_side_that_is_not_sharded_by_the_key_of_its_join_moves() {
-    for given in ["few", "t"] {
-        let (stays, moves) = (format!("{given}.k"), if given == "t" { "u" } else { "t" });
-        for sql in [
-            format!(
-                "SELECT v FROM {given} WHERE NOT EXISTS (SELECT 1 FROM {moves} WHERE {moves}.v = {stays})"
-            ),
-            format!("SELECT v FROM {given} WHERE EXISTS (SELECT 1 FROM {moves} WHERE {moves}.v = {stays})"),
-            format!("SELECT {given}.v, {moves}.s FROM {given} LEFT JOIN {moves} ON {moves}.v = {stays}"),
-            format!("SELECT {given}.v, {moves}.s FROM {given} FULL JOIN {moves} ON {moves}.v = {stays}"),
-        ] {
-            check(&sql, (1, 0)).await;
+async fn windows_over_the_shard_key_and_more_are_computed_where_rows_are() {
+    let over = |function: &str, window: &str| format!("SELECT k, v, {function} OVER ({window}) FROM t");
+    for function in ["sum(s)", "rank()"] {
+        for keys in ["k", "k, v", "v, k", "s, v, k"] {
+            check(&over(function, &format!("PARTITION BY {keys} ORDER BY s")), (0, 0)).await;
+        }
+        // Rows of one partition are in many shards.
+        for keys in ["v", "v, s", "k + 1", "k % 10, v"] {
+            check(&over(function, &format!("PARTITION BY {keys} ORDER BY k")), (1, 0)).await;
         }
     }
-    // The small side comes to the large one, and its rows are given there.
-    for sql in [
-        "SELECT s FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.k = few.v)",
-        "SELECT s FROM few WHERE EXISTS (SELECT 1 FROM t WHERE t.k = few.v)",
-        "SELECT few.s, t.s FROM few LEFT JOIN t ON t.k = few.v",
-        "SELECT few.s, t.s FROM few FULL JOIN t ON t.k = few.v",
-    ] {
-        check(sql, (1, 0)).await;
-    }
-    // Neither is sharded by what they are joined by.
-    check("SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.s = few.v)", (2, 0)).await;
-    check("SELECT few.v, t.s FROM few FULL JOIN t ON t.v = few.s", (2, 0)).await;
-    check("SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.v = few.k + 1)", (2, 0)).await;
-}
-
-#[tokio::test]
-async fn inner_joins_move_what_is_not_there() {
-    check("SELECT t.s, u.s FROM t JOIN u ON t.k = u.k", (0, 0)).await;
-    check("SELECT t.s, u.s FROM t JOIN u ON t.k = u.v", (1, 0)).await;
-    check("SELECT t.s, u.s FROM t JOIN u ON t.v = u.k", (1, 0)).await;
-    check("SELECT t.s, u.s FROM t JOIN u ON t.v = u.v", (2, 0)).await;
-    // Few rows are sent to all tasks, where the large side reads less for them.
-    check("SELECT few.s, t.s FROM few JOIN t ON few.k = t.v", (0, 1)).await;
-    check("SELECT few.s, t.s FROM few JOIN t ON few.v = t.k", (0, 1)).await;
-}
-
-#[tokio::test]
-async fn anti_joins_keep_their_partitioning() {
-    for sql in [
-        "SELECT k, s, count(*) FROM t WHERE NOT EXISTS (SELECT 1 FROM u WHERE u.v = t.k) GROUP BY k, s",
-        "SELECT k, s, count(*) FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.v = few.k) GROUP BY k, s",
-    ] {
-        check(sql, (1, 0)).await;
-    }
-    check(
-        "SELECT k, s, count(*) FROM t WHERE NOT EXISTS (SELECT 1 FROM u WHERE u.k = t.k) GROUP BY k, s",
-        (0, 0),
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn keys_of_several_columns_meet_in_whichever_order_they_are_written() {
-    for on in ["p.k = q.k AND p.v = q.v", "p.v = q.v AND p.k = q.k", "q.v = p.v AND q.k = p.k"] {
-        check(&format!("SELECT p.s, q.s FROM pairs p JOIN other_pairs q ON {on}"), (0, 0)).await;
-        check(&format!("SELECT p.s, q.s FROM few_pairs p LEFT JOIN pairs q ON {on}"), (0, 0)).await;
-    }
-    for on in ["p.k = t.s AND p.v = t.v", "p.v = t.v AND p.k = t.s"] {
-        check(&format!("SELECT p.s, t.k FROM pairs p JOIN t ON {on}"), (1, 0)).await;
-        check(&format!("SELECT p.s, t.k FROM few_pairs p LEFT JOIN t ON {on}"), (1, 0)).await;
-    }
-    // A part of the key, or its columns in each other's place, say nothing of a shard.
-    check("SELECT p.s, q.s FROM pairs p JOIN other_pairs q ON p.k = q.k", (2, 0)).await;
-    check("SELECT p.s, q.s FROM pairs p JOIN other_pairs q ON p.k = q.v AND p.v = q.k", (1, 0)).await;
-}
-
-#[tokio::test]
-async fn shards_that_tasks_cannot_be_dealt_to_are_not_waited_for() {
-    // Three tasks read `twelve`, and 8 shards are no multiple of 3 tasks of 2 partitions.
-    let sql = "SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM twelve WHERE twelve.v = few.k)";
-    let plan = plan(sql).await;
-    assert!(plan.contains("3 tasks on"), "{plan}");
-    assert_eq!(exchanges(&plan), (2, 0), "{plan}");
-    // What else is in the query stays where it is.
-    let sql = format!("{sql} AND v IN (SELECT t.v FROM t JOIN u ON t.k = u.k)");
-    let plan = self::plan(&sql).await;
-    assert!(plan.contains("4 tasks on"), "{plan}");
-    assert!(exchanges(&plan).0 <= 4, "{plan}");
-}
-
-#[tokio::test]
-async fn rows_of_one_text_meet_where_they_are() {
-    for sql in [
-        "SELECT k, v, sum(s) FROM names GROUP BY k, v",
-        "SELECT DISTINCT k FROM names",
-        "SELECT a.v, b.v FROM names a JOIN other_names b ON a.k = b.k",
-        "SELECT v FROM names a WHERE NOT EXISTS (SELECT 1 FROM other_names b WHERE b.k = a.k)",
-        "SELECT a.v, b.v FROM few_names a LEFT JOIN names b ON a.k = b.k",
-        "SELECT v FROM few_names WHERE k NOT IN (SELECT k FROM names)",
-    ] {
-        check(sql, (0, 0)).await;
-    }
-    // A number as text comes to the shards of text.
-    check("SELECT a.v, t.s FROM names a JOIN t ON a.k = CAST(t.v AS VARCHAR)", (1, 0)).await;
-    check("SELECT a.v, t.s FROM few_names a LEFT JOIN t ON a.k = CAST(t.v AS VARCHAR)", (1, 0)).await;
-    check("SELECT a.v, b.v FROM names a JOIN other_names b ON a.k = upper(b.k)", (1, 0)).await;
-}
-
-#[tokio::test]
-async fn text_that_was_sharded_as_it_is_stored_moves() {
-    check("SELECT k, v, sum(s) FROM old_names GROUP BY k, v", (1, 0)).await;
-    check("SELECT a.v, b.v FROM names a JOIN old_names b ON a.k = b.k", (1, 0)).await;
-    check("SELECT a.v, b.v FROM old_names a JOIN old_names b ON a.k = b.k", (2, 0)).await;
-    check("SELECT a.v, b.v FROM few_names a LEFT JOIN old_names b ON a.k = b.k", (1, 0)).await;
-    // Numbers are where they were.
-    check("SELECT t.v, o.v FROM t JOIN old_t o ON t.k = o.k", (0, 0)).await;
+    let grouped = "SELECT k, v, sum(sum(s)) OVER (PARTITION BY v, k) FROM t GROUP BY k, v";
+    check(grouped, (0, 0)).await;
+    let joined = "SELECT rank() OVER (PARTITION BY u.v, u.k ORDER BY t.s) FROM t JOIN u ON t.k = u.k";
+    check(joined, (0, 0)).await;
 }
 
 #[tokio::test]

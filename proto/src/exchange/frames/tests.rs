@@ -9,6 +9,8 @@ use futures::stream;
 use super::*;
 use crate::exchange::{DECODE_TIME, ENCODE_TIME, WIRE_BYTES, WIRE_ROWS};
 
+mod columns;
+
 const WORKER: &str = "w7";
 
 fn schema() -> SchemaRef {

@@ -1,0 +1,40 @@
+//! Which plans one worker runs as a whole: those that read no more than a task should.
+
+use super::*;
+
+/// What a task should read, unless a session says otherwise.
+const TASK_BYTES: u64 = 24 * 1024 * 1024;
+/// Rows of each shard, of 100 bytes, with which a table is just within that, or just beyond.
+const ROWS_WITHIN: u64 = TASK_BYTES / 100 / SHARDS as u64;
+const ROWS_BEYOND: u64 = ROWS_WITHIN + 1;
+
+async fn planned(settings: &[(&str, &str)], sql: &str) -> String {
+    let tables = vec![of_numbers(1, "within", ROWS_WITHIN), of_numbers(2, "beyond", ROWS_BEYOND)];
+    plan_over(tables, settings, sql).await
+}
+
+/// Whether one worker runs a query as a whole; if not, several tasks do.
+async fn is_whole(settings: &[(&str, &str)], sql: &str) -> bool {
+    let plan = planned(settings, sql).await;
+    let is_whole = plan.starts_with("┌─ Whole plan ── on w");
+    let is_cut = plan.contains(" tasks on w");
+    assert_ne!(is_whole, is_cut, "{sql}\n{plan}");
+    is_whole
+}
+
+#[tokio::test]
+async fn a_query_of_little_runs_on_one_worker_and_one_of_more_does_not() {
+    assert!(is_whole(&[], "SELECT v, sum(k + s) FROM within GROUP BY v").await);
+    assert!(!is_whole(&[], "SELECT v, sum(k + s) FROM beyond GROUP BY v").await);
+    // Of a column that is not needed nothing is read.
+    assert!(is_whole(&[], "SELECT v, sum(s) FROM beyond GROUP BY v").await);
+    assert!(!is_whole(&[], "SELECT w.v, b.s + b.k + b.v FROM within w JOIN beyond b ON w.v = b.s").await);
+}
+
+#[tokio::test]
+async fn a_session_says_what_is_little() {
+    let sql = "SELECT v, sum(k + s) FROM within GROUP BY v";
+    assert!(!is_whole(&[("shoal.task_bytes", "1")], sql).await);
+    let sql = "SELECT v, sum(k + s) FROM beyond GROUP BY v";
+    assert!(is_whole(&[("shoal.task_bytes", "1GiB")], sql).await);
+}
