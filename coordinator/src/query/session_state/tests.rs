@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider,
 };
+use futures::future::BoxFuture;
 use shoal_data::shard_store::{Locate, Located};
 use shoal_data::{ColumnStatistics, Segment};
 use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
@@ -12,7 +13,9 @@ use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
 use super::*;
 use crate::catalog::state::tests::{segment, table};
 use crate::cluster::{LiveWorker, LiveWorkers};
-use crate::query::{ShardTable, as_meant, explain};
+use crate::query::planned_reads::PlannedReads;
+use crate::query::rows_stay::staying;
+use crate::query::{LastTasks, ShardTable, Stay, TakesRows, as_meant, explain};
 
 const SHARDS: u32 = 8;
 const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
@@ -46,8 +49,8 @@ fn provider(id: u64, name: &str, rows: u64) -> Arc<ShardTable> {
     Arc::new(ShardTable::new(Arc::new(TableFacts::new(Arc::new(made)))))
 }
 
-/// How a query is run by four workers, as text.
-async fn plan(sql: &str) -> String {
+/// How a query is run by four workers.
+async fn physical(sql: &str) -> (Arc<dyn ExecutionPlan>, Arc<View>, QueryOptions) {
     let channels = Channels::new(tokio::runtime::Handle::current());
     let shards = Arc::new(ShardStore::new(None, Arc::new(Nowhere), channels.clone()));
     let template = StateTemplate::new(Arc::default(), shards, channels, ImportRoots::new(&[]));
@@ -74,7 +77,13 @@ async fn plan(sql: &str) -> String {
         settings: Vec::new(),
     };
     let planned = planning.physical(&logical, &view, &query, false, None, Joins::ByRoom).await.unwrap();
-    explain(&planned.plan, &view, false)
+    (planned.plan, view, query)
+}
+
+/// The same as text.
+async fn plan(sql: &str) -> String {
+    let (plan, view, _) = physical(sql).await;
+    explain(&plan, &view, false)
 }
 
 /// Exchanges by hash and to all tasks.
@@ -146,4 +155,65 @@ async fn a_small_side_whose_rows_are_given_joins_where_it_is() {
     }
     // Sharded by another column than that of the join.
     check("SELECT v FROM few WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.v = few.k)", (2, 0)).await;
+}
+
+/// Takes no rows of a plan that is only made.
+struct Nobody;
+
+impl TakesRows for Nobody {
+    fn begin(&self) -> bool {
+        true
+    }
+
+    fn take(self: Arc<Self>, _: LastTasks) -> BoxFuture<'static, Result<(), Failure>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// The plan of a query that reads so many bytes at least, where its rows stay on workers.
+async fn stays(sql: &str, bytes_min: u64) -> Option<Arc<dyn ExecutionPlan>> {
+    let (plan, _, query) = physical(sql).await;
+    staying(&plan, &Stay { taker: Arc::new(Nobody), bytes_min }, &query).unwrap()
+}
+
+#[tokio::test]
+async fn rows_stay_where_the_coordinator_would_only_gather_them() {
+    for sql in [
+        "SELECT k, v FROM t",
+        "SELECT v + 1, s FROM t WHERE s > 3",
+        "SELECT k, sum(v) FROM t GROUP BY k",
+        "SELECT v, sum(k) FROM t GROUP BY v",
+        "SELECT t.v, u.s FROM t JOIN u ON t.k = u.k",
+        "SELECT t.v, u.s FROM t JOIN u ON t.k = u.v",
+        "SELECT k FROM t UNION ALL SELECT v FROM u",
+        // Whole, on one worker, whatever it does.
+        "SELECT v FROM few",
+        "SELECT v FROM few ORDER BY k LIMIT 3",
+    ] {
+        let plan = stays(sql, 1).await.unwrap_or_else(|| panic!("rows do not stay: {sql}"));
+        // All of it must still be read.
+        let planned = PlannedReads::of(&plan).unwrap();
+        let (before, _, _) = physical(sql).await;
+        assert_eq!(planned.segments(), PlannedReads::of(&before).unwrap().segments(), "{sql}");
+        assert!(planned.segments() > 0, "{sql}");
+    }
+    let plan = stays("SELECT k, v FROM t", 1).await.unwrap();
+    let unread = PlannedReads::of(&plan).unwrap().check(&BTreeMap::new(), |table| table.0.to_string());
+    assert!(unread.unwrap_err().message.contains("only 0 were read"));
+}
+
+#[tokio::test]
+async fn rows_of_which_the_coordinator_makes_others_come_to_it() {
+    for sql in [
+        "SELECT k, v FROM t ORDER BY k",
+        "SELECT k, v FROM t LIMIT 10",
+        "SELECT sum(v) FROM t",
+        "SELECT k, row_number() OVER (ORDER BY v) FROM t",
+        "SELECT 1 AS one",
+    ] {
+        assert!(stays(sql, 1).await.is_none(), "{sql}");
+    }
+    for sql in ["SELECT k, v FROM t", "SELECT v FROM few"] {
+        assert!(stays(sql, 1 << 40).await.is_none(), "too little is read: {sql}");
+    }
 }
