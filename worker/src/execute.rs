@@ -42,6 +42,10 @@ use crate::lanes::{ComputeThreads, Lanes};
 use crate::pulse::Still;
 use crate::session::{TaskSessions, with_counted_readers};
 
+mod own_rows;
+
+pub(crate) use own_rows::OwnRows;
+
 /// How often tasks that ended are let go of.
 const FORGET_INTERVAL: Duration = Duration::from_millis(400);
 /// What the library says of a task whose plan did not come in time.
@@ -350,7 +354,7 @@ impl Stream for FrameStream {
 }
 
 /// Counts a task for as long as it lives.
-struct Running(Arc<AtomicU32>);
+pub(crate) struct Running(Arc<AtomicU32>);
 
 impl Running {
     fn start(count: &Arc<AtomicU32>) -> Self {

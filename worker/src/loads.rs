@@ -1,5 +1,5 @@
-//! The `Loads` service of a worker: row groups of files become segments here, which
-//! go to the workers of their shards. The coordinator knows of each before it is
+//! The `Loads` service of a worker: row groups of files, or rows that a query gives here,
+//! become segments, which go to the workers of their shards. The coordinator knows of each before it is
 //! staged, and commits them or has them discarded.
 
 use std::collections::VecDeque;
@@ -12,15 +12,17 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use futures::Stream;
+use http::HeaderMap;
 use shoal_data::Table;
 use shoal_data::load::{
-    RowGroup, SourceFile, WriteContext, WriteLimits, from_wire, read_pieces, row_groups, to_wire, write,
+    Durable, RowGroup, SourceFile, WriteContext, WriteLimits, from_wire, read_pieces, row_groups, to_wire,
+    write,
 };
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::load_news::News;
 use shoal_proto::cluster::load_order::Order;
 use shoal_proto::cluster::loads_server::{Loads, LoadsServer};
-use shoal_proto::cluster::{LoadDone, LoadNews, LoadOrder, LoadTask};
+use shoal_proto::cluster::{LoadDone, LoadNews, LoadOrder, LoadRows, LoadTask};
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId, WriteId};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
@@ -28,17 +30,21 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::Error;
+use crate::execute::ExecutionService;
 use crate::replicate::Replicator;
 use crate::segment_dir::SegmentDir;
 use crate::segments::blocking;
 
 mod files;
 mod holders;
+mod rows;
 
 pub use files::Files;
 use holders::{Announced, LoadHolders};
 
-/// Tasks of loads that run at once; one more is refused: not now, maybe elsewhere.
+/// Tasks that load files at once; one more is refused: not now, maybe elsewhere. Rows of
+/// queries take no place: there are only so many queries, and what a query gives here may
+/// wait for what it gives elsewhere.
 const TASKS_MAX: usize = 8;
 /// Rows that all of them hold together at most, and what of the memory for queries
 /// that may be at most, besides it.
@@ -59,6 +65,8 @@ pub struct LoadParts {
     pub replicator: Replicator,
     /// Where it reads.
     pub files: Files,
+    /// Who computes rows of queries.
+    pub execution: ExecutionService,
     /// How it reaches others.
     pub channels: Channels,
     /// Where it computes.
@@ -67,6 +75,13 @@ pub struct LoadParts {
     pub threads: usize,
     /// Memory that queries have.
     pub memory_bytes: usize,
+}
+
+/// What is to be loaded.
+enum Input {
+    Files(LoadTask),
+    /// With the headers of the call.
+    Rows(LoadRows, HeaderMap),
 }
 
 /// Loads rows into segments. Cheap to clone.
@@ -106,13 +121,13 @@ impl LoadService {
         Failure::new(code, message).at(self.parts.worker.as_str()).to_status()
     }
 
-    /// Does a task while its orders are followed.
+    /// Loads while the orders are followed; the last news.
     async fn run(
         &self,
-        task: LoadTask,
+        input: Input,
         mut orders: Streaming<LoadOrder>,
         news: mpsc::Sender<Result<LoadNews, Status>>,
-    ) -> Result<LoadDone, Failure> {
+    ) -> Result<News, Failure> {
         let announced = Arc::new(Announced::new(news.clone()));
         let LoadParts { worker, dir, replicator, .. } = self.parts.as_ref();
         let (holders, workers) = LoadHolders::new(worker.clone(), Arc::clone(dir), replicator.clone(), news);
@@ -126,25 +141,46 @@ impl LoadService {
                 match order {
                     Some(Order::Workers(known)) => workers.tell(known),
                     Some(Order::GoOn(name)) => announced.go_on(&name),
-                    Some(Order::Task(_)) | None => {
+                    Some(Order::Task(_) | Order::Rows(_)) | None => {
                         break Failure::new(ErrorCode::Invalid, "an order that is none for a task that runs");
                     }
                 }
             }
         };
+        let announced_too = Arc::clone(&announced);
+        let loading = async {
+            match input {
+                Input::Files(task) => self.load_files(&task, holders, announced_too).await.map(News::Done),
+                Input::Rows(rows, headers) => {
+                    self.load_query_rows(rows, headers, holders, announced_too).await
+                }
+            }
+        };
         tokio::select! {
-            done = self.load_rows(&task, holders, Arc::clone(&announced)) => done,
+            last = loading => last,
             failure = following => Err(failure),
         }
     }
 
-    async fn load_rows(
+    /// Where segments go, within the limits that all loads share.
+    fn writes(&self, holders: LoadHolders) -> WriteContext {
+        WriteContext::new(Arc::new(holders), self.parts.channels.clone(), self.limits.clone())
+    }
+
+    /// Counts what became segments.
+    fn loaded(&self, write_id: &WriteId, durable: &[Durable]) {
+        let rows: u64 = durable.iter().map(|it| it.segment.rows).sum();
+        self.rows_loaded.fetch_add(rows, Ordering::Relaxed);
+        tracing::info!(%write_id, rows, segments = durable.len(), "rows were loaded");
+    }
+
+    async fn load_files(
         &self,
         task: &LoadTask,
         holders: LoadHolders,
         announced: Arc<Announced>,
     ) -> Result<LoadDone, Failure> {
-        let LoadParts { files, channels, threads, .. } = self.parts.as_ref();
+        let LoadParts { files, threads, .. } = self.parts.as_ref();
         let table: Table = from_wire(&task.table)?;
         let columns = columns_of(&table, &task.columns)?;
         let mut found = Vec::with_capacity(task.files.len());
@@ -156,14 +192,13 @@ impl LoadService {
             blocking(move || pieces(&found, &columns).map_err(Error::from)).await?
         };
         let rows = read_pieces(pieces, *threads, columns);
-        let context = WriteContext::new(Arc::new(holders), channels.clone(), self.limits.clone());
+        let context = self.writes(holders);
         let write_id = WriteId::new(task.write_id.clone());
         let (first, progress) = (task.first_shard, Arc::default());
         let durable = write(&context, &table, &write_id, first, rows, announced, progress).await?;
-        let rows: u64 = durable.iter().map(|it| it.segment.rows).sum();
-        self.rows_loaded.fetch_add(rows, Ordering::Relaxed);
-        tracing::info!(write_id = %task.write_id, rows, segments = durable.len(), "rows were loaded");
-        Ok(LoadDone { segments: durable.iter().map(to_wire).collect::<Result<_, _>>()? })
+        self.loaded(&write_id, &durable);
+        let segments = durable.iter().map(to_wire).collect::<Result<_, _>>()?;
+        Ok(LoadDone { segments, ..LoadDone::default() })
     }
 }
 
@@ -196,22 +231,26 @@ impl Loads for LoadService {
     type LoadStream = NewsStream;
 
     async fn load(&self, request: Request<Streaming<LoadOrder>>) -> Result<Response<NewsStream>, Status> {
-        let mut orders = request.into_inner();
+        let (metadata, _, mut orders) = request.into_parts();
         let first = tokio::time::timeout(TASK_WAIT, orders.message()).await;
         let first =
             first.map_err(|_| self.refuse(ErrorCode::Timeout, "the task of a load did not come"))??;
-        let Some(Order::Task(task)) = first.and_then(|order| order.order) else {
-            return Err(self.refuse(ErrorCode::Invalid, "a load begins with its task"));
-        };
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let message = format!("{TASKS_MAX} tasks of loads run already");
-            return Err(self.refuse(ErrorCode::Unavailable, message));
+        let (input, place) = match first.and_then(|order| order.order) {
+            Some(Order::Task(task)) => {
+                let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                    let message = format!("{TASKS_MAX} tasks of loads run already");
+                    return Err(self.refuse(ErrorCode::Unavailable, message));
+                };
+                (Input::Files(task), Some(place))
+            }
+            Some(Order::Rows(rows)) => (Input::Rows(rows, metadata.into_headers()), None),
+            _ => return Err(self.refuse(ErrorCode::Invalid, "a load begins with its task")),
         };
         let (sender, news) = mpsc::channel(NEWS_WAITING);
         let service = self.clone();
         let task = self.parts.compute.spawn(async move {
-            let last = match service.run(task, orders, sender.clone()).await {
-                Ok(done) => Ok(LoadNews { news: Some(News::Done(done)) }),
+            let last = match service.run(input, orders, sender.clone()).await {
+                Ok(last) => Ok(LoadNews { news: Some(last) }),
                 Err(failure) => {
                     tracing::warn!(%failure, "rows were not loaded");
                     Err(failure.at(service.parts.worker.as_str()).to_status())

@@ -110,20 +110,27 @@ pub async fn run(
     register(&runtime, IMPORT_STORE_URL, imports)?;
     register_object_stores(&runtime, &config.object_stores)?;
 
+    let execution = ExecutionService::new(
+        worker.clone(),
+        Arc::clone(&runtime),
+        shards,
+        channels.clone(),
+        compute.clone(),
+        config.threads,
+    );
     let roots = ImportRoots::new(&config.import_roots);
     let loads = LoadService::new(LoadParts {
         worker: worker.clone(),
         dir: Arc::clone(&dir),
         replicator: replicator.clone(),
-        files: Files::new(roots, Arc::clone(&runtime), channels.clone()),
+        files: Files::new(roots, runtime, channels.clone()),
+        execution: execution.clone(),
         channels: channels.clone(),
-        compute: compute.long.clone(),
+        compute: compute.long,
         threads: config.threads,
         memory_bytes: memory,
     });
     let rows_loaded = loads.rows_loaded();
-    let execution =
-        ExecutionService::new(worker.clone(), runtime, shards, channels.clone(), compute, config.threads);
 
     let scrub = Scrub::new(Arc::clone(&dir), Arc::clone(&local), config.scrub_bytes_per_second);
     let _scrubbing = AbortOnDropHandle::new(tokio::spawn(scrub.clone().run()));

@@ -18,7 +18,7 @@ use super::planned::{Asked, Planned};
 use super::prepared::explain_columns;
 use super::{Engine, Parameters, Prepared, QueryOutput, Scope, here};
 use crate::query::{
-    Class, Failover, Filling, Joins, Need, Permit, Pinned, QueryStream, Running, Timeline, explain,
+    Class, Failover, Filling, Joins, Need, Permit, Pinned, QueryStream, Running, Stay, Timeline, explain,
     explain_analyze, reads_data, weigh,
 };
 use crate::session::Settings;
@@ -196,6 +196,18 @@ impl Engine {
         asked: impl Into<Asked>,
         timeline: Option<Timeline>,
     ) -> Result<QueryStream, Error> {
+        self.select_for(running, scope, asked, timeline, None).await
+    }
+
+    /// The same, where rows may stay on workers: none come of those that do.
+    pub(super) async fn select_for(
+        &self,
+        running: Running,
+        scope: Scope,
+        asked: impl Into<Asked>,
+        timeline: Option<Timeline>,
+        stay: Option<Stay>,
+    ) -> Result<QueryStream, Error> {
         let mut options = self.query_options(running.record().query, &scope.settings)?;
         // Only an optimised plan tells how much it is.
         let optimised = match asked.into() {
@@ -224,7 +236,7 @@ impl Engine {
         };
         running.admitted();
         let Scope { pin, planning, .. } = scope;
-        let pinned = Pinned { running, permit, pin, planning, plan, options, timeline };
+        let pinned = Pinned { running, permit, pin, planning, plan, options, timeline, stay };
         self.attempts.run(pinned).await
     }
 

@@ -7,6 +7,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{LogicalPlan, WriteOp};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast;
+use futures::StreamExt;
 use shoal_data::Table;
 use shoal_proto::fault::{self, Step};
 use shoal_proto::{QueryId, WriteId};
@@ -16,8 +17,9 @@ use super::names::{check_name, full_name, resolved};
 use super::{Engine, Ingest, IngestMode, Parameters, Prepared, Scope};
 use crate::catalog::{ChangeError, Command, Outcome, Settled, WriteRecord};
 use crate::cluster::Cluster;
-use crate::sql::{Statement, TableOptions, plain_columns};
-use crate::write::{Staged, WriteProgress};
+use crate::query::{Running, Stay, reads_data};
+use crate::sql::{ShoalConfig, Statement, TableOptions, plain_columns};
+use crate::write::{RowsLoad, Staged, WriteProgress};
 use crate::{Error, Session};
 
 /// How a write ends.
@@ -98,8 +100,9 @@ impl Engine {
         }
         let (schema_name, name) = resolved(&dml.table_name, &scope.settings);
         let table = self.table_to_write(&scope.snapshot, &schema_name, &name)?;
-        let rows = self.select(running, scope, Arc::unwrap_or_clone(dml.input), None).await?;
-        self.write(&table, &write_id, Box::pin(rows), Commit::Append).await
+        let plan = Arc::unwrap_or_clone(dml.input);
+        let staged = self.stage_query(running, scope, plan, &table, &write_id).await?;
+        self.commit_rows(&table, &write_id, staged, Commit::Append).await
     }
 
     pub(super) async fn create_table_as(
@@ -124,9 +127,40 @@ impl Engine {
             return Err(Error::AlreadyExists(format!("table {schema_name}.{name} exists already")));
         }
         let Some(table) = self.new_table(session, &scope, create, columns).await? else { return Ok(0) };
-        let rows = self.select(running, scope, plan, None).await?;
+        let table = Arc::new(table);
+        let staged = self.stage_query(running, scope, plan, &table, &write_id).await?;
         let commit = Commit::Create { if_not_exists: create.if_not_exists };
-        self.write(&table, &write_id, Box::pin(rows), commit).await
+        self.commit_rows(&table, &write_id, staged, commit).await
+    }
+
+    /// Stages the rows of a query: on the workers that compute them where it reads much, and
+    /// nothing but gathering them were left to this coordinator.
+    async fn stage_query(
+        &self,
+        running: Running,
+        scope: Scope,
+        plan: LogicalPlan,
+        table: &Arc<Table>,
+        write_id: &WriteId,
+    ) -> Result<Staged, Error> {
+        let load = Arc::new(RowsLoad::new(&self.writes, table, write_id)?);
+        let bytes_min = ShoalConfig::of(&scope.settings.options).load_task_bytes as u64;
+        let stay = reads_data(&plan).then(|| Stay { taker: load.clone(), bytes_min });
+        fault::point(Step::WriteBegun);
+        let mut rows = self.select_for(running, scope, plan, None, stay).await?;
+        let Some(staged) = load.staged() else {
+            let progress = Arc::new(WriteProgress::default());
+            return crate::write::write(&self.writes, table, write_id, Box::pin(rows), progress).await;
+        };
+        let bytes: u64 = staged.segments.iter().map(|segment| segment.bytes).sum();
+        rows.running().count(staged.rows as usize, bytes as usize);
+        // Its end says that all was read.
+        while let Some(batch) = rows.next().await {
+            if batch?.num_rows() > 0 {
+                return Err(Error::Internal("rows were loaded by workers, and came here, too".to_owned()));
+            }
+        }
+        Ok(staged)
     }
 
     /// Writes the rows of a stream into a table; how many were written.

@@ -24,6 +24,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use shoal_proto::exchange::{FirstTask, QueryOptions, ReadLog, panic_failure};
 use shoal_proto::{ErrorCode, Failure, WorkerId};
 
+use self::planned::planned;
 use self::spool::{Room, Spool, SpoolLimits};
 use self::until_error::until_error;
 use super::admission::Permit;
@@ -32,6 +33,7 @@ use super::planned_reads::PlannedReads;
 use super::registry::Running;
 use super::retry::{Attempted, Decision, Event};
 use super::rewrite::reads_data;
+use super::rows_stay::Stay;
 use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, facts_of, tables_of};
 use super::shard_streams::streams_of;
 use super::timeline::Timeline;
@@ -41,6 +43,7 @@ use crate::cluster::{Cluster, LiveWorkers, PinGuard};
 use crate::sql::ShoalConfig;
 
 mod pause;
+mod planned;
 mod spool;
 mod until_error;
 
@@ -83,6 +86,8 @@ pub struct Pinned {
     /// Sees where the time goes, where that is asked for: then operators' metrics are
     /// brought back, too.
     pub timeline: Option<Timeline>,
+    /// Where its rows are to stay on workers if they can: then there are none here.
+    pub stay: Option<Stay>,
 }
 
 impl Pinned {
@@ -211,17 +216,7 @@ impl Attempts {
             record: Some(Arc::clone(pinned.running.record())),
         });
         pinned.timeline.as_ref().inspect(|timeline| timeline.plans());
-        let physical = {
-            let planned = pinned.planning.physical(
-                &pinned.plan,
-                &view,
-                &pinned.options,
-                pinned.timeline.is_some(),
-                failover,
-                attempted.joins(),
-            );
-            caught(planned).await??
-        };
+        let physical = caught(planned(pinned, &view, failover, attempted.joins())).await??;
         let PhysicalPlan { plan, context, can_merge } = physical;
         attempted.planned(can_merge);
         let planned = PlannedReads::of(&plan)?;

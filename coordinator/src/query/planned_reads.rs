@@ -32,6 +32,7 @@ use shoal_proto::exchange::{ReadLog, Reads};
 use shoal_proto::{ErrorCode, Failure, TableId, WorkerId};
 
 use super::guard::ISOLATED_UNION;
+use super::rows_stay::is_rows_stay;
 use super::scan_tasks::shard_scan;
 use super::shard_streams::ShardStreamsExec;
 use super::view::View;
@@ -300,6 +301,7 @@ fn taken_of_children(node: &Arc<dyn ExecutionPlan>, taken: Taken) -> datafusion:
         || node.is::<BoundedWindowAggExec>()
         || node.is::<DistributedExec>()
         || node.is::<WholePlanExec>()
+        || is_rows_stay(node)
         || node.name() == ISOLATED_UNION;
     Ok(of_all(if passes_on { taken.until_enough(node.fetch()) } else { Taken::Perhaps }))
 }

@@ -81,6 +81,13 @@ pub(crate) fn scan_bytes(scan: &FileScanConfig) -> u64 {
     bytes * kept.min(all) / all
 }
 
+/// Tasks that a scan of so many bytes is worth: one for each `task_bytes`, but the second from
+/// two thirds of that on. One thread on one worker is slowest where others have nothing to do.
+pub(crate) fn tasks_worthwhile(bytes: u64, task_bytes: u64) -> u64 {
+    let tasks = bytes.div_ceil(task_bytes.max(1));
+    if bytes > task_bytes / 3 * 2 { tasks.max(2) } else { tasks.max(1) }
+}
+
 /// The table that a scan reads; none where every segment was pruned.
 fn scan_table(scan: &FileScanConfig) -> Option<TableId> {
     let file = scan.file_groups.iter().flat_map(FileGroup::files).next()?;
@@ -91,7 +98,7 @@ fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTask
     let scan = shard_scan(event.plan)?;
     let shoal = ShoalConfig::of(event.session_config.options());
     let view = event.session_config.get_extension::<View>()?;
-    let wanted = scan_bytes(scan).div_ceil(shoal.task_bytes.max(1) as u64);
+    let wanted = tasks_worthwhile(scan_bytes(scan), shoal.task_bytes as u64);
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).clamp(1, view.workers().len());
     // As many as the shards divide into, so that stages of one query meet.
     let partitions = event.session_config.target_partitions();

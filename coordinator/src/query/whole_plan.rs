@@ -54,6 +54,11 @@ impl WholePlanExec {
         &self.plan
     }
 
+    /// The same, encoded.
+    pub(crate) fn encoded(&self) -> &Bytes {
+        &self.encoded
+    }
+
     /// The worker's name.
     pub(crate) fn worker(&self) -> &str {
         worker_of(&self.url)

@@ -21,7 +21,8 @@ const GIB: usize = 1024 * MIB;
 pub struct ShoalConfig {
     /// Bytes to be read per task.
     pub task_bytes: usize,
-    /// Bytes of files to be loaded per task.
+    /// Bytes of files to be loaded per task, and those that a query reads at least whose rows are
+    /// loaded where they are.
     pub load_task_bytes: usize,
     /// Whether shards join and group where they are.
     pub colocate: bool,
@@ -52,7 +53,7 @@ pub struct ShoalConfig {
 impl Default for ShoalConfig {
     fn default() -> Self {
         Self {
-            task_bytes: 16 * MIB,
+            task_bytes: 24 * MIB,
             load_task_bytes: 64 * MIB,
             colocate: true,
             runtime_filters: true,
@@ -141,7 +142,8 @@ impl ExtensionOptions for ShoalConfig {
                 "load_task_bytes",
                 size_text(self.load_task_bytes),
                 "Bytes of Parquet files to be loaded per task, uncompressed: COPY of fewer than two such tasks reads and \
-                 encodes on the coordinator, more on the workers.",
+                 encodes on the coordinator, more on the workers. Rows of CREATE TABLE AS and INSERT ... SELECT are \
+                 encoded on the workers where the query reads as much.",
             ),
             entry(
                 "colocate",

@@ -1,21 +1,27 @@
-//! One task of a load on one worker: what it is told, what it tells, and what of
-//! that is taken.
+//! One task of a load on one worker, or rows that a query gives there: what it is told,
+//! what it tells, and what of that is taken.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
+use prost::Message;
 use shoal_data::load::{Durable, from_wire, to_wire};
 use shoal_data::{SegmentName, Table};
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::load_news::News;
 use shoal_proto::cluster::load_order::Order;
 use shoal_proto::cluster::loads_client::LoadsClient;
-use shoal_proto::cluster::{LoadDone, LoadOrder, LoadTask, LoadWorker, LoadWorkers};
+use shoal_proto::cluster::{LoadDone, LoadOrder, LoadRefused, LoadRows, LoadTask, LoadWorker, LoadWorkers};
+use shoal_proto::exchange::{QueryOptions, ReadLog};
+use shoal_proto::query::Frame;
 use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Request};
 
 use super::load::StagedNames;
 use super::{Staged, WriteContext};
@@ -35,6 +41,30 @@ pub(super) fn told(table: &Table) -> Result<Bytes, Failure> {
     to_wire(&Table { segments: Vec::new(), ..table.clone() })
 }
 
+/// Why a worker made no segments.
+#[derive(Debug)]
+pub(super) enum NotLoaded {
+    /// It, or what it was to make them of, failed: elsewhere it may be different.
+    Failed(Failure),
+    /// It says that the rows cannot be written; no worker is named. `Unsupported` where it
+    /// knows no such order.
+    Refused(Failure),
+}
+
+impl NotLoaded {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Failed(failure) | Self::Refused(failure) => failure,
+        }
+    }
+}
+
+impl From<Failure> for NotLoaded {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 /// Has `worker` do the task, of which all rows together are `rows`. What it
 /// stages is protected before it does, and discarded unless all was well.
 ///
@@ -50,13 +80,33 @@ pub(super) async fn ask(
 ) -> Result<Staged, Failure> {
     let names = StagedNames::new(context, WriteId::new(task.write_id.clone()));
     let call = Call { context, worker, table, names: &names };
-    let durable = tokio::select! {
-        durable = call.make(task) => durable?,
-        () = context.holders().lost(worker) => {
-            return Err(call.unavailable("is silent"));
-        }
-    };
+    let made = call.make_unless_lost(Order::Task(task), HeaderMap::new()).await;
+    let durable = durable_of(&made.map_err(NotLoaded::into_failure)?)?;
     call.check(&durable, rows)?;
+    Ok(Staged::new(durable, names))
+}
+
+/// Has `worker` make segments of rows that the query of these options gives there; `reads`
+/// takes in what was read for them. Otherwise as [`ask`].
+///
+/// # Errors
+/// As there, but for what it refuses.
+pub(super) async fn ask_rows(
+    context: &WriteContext,
+    worker: &WorkerId,
+    table: &Table,
+    rows: LoadRows,
+    query: &QueryOptions,
+    reads: &ReadLog,
+) -> Result<Staged, NotLoaded> {
+    let names = StagedNames::new(context, WriteId::new(rows.write_id.clone()));
+    let call = Call { context, worker, table, names: &names };
+    let done = call.make_unless_lost(Order::Rows(rows), query.to_headers()?).await?;
+    let durable = durable_of(&done)?;
+    call.check(&durable, done.rows)?;
+    let read = Frame::decode(done.read).map_err(|error| call.wrong(&error.to_string()))?;
+    reads.take_in(read.reads);
+    reads.take_in_crossed(read.crossed);
     Ok(Staged::new(durable, names))
 }
 
@@ -68,20 +118,30 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn make(&self, task: LoadTask) -> Result<Vec<Durable>, Failure> {
+    async fn make_unless_lost(&self, order: Order, headers: HeaderMap) -> Result<LoadDone, NotLoaded> {
+        tokio::select! {
+            done = self.make(order, headers) => done,
+            () = self.context.holders().lost(self.worker) => Err(self.unavailable("is silent").into()),
+        }
+    }
+
+    async fn make(&self, order: Order, headers: HeaderMap) -> Result<LoadDone, NotLoaded> {
         let holders = self.context.holders();
         let address = holders.address(self.worker).ok_or_else(|| self.unavailable("is not live"))?;
         let (orders, outgoing) = mpsc::channel(ORDERS_WAITING);
         let mut known = self.workers();
-        for order in [Order::Task(task), Order::Workers(known.clone())] {
+        for order in [order, Order::Workers(known.clone())] {
             give(&orders, order).await;
         }
         let mut client = LoadsClient::new(self.context.here().channels().get(&address)?)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let begun = tokio::time::timeout(BEGIN_MAX, client.load(ReceiverStream::new(outgoing))).await;
+        let outgoing = ReceiverStream::new(outgoing);
+        let request =
+            Request::from_parts(MetadataMap::from_headers(headers), Extensions::default(), outgoing);
+        let begun = tokio::time::timeout(BEGIN_MAX, client.load(request)).await;
         let begun = begun.map_err(|_| self.unavailable("does not begin"))?;
-        let mut news = begun.map_err(|status| self.failed(&status))?.into_inner();
+        let mut news = begun.map_err(|status| self.not_begun(&status))?.into_inner();
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -104,11 +164,13 @@ impl Call<'_> {
                 Some(Some(News::Suspect(suspect))) => {
                     holders.suspect(&WorkerId::new(suspect.worker), &suspect.why);
                 }
-                Some(Some(News::Done(LoadDone { segments }))) => {
-                    return segments.iter().map(|segment| from_wire(segment)).collect();
+                Some(Some(News::Done(done))) => return Ok(done),
+                Some(Some(News::Refused(LoadRefused { code, message }))) => {
+                    let failure = Failure::new(ErrorCode::from_number(code), message);
+                    return Err(NotLoaded::Refused(failure));
                 }
-                Some(None) => return Err(self.wrong("it says nothing")),
-                None => return Err(self.unavailable("stopped before the end of its task")),
+                Some(None) => return Err(self.wrong("it says nothing").into()),
+                None => return Err(self.unavailable("stopped before the end of its task").into()),
             }
         }
     }
@@ -167,6 +229,17 @@ impl Call<'_> {
         Failure::new(ErrorCode::Corrupt, message).at(self.worker.as_str())
     }
 
+    /// Why the worker did not begin. One of an older version does not know the order.
+    fn not_begun(&self, status: &tonic::Status) -> NotLoaded {
+        let failure = self.failed(status);
+        match failure.code {
+            ErrorCode::Invalid | ErrorCode::Unsupported => {
+                NotLoaded::Refused(Failure::new(ErrorCode::Unsupported, failure.message))
+            }
+            _ => NotLoaded::Failed(failure),
+        }
+    }
+
     /// What the worker says, or what became of the connection to it.
     fn failed(&self, status: &tonic::Status) -> Failure {
         let failure = Failure::of_call(status);
@@ -175,6 +248,11 @@ impl Call<'_> {
         }
         failure.at(self.worker.as_str())
     }
+}
+
+/// The segments that a worker tells of at its end.
+fn durable_of(done: &LoadDone) -> Result<Vec<Durable>, Failure> {
+    done.segments.iter().map(|segment| from_wire(segment)).collect()
 }
 
 /// Whether all of these replicas are workers of the shard, each named once, and more than

@@ -10,12 +10,14 @@ mod compact;
 mod deals;
 mod holders;
 mod load;
+mod rows;
 mod spread;
 mod tasks;
 
 pub use compact::compact;
 pub use holders::SegmentHolders;
 pub use load::{Staged, WriteContext, write};
+pub use rows::RowsLoad;
 pub use shoal_data::load::WriteProgress;
 pub use spread::{Load, spread};
 

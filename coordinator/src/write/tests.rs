@@ -373,3 +373,4 @@ async fn a_dropped_write_leaves_nothing() {
 mod compactions;
 mod disks;
 mod failing_workers;
+mod rows_of_queries;

@@ -52,6 +52,8 @@ mod poison;
 #[cfg(test)]
 mod python;
 #[cfg(test)]
+mod query_loading;
+#[cfg(test)]
 mod restart;
 #[cfg(test)]
 mod result_cache;

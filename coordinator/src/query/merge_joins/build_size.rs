@@ -13,7 +13,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 
-use crate::query::scan_tasks::{scan_bytes, shard_scan};
+use crate::query::scan_tasks::{scan_bytes, shard_scan, tasks_worthwhile};
 
 /// Of each row in a hash table, beside the row: its hash, its place, the next one with the same
 /// hash, and room to grow.
@@ -94,7 +94,7 @@ fn tasks_of(plan: &Arc<dyn ExecutionPlan>, task_bytes: u64, tasks_max: usize) ->
     let mut tasks = 1;
     plan.apply(|node| {
         if let Some(scan) = shard_scan(node) {
-            tasks = tasks.max(scan_bytes(scan).div_ceil(task_bytes.max(1)));
+            tasks = tasks.max(tasks_worthwhile(scan_bytes(scan), task_bytes));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;

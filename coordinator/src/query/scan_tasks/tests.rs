@@ -253,3 +253,14 @@ fn files_that_cannot_be_read_in_pieces_are_dealt_whole() {
     }
     assert!(deal_whole_files(&scan(false, plain), 2).is_none(), "the library cuts it as well");
 }
+
+#[test]
+fn the_second_task_comes_before_the_first_has_all_that_it_may_read() {
+    let tasks = |bytes| tasks_worthwhile(bytes, 24);
+    assert_eq!([0, 1, 16].map(tasks), [1; 3]);
+    assert_eq!([17, 24, 48].map(tasks), [2; 3]);
+    assert_eq!([49, 72, 73].map(tasks), [3, 3, 4]);
+    // Sessions that want as many tasks as there can be.
+    assert_eq!(tasks_worthwhile(5, 1), 5);
+    assert_eq!(tasks_worthwhile(0, 0), 1);
+}

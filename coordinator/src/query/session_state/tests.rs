@@ -18,6 +18,7 @@ use crate::query::{ShardTable, as_meant, explain};
 
 mod in_place;
 mod limits;
+mod rows_stay;
 mod scans;
 mod tpch;
 mod whole_plans;
@@ -122,6 +123,16 @@ fn of_numbers(id: u64, name: &str, rows: u64) -> Arc<ShardTable> {
     provider(made, rows, rows * 100)
 }
 
+fn options_of_query() -> QueryOptions {
+    QueryOptions {
+        query: QueryId::random(),
+        attempt: 1,
+        memory_limit_bytes: 1 << 30,
+        is_short: false,
+        settings: Vec::new(),
+    }
+}
+
 /// How a query is run by four workers in a session with these settings.
 async fn planned(sql: &str, set: impl FnOnce(&mut ConfigOptions)) -> (PhysicalPlan, Arc<View>) {
     let tables = (1..).zip(tables()).map(|(id, of)| provider_of(id, &of));
@@ -154,14 +165,8 @@ async fn planned_over(
     let live = LiveWorkers { workers, ..LiveWorkers::default() };
     let view = View::new(&live, &facts_of(&logical).unwrap(), &BTreeSet::new(), "", 0, PARTITIONS).unwrap();
     let view = Arc::new(view);
-    let query = QueryOptions {
-        query: QueryId::random(),
-        attempt: 1,
-        memory_limit_bytes: 1 << 30,
-        is_short: false,
-        settings: Vec::new(),
-    };
-    let planned = planning.physical(&logical, &view, &query, false, None, Joins::ByRoom).await.unwrap();
+    let planned =
+        planning.physical(&logical, &view, &options_of_query(), false, None, Joins::ByRoom).await.unwrap();
     (planned, view)
 }
 
