@@ -79,14 +79,14 @@ fn lines(steps: &[Step]) -> Vec<Line> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cost::{QueryCost, Run};
+    use super::super::cost::{Moved, QueryCost, Run};
     use super::*;
 
     /// Queries of which each takes so many seconds.
     fn step(workers: usize, seconds: [f64; 3]) -> Step {
         let cost = |(place, seconds): (usize, f64)| {
             let run = Run { wall_s: seconds, coordinator_s: 0.0, workers_s: vec![seconds] };
-            QueryCost::new(place + 1, &[run], 0, 1e10)
+            QueryCost::new(place + 1, &[run], Moved { bytes: 0, most_bytes: 0 }, 1e10)
         };
         Step::new(workers, 3, seconds.into_iter().enumerate().map(cost).collect())
     }

@@ -39,26 +39,38 @@ pub(super) struct QueryCost {
     pub(super) slowest_s: f64,
     /// Bytes that went from one process to another.
     pub(super) bytes: u64,
-    /// What it would take on separate machines.
+    /// What it would take on separate machines, each with a link of its own.
     pub(super) predicted_s: f64,
+    /// The same if all bytes went over one link.
+    pub(super) one_link_s: f64,
+}
+
+/// Bytes that went from one process to another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moved {
+    /// All of them.
+    pub(super) bytes: u64,
+    /// Those that came to the process to which most came.
+    pub(super) most_bytes: u64,
 }
 
 impl QueryCost {
     /// Of these runs, which each moved so many bytes. On separate machines the
-    /// coordinator's part, the slowest worker's and the way of all bytes over one
-    /// link come one after the other: they overlap, and other links share the
-    /// bytes, so that it is rather less.
-    pub(super) fn new(query: usize, runs: &[Run], bytes: u64, link_bits_per_s: f64) -> Self {
+    /// coordinator's part, the slowest worker's and the way of the bytes to the machine
+    /// to which most come are taken one after the other: they overlap, so that it is rather less.
+    pub(super) fn new(query: usize, runs: &[Run], moved: Moved, link_bits_per_s: f64) -> Self {
         let of = |get: fn(&Run) -> f64| median(&runs.iter().map(get).collect::<Vec<f64>>());
         let (coordinator_s, slowest_s) = (of(|run| run.coordinator_s), of(Run::slowest_s));
+        let with_link = |bytes: u64| coordinator_s + slowest_s + bytes as f64 * 8.0 / link_bits_per_s;
         Self {
             query,
             wall_s: of(|run| run.wall_s),
             coordinator_s,
             workers_s: of(Run::workers_s),
             slowest_s,
-            bytes,
-            predicted_s: coordinator_s + slowest_s + bytes as f64 * 8.0 / link_bits_per_s,
+            bytes: moved.bytes,
+            predicted_s: with_link(moved.most_bytes),
+            one_link_s: with_link(moved.bytes),
         }
     }
 }
@@ -74,6 +86,7 @@ pub(super) struct Step {
     pub(super) cpu_s: f64,
     pub(super) bytes: u64,
     pub(super) predicted_s: f64,
+    pub(super) one_link_s: f64,
     /// What the slowest worker of each query takes of the CPU seconds of all workers:
     /// with n workers 1/n where all take as much.
     pub(super) share: f64,
@@ -92,6 +105,7 @@ impl Step {
             cpu_s: sum(|query| query.coordinator_s) + workers_s,
             bytes: queries.iter().map(|query| query.bytes).sum(),
             predicted_s: sum(|query| query.predicted_s),
+            one_link_s: sum(|query| query.one_link_s),
             share: sum(|query| query.slowest_s) / workers_s,
             queries,
         }
@@ -117,26 +131,34 @@ mod tests {
         Run { wall_s: 1.0, coordinator_s, workers_s: workers_s.to_vec() }
     }
 
+    fn moved(bytes: u64, most_bytes: u64) -> Moved {
+        Moved { bytes, most_bytes }
+    }
+
     #[test]
     fn the_slowest_worker_is_that_of_each_run() {
         // Each time another one has all of the work.
         let runs = [run(0.5, &[2.0, 0.0]), run(0.5, &[0.0, 2.0]), run(0.5, &[2.0, 0.0])];
-        let cost = QueryCost::new(7, &runs, 0, 1e10);
+        let cost = QueryCost::new(7, &runs, moved(0, 0), 1e10);
         assert_eq!((cost.query, cost.slowest_s, cost.workers_s, cost.predicted_s), (7, 2.0, 2.0, 2.5));
     }
 
     #[test]
     fn bytes_take_as_long_as_the_link_needs() {
-        // Two gigabytes over ten gigabits a second.
-        let cost = QueryCost::new(1, &[run(0.25, &[1.0, 0.5])], 2_000_000_000, 1e10);
-        assert_eq!(cost.predicted_s, 0.25 + 1.0 + 1.6);
+        // Two gigabytes, of which half comes to one machine, over ten gigabits a second.
+        let moved = moved(2_000_000_000, 1_000_000_000);
+        let cost = QueryCost::new(1, &[run(0.25, &[1.0, 0.5])], moved, 1e10);
+        assert_eq!(cost.predicted_s, 0.25 + 1.0 + 0.8);
+        assert_eq!(cost.one_link_s, 0.25 + 1.0 + 1.6);
     }
 
     #[test]
     fn a_step_is_the_sum_of_its_queries_and_is_faster_by_what_is_predicted() {
         let step = |workers: usize, costs: [&[f64]; 2]| {
             let queries = [1, 2].into_iter().zip(costs);
-            let cost = |(query, workers_s)| QueryCost::new(query, &[run(0.5, workers_s)], 10, f64::INFINITY);
+            let cost = |(query, workers_s)| {
+                QueryCost::new(query, &[run(0.5, workers_s)], moved(10, 5), f64::INFINITY)
+            };
             Step::new(workers, 2, queries.map(cost).collect())
         };
         let one = step(1, [&[3.5], &[1.5]]);

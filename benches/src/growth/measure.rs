@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use shoal_data::sample::TpchTable;
 
-use super::cost::{QueryCost, Run, Step};
+use super::cost::{Moved, QueryCost, Run, Step};
 use super::{GrowthArgs, Question};
 use crate::client::Client;
 use crate::cluster::{Cluster, ClusterOptions};
@@ -135,9 +135,10 @@ async fn timed(client: &mut Client, sql: &str, processes: &Processes<u32>) -> Re
 }
 
 /// What EXPLAIN ANALYZE says that crossed zones.
-fn crossed_bytes(text: &str) -> Option<u64> {
-    let bytes = text.lines().find_map(|line| line.strip_prefix("crossed zones: ")?.strip_suffix(" bytes"));
-    bytes?.parse().ok()
+fn crossed_bytes(text: &str) -> Option<Moved> {
+    let line = text.lines().find_map(|line| line.strip_prefix("crossed zones: "))?;
+    let (all, most) = line.strip_suffix(" to one node")?.split_once(" bytes, at most ")?;
+    Some(Moved { bytes: all.parse().ok()?, most_bytes: most.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -147,8 +148,10 @@ mod tests {
     #[test]
     fn what_crossed_zones_is_found_at_the_end_of_a_plan() {
         let plan = "┌─ Stage 1 ── 2 tasks on a, b ── time 3 µs, sent 7 rows, 80 B\n└─\nattempts: 1\n";
-        assert_eq!(crossed_bytes(&format!("{plan}crossed zones: 14432 bytes\n")), Some(14_432));
-        assert_eq!(crossed_bytes(plan), None);
-        assert_eq!(crossed_bytes("crossed zones: many bytes"), None);
+        let line = "crossed zones: 14432 bytes, at most 9000 to one node";
+        let moved = crossed_bytes(&format!("{plan}{line}\n")).unwrap();
+        assert_eq!((moved.bytes, moved.most_bytes), (14_432, 9_000));
+        assert!(crossed_bytes(plan).is_none());
+        assert!(crossed_bytes("crossed zones: many bytes, at most 1 to one node").is_none());
     }
 }

@@ -79,6 +79,14 @@ impl Report {
         }
     }
 
+    /// The same if all bytes went over one link.
+    fn speedup_one_link(&self) -> f64 {
+        match (self.steps.first(), self.steps.last()) {
+            (Some(first), Some(last)) => first.one_link_s / last.one_link_s,
+            _ => f64::NAN,
+        }
+    }
+
     fn right(&self) -> usize {
         self.steps.iter().map(|step| step.right).sum()
     }
@@ -94,6 +102,7 @@ impl Report {
             .with_list("workers", all(|step| step.workers as f64), 0)
             .with("right", format!("{}/{}", self.right(), self.asked()))
             .with_number("speedup", self.speedup())
+            .with_number("speedup_one_link", self.speedup_one_link())
             .with_list("predicted_s", all(|step| step.predicted_s), 2)
             .with_list("cpu_s", all(|step| step.cpu_s), 2)
             .with_list("moved_mb", all(|step| step.bytes as f64 / 1e6), 1)
@@ -200,7 +209,7 @@ async fn questions(args: &GrowthArgs, data: &TpchData) -> Result<Vec<Question>> 
 mod tests {
     use clap::Parser;
 
-    use super::cost::{QueryCost, Run};
+    use super::cost::{Moved, QueryCost, Run};
     use super::*;
 
     #[derive(Parser)]
@@ -216,7 +225,11 @@ mod tests {
     /// One query, all workers of which take as long.
     fn step(workers: usize, seconds: f64) -> Step {
         let run = Run { wall_s: 1.0, coordinator_s: 0.25, workers_s: vec![seconds; workers] };
-        Step::new(workers, 1, vec![QueryCost::new(6, &[run], 1_300_000, 1e10)])
+        Step::new(
+            workers,
+            1,
+            vec![QueryCost::new(6, &[run], Moved { bytes: 1_300_000, most_bytes: 650_000 }, 1e10)],
+        )
     }
 
     #[test]
@@ -236,7 +249,7 @@ mod tests {
         let report = Report { scale, shards: 32, optimized: false, runs: 1, link_gbit, steps };
         assert_eq!(
             report.summary().as_str(),
-            "growth scale=1 workers=1,4 right=2/2 speedup=3.40 predicted_s=4.25,1.25 cpu_s=4.25,4.25 \
+            "growth scale=1 workers=1,4 right=2/2 speedup=3.40 speedup_one_link=3.40 predicted_s=4.25,1.25 cpu_s=4.25,4.25 \
              moved_mb=1.3,1.3 share=1.00,0.25"
         );
         let table = report.table();

@@ -281,7 +281,8 @@ impl Engine {
             let mut text = format!("{text}attempts: {attempts}\n");
             if !self.attempts.zone().is_empty() {
                 let crossed = record.cross_zone_bytes.load(Ordering::Relaxed);
-                text.push_str(&format!("crossed zones: {crossed} bytes\n"));
+                let most = record.cross_zone_bytes_most.load(Ordering::Relaxed);
+                text.push_str(&format!("crossed zones: {crossed} bytes, at most {most} to one node\n"));
             }
             for loss in record.losses() {
                 text.push_str(&format!("lost: {loss}\n"));

@@ -94,6 +94,7 @@ impl Certifier {
             .collect();
         tables.sort_by(|one, other| one.table.cmp(&other.table));
         self.record.cross_zone_bytes.store(self.reads.crossed_bytes(), Ordering::Relaxed);
+        self.record.cross_zone_bytes_most.store(self.reads.crossed_bytes_most(), Ordering::Relaxed);
         let workers: BTreeSet<WorkerId> =
             self.planned.workers(&self.view).into_iter().chain(self.record.streamers()).collect();
         self.record.certify(Certificate {

@@ -73,6 +73,8 @@ pub struct QueryRecord {
     pub segments_total: AtomicU64,
     /// Bytes that crossed zones for its result, once that is complete.
     pub cross_zone_bytes: AtomicU64,
+    /// The most of them that came to one node.
+    pub cross_zone_bytes_most: AtomicU64,
     changing: Mutex<Changing>,
     cancel: CancellationToken,
 }
@@ -191,6 +193,7 @@ impl Registry {
             from_cache: AtomicBool::default(),
             segments_total: AtomicU64::default(),
             cross_zone_bytes: AtomicU64::default(),
+            cross_zone_bytes_most: AtomicU64::default(),
             changing: Mutex::new(Changing {
                 state: QueryState::Running,
                 class: None,

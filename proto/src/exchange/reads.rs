@@ -186,6 +186,11 @@ impl ReadLog {
         self.crossed.lock().values().sum()
     }
 
+    /// The most of it that came to one node.
+    pub fn crossed_bytes_most(&self) -> u64 {
+        self.crossed.lock().values().copied().max().unwrap_or(0)
+    }
+
     /// All that is known, by table.
     pub fn by_table(&self) -> BTreeMap<TableId, Reads> {
         let mut tables: BTreeMap<TableId, Reads> = BTreeMap::new();
@@ -232,5 +237,7 @@ mod tests {
         first.take_in_crossed(early);
         first.add_crossed(100);
         assert_eq!((near.crossed_bytes(), far.crossed_bytes(), first.crossed_bytes()), (7, 37, 137));
+        let most = [&near, &far, &first].map(|log| log.crossed_bytes_most());
+        assert_eq!(most, [7, 30, 100]);
     }
 }

@@ -38,8 +38,12 @@ async fn make_rows(client: &mut Client, options: &str) {
 /// How many bytes crossed zones for a query, and what it did.
 async fn crossed(client: &mut Client, sql: &str) -> (u64, String) {
     let text = in_time(client.text(&format!("EXPLAIN ANALYZE {sql}"))).await.unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("crossed zones: ")?.strip_suffix(" bytes"));
-    (line.expect(&text).parse().unwrap(), text)
+    let line = text.lines().find_map(|line| line.strip_prefix("crossed zones: "));
+    let (all, rest) = line.expect(&text).split_once(" bytes, at most ").expect(&text);
+    let (all, most): (u64, u64) =
+        (all.parse().unwrap(), rest.strip_suffix(" to one node").expect(&text).parse().unwrap());
+    assert!(most <= all && (most > 0) == (all > 0), "{text}");
+    (all, text)
 }
 
 #[test]
