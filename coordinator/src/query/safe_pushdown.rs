@@ -1,7 +1,7 @@
 //! DataFusion 55.2 pushes a filter through a projection by the names of its
 //! columns. A projection may have one name twice (both sides of a join that
 //! was turned round), and then the filter lands on the wrong column and rows
-//! are lost. Such plans keep their filters where they are.
+//! are lost. What is above such a projection keeps its filters where they are.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::config::ConfigOptions;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::projection::ProjectionExec;
 
 /// A rule that pushes filters down, for the plans that it is right for.
@@ -38,7 +39,13 @@ impl PhysicalOptimizerRule for SafePushdown {
         plan: Arc<dyn ExecutionPlan>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        if has_doubled_names(&plan)? { Ok(plan) } else { self.0.optimize(plan, config) }
+        if !has_doubled_names(&plan)? {
+            return self.0.optimize(plan, config);
+        }
+        // Each part below is a plan of its own, into which nothing comes from above.
+        let parts = plan.children().into_iter().map(|part| self.optimize(Arc::clone(part), config));
+        let parts = parts.collect::<Result<_>>()?;
+        replace_children_if_necessary(plan, parts)
     }
 
     fn name(&self) -> &str {
@@ -76,6 +83,7 @@ mod tests {
     use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
     use datafusion::physical_plan::displayable;
     use datafusion::physical_plan::filter::FilterExec;
+    use datafusion::physical_plan::union::UnionExec;
 
     use super::*;
 
@@ -126,6 +134,20 @@ mod tests {
         let plan = filtered(["x", "x"]);
         assert_eq!(text(&pushed(&plan)), text(&plan));
         assert!(!text(&plan).contains("predicate="));
+    }
+
+    #[test]
+    fn filters_beside_and_below_such_a_projection_go_down() {
+        let both = UnionExec::try_new(vec![filtered(["x", "x"]), filtered(["x", "y"])]).unwrap();
+        let plan = text(&pushed(&both));
+        assert_eq!(plan.matches("predicate=b@1 > 5").count(), 1, "{plan}");
+        let below = filtered(["x", "y"]);
+        let named = [(column("x", 0), "z".to_owned()), (column("y", 1), "z".to_owned())];
+        let projected: Plan = Arc::new(ProjectionExec::try_new(named, below).unwrap());
+        let predicate = BinaryExpr::new(column("z", 1), Operator::Lt, lit(7_i64));
+        let above: Plan = Arc::new(FilterExec::try_new(Arc::new(predicate), projected).unwrap());
+        let plan = text(&pushed(&above));
+        assert!(plan.contains("predicate=b@1 > 5") && plan.contains("FilterExec: z@1 < 7"), "{plan}");
     }
 
     #[test]
