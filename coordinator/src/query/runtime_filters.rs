@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::Schema;
 use datafusion::common::{JoinType, NullEquality, Result};
-use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::aggregates::AggregateExec;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::filter::FilterExec;
@@ -150,14 +151,50 @@ fn filtered(
 
 /// Whether a node computes something of its rows which may be an error.
 fn computes(node: &Arc<dyn ExecutionPlan>) -> bool {
-    if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
-        let schema = projection.input().schema();
-        return projection.expr().iter().any(|projected| {
-            !projected.expr.is::<Column>() && magnitude(&projected.expr, &schema).is_none()
-        });
-    }
     // The filter of a join and the like.
-    node.is::<FilterExec>() || node.is::<HashJoinExec>()
+    if node.is::<FilterExec>() || node.is::<HashJoinExec>() {
+        return true;
+    }
+    let schema = |input: &Arc<dyn ExecutionPlan>| input.schema();
+    let may_fail = |expr: &Arc<dyn PhysicalExpr>, schema: &Schema| {
+        !expr.is::<Column>() && magnitude(expr, schema).is_none()
+    };
+    if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
+        let schema = schema(projection.input());
+        return projection.expr().iter().any(|projected| may_fail(&projected.expr, &schema));
+    }
+    if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+        return computes_groups(aggregate, |expr| may_fail(expr, &aggregate.input_schema()));
+    }
+    if let Some(sort) = node.downcast_ref::<SortExec>() {
+        let schema = schema(sort.input());
+        return sort.expr().iter().any(|key| may_fail(&key.expr, &schema));
+    }
+    if let Some(dealt) = node.downcast_ref::<RepartitionExec>()
+        && let Partitioning::Hash(keys, _) = dealt.partitioning()
+    {
+        let schema = schema(dealt.input());
+        return keys.iter().any(|key| may_fail(key, &schema));
+    }
+    false
+}
+
+/// Whether something may fail of what is computed of rows before they are grouped and aggregated: one that
+/// puts groups together takes them as they come.
+fn computes_groups(aggregate: &AggregateExec, may_fail: impl Fn(&Arc<dyn PhysicalExpr>) -> bool) -> bool {
+    match aggregate.mode() {
+        AggregateMode::Final | AggregateMode::FinalPartitioned | AggregateMode::PartialReduce => {
+            return false;
+        }
+        AggregateMode::Partial | AggregateMode::Single | AggregateMode::SinglePartitioned => {}
+    }
+    let functions = aggregate.aggr_expr().iter();
+    let mut taken = functions.flat_map(|function| {
+        function.expressions().into_iter().chain(function.order_bys().iter().map(|key| Arc::clone(&key.expr)))
+    });
+    aggregate.group_expr().expr().iter().any(|(group, _)| may_fail(group))
+        || aggregate.filter_expr().iter().flatten().any(&may_fail)
+        || taken.any(|expr| may_fail(&expr))
 }
 
 /// What deals a stage's rows to those that read them, and stays on top of it.

@@ -111,7 +111,7 @@ impl World {
         }
         let staying: BTreeSet<WorkerId> =
             candidates_of(&live, &state, &bytes_to_come(&state, &live)).into_iter().map(|it| it.id).collect();
-        self.misplaced(&state, &staying, &here).or_else(|| self.left_over(&state, &here))
+        self.misplaced(&state, &staying, &here).or_else(|| self.left_over(&state, &staying, &here))
     }
 
     /// A shard that is not where it should be, or copies that are not where the
@@ -154,15 +154,23 @@ impl World {
     /// A worker that has other files than the catalog counts on. Who is drained keeps its copies,
     /// and is counted on for one that it lost, while somebody who should have one is away and no
     /// other worker can take that place.
-    fn left_over(&self, state: &State, here: &BTreeSet<&WorkerId>) -> Option<String> {
+    fn left_over(
+        &self,
+        state: &State,
+        staying: &BTreeSet<WorkerId>,
+        here: &BTreeSet<&WorkerId>,
+    ) -> Option<String> {
         for (at, worker) in self.workers.iter().enumerate().filter(|(at, _)| Some(*at) != self.away) {
             let mut counted = BTreeSet::new();
             let mut waits = BTreeSet::new();
+            let is_draining = state.workers().any(|it| it.id == worker.id && it.is_draining);
             for table in state.tables() {
                 for segment in table.segments.iter().filter(|it| it.replicas.contains(&worker.id)) {
                     counted.insert(segment.name());
-                    let mut placed = table.placement.get(segment.shard as usize).into_iter().flatten();
-                    if !table.should_hold(segment.shard, &worker.id) && placed.any(|it| !here.contains(it)) {
+                    let placed = table.placement.get(segment.shard as usize).map_or(&[][..], Vec::as_slice);
+                    let is_away = placed.iter().any(|it| !here.contains(it));
+                    let nobody_can = staying.iter().all(|it| placed.contains(it));
+                    if is_draining && is_away && nobody_can && !placed.contains(&worker.id) {
                         waits.insert(segment.name());
                     }
                 }

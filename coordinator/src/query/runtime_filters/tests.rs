@@ -187,6 +187,38 @@ fn groups_that_lost_rows_are_computed_with_where_that_is_no_error() {
 }
 
 #[test]
+fn groups_that_lost_rows_are_aggregated_where_that_is_no_error() {
+    let counted = counted_by_key();
+    let schema = counted.schema();
+    let count = || col(&counted, 1);
+    let part = || binary(lit(12_i64), Operator::Divide, count(), &schema).unwrap();
+    let is_large = || Some(binary(part(), Operator::Gt, lit(3_i64), &schema).unwrap());
+    for (argument, filter, is_below) in
+        [(count(), None, true), (part(), None, false), (count(), is_large(), false)]
+    {
+        let function = AggregateExprBuilder::new(count_udaf(), vec![argument])
+            .schema(Arc::clone(&schema))
+            .alias("m")
+            .build()
+            .unwrap();
+        let groups = PhysicalGroupBy::new_single(vec![(col(&counted, 0), "b".to_owned())]);
+        let aggregate = AggregateExec::try_new(
+            AggregateMode::Partial,
+            groups,
+            vec![Arc::new(function)],
+            vec![filter],
+            Arc::clone(&counted),
+            Arc::clone(&schema),
+        );
+        let lines = text(&made_of(inner(sent(scan("a")), sent(Arc::new(aggregate.unwrap())), [0, 0])));
+        // Below the upper aggregate in any case, and below the lower one where nothing fails.
+        let aggregates: Vec<usize> = lines.match_indices("AggregateExec").map(|(at, _)| at).collect();
+        let filter = lines.find("RuntimeFilterExec").unwrap();
+        assert_eq!((filter > aggregates[0], filter > aggregates[1]), (true, is_below), "{lines}");
+    }
+}
+
+#[test]
 fn no_row_is_left_out_below_a_limit() {
     let limited: Plan = Arc::new(LocalLimitExec::new(scan("b"), 5));
     let lines = text(&made_of(inner(sent(scan("a")), sent(limited), [0, 0])));
