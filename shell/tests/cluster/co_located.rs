@@ -191,7 +191,7 @@ fn setup() -> Vec<String> {
     };
     let digits = [
         format!("CREATE TABLE cl_digits {}", by("k VARCHAR, n BIGINT", "k")),
-        format!("INSERT INTO cl_digits {}", rows("CAST(n AS VARCHAR), n", 3, 500)),
+        format!("INSERT INTO cl_digits {}", rows("CAST(n AS VARCHAR) AS k, n", 3, 500)),
     ];
     [
         texts("cl_text", 1, ROWS),

@@ -24,7 +24,7 @@ fn sources(layout: &str) -> [String; 4] {
     };
     let rows = |table: &str, step: i64| {
         format!(
-            "INSERT INTO {table} SELECT value * {step}, value % 101, 'some text of row ' || value % 5000, \
+            "INSERT INTO {table} SELECT value * {step}, value % 101, 'some text of row ' || (value % 5000), \
              CASE WHEN value % 3 > 0 THEN value / 8.0 END FROM generate_series(1, {ROWS})"
         )
     };
@@ -71,7 +71,7 @@ const STAYING: [(&str, &[&str]); 9] = [
         &[
             "CREATE TABLE ql_cast (k SMALLINT, missing VARCHAR, f REAL, s VARCHAR, n BIGINT) \
              WITH (shards = 4, shard_key = 'k')",
-            "INSERT INTO ql_cast (s, n, k, f) SELECT g, f, nullif(g, 5), f FROM ql_a",
+            "INSERT INTO ql_cast (s, n, k, f) SELECT g, f AS n, nullif(g, 5), f FROM ql_a",
         ],
     ),
     (
@@ -236,7 +236,7 @@ async fn check_rows(client: &mut Client, table: &str) {
         ("count(*)", ROWS),
         ("count(DISTINCT k)", ROWS),
         ("sum(k)", ROWS * (ROWS + 1) / 2),
-        ("count(*) FILTER (WHERE s = 'some text of row ' || k % 5000)", ROWS),
+        ("count(*) FILTER (WHERE s = 'some text of row ' || (k % 5000))", ROWS),
     ] {
         let found = client.number(&format!("SELECT {what} FROM {table}")).await.unwrap();
         assert_eq!(found, expected, "{what} of {table}");
@@ -300,7 +300,7 @@ fn a_load_of_a_query_that_fails_or_is_given_up_leaves_nothing() {
         // cast; and an operator that breaks.
         for (select, expected) in [
             ("nullif(k, 12345), s FROM ql_a", "which is NOT NULL"),
-            ("CAST(s AS BIGINT), s FROM ql_a", "annot cast"),
+            ("CAST(s AS BIGINT) AS k, s FROM ql_a", "annot cast"),
             ("shoal_panic(k, 12345), s FROM ql_a", "panicked"),
             ("shoal_panic(k, 12345), max(s) FROM ql_a GROUP BY k, f", "panicked"),
         ] {
