@@ -179,7 +179,10 @@ impl Attempts {
                 Err(error) => Event::NoWorkerLeft(Failure::from(error)),
                 Ok(view) => match self.try_once(pinned, view, &mut attempted).await {
                     Ok(released) => return Ok(released),
-                    Err(error) => Event::Failed(Failure::from(error)),
+                    Err(error) => match pinned.stay.as_ref().and_then(|stay| stay.taker.refusal()) {
+                        Some(refusal) => Event::Refused(refusal),
+                        None => Event::Failed(Failure::from(error)),
+                    },
                 },
             };
             let losses = attempted.losses().len();

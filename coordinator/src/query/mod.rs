@@ -47,7 +47,7 @@ pub use registry::{QueryRecord, QueryState, Registry, Running};
 pub use result_cache::{CacheUsage, Filling, Grounds, KeptResult, ResultCache, ResultKey};
 pub(crate) use rewrite::reads_own_tables;
 pub use rewrite::{as_meant, reads_data};
-pub use rows_stay::{LastTasks, Stay, TakesRows};
+pub use rows_stay::{LastTasks, Refusal, Stay, TakesRows};
 pub(crate) use session_state::tables_of;
 pub use session_state::{Failover, Planning, StateTemplate, TIME_ZONE};
 pub use shard_table::ShardTable;

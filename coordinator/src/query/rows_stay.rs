@@ -35,12 +35,24 @@ use super::whole_plan::WholePlanExec;
 
 /// Takes the rows of a query on the workers that compute them.
 pub trait TakesRows: Send + Sync {
-    /// An attempt begins, and what the one before it gave is worth nothing. Whether rows are
-    /// still taken so: otherwise they come to the coordinator.
-    fn begin(&self) -> bool;
+    /// The attempt of this number begins, and what those before it gave is worth nothing. Whether
+    /// rows are still taken so: otherwise they come to the coordinator.
+    fn begin(&self, attempt: u32) -> bool;
+
+    /// Why the rows of the attempt that began last are not taken, where it is not the query that failed.
+    fn refusal(&self) -> Option<Refusal>;
 
     /// Takes all rows that these tasks give, once all of them have come to their end.
     fn take(self: Arc<Self>, last: LastTasks) -> BoxFuture<'static, Result<(), Failure>>;
+}
+
+/// That rows were computed, and not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub failure: Failure,
+    /// They may be taken where they come to the coordinator.
+    pub may_come_here: bool,
 }
 
 /// The tasks of an attempt that give its rows. Their plans are on their way.

@@ -19,7 +19,7 @@ use super::tasks::first_shard;
 use super::{Staged, WriteContext};
 use crate::Error;
 use crate::catalog::{bytes_in_change, check_change_bytes};
-use crate::query::{LastTasks, TakesRows};
+use crate::query::{LastTasks, Refusal, TakesRows};
 
 /// A write whose rows a query gives. Of its attempts the last one counts.
 pub struct RowsLoad {
@@ -28,10 +28,17 @@ pub struct RowsLoad {
     /// As workers are told of it.
     table_json: Bytes,
     write_id: WriteId,
-    /// What the attempt has come to that took rows last.
-    staged: Mutex<Option<Staged>>,
-    /// A worker could not write them, and another way may.
+    taking: Mutex<Taking>,
+    /// Workers could not write them, and another way may.
     is_given_up: AtomicBool,
+}
+
+/// What has come of an attempt.
+#[derive(Default)]
+struct Taking {
+    attempt: u32,
+    staged: Option<Staged>,
+    refusal: Option<Refusal>,
 }
 
 impl RowsLoad {
@@ -45,28 +52,39 @@ impl RowsLoad {
             table: Arc::clone(table),
             table_json: told(table)?,
             write_id: write_id.clone(),
-            staged: Mutex::default(),
+            taking: Mutex::default(),
             is_given_up: AtomicBool::new(false),
         })
     }
 
     /// The segments of all rows, where workers have made them.
     pub fn staged(&self) -> Option<Staged> {
-        self.staged.lock().take()
+        self.taking.lock().staged.take()
     }
 
-    /// The error of an attempt. What one worker could not write it may be that the coordinator
-    /// can, which says the last word; what would be wrong everywhere is told at once.
-    fn failure(&self, worker: &WorkerId, why: NotLoaded) -> Failure {
+    /// What an attempt fails with: the query's own error, or that its rows are refused.
+    fn failure(&self, attempt: u32, worker: &WorkerId, why: NotLoaded) -> Failure {
         match why {
             NotLoaded::Failed(failure) => failure,
-            NotLoaded::Refused(failure) if is_of_worker(failure.code) => {
+            NotLoaded::Refused(failure) => {
                 tracing::warn!(write_id = %self.write_id, %worker, %failure, "rows are not loaded where they are");
-                self.is_given_up.store(true, Ordering::Relaxed);
-                Failure::new(ErrorCode::Unavailable, failure.message).at(worker.as_str())
+                let may_come_here = is_of_worker(failure.code);
+                self.refuse(attempt, Refusal { failure, may_come_here })
             }
-            NotLoaded::Refused(failure) => failure,
         }
+    }
+
+    /// Notes why the rows of an attempt are not taken. What one worker could not write it may be
+    /// that the coordinator can, which says the last word; what would be wrong everywhere is
+    /// told at once.
+    fn refuse(&self, attempt: u32, refusal: Refusal) -> Failure {
+        let failure = refusal.failure.clone();
+        let mut taking = self.taking.lock();
+        if taking.attempt == attempt {
+            self.is_given_up.fetch_or(refusal.may_come_here, Ordering::Relaxed);
+            taking.refusal.get_or_insert(refusal);
+        }
+        failure
     }
 
     /// Has all of them make segments, at once: what one gives may wait for what is taken
@@ -81,8 +99,11 @@ impl RowsLoad {
             let part = part?;
             bytes_to_commit += bytes_in_change(&part.segments)?;
             staged = staged.with(part);
-            // Not only when all the rest is staged, too.
-            check_change_bytes(bytes_to_commit, staged.segments.len())?;
+            // Not only when all the rest is staged, too. The coordinator makes fewer and larger ones.
+            if let Err(error) = check_change_bytes(bytes_to_commit, staged.segments.len()) {
+                let refusal = Refusal { failure: Failure::from(error), may_come_here: true };
+                return Err(self.refuse(last.query.attempt, refusal));
+            }
         }
         Ok(staged)
     }
@@ -98,23 +119,34 @@ impl RowsLoad {
         };
         tracing::debug!(write_id = %self.write_id, %worker, index, "rows of a query are loaded");
         let asked = ask_rows(&self.context, worker, &self.table, rows, &last.query, &last.reads).await;
-        asked.map_err(|why| self.failure(worker, why))
+        asked.map_err(|why| self.failure(last.query.attempt, worker, why))
     }
 }
 
 impl TakesRows for RowsLoad {
-    fn begin(&self) -> bool {
+    fn begin(&self, attempt: u32) -> bool {
+        let begun = Taking { attempt, ..Taking::default() };
+        let before = std::mem::replace(&mut *self.taking.lock(), begun);
         // What an attempt before this one staged is discarded.
-        let before = self.staged.lock().take();
         drop(before);
         !self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    fn refusal(&self) -> Option<Refusal> {
+        self.taking.lock().refusal.clone()
     }
 
     fn take(self: Arc<Self>, last: LastTasks) -> BoxFuture<'static, Result<(), Failure>> {
         Box::pin(async move {
             let staged = self.load(&last).await?;
-            let before = self.staged.lock().replace(staged);
-            drop(before);
+            let mut taking = self.taking.lock();
+            // Another attempt may have begun, which does not count with this one's segments.
+            let discarded = match taking.attempt == last.query.attempt {
+                true => taking.staged.replace(staged),
+                false => Some(staged),
+            };
+            drop(taking);
+            drop(discarded);
             Ok(())
         })
     }

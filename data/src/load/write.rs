@@ -15,8 +15,10 @@ use super::stage::{self, Conditions, Durable};
 use super::{Announce, Holders, RowShape, WriteProgress};
 use crate::{SegmentWriter, Table};
 
-/// What one of many writes may hold at least.
+/// What all writes together may hold at least.
 const BUFFER_BYTES_MIN: usize = 16 * 1024 * 1024;
+/// What one of many may: more of them than share the buffers go beyond these.
+const SHARE_BYTES_MIN: usize = 2 * 1024 * 1024;
 /// Segments that are encoded and on their way to workers, beyond those that
 /// are being encoded.
 const SENDING_MAX: usize = 3;
@@ -45,7 +47,7 @@ impl WriteLimits {
     /// What one write may hold now: an equal share for each.
     fn share_bytes(&self) -> usize {
         let writes = self.writes.load(Ordering::Relaxed).max(1);
-        (self.buffer_bytes / writes).max(BUFFER_BYTES_MIN)
+        (self.buffer_bytes / writes).max(SHARE_BYTES_MIN)
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) async fn planned(
 ) -> datafusion::common::Result<PhysicalPlan> {
     let Pinned { planning, plan, options, timeline, .. } = pinned;
     // Told of each attempt, also where the rows of this one cannot stay.
-    let stay = pinned.stay.as_ref().filter(|stay| stay.taker.begin());
+    let stay = pinned.stay.as_ref().filter(|stay| stay.taker.begin(options.attempt));
     if let Some(stay) = stay
         && may_read(plan, stay.bytes_min)?
     {

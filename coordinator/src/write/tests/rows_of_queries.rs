@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
-use crate::query::{LastTasks, TakesRows};
+use crate::query::{LastTasks, Refusal, TakesRows};
 use crate::write::RowsLoad;
 
 /// What a worker does when it is asked for rows.
@@ -111,8 +111,8 @@ impl Loads for Loader {
 }
 
 /// What comes of an answer of `w1`: the error or how many rows, what is known to be read,
-/// and whether the next attempt asks workers again.
-async fn asked(answer: Answer) -> (Result<u64, Failure>, BTreeMap<TableId, Reads>, bool) {
+/// whether the next attempt asks workers again, and whether rows were refused.
+async fn asked(answer: Answer) -> (Result<u64, Failure>, BTreeMap<TableId, Reads>, bool, Option<Refusal>) {
     let fixture = Fixture::new(0).await;
     let (listener, address) = server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let service = LoadsServer::new(Loader { answer: Arc::new(Mutex::new(answer)) });
@@ -121,7 +121,7 @@ async fn asked(answer: Answer) -> (Result<u64, Failure>, BTreeMap<TableId, Reads
 
     let table = Arc::new(table(2, &["k"]));
     let load = Arc::new(RowsLoad::new(&fixture.context, &table, &WriteId::from("w")).unwrap());
-    assert!(load.begin());
+    assert!(load.begin(1));
     let reads = Arc::new(ReadLog::new());
     let query = QueryOptions {
         query: QueryId::random(),
@@ -145,16 +145,19 @@ async fn asked(answer: Answer) -> (Result<u64, Failure>, BTreeMap<TableId, Reads
         rows
     });
     assert!(load.staged().is_none());
-    let goes_on = load.begin();
+    let refusal = load.refusal();
+    let goes_on = load.begin(2);
+    assert!(load.refusal().is_none());
     if rows.is_err() {
         fixture.assert_nothing_is_left();
     }
-    (rows, reads.by_table(), goes_on)
+    (rows, reads.by_table(), goes_on, refusal)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_made_of_rows_counts_with_what_was_read_for_them() {
-    let (rows, read, goes_on) = asked(Answer::Makes(10, 10)).await;
+    let (rows, read, goes_on, refusal) = asked(Answer::Makes(10, 10)).await;
+    assert_eq!(refusal, None);
     assert_eq!(rows, Ok(10));
     assert_eq!(read, BTreeMap::from([(TableId(9), Reads { segments: 2, rows: 70, digest: 5 })]));
     assert!(goes_on);
@@ -163,7 +166,8 @@ async fn what_a_worker_made_of_rows_counts_with_what_was_read_for_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn segments_of_other_rows_than_the_query_gave_are_not_taken() {
     for answer in [Answer::Makes(9, 10), Answer::Makes(10, 9), Answer::MakesUnannounced] {
-        let (rows, read, _) = asked(answer.clone()).await;
+        let (rows, read, _, refusal) = asked(answer.clone()).await;
+        assert_eq!(refusal, None, "{answer:?}");
         let failure = rows.unwrap_err();
         assert_eq!((failure.code, failure.worker.as_deref()), (ErrorCode::Corrupt, Some("w1")), "{answer:?}");
         assert!(read.is_empty(), "{answer:?}");
@@ -174,23 +178,49 @@ async fn segments_of_other_rows_than_the_query_gave_are_not_taken() {
 async fn what_a_query_fails_with_is_told_as_it_is_and_may_be_tried_again_there() {
     for code in [ErrorCode::Unavailable, ErrorCode::Internal, ErrorCode::Invalid] {
         let failure = Failure::new(code, "an operator failed").at("w3");
-        let (rows, _, goes_on) = asked(Answer::Fails(failure.clone())).await;
-        assert_eq!((rows, goes_on), (Err(failure), true));
+        let (rows, _, goes_on, refusal) = asked(Answer::Fails(failure.clone())).await;
+        assert_eq!((rows, goes_on, refusal), (Err(failure), true, None));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_cannot_be_blame_nobody_and_those_that_a_worker_cannot_write_come_to_the_coordinator() {
+    let refused = |failure: Failure, may_come_here| Some(Refusal { failure, may_come_here });
     for code in [ErrorCode::Invalid, ErrorCode::Exhausted] {
-        let (rows, _, goes_on) = asked(Answer::Refuses(code)).await;
-        assert_eq!((rows, goes_on), (Err(Failure::new(code, "as it is")), true));
+        let (rows, _, goes_on, refusal) = asked(Answer::Refuses(code)).await;
+        let failure = Failure::new(code, "as it is");
+        assert_eq!((rows, goes_on, refusal), (Err(failure.clone()), true, refused(failure, false)));
     }
     for answer in
         [Answer::Refuses(ErrorCode::Unavailable), Answer::Refuses(ErrorCode::Timeout), Answer::IsOlder]
     {
-        let (rows, _, goes_on) = asked(answer.clone()).await;
+        let (rows, _, goes_on, refusal) = asked(answer.clone()).await;
         let failure = rows.unwrap_err();
-        assert_eq!((failure.code, failure.worker.as_deref()), (ErrorCode::Unavailable, Some("w1")));
-        assert!(failure.code.is_retryable() && !goes_on, "{answer:?}");
+        assert_eq!((refusal, goes_on), (refused(failure, true), false), "{answer:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_attempt_that_was_given_up_has_staged_does_not_count() {
+    let fixture = Fixture::new(0).await;
+    let load =
+        Arc::new(RowsLoad::new(&fixture.context, &Arc::new(table(2, &["k"])), &WriteId::from("w")).unwrap());
+    // Of no tasks all rows are taken at once.
+    let last = |attempt| LastTasks {
+        query: QueryOptions {
+            query: QueryId::random(),
+            attempt,
+            memory_limit_bytes: 1 << 20,
+            is_short: false,
+            settings: Vec::new(),
+        },
+        columns: Vec::new(),
+        tasks: Vec::new(),
+        reads: Arc::new(ReadLog::new()),
+    };
+    assert!(load.begin(2));
+    Arc::clone(&load).take(last(1)).await.unwrap();
+    assert!(load.staged().is_none());
+    Arc::clone(&load).take(last(2)).await.unwrap();
+    assert!(load.staged().is_some());
 }

@@ -5,14 +5,18 @@ use futures::future::BoxFuture;
 use super::*;
 use crate::query::planned_reads::PlannedReads;
 use crate::query::rows_stay::staying;
-use crate::query::{LastTasks, Stay, TakesRows};
+use crate::query::{LastTasks, Refusal, Stay, TakesRows};
 
 /// Takes no rows of a plan that is only made.
 struct Nobody;
 
 impl TakesRows for Nobody {
-    fn begin(&self) -> bool {
+    fn begin(&self, _: u32) -> bool {
         true
+    }
+
+    fn refusal(&self) -> Option<Refusal> {
+        None
     }
 
     fn take(self: Arc<Self>, _: LastTasks) -> BoxFuture<'static, Result<(), Failure>> {
