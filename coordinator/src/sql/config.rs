@@ -135,15 +135,15 @@ impl ExtensionOptions for ShoalConfig {
             entry(
                 "task_bytes",
                 size_text(self.task_bytes),
-                "Bytes to be read per task: a scan of fewer runs in fewer tasks. Small queries pay most for being \
-                 distributed.",
+                "Bytes to be read per task; the second task comes from two thirds of it on. Small queries pay most for \
+                 being distributed.",
             ),
             entry(
                 "load_task_bytes",
                 size_text(self.load_task_bytes),
                 "Bytes of Parquet files to be loaded per task, uncompressed: COPY of fewer than two such tasks reads and \
                  encodes on the coordinator, more on the workers. Rows of CREATE TABLE AS and INSERT ... SELECT are \
-                 encoded on the workers where the query reads as much.",
+                 encoded on the workers where the query reads as much, compressed.",
             ),
             entry(
                 "colocate",
