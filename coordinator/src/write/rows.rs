@@ -11,10 +11,11 @@ use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use shoal_data::Table;
 use shoal_proto::cluster::LoadRows;
-use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
+use shoal_proto::{Failure, WorkerId, WriteId};
 
 use super::ask::{NotLoaded, ask_rows, told};
 use super::load::StagedNames;
+use super::spread::is_worth_another;
 use super::tasks::first_shard;
 use super::{Staged, WriteContext};
 use crate::Error;
@@ -68,7 +69,8 @@ impl RowsLoad {
             NotLoaded::Failed(failure) => failure,
             NotLoaded::Refused(failure) => {
                 tracing::warn!(write_id = %self.write_id, %worker, %failure, "rows are not loaded where they are");
-                let may_come_here = is_of_worker(failure.code);
+                // It may reach other workers, and knows itself what is new.
+                let may_come_here = is_worth_another(failure.code);
                 self.refuse(attempt, Refusal { failure, may_come_here })
             }
         }
@@ -149,29 +151,5 @@ impl TakesRows for RowsLoad {
             drop(discarded);
             Ok(())
         })
-    }
-}
-
-/// Whether the coordinator may write what a worker refuses to: it may reach other workers, and
-/// it knows itself what is new.
-fn is_of_worker(code: ErrorCode) -> bool {
-    code.is_retryable() || matches!(code, ErrorCode::Timeout | ErrorCode::Unsupported)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_that_no_worker_can_write_are_told_at_once_and_all_else_is_tried_here() {
-        for (code, expected) in [
-            (ErrorCode::Unavailable, true),
-            (ErrorCode::Timeout, true),
-            (ErrorCode::Unsupported, true),
-            (ErrorCode::Invalid, false),
-            (ErrorCode::Exhausted, false),
-        ] {
-            assert_eq!(is_of_worker(code), expected, "{code:?}");
-        }
     }
 }

@@ -122,9 +122,9 @@ pub async fn spread(
     Ok(staged)
 }
 
-/// Whether another worker may do what one could not: also where that is of an older
-/// version, which knows no loads.
-fn is_worth_another(code: ErrorCode) -> bool {
+/// Whether another worker, or the coordinator, may do what one could not: also where that is of an
+/// older version, which knows no loads.
+pub(super) fn is_worth_another(code: ErrorCode) -> bool {
     code.is_retryable() || matches!(code, ErrorCode::Timeout | ErrorCode::Unsupported)
 }
 
