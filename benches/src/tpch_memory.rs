@@ -13,7 +13,7 @@ use crate::report::say;
 
 /// Of what a process may take, so many hundredths are for what queries are counted for: as much as
 /// a worker takes of a machine where nothing is said.
-const QUERIES_PERCENT: u64 = 60;
+const QUERIES_PERCENT: u64 = 50;
 /// What was held until the tables were there.
 const LOAD: &str = "load";
 /// What was held while no query of the cluster ran.

@@ -7,6 +7,7 @@ mod copy;
 mod create_table;
 mod create_view;
 mod ddl;
+mod kept_plans;
 mod lookup;
 mod many_rows;
 mod names;
@@ -50,6 +51,7 @@ use crate::sql::{LookedUp, ShoalConfig, SnapshotCatalogs, SystemTables, with_hin
 use crate::write::WriteContext;
 use crate::{CoordinatorConfig, Error, Session};
 
+use kept_plans::KeptPlans;
 pub use prepared::Prepared;
 use runtime::coordinator_runtime;
 
@@ -69,6 +71,7 @@ pub struct Engine {
     admission: Admission,
     registry: Registry,
     results: ResultCache,
+    plans: KeptPlans,
     /// Statements that change something, for as long as each runs.
     changes: TaskTracker,
     system: SystemTables,
@@ -192,6 +195,7 @@ impl Engine {
             admission,
             registry,
             results,
+            plans: KeptPlans::default(),
             imports,
             compute,
             object_stores: config.object_stores.clone().into(),

@@ -66,12 +66,17 @@ impl Planned {
         scope.is_caught_up && self.is_for(session, &scope.settings, scope.snapshot.version)
     }
 
-    /// Whether it was made for this session, these settings of it, and this version
-    /// of the catalog.
+    /// Whether it was made for this version of the catalog, and for this session with
+    /// these settings of it; or for one that had changed none, as this one has not.
     pub(super) fn is_for(&self, session: &Session, settings: &Settings, catalog_version: u64) -> bool {
         self.catalog_version == catalog_version
             && self.settings_version == settings.version
-            && self.session == session.id()
+            && (settings.version == 0 || self.session == session.id())
+    }
+
+    /// Whether it has an optimised plan.
+    pub(super) fn is_optimised(&self) -> bool {
+        self.optimised.is_some()
     }
 
     /// The plan as it was written.

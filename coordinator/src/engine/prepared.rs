@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use shoal_proto::Failure;
 
 use super::availability::availability_columns;
+use super::kept_plans::KeptPlan;
 use super::planned::{Asked, Planned, bytes_of, is_timeless, parameter_fields, with_values};
 use super::rebalance::moved_columns;
 use super::{Engine, Parameters, Scope};
@@ -132,7 +133,7 @@ impl Prepared {
     }
 
     /// What was planned, where that holds in this scope.
-    fn kept(&self, session: &Session, scope: &Scope) -> Option<Arc<Planned>> {
+    pub(super) fn kept(&self, session: &Session, scope: &Scope) -> Option<Arc<Planned>> {
         // System tables are filled when they are planned.
         let planned = self.planned.lock().clone();
         planned.filter(|kept| kept.is_of(session, scope) && !kept.reads_own_tables())
@@ -155,8 +156,28 @@ impl Engine {
     /// misspelt.
     pub async fn prepare(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
         session.touch();
+        if let Some(prepared) = self.prepared_before(session, sql).await {
+            return Ok(prepared);
+        }
         let (engine, session, sql) = (self.clone(), Arc::clone(session), sql.to_owned());
         self.on_compute(async move { engine.prepare_here(&session, &sql).await }).await
+    }
+
+    /// The same with the plan that is kept of this text; none where there is none.
+    async fn prepared_before(&self, session: &Session, sql: &str) -> Option<Arc<Prepared>> {
+        let (began, settings) = (Instant::now(), session.settings());
+        if !self.plans.may_have(&settings, sql) || self.cluster.catalog().catch_up().await.is_err() {
+            return None;
+        }
+        let kept = self.plans.find(session, &settings, self.catalog().version, sql)?;
+        Some(Arc::new(Prepared {
+            sql: sql.to_owned(),
+            statement: kept.statement,
+            columns: kept.columns,
+            parameters: kept.parameters,
+            planned: Mutex::new(Some(kept.planned)),
+            took: began.elapsed(),
+        }))
     }
 
     async fn prepare_here(&self, session: &Arc<Session>, sql: &str) -> Result<Arc<Prepared>, Error> {
@@ -211,6 +232,15 @@ impl Engine {
             None => Schema::empty(),
         };
         let planned = plan.map(|plan| Arc::new(Planned::of(session, &scope, plan, optimised)));
+        if let (Statement::Query(_), Some(planned), true) = (&statement, &planned, scope.is_caught_up) {
+            let plan = KeptPlan {
+                statement: statement.clone(),
+                columns: Arc::clone(&columns),
+                parameters: parameters.clone(),
+                planned: Arc::clone(planned),
+            };
+            self.plans.keep(&scope.settings, scope.snapshot.version, sql, plan);
+        }
         Ok(Arc::new(Prepared {
             sql: sql.to_owned(),
             statement,
@@ -322,4 +352,4 @@ fn result_columns(optimised: &LogicalPlan) -> SchemaRef {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -217,7 +217,7 @@ impl WorkerSettings {
             zone: layers.optional::<String>("zone")?.unwrap_or_default(),
             object_stores: layers.list("object_store")?,
             import_roots: layers.list("import_root")?,
-            memory_limit: layers.value("memory_limit", || share_of_memory(60))?,
+            memory_limit: layers.value("memory_limit", || share_of_memory(50))?,
             threads: layers.value("threads", cores)?,
             scrub_rate: layers.value("scrub_rate", || ByteSize(SCRUB_BYTES_PER_SECOND_DEFAULT))?,
             drain: layers.value("drain", || false)?,
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_share_of_memory_is_whole_mebibytes() {
-        let share = share_of_memory(60);
+        let share = share_of_memory(50);
         assert!(share.0 > 0 && share.0.is_multiple_of(1 << 20));
     }
 }

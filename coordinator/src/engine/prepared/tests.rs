@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 use crate::query::{reads_data, tables_of};
 use crate::sql::RESULT_CACHE_SETTING;
 
-async fn engine(dir: &Path) -> Engine {
+pub(in crate::engine) async fn engine(dir: &Path) -> Engine {
     let catalog = Catalog::alone(&dir.join("catalog")).await.unwrap();
     let cluster = Arc::new(Cluster::new(catalog, Duration::from_secs(300)));
     let spill = dir.join("spill");
@@ -26,7 +26,7 @@ async fn engine(dir: &Path) -> Engine {
 }
 
 /// Makes the table `t` with one column `a` of this type, which is its shard key.
-async fn make_table(engine: &Engine, data_type: DataType) -> TableId {
+pub(in crate::engine) async fn make_table(engine: &Engine, data_type: DataType) -> TableId {
     let catalog = engine.cluster.catalog();
     let Outcome::Table(id) = catalog.apply(Command::ReserveTable).await.unwrap() else {
         panic!("no table id");
