@@ -49,7 +49,7 @@ pub struct TpchArgs {
     /// Copies of each shard [default: as many as a table gets]
     #[arg(long)]
     pub replicas: Option<u32>,
-    /// Memory of each process of the cluster: half of it is for queries, which spill what does not fit. What each
+    /// Memory of each process of the cluster: half of it beyond 256 MiB is for queries, which spill what does not fit. What each
     /// took for each query is measured, and counted where it was more
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_per_worker: Option<u64>,

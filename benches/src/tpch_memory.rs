@@ -6,14 +6,12 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
+use shoal::config::memory_for_queries;
 
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::process::{peak_bytes, reset_peak};
 use crate::report::say;
 
-/// Of what a process may take, so many hundredths are for what queries are counted for: as much as
-/// a worker takes of a machine where nothing is said.
-const QUERIES_PERCENT: u64 = 50;
 /// What was held until the tables were there.
 const LOAD: &str = "load";
 /// What was held while no query of the cluster ran.
@@ -44,10 +42,10 @@ struct Peaks {
     bytes: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
-/// Has each process of a cluster take no more than so many bytes, most of them for queries. One
-/// query may take all of that on each.
+/// Has each process of a cluster take no more than so many bytes: as many of them are for queries as
+/// on a machine with so much memory where nothing is said. One query may take all of those on each.
 pub fn limit_each(options: &mut ClusterOptions, limit_bytes: u64) {
-    let for_queries = limit_bytes / 100 * QUERIES_PERCENT;
+    let for_queries = memory_for_queries(limit_bytes);
     options.worker_args.push(format!("--memory-limit={for_queries}"));
     options.coordinator_args.push(format!("--memory-limit={for_queries}"));
     options.coordinator_args.push(format!("--query-memory-limit={for_queries}"));
@@ -153,8 +151,10 @@ mod tests {
     #[test]
     fn what_is_not_for_queries_is_left_to_each_process() {
         let mut options = ClusterOptions::new(Program::this_executable().unwrap(), 1);
-        limit_each(&mut options, 1_000);
-        assert_eq!(options.worker_args, ["--memory-limit=600"]);
-        assert_eq!(options.coordinator_args, ["--memory-limit=600", "--query-memory-limit=600"]);
+        limit_each(&mut options, 1 << 30);
+        let bytes = 384 << 20;
+        assert_eq!(options.worker_args, [format!("--memory-limit={bytes}")]);
+        let coordinator = [format!("--memory-limit={bytes}"), format!("--query-memory-limit={bytes}")];
+        assert_eq!(options.coordinator_args, coordinator);
     }
 }

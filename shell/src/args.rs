@@ -163,7 +163,7 @@ pub struct WorkerArgs {
     /// its files here and not through them; repeatable [default: none]
     #[arg(long, value_name = "DIR")]
     pub import_root: Vec<String>,
-    /// Memory for queries; what needs more spills to disk or fails alone [default: half of the machine's]
+    /// Memory for queries; what needs more spills to disk or fails alone [default: half of the machine's beyond 256 MiB]
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<String>,
     /// Threads that compute [default: the cores]

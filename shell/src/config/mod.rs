@@ -14,7 +14,8 @@ pub use error::ConfigError;
 pub use layers::Layers;
 pub use logging::start_logging;
 pub use node::{
-    CoordinatorSettings, LogFormat, LogSettings, NodeSettings, WorkerSettings, cores, share_of_memory,
+    CoordinatorSettings, LogFormat, LogSettings, NodeSettings, WorkerSettings, cores, memory_for_queries,
+    share_of_memory,
 };
 pub use source::{Resolved, Source};
 pub use value::{ByteSize, Value};

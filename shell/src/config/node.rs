@@ -16,6 +16,9 @@ use super::{ByteSize, ConfigError, Layers, Value};
 
 /// Memory that a node plans with where nobody can say how much there is.
 const MEMORY_UNKNOWN_BYTES: u64 = 4 << 30;
+/// What a worker's process takes at most whatever it does: its program, footers that it keeps,
+/// connections.
+const PROCESS_BYTES: u64 = 256 << 20;
 
 /// Memory that the rows of one write may take where nobody says.
 const WRITE_BUFFER_BYTES: u64 = 384 << 20;
@@ -217,7 +220,7 @@ impl WorkerSettings {
             zone: layers.optional::<String>("zone")?.unwrap_or_default(),
             object_stores: layers.list("object_store")?,
             import_roots: layers.list("import_root")?,
-            memory_limit: layers.value("memory_limit", || share_of_memory(50))?,
+            memory_limit: layers.value("memory_limit", || ByteSize(memory_for_queries(memory())))?,
             threads: layers.value("threads", cores)?,
             scrub_rate: layers.value("scrub_rate", || ByteSize(SCRUB_BYTES_PER_SECOND_DEFAULT))?,
             drain: layers.value("drain", || false)?,
@@ -232,8 +235,21 @@ pub fn cores() -> usize {
 
 /// A share of the machine's memory, or of this container's, in whole MiB.
 pub fn share_of_memory(percent: u64) -> ByteSize {
-    let total = memory_bytes().unwrap_or(MEMORY_UNKNOWN_BYTES);
-    ByteSize((total / 100 * percent) >> 20 << 20)
+    ByteSize((memory() / 100 * percent) >> 20 << 20)
+}
+
+/// What queries are counted for, in whole MiB, where a worker's process may take so many
+/// bytes: half of what is left beside the process itself. The other half is for what they
+/// take and nobody counts: what was read and is not decoded yet, rows between operators,
+/// copies while something grows.
+pub fn memory_for_queries(process_bytes: u64) -> u64 {
+    let beside = process_bytes.saturating_sub(PROCESS_BYTES).max(process_bytes / 2);
+    (beside / 2) >> 20 << 20
+}
+
+/// The memory of this machine, or of this container.
+fn memory() -> u64 {
+    memory_bytes().unwrap_or(MEMORY_UNKNOWN_BYTES)
 }
 
 fn memory_bytes() -> Option<u64> {
@@ -326,6 +342,13 @@ impl Value for LogFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn queries_take_half_of_what_is_left_beside_the_process() {
+        for (process_mib, queries_mib) in [(24 << 10, 12_160), (1024, 384), (512, 128), (300, 75), (1, 0)] {
+            assert_eq!(memory_for_queries(process_mib << 20), queries_mib << 20, "{process_mib} MiB");
+        }
+    }
 
     #[test]
     fn node_urls_are_forgiving_about_the_scheme() {
