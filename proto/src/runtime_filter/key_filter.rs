@@ -119,22 +119,31 @@ impl KeyFilter {
         if self.rows == 0 {
             return Ok(BooleanArray::new(BooleanBuffer::new_unset(rows), None));
         }
-        let mut keep = match rows_with_key(keys) {
-            Some(valid) => valid.into_inner(),
-            None => BooleanBuffer::new_set(rows),
+        let mut keep = match &self.bloom {
+            // What is outside of the bounds is hardly ever in there.
+            Some(bloom) => {
+                let mut hashes = Vec::new();
+                hash_keys(keys, rows, &mut hashes)?;
+                BooleanBuffer::collect_bool(rows, |row| bloom.may_have(hashes[row]))
+            }
+            None => self.between(keys, rows)?,
         };
+        if let Some(valid) = rows_with_key(keys) {
+            keep = &keep & valid.inner();
+        }
+        Ok(BooleanArray::new(keep, None))
+    }
+
+    /// Which rows have a key between the bounds of each column.
+    fn between(&self, keys: &[ArrayRef], rows: usize) -> Result<BooleanBuffer> {
+        let mut keep = BooleanBuffer::new_set(rows);
         for (key, bounds) in keys.iter().zip(&self.bounds) {
             let Some(Bounds { min, max }) = bounds else { continue };
             let is_enough = gt_eq(key, &min.to_scalar()?)?;
             let is_little = lt_eq(key, &max.to_scalar()?)?;
             keep = &(&keep & is_enough.values()) & is_little.values();
         }
-        if let Some(bloom) = &self.bloom {
-            let mut hashes = Vec::new();
-            hash_keys(keys, rows, &mut hashes)?;
-            keep = BooleanBuffer::collect_bool(rows, |row| keep.value(row) && bloom.may_have(hashes[row]));
-        }
-        Ok(BooleanArray::new(keep, None))
+        Ok(keep)
     }
 
     /// For the wire, as that of one task of so many.

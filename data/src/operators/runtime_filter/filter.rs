@@ -315,6 +315,7 @@ impl Filtering {
         match left_out {
             0 if self.coalescer.is_empty() => return Ok(Some(batch)),
             0 => self.coalescer.push_batch(batch)?,
+            _ if left_out == rows => {}
             _ => self.coalescer.push_batch_with_filter(batch, &keep)?,
         }
         timer.done();
