@@ -11,6 +11,7 @@ mod guard;
 mod in_place;
 mod join_room;
 mod keepable;
+mod late_materialization;
 mod limited_side;
 mod merge_joins;
 mod merge_memory;

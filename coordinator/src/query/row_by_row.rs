@@ -5,13 +5,21 @@ use std::sync::Arc;
 
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 
+use super::late_materialization::LateMaterialization;
+
 /// A rule of the planner.
 type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 
 /// The rules that change a projection of a filter of one scan in one partition, or
 /// look at it. Others are about joins, aggregates, orders, limits and partitions.
-const RULES: [&str; 5] =
-    ["FilterPushdown", "ProjectionPushdown", "EnsureCooperative", "FilterPushdown(Post)", "SanityCheckPlan"];
+const RULES: [&str; 6] = [
+    "FilterPushdown",
+    "ProjectionPushdown",
+    "EnsureCooperative",
+    "FilterPushdown(Post)",
+    "SanityCheckPlan",
+    LateMaterialization::NAME,
+];
 
 /// Of all rules, those that such a plan needs, in their order.
 pub(super) fn rules(all: &[Rule]) -> Vec<Rule> {
@@ -57,6 +65,7 @@ mod tests {
         let state = context().state();
         let mut all = SafePushdown::in_all(state.physical_optimizers());
         all.push(Arc::new(YieldInJoins));
+        all.push(Arc::new(LateMaterialization));
         let few = rules(&all);
         let names: Vec<&str> = few.iter().map(|rule| rule.name()).collect();
         for rule in RULES {

@@ -29,6 +29,7 @@ use shoal_proto::{Channels, QueryPool, TableId};
 use super::guard;
 use super::in_place::{JoinInPlace, OneSideMoves};
 use super::join_room::{JoinRoom, Joins};
+use super::late_materialization::LateMaterialization;
 use super::limited_side::LimitOnce;
 use super::merge_joins::{MergeLargeJoins, has_mergeable};
 use super::plain_text::with_plain_text;
@@ -99,7 +100,9 @@ impl StateTemplate {
         shoal_data::functions::register(&mut builder);
         let state = builder.build();
         let rules = MergeLargeJoins::among(SafePushdown::in_all(state.physical_optimizers()));
-        let rules = JoinInPlace::among(rules);
+        let mut rules = JoinInPlace::among(rules);
+        // The last one: see there.
+        rules.push(Arc::new(LateMaterialization));
         let state =
             SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
         let row_by_row = SessionStateBuilder::new_from_existing(state.clone())

@@ -30,7 +30,7 @@ const EXCHANGED: [&str; 5] = [
 ];
 
 /// Each query, and whether rows are left out for it.
-const QUERIES: [(&str, bool); 13] = [
+const QUERIES: [(&str, bool); 15] = [
     ("SELECT f.id, f.v, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k", true),
     ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.s = d.s AND f.v < 6", true),
     ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k AND f.s = d.s", true),
@@ -47,6 +47,8 @@ const QUERIES: [(&str, bool); 13] = [
     ("SELECT f.id, d.name FROM rf.facts f FULL JOIN rf.few d ON f.k = d.k", false),
     ("SELECT id FROM rf.facts f WHERE NOT EXISTS (SELECT 1 FROM rf.few d WHERE f.k = d.k)", false),
     ("SELECT k FROM rf.facts INTERSECT SELECT k FROM rf.few", false),
+    ("SELECT f.id, f.s, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k WHERE f.v > 2", true),
+    ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.s = d.s WHERE f.s LIKE '%1%' AND f.v < 5", true),
 ];
 
 async fn exchanging(cluster: &shoal_benches::Cluster) -> Client {
@@ -82,6 +84,8 @@ fn check(workers: usize) {
         }
         let mut without = exchanging(cluster).await;
         without.update("SET shoal.runtime_filters = off").await.unwrap();
+        let mut late = exchanging(cluster).await;
+        late.update("SET shoal.late_materialization = on").await.unwrap();
         let mut failures = Vec::new();
         for (sql, has_filter) in QUERIES {
             let expected = oracle.expect(sql, Numbers::Exact).await.unwrap();
@@ -104,6 +108,12 @@ fn check(workers: usize) {
             let (schema, batches) = without.query_with_schema(sql).await.unwrap();
             if let Err(difference) = expected.check(&schema, &batches) {
                 failures.push(format!("{sql}, without filters: {difference}"));
+            }
+            for _ in 0..3 {
+                let (schema, batches) = late.query_with_schema(sql).await.unwrap();
+                if let Err(difference) = expected.check(&schema, &batches) {
+                    failures.push(format!("{sql}, with late materialization: {difference}"));
+                }
             }
             let plan = without.text(&format!("EXPLAIN {sql}")).await.unwrap();
             assert!(!plan.contains("RuntimeFilterExec") && !plan.contains("JoinKeysExec"), "{plan}");

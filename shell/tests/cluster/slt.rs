@@ -91,6 +91,32 @@ fn files_hold_with_merged_joins_on_four_workers() {
     check_merged(shared(4));
 }
 
+/// The same where scans evaluate their filters before they decode other columns.
+fn check_late(cluster: &Cluster) {
+    let _logs = cluster.show_logs_on_failure();
+    check(async || {
+        let mut client = many_tasks(cluster).await?;
+        client.update("SET shoal.late_materialization = on").await?;
+        Ok(Engine::Cluster(Box::new(client)))
+    });
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+#[test]
+fn files_hold_with_late_materialization_on_one_worker() {
+    check_late(shared(1));
+}
+
+#[test]
+fn files_hold_with_late_materialization_on_two_workers() {
+    check_late(shared(2));
+}
+
+#[test]
+fn files_hold_with_late_materialization_on_four_workers() {
+    check_late(shared(4));
+}
+
 #[test]
 fn joins_and_groups_of_small_tables_are_distributed() {
     let cluster = shared(4);
