@@ -3,6 +3,7 @@
 mod hand_on;
 mod once;
 mod pieces;
+mod plain_filter;
 mod runtime_filter;
 mod slices;
 
@@ -18,6 +19,7 @@ use self::once::Once;
 use self::pieces::InPieces;
 use self::slices::InSlices;
 
+pub use self::plain_filter::is_plain_filter;
 pub use self::runtime_filter::{
     FilterKeys, JoinKeysExec, ROWS_PRUNED_METRIC, RuntimeFilterExec, into_scans, passage,
 };

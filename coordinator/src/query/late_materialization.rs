@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::Schema;
 use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::config::ConfigOptions;
@@ -12,15 +11,12 @@ use datafusion::datasource::physical_plan::{
     FileScanConfig, FileScanConfigBuilder, FileSource, ParquetSource,
 };
 use datafusion::datasource::source::DataSourceExec;
-use datafusion::physical_expr::expressions::{
-    BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr, Literal,
-    NegativeExpr, NotExpr, TryCastExpr,
-};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::utils::collect_columns;
-use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
-use datafusion::physical_expr_common::physical_expr::is_volatile;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
+
+use shoal_data::operators::is_plain_filter;
 
 use super::scan_tasks::shard_scan;
 use crate::sql::ShoalConfig;
@@ -65,7 +61,10 @@ impl PhysicalOptimizerRule for LateMaterialization {
 fn late(scan: &FileScanConfig) -> Option<FileScanConfig> {
     let source = scan.file_source().downcast_ref::<ParquetSource>()?;
     let predicate = source.filter()?;
-    if scan.limit.is_some() || !is_plain(&predicate, scan.file_schema()) || !has_others(source, &predicate) {
+    if scan.limit.is_some()
+        || !is_plain_filter(&predicate, scan.file_schema())
+        || !has_others(source, &predicate)
+    {
         return None;
     }
     // In the order in which they stand: one may guard the next from an error.
@@ -79,37 +78,6 @@ fn has_others(source: &ParquetSource, predicate: &Arc<dyn PhysicalExpr>) -> bool
     let Some(given) = source.projection() else { return true };
     let given = given.as_ref().iter().flat_map(|given| collect_columns(&given.expr));
     given.into_iter().any(|column| !filtered.contains(&column))
-}
-
-/// Whether a filter means the same for each row wherever, and however often, it is evaluated.
-/// What is not known to is not plain. Filters that joins and first rows of an order push down
-/// while they run are not: one of a join of partitions tells by DataFusion's hash which
-/// partition a row is of, and shards are not always dealt to tasks in that way. Such filters
-/// rule out whole row groups only, which asks for no hash.
-fn is_plain(filter: &Arc<dyn PhysicalExpr>, columns: &Schema) -> bool {
-    let is_known = |node: &Arc<dyn PhysicalExpr>| match node.downcast_ref::<Column>() {
-        // Filters over nested columns are not evaluated there, and those behind them, which
-        // they may guard from an error, would be.
-        Some(column) => {
-            let field = columns.fields().get(column.index());
-            field.is_some_and(|field| field.name() == column.name() && !field.data_type().is_nested())
-        }
-        None => {
-            node.is::<Literal>()
-                || node.is::<BinaryExpr>()
-                || node.is::<InListExpr>()
-                || node.is::<LikeExpr>()
-                || node.is::<IsNullExpr>()
-                || node.is::<IsNotNullExpr>()
-                || node.is::<NotExpr>()
-                || node.is::<NegativeExpr>()
-                || node.is::<CaseExpr>()
-                || node.is::<CastExpr>()
-                || node.is::<TryCastExpr>()
-                || node.is::<ScalarFunctionExpr>()
-        }
-    };
-    !is_volatile(filter) && !filter.exists(|node| Ok(!is_known(node))).unwrap_or(true)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::execution::SessionStateBuilder;
-use datafusion::physical_expr::expressions::{DynamicFilterPhysicalExpr, lit};
+use datafusion::physical_expr::expressions::{Column, DynamicFilterPhysicalExpr, lit};
 use datafusion::physical_plan::displayable;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -123,11 +123,11 @@ async fn filters_that_may_mean_something_else_there_stay_above() {
 fn what_is_not_known_is_not_plain() {
     let schema = Schema::new(vec![Field::new("a", DataType::Int64, true)]);
     let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new("a", 0));
-    assert!(is_plain(&column, &schema));
+    assert!(is_plain_filter(&column, &schema));
     let elsewhere: Arc<dyn PhysicalExpr> = Arc::new(Column::new("a", 1));
-    assert!(!is_plain(&elsewhere, &schema));
+    assert!(!is_plain_filter(&elsewhere, &schema));
     let told: Arc<dyn PhysicalExpr> = Arc::new(DynamicFilterPhysicalExpr::new(vec![column], lit(true)));
-    assert!(!is_plain(&told, &schema));
+    assert!(!is_plain_filter(&told, &schema));
 }
 
 #[tokio::test]
