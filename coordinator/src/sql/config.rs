@@ -29,6 +29,8 @@ pub struct ShoalConfig {
     /// Whether the keys of a join's smaller side leave out rows of the other one
     /// where these are read on other workers.
     pub runtime_filters: bool,
+    /// Whether little tables that are on all workers are read by each task of a join.
+    pub read_in_each_task: bool,
     /// Memory that one query may hold on one node; empty: the
     /// coordinator's `query_memory_limit`.
     pub query_memory: String,
@@ -57,6 +59,7 @@ impl Default for ShoalConfig {
             load_task_bytes: 64 * MIB,
             colocate: true,
             runtime_filters: true,
+            read_in_each_task: true,
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,
@@ -104,6 +107,7 @@ impl ExtensionOptions for ShoalConfig {
             "load_task_bytes" => self.load_task_bytes = size()?.max(1),
             "colocate" => self.colocate = switch()?,
             "runtime_filters" => self.runtime_filters = switch()?,
+            "read_in_each_task" => self.read_in_each_task = switch()?,
             "query_memory" => {
                 if !value.is_empty() {
                     parse_size(value).map_err(refuse)?;
@@ -156,6 +160,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.runtime_filters.to_string(),
                 "Whether rows that have no partner in a join are left out where they are read on other workers, as soon \
                  as the join's smaller side is known.",
+            ),
+            entry(
+                "read_in_each_task",
+                self.read_in_each_task.to_string(),
+                "Whether a little table that every worker of a join has on its disk is read there by each task, as the \
+                 join's smaller side, instead of by one task that sends it to all. Only with shoal.colocate.",
             ),
             entry(
                 "query_memory",
