@@ -50,7 +50,8 @@ impl Certificate {
 pub struct TableRead {
     /// With its schema.
     pub table: String,
-    /// Segments of the plan's scans. A table that is scanned twice counts twice.
+    /// Segments of the plan's scans. A table that is scanned twice counts twice, and one that each
+    /// task reads as often as there are tasks.
     pub segments_planned: u64,
     /// Those that were turned to. Fewer than planned where a limit or an empty
     /// side of a join made the others unnecessary.

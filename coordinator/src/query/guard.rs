@@ -25,12 +25,15 @@ use datafusion_distributed::{
     DistributedExec, DistributedLeafExec, NetworkBoundaryExt, NetworkBroadcastExec, Stage,
 };
 
+use self::each_task::check_marks;
 use self::leaf::check_leaf;
 use self::limit::check_limits;
 use self::order::{partitions_are_sorted, rests_on_lost_order};
+use super::each_task::ReadByEachTask;
 use super::scan_tasks::shard_scan;
 use super::view::View;
 
+mod each_task;
 mod leaf;
 mod limit;
 mod order;
@@ -68,6 +71,7 @@ struct Part {
 /// Checks one part, then those that feed it.
 fn check_part(part: &Part, view: &View) -> Result<()> {
     let &Part { tasks, number, is_here, .. } = part;
+    check_marks(&part.plan, number, false)?;
     let mut inputs = Vec::new();
     part.plan.apply(|node| {
         if let Some(boundary) = node.as_network_boundary() {
@@ -316,7 +320,12 @@ fn collects_a_part(node: &Arc<dyn ExecutionPlan>) -> bool {
     } else {
         return false;
     };
-    let gives_collected = match join_type {
+    gives_left(join_type) || !is_whole(collected)
+}
+
+/// Whether a join gives rows of its left side that have no partner, or each of them once.
+fn gives_left(join_type: JoinType) -> bool {
+    match join_type {
         JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => {
             true
         }
@@ -325,8 +334,7 @@ fn collects_a_part(node: &Arc<dyn ExecutionPlan>) -> bool {
         | JoinType::RightSemi
         | JoinType::RightAnti
         | JoinType::RightMark => false,
-    };
-    gives_collected || !is_whole(collected)
+    }
 }
 
 /// Whether each task of a stage has all rows of a node: they were sent to all tasks, or each makes
@@ -335,9 +343,10 @@ fn is_whole(node: &Arc<dyn ExecutionPlan>) -> bool {
     if node.is::<NetworkBroadcastExec>() {
         return true;
     }
-    let is_in_parts = node.as_network_boundary().is_some()
-        || node.name() == ISOLATED_UNION
-        || node.is::<DistributedLeafExec>()
-        || shard_scan(node).is_some();
+    if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
+        return ReadByEachTask::marks(leaf);
+    }
+    let is_in_parts =
+        node.as_network_boundary().is_some() || node.name() == ISOLATED_UNION || shard_scan(node).is_some();
     !is_in_parts && node.children().into_iter().all(is_whole)
 }

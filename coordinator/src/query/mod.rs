@@ -6,6 +6,7 @@
 mod admission;
 mod attempt;
 mod certificate;
+mod each_task;
 mod explain;
 mod guard;
 mod in_place;

@@ -31,6 +31,7 @@ use shoal_data::operators::{JoinKeysExec, OnceExec, PiecesExec, RuntimeFilterExe
 use shoal_proto::exchange::{ReadLog, Reads};
 use shoal_proto::{ErrorCode, Failure, TableId, WorkerId};
 
+use super::each_task::ReadByEachTask;
 use super::guard::ISOLATED_UNION;
 use super::rows_stay::is_rows_stay;
 use super::scan_tasks::shard_scan;
@@ -116,9 +117,15 @@ impl PlannedReads {
                 reads.whole = Some(WorkerId::from(whole.worker()));
             }
             reads.is_repeated |= node.is::<RecursiveQueryExec>();
-            let scanned =
-                node.downcast_ref::<DistributedLeafExec>().map_or(&node, DistributedLeafExec::original);
-            if let Some(scan) = shard_scan(scanned) {
+            let leaf = node.downcast_ref::<DistributedLeafExec>();
+            if let Some(leaf) = leaf.filter(|leaf| ReadByEachTask::marks(leaf)) {
+                // Each task reads all of it.
+                for scan in leaf.variants().iter().filter_map(shard_scan) {
+                    reads.add_scan(scan, taken, may_repeat);
+                }
+                continue;
+            }
+            if let Some(scan) = shard_scan(leaf.map_or(&node, DistributedLeafExec::original)) {
                 reads.add_scan(scan, taken, may_repeat);
                 continue;
             }

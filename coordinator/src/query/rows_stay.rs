@@ -6,8 +6,6 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result, internal_err};
-use datafusion::datasource::physical_plan::FileScanConfig;
-use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::source_as_provider;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
@@ -29,7 +27,7 @@ use shoal_proto::exchange::{QueryOptions, ReadLog, worker_of};
 use shoal_proto::{Failure, WorkerId};
 use url::Url;
 
-use super::scan_tasks::scan_bytes;
+use super::scan_tasks::{file_scan, scan_bytes};
 use super::shard_table::as_shard_table;
 use super::whole_plan::WholePlanExec;
 
@@ -131,8 +129,7 @@ fn bytes_read(plan: &Arc<dyn ExecutionPlan>) -> Result<u64> {
     let mut bytes = 0_u64;
     plan.apply(|node| {
         let leaf = node.downcast_ref::<DistributedLeafExec>().map_or(node, DistributedLeafExec::original);
-        let scan = leaf.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
-        if let Some(scan) = scan.and_then(|source| source.downcast_ref::<FileScanConfig>()) {
+        if let Some(scan) = file_scan(leaf) {
             bytes = bytes.saturating_add(scan_bytes(scan));
         }
         Ok(TreeNodeRecursion::Continue)

@@ -18,6 +18,7 @@ use shoal_data::SegmentName;
 use shoal_data::shard_store::SHARD_STORE_URL;
 use shoal_proto::TableId;
 
+use super::each_task::ReadByEachTask;
 use super::view::{ShardLoad, View};
 use crate::sql::ShoalConfig;
 
@@ -34,9 +35,12 @@ pub(crate) fn shard_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfi
     file_scan(plan).filter(|scan| scan.object_store_url.as_str().starts_with(SHARD_STORE_URL))
 }
 
-/// The scan below a leaf, where it reads files.
+/// The scan below a leaf, where it reads files; also behind a mark.
 pub(super) fn file_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfig> {
-    plan.downcast_ref::<DataSourceExec>()?.data_source().downcast_ref::<FileScanConfig>()
+    ReadByEachTask::behind(plan)
+        .downcast_ref::<DataSourceExec>()?
+        .data_source()
+        .downcast_ref::<FileScanConfig>()
 }
 
 /// Whether a file of a scan may be read in pieces: not where a value may go over several lines, so that

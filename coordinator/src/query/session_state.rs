@@ -26,6 +26,8 @@ use shoal_proto::query_pool::sort_kept_bytes;
 use shoal_proto::runtime_filter::RuntimeFilterRelay;
 use shoal_proto::{Channels, QueryPool, TableId};
 
+use self::way::Way;
+use super::each_task::read_in_each_task;
 use super::guard;
 use super::in_place::{JoinInPlace, OneSideMoves};
 use super::join_room::{JoinRoom, Joins};
@@ -47,6 +49,8 @@ use super::yielding::YieldInJoins;
 use crate::catalog::TableFacts;
 use crate::cluster::Cluster;
 use crate::sql::ShoalConfig;
+
+mod way;
 
 /// Partitions of each task. With one, an operator would take the rows of its
 /// task for all rows.
@@ -329,11 +333,16 @@ impl Planning {
             Way::Here => DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?,
             _ => state.query_planner().create_physical_plan(logical, &state).await?,
         };
-        let plan =
-            match plan.is::<DistributedExec>() && ShoalConfig::of(state.config_options()).runtime_filters {
-                true => with_runtime_filters(plan)?,
-                false => plan,
-            };
+        let shoal = ShoalConfig::of(state.config_options());
+        let plan = match plan.is::<DistributedExec>() {
+            // Where that is refused, no other way has it.
+            true if shoal.read_in_each_task && way == Way::Colocated => read_in_each_task(&plan, view)?,
+            _ => plan,
+        };
+        let plan = match plan.is::<DistributedExec>() && shoal.runtime_filters {
+            true => with_runtime_filters(plan)?,
+            false => plan,
+        };
         let plan = match way {
             _ if plan.is::<DistributedExec>() || way == Way::Here || !reads_segments_or_files(&plan)? => plan,
             // Small enough for one worker, or impossible to cut: sent whole.
@@ -378,27 +387,6 @@ impl Planning {
             }
         })
     }
-}
-
-/// How a query is planned: the best way first, then those that are right for
-/// more queries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// Shards join and group where they are.
-    Colocated,
-    /// The same, but where only one side of a join that gives rows of its small side is so sharded,
-    /// both sides move: what is brought to shards must come in as many parts as these can be dealt to.
-    Paired,
-    /// Every join and grouping goes through an exchange.
-    Exchanged,
-    /// What cannot be right in many tasks is right in one.
-    OneTask,
-    /// What cannot be sent to workers runs on the coordinator.
-    Here,
-    /// A scan, shard by shard, that can be resumed.
-    Streamed,
-    /// Few rows of each shard, put together on the coordinator.
-    Merged,
 }
 
 /// What a plan that survives the loss of workers needs.

@@ -160,6 +160,12 @@ impl View {
         readers.filter_map(numbered).map(|worker| worker.id.clone()).collect()
     }
 
+    /// Whether each worker of a stage of so many tasks reads all of a shard from its own disk.
+    pub(crate) fn is_read_by_each(&self, table: TableId, shard: u32, tasks: usize) -> bool {
+        let Some(readers) = self.readable.get(&(table, shard)) else { return false };
+        self.task_workers(tasks).iter().all(|worker| readers.contains(worker))
+    }
+
     /// The name of a table of the query.
     pub fn table_name(&self, table: TableId) -> Option<String> {
         self.names.get(&table).cloned()

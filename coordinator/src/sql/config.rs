@@ -31,6 +31,8 @@ pub struct ShoalConfig {
     pub runtime_filters: bool,
     /// Whether scans evaluate their filters before they decode other columns.
     pub late_materialization: bool,
+    /// Whether little tables that are on all workers are read by each task of a join.
+    pub read_in_each_task: bool,
     /// Memory that one query may hold on one node; empty: the
     /// coordinator's `query_memory_limit`.
     pub query_memory: String,
@@ -60,6 +62,7 @@ impl Default for ShoalConfig {
             colocate: true,
             runtime_filters: true,
             late_materialization: false,
+            read_in_each_task: true,
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,
@@ -108,6 +111,7 @@ impl ExtensionOptions for ShoalConfig {
             "colocate" => self.colocate = switch()?,
             "runtime_filters" => self.runtime_filters = switch()?,
             "late_materialization" => self.late_materialization = switch()?,
+            "read_in_each_task" => self.read_in_each_task = switch()?,
             "query_memory" => {
                 if !value.is_empty() {
                     parse_size(value).map_err(refuse)?;
@@ -166,6 +170,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.late_materialization.to_string(),
                 "Whether scans decode the columns of their filter first, and of the others only the rows that are \
                  left.",
+            ),
+            entry(
+                "read_in_each_task",
+                self.read_in_each_task.to_string(),
+                "Whether a little table that every worker of a join has on its disk is read there by each task, as the \
+                 join's smaller side, instead of by one task that sends it to all. Only with shoal.colocate.",
             ),
             entry(
                 "query_memory",

@@ -20,6 +20,8 @@ mod cuts;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod each_task;
+#[cfg(test)]
 mod endpoints;
 #[cfg(test)]
 mod failover;

@@ -4,15 +4,36 @@ use datafusion::common::{Result, internal_err};
 use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::physical_expr::Partitioning;
 use datafusion_distributed::DistributedLeafExec;
+use shoal_data::SegmentName;
 
+use super::each_task::check_each_reads_all;
+use crate::query::each_task::ReadByEachTask;
 use crate::query::scan_tasks::{can_be_cut, file_scan, segment_of, shard_scan};
 use crate::query::view::View;
 
-/// A leaf must read every segment of its scan in exactly one task.
+/// A segment that is read, and the bytes that its piece begins and ends at where it is read in pieces.
+type Piece = (SegmentName, Option<(i64, i64)>);
+
+/// What a scan reads, in order.
+pub(super) fn pieces(scan: &FileScanConfig) -> Result<Vec<Piece>> {
+    let files = scan.file_groups.iter().flat_map(|group| group.files());
+    let piece = files.map(|file| {
+        let range = file.range.as_ref().map(|range| (range.start, range.end));
+        Ok((segment_of(file)?, range))
+    });
+    let mut pieces = piece.collect::<Result<Vec<_>>>()?;
+    pieces.sort_unstable();
+    Ok(pieces)
+}
+
+/// A leaf must read every segment of its scan in exactly one task, or, where it is marked, in each.
 ///
 /// # Errors
 /// `Internal`, saying what would be read instead.
 pub(super) fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize, view: &View) -> Result<()> {
+    if ReadByEachTask::marks(leaf) {
+        return check_each_reads_all(leaf, tasks, number);
+    }
     let Some(original) = shard_scan(leaf.original()) else { return check_whole_files(leaf, number) };
     if leaf.variants().len() != tasks {
         return internal_err!(
@@ -20,16 +41,7 @@ pub(super) fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize
             leaf.variants().len()
         );
     }
-    // A segment may be read in pieces, by the bytes that they begin and end at.
-    let pieces = |scan: &FileScanConfig| {
-        let files = scan.file_groups.iter().flat_map(|group| group.files());
-        let piece = files.map(|file| {
-            let range = file.range.as_ref().map(|range| (range.start, range.end));
-            Ok((segment_of(file)?, range))
-        });
-        piece.collect::<Result<Vec<_>>>()
-    };
-    let mut planned = pieces(original)?;
+    let planned = pieces(original)?;
     let mut dealt = Vec::with_capacity(planned.len());
     for (task, variant) in leaf.variants().iter().enumerate() {
         let Some(scan) = shard_scan(variant) else {
@@ -38,7 +50,6 @@ pub(super) fn check_leaf(leaf: &DistributedLeafExec, tasks: usize, number: usize
         check_layout(scan, task, tasks, number, view)?;
         dealt.extend(pieces(scan)?);
     }
-    planned.sort_unstable();
     dealt.sort_unstable();
     if planned != dealt {
         return internal_err!(

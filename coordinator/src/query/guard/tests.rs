@@ -19,6 +19,7 @@ use datafusion::physical_plan::windows::create_window_expr;
 use self::plans::*;
 use super::*;
 
+mod each_task;
 mod leaves;
 mod orders;
 mod plans;

@@ -16,6 +16,7 @@ use crate::catalog::state::tests::{segment, table};
 use crate::cluster::{LiveWorker, LiveWorkers};
 use crate::query::{ShardTable, as_meant, explain};
 
+mod each_task;
 mod in_place;
 mod limits;
 mod rows_stay;

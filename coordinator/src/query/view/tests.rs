@@ -62,6 +62,17 @@ fn loads(table: &Table) -> Vec<ShardLoad> {
 }
 
 #[test]
+fn a_shard_is_read_by_each_where_no_task_is_on_a_worker_without_it() {
+    let held = table(1, &[&["a", "b", "c"], &["a", "b"]]);
+    let view = View::new(&live(&["a", "b", "c"]), &known(&[held]), &BTreeSet::new(), "", 0, 2).unwrap();
+    let is_read = |shard, tasks| view.is_read_by_each(TableId(1), shard, tasks);
+    assert!(is_read(0, 2) && is_read(0, 3));
+    assert!(is_read(1, 2) && !is_read(1, 3));
+    // What is not in the query is on no disk that is known of.
+    assert!(!is_read(2, 1) && !view.is_read_by_each(TableId(9), 0, 1));
+}
+
+#[test]
 fn shards_go_to_workers_that_hold_them() {
     let held = table(1, &[&["a", "b"], &["b", "c"], &["c", "d"], &["d", "a"]]);
     let tables = [Arc::clone(&held)];

@@ -1,5 +1,6 @@
 //! What the plans of these tests are put together from. All tables have two columns, `k` and `v`, and are
-//! in eight shards by `k`, but for one of six.
+//! in eight shards by `k`, but for one of six and one of two. No shard has a segment in the catalog: each
+//! worker has all there is.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,10 +43,11 @@ pub(super) type Plan = Arc<dyn ExecutionPlan>;
 pub(super) const ONE: u64 = 1;
 pub(super) const OTHER: u64 = 2;
 pub(super) const OF_SIX: u64 = 3;
+pub(super) const FEW: u64 = 4;
 const SHARDS: u32 = 8;
 
-fn view() -> View {
-    let facts = [(ONE, SHARDS), (OTHER, SHARDS), (OF_SIX, 6)].map(|(id, shards)| {
+pub(super) fn view() -> View {
+    let facts = [(ONE, SHARDS), (OTHER, SHARDS), (OF_SIX, 6), (FEW, 2)].map(|(id, shards)| {
         let mut made = table(TableId(id), "t");
         made.layout.shards = shards;
         made.placement = (0..shards).map(|_| vec![WorkerId::from("w1")]).collect();
