@@ -15,14 +15,14 @@ use futures::Stream;
 use http::HeaderMap;
 use shoal_data::Table;
 use shoal_data::load::{
-    Durable, RowGroup, SourceFile, WriteContext, WriteLimits, from_wire, read_pieces, row_groups, to_wire,
-    write,
+    Durable, FileFormat, FileKind, FilePiece, SourceFile, WriteContext, WriteLimits, WriteProgress,
+    from_wire, read_pieces, to_wire, write,
 };
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::load_news::News;
 use shoal_proto::cluster::load_order::Order;
 use shoal_proto::cluster::loads_server::{Loads, LoadsServer};
-use shoal_proto::cluster::{LoadDone, LoadNews, LoadOrder, LoadRows, LoadTask};
+use shoal_proto::cluster::{LoadDone, LoadFile, LoadNews, LoadOrder, LoadRows, LoadTask};
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId, WriteId};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
@@ -79,7 +79,7 @@ pub struct LoadParts {
 
 /// What is to be loaded.
 enum Input {
-    Files(LoadTask),
+    Files(LoadTask, FileFormat),
     /// With the headers of the call.
     Rows(LoadRows, HeaderMap),
 }
@@ -141,7 +141,7 @@ impl LoadService {
                 match order {
                     Some(Order::Workers(known)) => workers.tell(known),
                     Some(Order::GoOn(name)) => announced.go_on(&name),
-                    Some(Order::Task(_) | Order::Rows(_)) | None => {
+                    Some(Order::Task(_) | Order::Text(_) | Order::Rows(_)) | None => {
                         break Failure::new(ErrorCode::Invalid, "an order that is none for a task that runs");
                     }
                 }
@@ -150,7 +150,9 @@ impl LoadService {
         let announced_too = Arc::clone(&announced);
         let loading = async {
             match input {
-                Input::Files(task) => self.load_files(&task, holders, announced_too).await.map(News::Done),
+                Input::Files(task, format) => {
+                    self.load_files(&task, &format, holders, announced_too).await.map(News::Done)
+                }
                 Input::Rows(rows, headers) => {
                     self.load_query_rows(rows, headers, holders, announced_too).await
                 }
@@ -177,6 +179,7 @@ impl LoadService {
     async fn load_files(
         &self,
         task: &LoadTask,
+        format: &FileFormat,
         holders: LoadHolders,
         announced: Arc<Announced>,
     ) -> Result<LoadDone, Failure> {
@@ -185,20 +188,21 @@ impl LoadService {
         let columns = columns_of(&table, &task.columns)?;
         let mut found = Vec::with_capacity(task.files.len());
         for file in &task.files {
-            found.push((files.find(file, &task.files_at).await?, file.row_groups.clone()));
+            found.push((files.find(file, &task.files_at).await?, file.clone()));
         }
         let pieces = {
-            let columns = Arc::clone(&columns);
-            blocking(move || pieces(&found, &columns).map_err(Error::from)).await?
+            let (columns, format) = (Arc::clone(&columns), format.clone());
+            blocking(move || pieces(found, &format, &columns).map_err(Error::from)).await?
         };
         let rows = read_pieces(pieces, *threads, columns);
         let context = self.writes(holders);
         let write_id = WriteId::new(task.write_id.clone());
-        let (first, progress) = (task.first_shard, Arc::default());
-        let durable = write(&context, &table, &write_id, first, rows, announced, progress).await?;
+        let (first, progress) = (task.first_shard, Arc::<WriteProgress>::default());
+        let watched = Arc::clone(&progress);
+        let durable = write(&context, &table, &write_id, first, rows, announced, watched).await?;
         self.loaded(&write_id, &durable);
         let segments = durable.iter().map(to_wire).collect::<Result<_, _>>()?;
-        Ok(LoadDone { segments, ..LoadDone::default() })
+        Ok(LoadDone { segments, rows: progress.rows_read(), ..LoadDone::default() })
     }
 }
 
@@ -210,17 +214,41 @@ fn columns_of(table: &Table, names: &[String]) -> Result<SchemaRef, Failure> {
     Ok(Arc::new(columns))
 }
 
-/// Opens the files; their row groups of these numbers.
-fn pieces(found: &[(SourceFile, Vec<u32>)], columns: &SchemaRef) -> Result<VecDeque<RowGroup>, Failure> {
+/// The task of an order that is one with files, and what those are.
+fn files_of(order: Option<&Order>) -> Result<Option<(LoadTask, FileFormat)>, Failure> {
+    match order {
+        Some(Order::Task(task)) => Ok(Some((task.clone(), FileFormat::of(FileKind::Parquet)))),
+        Some(Order::Text(text)) => {
+            let format = from_wire(&text.format)?;
+            Ok(text.task.clone().map(|task| (task, format)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Opens the files; of each what the task names.
+fn pieces(
+    found: Vec<(SourceFile, LoadFile)>,
+    format: &FileFormat,
+    columns: &SchemaRef,
+) -> Result<VecDeque<FilePiece>, Failure> {
     let mut pieces = VecDeque::new();
-    for (file, numbers) in found {
-        let all = row_groups(file, columns)?;
-        for number in numbers {
-            let piece = all.get(*number as usize).cloned().ok_or_else(|| {
-                let message = format!("`{}` has {} row groups, and none {number}", file.name(), all.len());
-                Failure::new(ErrorCode::Invalid, message)
-            })?;
-            pieces.push_back(piece);
+    for (file, named) in found {
+        let name = file.name().to_owned();
+        let all = FilePiece::open(file, format, columns)?;
+        let is_text = format.kind != FileKind::Parquet;
+        match all.first().filter(|_| is_text) {
+            Some(whole) if named.ranges.is_empty() => pieces.push_back(whole.clone()),
+            Some(whole) => pieces.extend(named.ranges.iter().map(|range| whole.part(range.start..range.end))),
+            None => {
+                for number in named.row_groups {
+                    let piece = all.get(number as usize).cloned().ok_or_else(|| {
+                        let message = format!("`{name}` has {} row groups, and none {number}", all.len());
+                        Failure::new(ErrorCode::Invalid, message)
+                    })?;
+                    pieces.push_back(piece);
+                }
+            }
         }
     }
     Ok(pieces)
@@ -235,15 +263,17 @@ impl Loads for LoadService {
         let first = tokio::time::timeout(TASK_WAIT, orders.message()).await;
         let first =
             first.map_err(|_| self.refuse(ErrorCode::Timeout, "the task of a load did not come"))??;
-        let (input, place) = match first.and_then(|order| order.order) {
-            Some(Order::Task(task)) => {
+        let first = first.and_then(|order| order.order);
+        let files = files_of(first.as_ref()).map_err(|failure| self.refuse(failure.code, failure.message))?;
+        let (input, place) = match (first, files) {
+            (_, Some((task, format))) => {
                 let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
                     let message = format!("{TASKS_MAX} tasks of loads run already");
                     return Err(self.refuse(ErrorCode::Unavailable, message));
                 };
-                (Input::Files(task), Some(place))
+                (Input::Files(task, format), Some(place))
             }
-            Some(Order::Rows(rows)) => (Input::Rows(rows, metadata.into_headers()), None),
+            (Some(Order::Rows(rows)), None) => (Input::Rows(rows, metadata.into_headers()), None),
             _ => return Err(self.refuse(ErrorCode::Invalid, "a load begins with its task")),
         };
         let (sender, news) = mpsc::channel(NEWS_WAITING);

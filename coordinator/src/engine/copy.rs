@@ -20,7 +20,7 @@ use crate::catalog::{Command, ExternalTable};
 use crate::files::{Compression, FileFormat, Location, infer_columns, open_files, resolve, write_file};
 use crate::query::Running;
 use crate::sql::{Copy, CopyDirection, CopySource, ShoalConfig, plain_columns};
-use crate::write::{Load, Staged, spread};
+use crate::write::{Load, Staged, Texts, spread};
 use crate::{Error, Session};
 
 impl Engine {
@@ -154,36 +154,39 @@ impl Engine {
         let opened =
             open_files(scope.planning.state(), &self.imports, &copy.location, &format, columns).await?;
         let task_bytes = ShoalConfig::of(&scope.settings.options).load_task_bytes as u64;
-        let load = opened.row_groups().and_then(|row_groups| {
-            let files_at = self.cluster.catalog().consensus().address.clone();
-            let columns = opened.columns();
-            Load::new(&self.writes, &table, &write_id, columns, &row_groups, files_at, task_bytes)
-        });
-        match load {
-            Some(load) => {
-                fault::point(Step::WriteBegun);
-                let staged = self.spread(running, load).await?;
-                self.commit_rows(&table, &write_id, staged, Commit::Append).await
+        let files_at = self.cluster.catalog().consensus().address.clone();
+        for texts in [Texts::Cut, Texts::Whole] {
+            let write = (&table, &write_id);
+            let Some(load) = Load::new(&self.writes, write, &opened, texts, &files_at, task_bytes) else {
+                break;
+            };
+            let is_cut = load.is_cut();
+            fault::point(Step::WriteBegun);
+            let staged = self.spread(&running, load).await;
+            match &staged {
+                // Maybe a value with a line end was cut; and what is wrong is told with its line.
+                Err(error) if is_cut && error.code() == ErrorCode::Invalid => {
+                    tracing::info!(%write_id, %error, "text was not loaded in parts; it is loaded as a whole");
+                    continue;
+                }
+                Err(error) => running.failed(&error.to_string()),
+                Ok(_) => running.finished(),
             }
-            None => self.write(&table, &write_id, watched(running, opened.into_rows()), Commit::Append).await,
+            return self.commit_rows(&table, &write_id, staged?, Commit::Append).await;
         }
+        self.write(&table, &write_id, watched(running, opened.into_rows()), Commit::Append).await
     }
 
     /// Stages a load on the workers. Its record counts what is done, and `KILL
     /// QUERY` ends it.
-    async fn spread(&self, running: Running, load: Load) -> Result<Staged, Error> {
+    async fn spread(&self, running: &Running, load: Load) -> Result<Staged, Error> {
         let cancelled = running.cancelled();
         let count = |rows: u64, bytes: u64| running.count(rows as usize, bytes as usize);
-        let staged = tokio::select! {
+        tokio::select! {
             biased;
             () = cancelled.cancelled() => Err(Error::Cancelled("the statement was cancelled".to_owned())),
             staged = spread(&self.writes, load, &count) => staged,
-        };
-        match &staged {
-            Ok(_) => running.finished(),
-            Err(error) => running.failed(&error.to_string()),
         }
-        staged
     }
 
     async fn copy_to(

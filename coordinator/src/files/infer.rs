@@ -7,9 +7,9 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::json::reader::infer_json_schema;
 use datafusion::execution::SessionState;
 use shoal_data::ImportRoots;
-use shoal_data::load::{SourceFile, read_footer};
+use shoal_data::load::{SourceFile, arrow_format, read_footer, text};
 
-use super::{FileFormat, FileKind, csv_file, read};
+use super::{FileFormat, FileKind, read};
 use crate::Error;
 
 /// Records that are looked at.
@@ -47,12 +47,12 @@ fn infer(file: &SourceFile, format: &FileFormat) -> Result<SchemaRef, Error> {
         }
         FileKind::Csv => {
             let has_header = format.csv.header.unwrap_or(true);
-            let text = csv_file::text(file, format)?.take(BYTES_MAX);
-            let format = csv_file::arrow_format(&format.csv)?.with_header(has_header);
+            let text = text(file, format)?.take(BYTES_MAX);
+            let format = arrow_format(&format.csv)?.with_header(has_header);
             format.infer_schema(text, Some(RECORDS_MAX)).map_err(wrong)?.0
         }
         FileKind::Json => {
-            let text = csv_file::text(file, format)?.take(BYTES_MAX);
+            let text = text(file, format)?.take(BYTES_MAX);
             infer_json_schema(text, Some(RECORDS_MAX)).map_err(wrong)?.0
         }
     };

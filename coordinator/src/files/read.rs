@@ -8,42 +8,23 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use futures::stream::{StreamExt, TryStreamExt};
 use shoal_data::ImportRoots;
-use shoal_data::load::{self, RowGroup, Sink, SourceFile, read_pieces, row_groups};
+use shoal_data::load::{FilePiece, SourceFile, read_pieces};
 use shoal_proto::Failure;
 use tokio::runtime::Handle;
 use url::Url;
 
 use super::location::listing_url;
-use super::{FileFormat, FileKind, Location, csv_file, expand, json_file, resolve};
+use super::{FileFormat, Location, expand, resolve};
 use crate::Error;
 
 /// Objects that one statement may name.
 const OBJECTS_MAX: usize = 10_000;
 
-/// What one thread reads at a time.
-enum Piece {
-    /// A row group of a Parquet file.
-    Parquet(RowGroup),
-    /// A whole text file.
-    Csv(csv_file::CsvFile),
-    /// A whole file of JSON lines.
-    Json(json_file::JsonFile),
-}
-
-impl load::Piece for Piece {
-    fn read(self, sink: Sink<'_>) -> Result<(), Failure> {
-        match self {
-            Self::Parquet(piece) => load::Piece::read(piece, sink),
-            Self::Csv(piece) => piece.read(sink).map_err(Failure::from),
-            Self::Json(piece) => piece.read(sink).map_err(Failure::from),
-        }
-    }
-}
-
 /// Files whose columns were checked, as far as their heads and footers say.
 pub struct Opened {
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<FilePiece>,
     columns: SchemaRef,
+    format: FileFormat,
 }
 
 /// Opens the files at `location`, to read exactly these columns. Every file must
@@ -66,18 +47,18 @@ pub async fn open_files(
         tokio::task::spawn_blocking(move || pieces(files, &format, &columns))
     };
     let pieces = checked.await.map_err(|error| Error::Internal(format!("opening files: {error}")))??;
-    Ok(Opened { pieces, columns })
+    Ok(Opened { pieces, columns, format: format.clone() })
 }
 
 impl Opened {
-    /// All row groups, in the order of their files; none where the files are not
-    /// Parquet.
-    pub fn row_groups(&self) -> Option<Vec<RowGroup>> {
-        let row_group = |piece: &Piece| match piece {
-            Piece::Parquet(row_group) => Some(row_group.clone()),
-            Piece::Csv(_) | Piece::Json(_) => None,
-        };
-        self.pieces.iter().map(row_group).collect()
+    /// All row groups and whole text files, in their order.
+    pub fn pieces(&self) -> impl Iterator<Item = &FilePiece> {
+        self.pieces.iter()
+    }
+
+    /// What the files are.
+    pub fn format(&self) -> &FileFormat {
+        &self.format
     }
 
     /// The columns.
@@ -98,18 +79,10 @@ fn pieces(
     files: Vec<SourceFile>,
     format: &FileFormat,
     columns: &SchemaRef,
-) -> Result<VecDeque<Piece>, Error> {
+) -> Result<VecDeque<FilePiece>, Error> {
     let mut pieces = VecDeque::new();
     for file in files {
-        match format.kind {
-            FileKind::Parquet => {
-                pieces.extend(row_groups(&file, columns)?.into_iter().map(Piece::Parquet));
-            }
-            FileKind::Csv => pieces.push_back(Piece::Csv(csv_file::CsvFile::open(file, format, columns)?)),
-            FileKind::Json => {
-                pieces.push_back(Piece::Json(json_file::JsonFile::open(file, format, columns)?));
-            }
-        }
+        pieces.extend(FilePiece::open(file, format, columns)?);
     }
     Ok(pieces)
 }

@@ -13,7 +13,7 @@ use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::load_news::News;
 use shoal_proto::cluster::load_order::Order;
 use shoal_proto::cluster::loads_client::LoadsClient;
-use shoal_proto::cluster::{LoadDone, LoadOrder, LoadRefused, LoadRows, LoadTask, LoadWorker, LoadWorkers};
+use shoal_proto::cluster::{LoadDone, LoadOrder, LoadRefused, LoadRows, LoadWorker, LoadWorkers};
 use shoal_proto::exchange::{QueryOptions, ReadLog};
 use shoal_proto::query::Frame;
 use shoal_proto::{ErrorCode, Failure, WorkerId, WriteId};
@@ -65,8 +65,9 @@ impl From<Failure> for NotLoaded {
     }
 }
 
-/// Has `worker` do the task, of which all rows together are `rows`. What it
-/// stages is protected before it does, and discarded unless all was well.
+/// Has `worker` do a task with files, of which all rows together are `rows`, or as many as
+/// it says that it has read. What it stages is protected before it does, and discarded
+/// unless all was well.
 ///
 /// # Errors
 /// `Unavailable` where it cannot be reached, falls silent or does not end in order;
@@ -75,14 +76,16 @@ pub(super) async fn ask(
     context: &WriteContext,
     worker: &WorkerId,
     table: &Table,
-    task: LoadTask,
-    rows: u64,
+    write_id: &WriteId,
+    task: Order,
+    rows: Option<u64>,
 ) -> Result<Staged, Failure> {
-    let names = StagedNames::new(context, WriteId::new(task.write_id.clone()));
+    let names = StagedNames::new(context, write_id.clone());
     let call = Call { context, worker, table, names: &names };
-    let made = call.make_unless_lost(Order::Task(task), HeaderMap::new()).await;
-    let durable = durable_of(&made.map_err(NotLoaded::into_failure)?)?;
-    call.check(&durable, rows)?;
+    let made = call.make_unless_lost(task, HeaderMap::new()).await;
+    let done = made.map_err(NotLoaded::into_failure)?;
+    let durable = durable_of(&done)?;
+    call.check(&durable, rows.unwrap_or(done.rows))?;
     Ok(Staged::new(durable, names))
 }
 
@@ -271,6 +274,8 @@ async fn give(orders: &mpsc::Sender<LoadOrder>, order: Order) {
 
 #[cfg(test)]
 mod tests {
+    use shoal_proto::cluster::{LoadFile, LoadTask, LoadText};
+
     use super::*;
 
     fn workers(names: &str) -> Vec<WorkerId> {
@@ -292,5 +297,27 @@ mod tests {
             assert_eq!(is_majority(&workers(replicas), &shard), expected, "{replicas}");
         }
         assert!(!is_majority(&[], &[]), "a shard that is nowhere");
+    }
+
+    /// The orders to begin with that a worker of the version before knows.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Older {
+        #[prost(message, optional, tag = "1")]
+        task: Option<LoadTask>,
+        #[prost(message, optional, tag = "4")]
+        rows: Option<LoadRows>,
+    }
+
+    #[test]
+    fn text_is_no_task_for_a_worker_that_knows_only_parquet() {
+        let task = LoadTask { files: vec![LoadFile::default()], ..LoadTask::default() };
+        for (order, is_known) in [
+            (Order::Task(task.clone()), true),
+            (Order::Text(LoadText { task: Some(task), format: Bytes::new() }), false),
+        ] {
+            let sent = LoadOrder { order: Some(order) }.encode_to_vec();
+            let older = Older::decode(sent.as_slice()).unwrap();
+            assert_eq!(older.task.is_some() || older.rows.is_some(), is_known, "{older:?}");
+        }
     }
 }

@@ -19,7 +19,7 @@ pub use holders::SegmentHolders;
 pub use load::{Staged, WriteContext, write};
 pub use rows::RowsLoad;
 pub use shoal_data::load::WriteProgress;
-pub use spread::{Load, spread};
+pub use spread::{Load, Texts, spread};
 
 #[cfg(test)]
 mod tests;

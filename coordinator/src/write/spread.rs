@@ -1,4 +1,4 @@
-//! A load that is spread over the workers: each reads some row groups of the
+//! A load that is spread over the workers: each reads some row groups, or lines, of the
 //! files, makes segments of them and sends those to the workers of their shards.
 //! Encoded bytes go over the network, never rows.
 
@@ -9,9 +9,10 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use shoal_data::Table;
-use shoal_data::load::{RowGroup, Version, read_pieces};
-use shoal_proto::cluster::{LoadFile, LoadTask};
-use shoal_proto::{ErrorCode, WriteId};
+use shoal_data::load::{FileFormat, FileKind, FilePiece, Version, read_pieces, to_wire};
+use shoal_proto::cluster::load_order::Order;
+use shoal_proto::cluster::{LoadFile, LoadRange, LoadTask, LoadText};
+use shoal_proto::{ErrorCode, Failure, WriteId};
 use tokio::task::JoinSet;
 
 use super::ask::{ask, told};
@@ -21,9 +22,25 @@ use super::tasks::{cut, first_shard};
 use super::{Staged, WriteContext};
 use crate::Error;
 use crate::catalog::{bytes_in_change, check_change_bytes};
+use crate::files::Opened;
 
 /// How often it is looked for workers that can be given work now.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A task has so many parts of a text, which its worker reads at once and one after the
+/// other, each of so many bytes.
+const PARTS: u64 = 4;
+const PART_BYTES_MIN: u64 = 64 << 10;
+const PART_BYTES_MAX: u64 = 16 << 20;
+
+/// What becomes of large text files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Texts {
+    /// They are cut where a line ends, which may be in the middle of a record.
+    Cut,
+    /// Each is read from its start to its end by one task.
+    Whole,
+}
 
 /// What is to be loaded.
 pub struct Load {
@@ -33,36 +50,51 @@ pub struct Load {
     write_id: WriteId,
     /// The columns of the files.
     columns: SchemaRef,
+    format: FileFormat,
     /// Where workers find files that are not in an object store.
     files_at: String,
-    tasks: Vec<Vec<RowGroup>>,
+    tasks: Vec<Vec<FilePiece>>,
 }
 
 impl Load {
-    /// A load of these row groups, in tasks of at least about `task_bytes`; none
-    /// where it is too little to be spread, or workers cannot find the files.
+    /// A load of what was opened, in tasks of at least about `task_bytes`; none where it is
+    /// too little to be spread, or workers cannot find the files. `write` is the table and
+    /// the id of the write.
     pub fn new(
         context: &WriteContext,
-        table: &Arc<Table>,
-        write_id: &WriteId,
-        columns: &SchemaRef,
-        row_groups: &[RowGroup],
-        files_at: String,
+        (table, write_id): (&Arc<Table>, &WriteId),
+        opened: &Opened,
+        texts: Texts,
+        files_at: &str,
         task_bytes: u64,
     ) -> Option<Self> {
-        if row_groups.iter().any(|row_group| row_group.file().origin().is_none()) {
+        let (columns, format) = (opened.columns(), opened.format());
+        if opened.pieces().any(|piece| piece.file().origin().is_none()) {
             return None;
         }
-        let sizes: Vec<u64> = row_groups.iter().map(RowGroup::bytes).collect();
+        let part_bytes = (task_bytes / PARTS).clamp(PART_BYTES_MIN, PART_BYTES_MAX);
+        let pieces: Vec<FilePiece> = match texts {
+            Texts::Cut => opened.pieces().flat_map(|piece| piece.cut(format, part_bytes)).collect(),
+            Texts::Whole => opened.pieces().cloned().collect(),
+        };
+        let sizes: Vec<u64> = pieces.iter().map(FilePiece::bytes).collect();
         let tasks = cut(&sizes, context.holders().able().len(), task_bytes);
-        let tasks: Vec<Vec<RowGroup>> = tasks.into_iter().map(|task| row_groups[task].to_vec()).collect();
-        (!tasks.is_empty()).then(|| Self {
+        let tasks: Vec<Vec<FilePiece>> = tasks.into_iter().map(|task| pieces[task].to_vec()).collect();
+        // What is wrong with one that is read from its start again is told here anyway.
+        let tasks_min = if texts == Texts::Whole { 2 } else { 1 };
+        (tasks.len() >= tasks_min).then(|| Self {
             table: Arc::clone(table),
             write_id: write_id.clone(),
             columns: Arc::clone(columns),
-            files_at,
+            format: format.clone(),
+            files_at: files_at.to_owned(),
             tasks,
         })
+    }
+
+    /// Whether an error may be one only of where texts were cut.
+    pub fn is_cut(&self) -> bool {
+        self.tasks.iter().flatten().any(|piece| piece.range().is_some())
     }
 }
 
@@ -141,23 +173,29 @@ type Ended = (usize, Place, Result<Staged, Error>);
 
 impl Work {
     async fn do_task(self: Arc<Self>, task: usize, place: Place) -> Ended {
-        let row_groups = &self.load.tasks[task];
+        let pieces = &self.load.tasks[task];
         let outcome = match &place {
             Place::At(worker) => {
-                let rows = row_groups.iter().map(RowGroup::rows).sum();
-                let order = self.order(task, row_groups);
-                let asked = ask(&self.context, worker, &self.load.table, order, rows).await;
-                asked.map_err(Error::from)
+                // Of text nobody knows before it is read.
+                let rows = pieces.iter().map(FilePiece::rows).sum();
+                match self.order(task, pieces) {
+                    Ok(order) => {
+                        let Load { table, write_id, .. } = &self.load;
+                        let asked = ask(&self.context, worker, table, write_id, order, rows).await;
+                        asked.map_err(Error::from)
+                    }
+                    Err(failure) => Err(failure.into()),
+                }
             }
-            Place::Here => self.do_here(task, row_groups).await,
+            Place::Here => self.do_here(task, pieces).await,
         };
         (task, place, outcome)
     }
 
-    async fn do_here(&self, task: usize, row_groups: &[RowGroup]) -> Result<Staged, Error> {
+    async fn do_here(&self, task: usize, pieces: &[FilePiece]) -> Result<Staged, Error> {
         let load = &self.load;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let pieces: VecDeque<RowGroup> = row_groups.iter().cloned().collect();
+        let pieces: VecDeque<FilePiece> = pieces.iter().cloned().collect();
         let rows = read_pieces(pieces, threads, Arc::clone(&load.columns));
         let first_shard = self.first_shard(task);
         write_part(&self.context, &load.table, &load.write_id, first_shard, rows, Arc::default()).await
@@ -169,33 +207,45 @@ impl Work {
     }
 
     /// The task as a worker is told of it.
-    fn order(&self, task: usize, row_groups: &[RowGroup]) -> LoadTask {
+    fn order(&self, task: usize, pieces: &[FilePiece]) -> Result<Order, Failure> {
         let load = &self.load;
         let mut files: Vec<LoadFile> = Vec::new();
         let mut last = None;
-        for row_group in row_groups {
-            let index = u32::try_from(row_group.index()).unwrap_or(u32::MAX);
-            let file = row_group.file();
+        for piece in pieces {
+            let file = piece.file();
+            let row_group = match piece {
+                FilePiece::Parquet(row_group) => Some(u32::try_from(row_group.index()).unwrap_or(u32::MAX)),
+                FilePiece::Csv(_) | FilePiece::Json(_) => None,
+            };
+            let range = piece.range().map(|range| LoadRange { start: range.start, end: range.end });
             if last == Some(file.name())
                 && let Some(same) = files.last_mut()
             {
-                same.row_groups.push(index);
+                same.row_groups.extend(row_group);
+                same.ranges.extend(range);
                 continue;
             }
             last = Some(file.name());
+            let (row_groups, ranges) = (row_group.into_iter().collect(), range.into_iter().collect());
             let Version { bytes, modified_unix_ms, e_tag } = file.version().clone();
             let origin = file.origin().cloned();
             let (store, path) = origin.map_or_else(Default::default, |origin| (origin.store, origin.path));
             let e_tag = e_tag.unwrap_or_default();
-            files.push(LoadFile { store, path, bytes, modified_unix_ms, row_groups: vec![index], e_tag });
+            files.push(LoadFile { store, path, bytes, modified_unix_ms, row_groups, e_tag, ranges });
         }
-        LoadTask {
+        let task = LoadTask {
             table: self.table_json.clone(),
             write_id: load.write_id.to_string(),
             columns: load.columns.fields().iter().map(|field| field.name().clone()).collect(),
             files,
             files_at: load.files_at.clone(),
             first_shard: self.first_shard(task),
+        };
+        match load.format.kind {
+            FileKind::Parquet => Ok(Order::Task(task)),
+            FileKind::Csv | FileKind::Json => {
+                Ok(Order::Text(LoadText { task: Some(task), format: to_wire(&load.format)? }))
+            }
         }
     }
 }

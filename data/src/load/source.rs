@@ -179,7 +179,12 @@ impl SourceFile {
 
     /// Its bytes from the start.
     pub fn reader(&self) -> SourceReader {
-        SourceReader { file: self.clone(), at: 0, step_bytes: LOCAL_BYTES, waiting: Bytes::new() }
+        self.reader_from(0, u64::MAX)
+    }
+
+    /// Its bytes from `at` on, for who wants those before `until` and few more.
+    pub(super) fn reader_from(&self, at: u64, until: u64) -> SourceReader {
+        SourceReader { file: self.clone(), at, until, step_bytes: LOCAL_BYTES, waiting: Bytes::new() }
     }
 
     /// The error for bytes that cannot be read or decompressed.
@@ -278,7 +283,9 @@ impl ChunkReader for SourceFile {
     type T = SourceReader;
 
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        Ok(SourceReader { file: self.clone(), at: start, step_bytes: PAGE_HEAD_BYTES, waiting: Bytes::new() })
+        let file = self.clone();
+        let (step_bytes, waiting) = (PAGE_HEAD_BYTES, Bytes::new());
+        Ok(SourceReader { file, at: start, until: u64::MAX, step_bytes, waiting })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
@@ -298,6 +305,8 @@ impl ChunkReader for SourceFile {
 pub struct SourceReader {
     file: SourceFile,
     at: u64,
+    /// What comes behind this is not much.
+    until: u64,
     step_bytes: usize,
     waiting: Bytes,
 }
@@ -310,6 +319,10 @@ impl Read for SourceReader {
                 Place::Disk { .. } | Place::Coordinator { .. } => self.step_bytes as u64,
                 Place::Store { .. } if self.file.prefetched.is_some() => self.step_bytes as u64,
                 Place::Store { .. } => REMOTE_BYTES,
+            };
+            let wanted = match self.until.saturating_sub(self.at) {
+                0 => wanted.min(LOCAL_BYTES as u64),
+                before => wanted.min(before),
             };
             let bytes = left.min(wanted) as usize;
             if bytes == 0 {

@@ -17,7 +17,7 @@ use crate::fixture::{Obedient, in_time, options, own, wait_until};
 use crate::settled::wait_until_settled;
 
 /// Rows of all files together.
-const ROWS: i64 = 40_000;
+pub(crate) const ROWS: i64 = 40_000;
 const FILES: i64 = 2;
 /// So many that each worker gets some.
 const ROW_GROUP_ROWS: usize = 2_500;
@@ -25,7 +25,7 @@ const ROW_GROUP_ROWS: usize = 2_500;
 const KILLED_WITHIN: Duration = Duration::from_secs(20);
 
 /// The columns of rows with these keys: what repeats, what does not, nulls.
-fn columns(keys: std::ops::Range<i64>) -> Vec<(&'static str, ArrayRef)> {
+pub(crate) fn columns(keys: std::ops::Range<i64>) -> Vec<(&'static str, ArrayRef)> {
     let days: Date32Array = keys.clone().map(|key| Some((key * 7_919 % 10_000) as i32)).collect();
     let floats: Float64Array = keys.clone().map(|key| (key % 3 > 0).then_some(key as f64 / 8.0)).collect();
     let texts: StringArray = keys.clone().map(|key| Some(format!("some text of row {key}"))).collect();
@@ -62,27 +62,27 @@ fn write_files(dir: &Path) -> String {
     format!("FROM '{}/part-*.parquet' (FORMAT parquet)", dir.display())
 }
 
-async fn make_table(client: &mut Client, table: &str, layout: &str) {
+pub(crate) async fn make_table(client: &mut Client, table: &str, layout: &str) {
     let columns = "k BIGINT NOT NULL, g INT, s TEXT, day DATE, f DOUBLE";
     client.update(&format!("CREATE TABLE {table} ({columns}) WITH ({layout})")).await.unwrap();
 }
 
 /// A session whose loads go to the workers, however small.
-async fn spreading(cluster: &Cluster) -> Client {
+pub(crate) async fn spreading(cluster: &Cluster) -> Client {
     let mut client = cluster.connect().await.unwrap();
     client.update("SET shoal.load_task_bytes = 1").await.unwrap();
     client
 }
 
 /// A session whose loads stay on the coordinator.
-async fn staying(cluster: &Cluster) -> Client {
+pub(crate) async fn staying(cluster: &Cluster) -> Client {
     let mut client = cluster.connect().await.unwrap();
     client.update("SET shoal.load_task_bytes = '1TiB'").await.unwrap();
     client
 }
 
 /// Each row is there, once.
-async fn check(client: &mut Client, table: &str) {
+pub(crate) async fn check(client: &mut Client, table: &str) {
     for (what, expected) in [
         ("count(*)", ROWS),
         ("count(DISTINCT k)", ROWS),
@@ -166,39 +166,45 @@ fn a_row_that_cannot_be_is_told_as_the_coordinator_tells_it_and_nothing_is_left(
 
 /// Three workers, each with a replica of everything, that obey orders; and what
 /// loads the files.
-struct Fixture {
-    obedient: Obedient,
+pub(crate) struct Fixture {
+    pub(crate) obedient: Obedient,
     from: String,
 }
 
 impl Fixture {
     fn new() -> Self {
+        Self::of(write_files)
+    }
+
+    /// With files that `write_files` makes in a directory, of which it tells what stands
+    /// after the name of a table in a COPY of them.
+    pub(crate) fn of(write_files: impl Fn(&Path) -> String) -> Self {
         let obedient = Obedient::start(options(3));
         let from = write_files(obedient.cluster.import_dir());
         Self { obedient, from }
     }
 
-    fn cluster(&self) -> &Cluster {
+    pub(crate) fn cluster(&self) -> &Cluster {
         &self.obedient.cluster
     }
 
-    fn order(&self, node: &str, step: Step, action: &str) {
+    pub(crate) fn order(&self, node: &str, step: Step, action: &str) {
         let pid = self.cluster().pid(node).unwrap();
         self.obedient.order(&format!("{pid} {} {action}\n", step.name()));
     }
 
-    async fn make_table(&self, table: &str) -> Client {
+    pub(crate) async fn make_table(&self, table: &str) -> Client {
         let mut client = spreading(self.cluster()).await;
         make_table(&mut client, table, "shards = 2, replicas = 3, shard_key = 'k', sort_key = 'day'").await;
         client
     }
 
-    fn copy(&self, table: &str) -> String {
+    pub(crate) fn copy(&self, table: &str) -> String {
         format!("COPY {table} {}", self.from)
     }
 
     /// Waits until the node came to the step that kills it.
-    async fn wait_until_killed(&self, node: &str) {
+    pub(crate) async fn wait_until_killed(&self, node: &str) {
         let since = Instant::now();
         while !self.cluster().crashed().iter().any(|crashed| crashed == node) {
             assert!(since.elapsed() < KILLED_WITHIN, "{node} was never killed");
@@ -207,7 +213,7 @@ impl Fixture {
         self.obedient.order("");
     }
 
-    async fn restart(&self, node: &str) {
+    pub(crate) async fn restart(&self, node: &str) {
         self.cluster().restart(node).unwrap();
         self.cluster().wait_until_joined(3).unwrap();
         wait_until_settled(self.cluster(), 3).await;

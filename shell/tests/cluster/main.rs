@@ -82,6 +82,8 @@ mod takes_place;
 #[cfg(test)]
 mod talk;
 #[cfg(test)]
+mod text_loading;
+#[cfg(test)]
 mod time_split;
 #[cfg(test)]
 mod turns;

@@ -1,27 +1,30 @@
 //! One JSON object per line.
 
 use std::io::{BufRead, Read};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::json::ReaderBuilder;
 use arrow::json::reader::Decoder;
-use shoal_data::load::{BATCH_BYTES, BATCH_ROWS, RowShape, Sink, SourceFile};
+use shoal_proto::{ErrorCode, Failure};
 
-use super::{FileFormat, csv_file};
-use crate::Error;
+use super::text::text_in;
+use super::{BATCH_BYTES, BATCH_ROWS, FileFormat, RowShape, Sink, SourceFile};
 
 /// A line may have so many bytes.
 const LINE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// A file of JSON lines.
-pub(super) struct JsonFile {
+/// A file of JSON lines, or those of them that begin in a range.
+#[derive(Clone)]
+pub struct JsonFile {
     file: SourceFile,
     format: FileFormat,
     columns: SchemaRef,
     /// The columns, all nullable: nulls are looked for with better messages.
     parsed: SchemaRef,
+    range: Option<Range<u64>>,
 }
 
 /// Lines that are not a batch yet.
@@ -33,17 +36,34 @@ struct Lines {
 }
 
 impl JsonFile {
-    pub(super) fn open(file: SourceFile, format: &FileFormat, columns: &SchemaRef) -> Result<Self, Error> {
+    pub(super) fn open(file: SourceFile, format: &FileFormat, columns: &SchemaRef) -> Result<Self, Failure> {
         let fields =
             columns.fields().iter().map(|field| Field::new(field.name(), field.data_type().clone(), true));
         let parsed = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-        let opened = Self { file, format: format.clone(), columns: columns.clone(), parsed };
+        let opened = Self { file, format: format.clone(), columns: columns.clone(), parsed, range: None };
         opened.decoder()?;
         Ok(opened)
     }
 
-    pub(super) fn read(self, sink: Sink<'_>) -> Result<(), Error> {
-        let mut text = csv_file::text(&self.file, &self.format)?;
+    /// The file.
+    pub(super) fn file(&self) -> &SourceFile {
+        &self.file
+    }
+
+    /// What of it, if not all.
+    pub(super) fn range(&self) -> Option<&Range<u64>> {
+        self.range.as_ref()
+    }
+
+    /// The lines that begin in this range of a file that is not compressed. No object
+    /// goes on behind the end of its line, so they are what the whole file has there.
+    pub(super) fn part(&self, range: Range<u64>) -> Self {
+        Self { range: Some(range), ..self.clone() }
+    }
+
+    /// Hands all rows to `sink`. Of a part, errors have lines of that part.
+    pub(super) fn read(&self, sink: Sink<'_>) -> Result<(), Failure> {
+        let mut text = text_in(&self.file, &self.format, self.range.as_ref())?;
         let mut lines = Lines::default();
         let mut line_number = 0;
         let mut rows_before = 0;
@@ -83,15 +103,17 @@ impl JsonFile {
         Ok(())
     }
 
-    fn decoder(&self) -> Result<Decoder, Error> {
+    fn decoder(&self) -> Result<Decoder, Failure> {
         ReaderBuilder::new(self.parsed.clone())
             .with_batch_size(BATCH_ROWS)
             .with_strict_mode(true)
             .build_decoder()
-            .map_err(|error| Error::Unsupported(format!("a column cannot be read from JSON: {error}")))
+            .map_err(|error| {
+                Failure::new(ErrorCode::Unsupported, format!("a column cannot be read from JSON: {error}"))
+            })
     }
 
-    fn decode(&self, lines: &Lines) -> Result<RecordBatch, Error> {
+    fn decode(&self, lines: &Lines) -> Result<RecordBatch, Failure> {
         let mut decoder = self.decoder()?;
         let mut start = 0;
         for (end, number) in &lines.ends {
@@ -104,14 +126,16 @@ impl JsonFile {
         }
         match decoder.flush() {
             Ok(Some(rows)) => Ok(rows),
-            Ok(None) => Err(Error::Internal(format!("`{}`: lines without rows", self.file.name()))),
+            Ok(None) => {
+                Err(Failure::new(ErrorCode::Internal, format!("`{}`: lines without rows", self.file.name())))
+            }
             Err(error) => Err(self.find_wrong(lines, &error)?),
         }
     }
 
     /// A value that does not fit shows only when the batch is made: tries the
     /// lines one by one.
-    fn find_wrong(&self, lines: &Lines, error: &dyn std::fmt::Display) -> Result<Error, Error> {
+    fn find_wrong(&self, lines: &Lines, error: &dyn std::fmt::Display) -> Result<Failure, Failure> {
         let mut start = 0;
         for (end, number) in &lines.ends {
             let mut decoder = self.decoder()?;
@@ -121,13 +145,13 @@ impl JsonFile {
             }
             start = *end;
         }
-        Ok(Error::Invalid(format!("`{}`: {error}", self.file.name())))
+        Ok(Failure::new(ErrorCode::Invalid, format!("`{}`: {error}", self.file.name())))
     }
 
-    fn wrong(&self, line: u64, error: &dyn std::fmt::Display) -> Error {
-        Error::Invalid(format!(
-            "`{}`, line {line}: {error} (expected is one JSON object per line)",
-            self.file.name()
-        ))
+    fn wrong(&self, line: u64, error: &dyn std::fmt::Display) -> Failure {
+        Failure::new(
+            ErrorCode::Invalid,
+            format!("`{}`, line {line}: {error} (expected is one JSON object per line)", self.file.name()),
+        )
     }
 }

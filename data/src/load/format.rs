@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::Error;
+use serde::{Deserialize, Serialize};
+use shoal_proto::{ErrorCode, Failure};
 
 /// A kind of file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
     /// Apache Parquet.
     Parquet,
@@ -16,7 +17,7 @@ pub enum FileKind {
 }
 
 /// How the bytes of a file are compressed; inside of it, for Parquet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compression {
     /// Not.
     None,
@@ -31,7 +32,8 @@ pub enum Compression {
 }
 
 /// How delimited text is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CsvOptions {
     /// Whether the first line has names; none: read finds out, write writes it.
     pub header: Option<bool>,
@@ -52,8 +54,10 @@ impl Default for CsvOptions {
     }
 }
 
-/// What COPY and external tables know about their files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What COPY and external tables know about their files. It goes to workers: one that does
+/// not know a field must not read files as if it were not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FileFormat {
     /// The kind.
     pub kind: FileKind,
@@ -67,13 +71,18 @@ pub struct FileFormat {
 const OPTIONS: &str = "FORMAT, HEADER, DELIMITER, NULL, QUOTE, ESCAPE, COMPRESSION";
 
 impl FileFormat {
+    /// Files of this kind, written as is usual.
+    pub fn of(kind: FileKind) -> Self {
+        Self { kind, csv: CsvOptions::default(), compression: None }
+    }
+
     /// Reads options by lower-case name; without FORMAT the location's
     /// extension decides. DataFusion's `format.` names are taken too.
     ///
     /// # Errors
     /// `Invalid` naming an option that is unknown, has no sense for the kind,
     /// or whose value cannot be.
-    pub fn from_options(location: &str, options: &BTreeMap<String, String>) -> Result<Self, Error> {
+    pub fn from_options(location: &str, options: &BTreeMap<String, String>) -> Result<Self, Failure> {
         let mut named = BTreeMap::new();
         for (name, value) in options {
             let name = name.strip_prefix("format.").unwrap_or(name);
@@ -84,7 +93,7 @@ impl FileFormat {
                 other => other,
             };
             if named.insert(name, value.as_str()).is_some() {
-                return Err(Error::Invalid(format!("option {} is given twice", name.to_uppercase())));
+                return Err(invalid(format!("option {} is given twice", name.to_uppercase())));
             }
         }
         let kind = match named.remove("format") {
@@ -100,10 +109,10 @@ impl FileFormat {
         for (name, value) in named {
             let shown = name.to_uppercase();
             if !matches!(name, "header" | "delimiter" | "null" | "quote" | "escape") {
-                return Err(Error::Invalid(format!("there is no option {shown}: the options are {OPTIONS}")));
+                return Err(invalid(format!("there is no option {shown}: the options are {OPTIONS}")));
             }
             if kind != FileKind::Csv {
-                return Err(Error::Invalid(format!("option {shown} is for FORMAT csv only: leave it out")));
+                return Err(invalid(format!("option {shown} is for FORMAT csv only: leave it out")));
             }
             match name {
                 "header" => csv.header = Some(boolean(&shown, value)?),
@@ -114,7 +123,7 @@ impl FileFormat {
             }
         }
         if csv.delimiter == csv.quote {
-            return Err(Error::Invalid("DELIMITER and QUOTE are the same character: choose two".into()));
+            return Err(invalid("DELIMITER and QUOTE are the same character: choose two"));
         }
         if csv.escape == Some(csv.quote) {
             csv.escape = None;
@@ -135,27 +144,27 @@ impl FileFormat {
     }
 }
 
-fn kind_named(name: &str) -> Result<FileKind, Error> {
+fn kind_named(name: &str) -> Result<FileKind, Failure> {
     match name.to_lowercase().as_str() {
         "parquet" => Ok(FileKind::Parquet),
         "csv" | "text" => Ok(FileKind::Csv),
         "json" | "ndjson" | "jsonl" => Ok(FileKind::Json),
-        _ => Err(Error::Invalid(format!("FORMAT {name} is not known: choose parquet, csv or json"))),
+        _ => Err(invalid(format!("FORMAT {name} is not known: choose parquet, csv or json"))),
     }
 }
 
-fn kind_of_location(location: &str) -> Result<FileKind, Error> {
+fn kind_of_location(location: &str) -> Result<FileKind, Failure> {
     match extension(strip_compression(location)).as_str() {
         "parquet" | "pq" => Ok(FileKind::Parquet),
         "csv" | "tsv" => Ok(FileKind::Csv),
         "json" | "ndjson" | "jsonl" => Ok(FileKind::Json),
-        _ => Err(Error::Invalid(format!(
+        _ => Err(invalid(format!(
             "`{location}` does not say what kind of file it is: add (FORMAT parquet), (FORMAT csv) or (FORMAT json)"
         ))),
     }
 }
 
-fn compression_named(name: &str, kind: FileKind) -> Result<Compression, Error> {
+fn compression_named(name: &str, kind: FileKind) -> Result<Compression, Failure> {
     let compression = match name.to_lowercase().as_str() {
         "none" | "uncompressed" => Compression::None,
         "gzip" | "gz" => Compression::Gzip,
@@ -163,9 +172,7 @@ fn compression_named(name: &str, kind: FileKind) -> Result<Compression, Error> {
         "snappy" => Compression::Snappy,
         "lz4" => Compression::Lz4,
         _ => {
-            return Err(Error::Invalid(format!(
-                "COMPRESSION {name} is not known: choose none, gzip or zstd"
-            )));
+            return Err(invalid(format!("COMPRESSION {name} is not known: choose none, gzip or zstd")));
         }
     };
     let fits = match kind {
@@ -179,27 +186,31 @@ fn compression_named(name: &str, kind: FileKind) -> Result<Compression, Error> {
     if fits {
         Ok(compression)
     } else {
-        Err(Error::Invalid(format!("COMPRESSION {name} is not for this format: choose {choices}")))
+        Err(invalid(format!("COMPRESSION {name} is not for this format: choose {choices}")))
     }
 }
 
-fn boolean(option: &str, value: &str) -> Result<bool, Error> {
+fn boolean(option: &str, value: &str) -> Result<bool, Failure> {
     match value.to_lowercase().as_str() {
         "true" | "on" | "yes" | "1" => Ok(true),
         "false" | "off" | "no" | "0" => Ok(false),
-        _ => Err(Error::Invalid(format!("{option} {value} is neither true nor false"))),
+        _ => Err(invalid(format!("{option} {value} is neither true nor false"))),
     }
 }
 
-fn one_byte(option: &str, value: &str) -> Result<u8, Error> {
+fn one_byte(option: &str, value: &str) -> Result<u8, Failure> {
     let value = match value {
         "\\t" | "tab" => "\t",
         other => other,
     };
     match value.as_bytes() {
         [byte] if byte.is_ascii() && !matches!(byte, b'\n' | b'\r' | 0) => Ok(*byte),
-        _ => Err(Error::Invalid(format!("{option} '{}' is not one ASCII character", value.escape_debug()))),
+        _ => Err(invalid(format!("{option} '{}' is not one ASCII character", value.escape_debug()))),
     }
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(ErrorCode::Invalid, message)
 }
 
 /// The last extension in lower case, or nothing.
@@ -218,7 +229,7 @@ mod tests {
 
     fn format(location: &str, options: &[(&str, &str)]) -> Result<FileFormat, String> {
         let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        FileFormat::from_options(location, &options).map_err(|error| error.to_string())
+        FileFormat::from_options(location, &options).map_err(|failure| failure.message)
     }
 
     #[test]
@@ -229,6 +240,20 @@ mod tests {
         assert_eq!(format("dir/*.jsonl.zst", &[]).unwrap().kind, FileKind::Json);
         assert_eq!(format("x", &[("format", "CSV")]).unwrap().kind, FileKind::Csv);
         assert!(format("x.dat", &[]).unwrap_err().contains("FORMAT"));
+    }
+
+    #[test]
+    fn an_option_that_is_not_known_is_not_left_out() {
+        let format = FileFormat { compression: Some(Compression::Zstd), ..FileFormat::of(FileKind::Csv) };
+        let text = serde_json::to_string(&format).unwrap();
+        assert_eq!(serde_json::from_str::<FileFormat>(&text).unwrap(), format);
+        for (before, after) in
+            [("{\"kind\"", "{\"new\":1,\"kind\""), ("{\"header\"", "{\"new\":1,\"header\"")]
+        {
+            let newer = text.replacen(before, after, 1);
+            assert_ne!(newer, text);
+            assert!(serde_json::from_str::<FileFormat>(&newer).is_err(), "{newer}");
+        }
     }
 
     #[test]
