@@ -9,6 +9,7 @@ mod certificate;
 mod explain;
 mod guard;
 mod in_place;
+mod join_order;
 mod join_room;
 mod keepable;
 mod limited_side;

@@ -28,6 +28,7 @@ use shoal_proto::{Channels, QueryPool, TableId};
 
 use super::guard;
 use super::in_place::{JoinInPlace, OneSideMoves};
+use super::join_order::JoinOrder;
 use super::join_room::{JoinRoom, Joins};
 use super::limited_side::LimitOnce;
 use super::merge_joins::{MergeLargeJoins, has_mergeable};
@@ -100,8 +101,11 @@ impl StateTemplate {
         let state = builder.build();
         let rules = MergeLargeJoins::among(SafePushdown::in_all(state.physical_optimizers()));
         let rules = JoinInPlace::among(rules);
-        let state =
-            SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
+        let ordering = JoinOrder::among(state.optimizers());
+        let state = SessionStateBuilder::new_from_existing(state)
+            .with_optimizer_rules(ordering)
+            .with_physical_optimizer_rules(rules)
+            .build();
         let row_by_row = SessionStateBuilder::new_from_existing(state.clone())
             .with_physical_optimizer_rules(row_by_row::rules(state.physical_optimizers()))
             .build();

@@ -29,6 +29,8 @@ pub struct ShoalConfig {
     /// Whether the keys of a join's smaller side leave out rows of the other one
     /// where these are read on other workers.
     pub runtime_filters: bool,
+    /// Whether inner joins are made in the order that is estimated to cost least.
+    pub join_order: bool,
     /// Memory that one query may hold on one node; empty: the
     /// coordinator's `query_memory_limit`.
     pub query_memory: String,
@@ -57,6 +59,7 @@ impl Default for ShoalConfig {
             load_task_bytes: 64 * MIB,
             colocate: true,
             runtime_filters: true,
+            join_order: true,
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,
@@ -104,6 +107,7 @@ impl ExtensionOptions for ShoalConfig {
             "load_task_bytes" => self.load_task_bytes = size()?.max(1),
             "colocate" => self.colocate = switch()?,
             "runtime_filters" => self.runtime_filters = switch()?,
+            "join_order" => self.join_order = switch()?,
             "query_memory" => {
                 if !value.is_empty() {
                     parse_size(value).map_err(refuse)?;
@@ -156,6 +160,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.runtime_filters.to_string(),
                 "Whether rows that have no partner in a join are left out where they are read on other workers, as soon \
                  as the join's smaller side is known.",
+            ),
+            entry(
+                "join_order",
+                self.join_order.to_string(),
+                "Whether three or more inner joins are made in another order than written, where that is estimated to \
+                 cost clearly less. Off, they are made as written.",
             ),
             entry(
                 "query_memory",

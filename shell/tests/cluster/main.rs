@@ -32,6 +32,8 @@ mod goes_on;
 #[cfg(test)]
 mod in_place;
 #[cfg(test)]
+mod join_order;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod loading;
