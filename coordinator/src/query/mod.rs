@@ -10,6 +10,7 @@ mod each_task;
 mod explain;
 mod guard;
 mod in_place;
+mod join_order;
 mod join_room;
 mod keepable;
 mod late_materialization;

@@ -30,6 +30,7 @@ use self::way::Way;
 use super::each_task::read_in_each_task;
 use super::guard;
 use super::in_place::{JoinInPlace, OneSideMoves};
+use super::join_order::JoinOrder;
 use super::join_room::{JoinRoom, Joins};
 use super::late_materialization::LateMaterialization;
 use super::limited_side::LimitOnce;
@@ -107,8 +108,11 @@ impl StateTemplate {
         let mut rules = JoinInPlace::among(rules);
         // The last one: see there.
         rules.push(Arc::new(LateMaterialization));
-        let state =
-            SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
+        let ordering = JoinOrder::among(state.optimizers());
+        let state = SessionStateBuilder::new_from_existing(state)
+            .with_optimizer_rules(ordering)
+            .with_physical_optimizer_rules(rules)
+            .build();
         let row_by_row = SessionStateBuilder::new_from_existing(state.clone())
             .with_physical_optimizer_rules(row_by_row::rules(state.physical_optimizers()))
             .build();

@@ -85,6 +85,15 @@ impl ShardTable {
         known.column_statistics.first().is_some_and(|column| column.null_count == Precision::Exact(0))
     }
 
+    /// What is known of all its rows and of these columns; nothing of others.
+    pub(super) fn known(&self, columns: &[usize]) -> Option<Statistics> {
+        if self.table().segments.is_empty() {
+            return Some(empty_statistics(&self.schema));
+        }
+        let known = table_statistics(&self.facts, &self.schema, columns).ok()?;
+        Some(widened(known, &self.schema, columns))
+    }
+
     /// The segments that a scan with these filters must read.
     pub(super) fn segments(&self, filters: &[Expr], session: &dyn Session) -> Result<Vec<Arc<Segment>>> {
         let table = self.table();

@@ -33,6 +33,8 @@ pub struct ShoalConfig {
     pub late_materialization: bool,
     /// Whether little tables that are on all workers are read by each task of a join.
     pub read_in_each_task: bool,
+    /// Whether inner joins are made in the order that is estimated to cost least.
+    pub join_order: bool,
     /// Memory that one query may hold on one node; empty: the
     /// coordinator's `query_memory_limit`.
     pub query_memory: String,
@@ -63,6 +65,7 @@ impl Default for ShoalConfig {
             runtime_filters: true,
             late_materialization: false,
             read_in_each_task: true,
+            join_order: true,
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,
@@ -112,6 +115,7 @@ impl ExtensionOptions for ShoalConfig {
             "runtime_filters" => self.runtime_filters = switch()?,
             "late_materialization" => self.late_materialization = switch()?,
             "read_in_each_task" => self.read_in_each_task = switch()?,
+            "join_order" => self.join_order = switch()?,
             "query_memory" => {
                 if !value.is_empty() {
                     parse_size(value).map_err(refuse)?;
@@ -176,6 +180,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.read_in_each_task.to_string(),
                 "Whether a little table that every worker of a join has on its disk is read there by each task, as the \
                  join's smaller side, instead of by one task that sends it to all. Only with shoal.colocate.",
+            ),
+            entry(
+                "join_order",
+                self.join_order.to_string(),
+                "Whether three or more inner joins are made in another order than written, where that is estimated to \
+                 cost clearly less. Off, they are made as written.",
             ),
             entry(
                 "query_memory",

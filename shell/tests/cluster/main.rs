@@ -34,6 +34,8 @@ mod goes_on;
 #[cfg(test)]
 mod in_place;
 #[cfg(test)]
+mod join_order;
+#[cfg(test)]
 mod late_materialization;
 #[cfg(test)]
 mod limits;
