@@ -5,6 +5,7 @@ use std::any::Any;
 use datafusion::common::{DataFusionError, Result as DfResult};
 use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
 use shoal_data::parse_bytes;
+use shoal_proto::exchange::ExchangeCompression;
 
 use crate::query::Priority;
 
@@ -31,6 +32,8 @@ pub struct ShoalConfig {
     pub runtime_filters: bool,
     /// Whether scans evaluate their filters before they decode other columns.
     pub late_materialization: bool,
+    /// How rows are compressed that go from node to node.
+    pub exchange_compression: ExchangeCompression,
     /// Memory that one query may hold on one node; empty: the
     /// coordinator's `query_memory_limit`.
     pub query_memory: String,
@@ -60,6 +63,7 @@ impl Default for ShoalConfig {
             colocate: true,
             runtime_filters: true,
             late_materialization: false,
+            exchange_compression: ExchangeCompression::default(),
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,
@@ -108,6 +112,7 @@ impl ExtensionOptions for ShoalConfig {
             "colocate" => self.colocate = switch()?,
             "runtime_filters" => self.runtime_filters = switch()?,
             "late_materialization" => self.late_materialization = switch()?,
+            "exchange_compression" => self.exchange_compression = value.parse().map_err(refuse)?,
             "query_memory" => {
                 if !value.is_empty() {
                     parse_size(value).map_err(refuse)?;
@@ -166,6 +171,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.late_materialization.to_string(),
                 "Whether scans decode the columns of their filter first, and of the others only the rows that are \
                  left.",
+            ),
+            entry(
+                "exchange_compression",
+                self.exchange_compression.to_string(),
+                "How rows are compressed that go from node to node: none, lz4, zstd, or auto: lz4 between zones, \
+                 none within one.",
             ),
             entry(
                 "query_memory",
@@ -309,6 +320,16 @@ mod tests {
         let message = config.set("priority", "urgent").unwrap_err().to_string();
         assert!(message.contains("`urgent`") && message.contains("low, normal and high"), "{message}");
         assert_eq!(config.priority, Priority::Normal);
+    }
+
+    #[test]
+    fn a_compression_that_is_none_is_named() {
+        let mut config = ShoalConfig::default();
+        assert_eq!(config.exchange_compression, ExchangeCompression::Auto);
+        config.set("exchange_compression", "ZSTD").unwrap();
+        let message = config.set("exchange_compression", "gzip").unwrap_err().to_string();
+        assert!(message.contains("`gzip`"), "{message}");
+        assert_eq!(config.exchange_compression, ExchangeCompression::Zstd);
     }
 
     #[test]
