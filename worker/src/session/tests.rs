@@ -47,6 +47,7 @@ fn encoded(rows: i64) -> EncodedSegment {
         shard_key: vec![],
         sort_key: vec![],
         hash: KeyHash::CURRENT,
+        bloom_filters: Vec::new(),
     };
     let (id, placement, segments) = (TableId(1), vec![], vec![]);
     let (schema_name, name) = ("public".to_owned(), "t".to_owned());
