@@ -220,7 +220,7 @@ impl TableProvider for ShardTable {
         let mut options = TableParquetOptions::new();
         options.global = session.config_options().execution.parquet.clone();
         // To look for them takes a second reader of each segment.
-        options.global.bloom_filter_on_read = self.may_have_bloom_filters(filters);
+        options.global.bloom_filter_on_read &= self.may_have_bloom_filters(filters);
         let has_second_readers = options.global.bloom_filter_on_read;
         let url = ObjectStoreUrl::parse(SHARD_STORE_URL)?;
         let mut source = ParquetSource::new(Arc::clone(&self.schema)).with_table_parquet_options(options);
