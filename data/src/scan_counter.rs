@@ -1,10 +1,11 @@
 //! Parquet readers that count what a query reads: for progress lines, and to
 //! tell whether each segment of a plan was read once.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use datafusion::common::Result;
@@ -13,6 +14,8 @@ use datafusion::datasource::physical_plan::parquet::ParquetFileReaderFactory;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use object_store::path::Path;
+use parking_lot::Mutex;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
@@ -64,13 +67,26 @@ pub fn counted_segment(file: &PartitionedFile) -> Option<SegmentName> {
 }
 
 /// Readers of another factory, counted. A scan asks for one reader for each
-/// part of a file, before it looks at the file's statistics, as long as it
-/// uses no Bloom filters: those take a second reader.
+/// part of a file, before it looks at the file's statistics. One that looks at
+/// Bloom filters reads these with that reader, and asks for a second one for
+/// the rows, while it has the first: that one counts for nothing.
 pub struct CountedReaders {
     inner: Arc<dyn ParquetFileReaderFactory>,
     scanned: Arc<Scanned>,
     reads: Option<Arc<ReadLog>>,
     wants_page_index: bool,
+    /// Readers whose place a second one may take; none where the scan asks for none.
+    replaceable: Option<Mutex<HashMap<Part, Weak<Opened>>>>,
+}
+
+/// A part of a file in one partition of a scan: where it begins, if it is not the whole.
+type Part = (usize, Path, Option<i64>);
+
+/// What is known of a reader whose place a second one may take, once.
+#[derive(Debug, Default)]
+struct Opened {
+    has_footer: AtomicBool,
+    is_replaced: AtomicBool,
 }
 
 impl CountedReaders {
@@ -81,13 +97,35 @@ impl CountedReaders {
         scanned: Arc<Scanned>,
         reads: Option<Arc<ReadLog>>,
     ) -> Self {
-        Self { inner, scanned, reads, wants_page_index: false }
+        Self { inner, scanned, reads, wants_page_index: false, replaceable: None }
     }
 
     /// Reads page indexes with the footers, for scans that may skip pages.
     pub fn with_page_index(mut self) -> Self {
         self.wants_page_index = true;
         self
+    }
+
+    /// Expects second readers, for a scan that looks at Bloom filters.
+    pub fn with_second_readers(mut self) -> Self {
+        self.replaceable = Some(Mutex::default());
+        self
+    }
+
+    /// A new reader of this part; none where it takes the place of one that has read the
+    /// footer and is there still. Any other is one more, and counts.
+    fn open(&self, part: Part) -> Option<Arc<Opened>> {
+        let Some(replaceable) = &self.replaceable else { return Some(Arc::default()) };
+        let mut replaceable = replaceable.lock();
+        if let Some(opened) = replaceable.get(&part).and_then(Weak::upgrade)
+            && opened.has_footer.load(Ordering::Relaxed)
+            && !opened.is_replaced.swap(true, Ordering::Relaxed)
+        {
+            return None;
+        }
+        let opened = Arc::new(Opened::default());
+        replaceable.insert(part, Arc::downgrade(&opened));
+        Some(opened)
     }
 }
 
@@ -105,7 +143,10 @@ impl ParquetFileReaderFactory for CountedReaders {
         metadata_size_hint: Option<usize>,
         metrics: &ExecutionPlanMetricsSet,
     ) -> Result<Box<dyn AsyncFileReader + Send>> {
-        let noted = self.reads.as_ref().and_then(|reads| {
+        let start = file.range.as_ref().map(|range| range.start);
+        let opened = self.open((partition_index, file.object_meta.location.clone(), start));
+        let reads = self.reads.as_ref().filter(|_| opened.is_some());
+        let noted = reads.and_then(|reads| {
             let name = counted_segment(&file)?;
             reads.add_segment(name.table, name.digest());
             Some((Arc::clone(reads), name.table))
@@ -119,7 +160,8 @@ impl ParquetFileReaderFactory for CountedReaders {
             wants_page_index: self.wants_page_index,
             tail: size.saturating_sub(TAIL_BYTES)..size,
             noted,
-            is_counted: false,
+            is_counted: opened.is_none(),
+            opened: opened.unwrap_or_default(),
         }))
     }
 }
@@ -133,6 +175,7 @@ struct CountedReader {
     /// Where its segment was noted, and under which table.
     noted: Option<(Arc<ReadLog>, TableId)>,
     is_counted: bool,
+    opened: Arc<Opened>,
 }
 
 impl CountedReader {
@@ -178,6 +221,7 @@ impl AsyncFileReader for CountedReader {
                 wanted = wanted.with_page_index_policy(PageIndexPolicy::Optional);
             }
             let metadata = self.metadata(&wanted).await?;
+            self.opened.has_footer.store(true, Ordering::Relaxed);
             if !std::mem::replace(&mut self.is_counted, true) {
                 let rows = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or_default();
                 self.scanned.add_segment(rows);
@@ -227,6 +271,31 @@ mod tests {
             let told = ParquetError::General("Failed to fetch metadata: no live worker holds it".into());
             std::future::ready(Err(told)).boxed()
         }
+    }
+
+    #[test]
+    fn a_reader_for_rows_takes_the_place_of_one_for_bloom_filters_once() {
+        let reads = Arc::new(ReadLog::new());
+        let readers = CountedReaders::new(Arc::new(Away), Arc::default(), Some(Arc::clone(&reads)));
+        let readers = readers.with_second_readers();
+        let part = || (0, Path::from("1/3/x.parquet"), None);
+        let first = readers.open(part()).unwrap();
+        // It has not read the footer: another one reads the same once more.
+        let again = readers.open(part()).unwrap();
+        again.has_footer.store(true, Ordering::Relaxed);
+        assert!(readers.open((1, Path::from("1/3/x.parquet"), None)).is_some(), "of another partition");
+        assert!(readers.open((0, Path::from("1/3/x.parquet"), Some(7))).is_some(), "of another part");
+        assert!(readers.open(part()).is_none());
+        assert!(readers.open(part()).is_some(), "whose place was taken");
+        drop((first, again));
+        let gone = readers.open(part()).unwrap();
+        gone.has_footer.store(true, Ordering::Relaxed);
+        drop(gone);
+        assert!(readers.open(part()).is_some(), "who is gone");
+        let without = CountedReaders::new(Arc::new(Away), Arc::default(), Some(reads));
+        let opened = without.open(part()).unwrap();
+        opened.has_footer.store(true, Ordering::Relaxed);
+        assert!(without.open(part()).is_some(), "where none is expected");
     }
 
     #[tokio::test]

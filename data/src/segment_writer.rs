@@ -33,6 +33,9 @@ pub const PAGE_ROWS: usize = 8 * 1024;
 /// The same where rows are sorted by the shard key: what a lookup by key
 /// decodes.
 const LOOKUP_PAGE_ROWS: usize = 1024;
+/// How often a Bloom filter takes a value for one that is there, of as many values as a row
+/// group may have: some ten bits for each.
+const BLOOM_FILTER_WRONG: f64 = 0.01;
 /// Rows that are gathered and handed to the encoder at once.
 const GATHER_ROWS: usize = 16 * 1024;
 /// Rows looked at to decide whether a dictionary pays.
@@ -56,6 +59,7 @@ pub struct SegmentWriter {
     table: TableId,
     columns: SchemaRef,
     sort_key: Vec<usize>,
+    bloom_filters: Vec<String>,
     page_rows: usize,
 }
 
@@ -71,6 +75,7 @@ impl SegmentWriter {
             table: table.id,
             columns: table.columns.clone(),
             sort_key: sort_key.collect::<Result<_, _>>()?,
+            bloom_filters: table.layout.bloom_filters.clone(),
             page_rows: match table.layout.sort_key.first() {
                 Some(first) if table.layout.shard_key.contains(first) => LOOKUP_PAGE_ROWS,
                 _ => PAGE_ROWS,
@@ -153,6 +158,13 @@ impl SegmentWriter {
                 let path = ColumnPath::new(vec![field.name().clone()]);
                 properties = properties.set_column_statistics_enabled(path, EnabledStatistics::None);
             }
+        }
+        for name in &self.bloom_filters {
+            let path = ColumnPath::new(vec![name.clone()]);
+            properties = properties
+                .set_column_bloom_filter_enabled(path.clone(), true)
+                .set_column_bloom_filter_fpp(path.clone(), BLOOM_FILTER_WRONG)
+                .set_column_bloom_filter_max_ndv(path, ROW_GROUP_ROWS as u64);
         }
         let step = rows.num_rows().div_ceil(SAMPLE_ROWS);
         let sample = UInt32Array::from_iter_values((0..rows.num_rows() as u32).step_by(step));

@@ -41,6 +41,10 @@ pub struct TableLayout {
     pub sort_key: Vec<String>,
     /// How a row's shard was computed when it was written.
     pub hash: KeyHash,
+    /// Columns of which segments have Bloom filters. Older versions know of none, and
+    /// write and read the table without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bloom_filters: Vec<String>,
 }
 
 impl TableLayout {
@@ -55,7 +59,12 @@ impl TableLayout {
                 self.shards
             )));
         }
-        for (option, key) in [("shard_key", &self.shard_key), ("sort_key", &self.sort_key)] {
+        let named = [
+            ("shard_key", &self.shard_key),
+            ("sort_key", &self.sort_key),
+            ("bloom_filters", &self.bloom_filters),
+        ];
+        for (option, key) in named {
             for column in key {
                 let field = schema.field_with_name(column).map_err(|_| {
                     let columns: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
@@ -64,6 +73,12 @@ impl TableLayout {
                         columns.join(", ")
                     ))
                 })?;
+                if option == "bloom_filters" && !has_bloom_filters(field.data_type()) {
+                    return Err(DataError::Layout(format!(
+                        "bloom_filters column `{column}` is of type {}: choose an integer, text or binary column",
+                        field.data_type()
+                    )));
+                }
                 if field.data_type().is_nested() {
                     return Err(DataError::Layout(format!(
                         "{option} column `{column}` is of type {}: keys cannot be nested; choose a plain column",
@@ -82,6 +97,21 @@ impl TableLayout {
         }
         Ok(())
     }
+}
+
+/// Whether values of a type that are equal have one form in a Bloom filter: floats do not, and
+/// of others scans ask none.
+fn has_bloom_filters(data_type: &DataType) -> bool {
+    data_type.is_integer()
+        || matches!(
+            data_type,
+            DataType::Utf8
+                | DataType::LargeUtf8
+                | DataType::Utf8View
+                | DataType::Binary
+                | DataType::LargeBinary
+                | DataType::BinaryView
+        )
 }
 
 /// One table as one snapshot of the catalog has it. Cheap to clone.
@@ -186,6 +216,46 @@ mod tests {
     use super::*;
 
     #[test]
+    fn bloom_filters_are_of_columns_that_are_there_and_have_one_form_for_equal_values() {
+        let columns = [("k", DataType::Int32), ("s", DataType::Utf8), ("f", DataType::Float64)];
+        let columns = columns.map(|(name, data_type)| Field::new(name, data_type, true));
+        let schema = Schema::new(columns.to_vec());
+        let check = |name: &str| {
+            let layout = TableLayout {
+                shards: 8,
+                replicas: ReplicaCount::Count(1),
+                shard_key: vec![],
+                sort_key: vec![],
+                hash: KeyHash::CURRENT,
+                bloom_filters: vec![name.to_owned()],
+            };
+            layout.check(&schema).map_err(|error| error.to_string())
+        };
+        assert_eq!([check("k"), check("s")], [Ok(()), Ok(())]);
+        let message = check("f").unwrap_err();
+        assert!(message.contains("`f`") && message.contains("integer, text or binary"), "{message}");
+        assert!(check("x").unwrap_err().contains("bloom_filters names column `x`"));
+    }
+
+    #[test]
+    fn a_layout_without_bloom_filters_is_as_older_versions_have_it() {
+        let layout = TableLayout {
+            shards: 8,
+            replicas: ReplicaCount::Count(1),
+            shard_key: vec![],
+            sort_key: vec![],
+            hash: KeyHash::CURRENT,
+            bloom_filters: vec![],
+        };
+        let json = serde_json::to_string(&layout).unwrap();
+        assert!(!json.contains("bloom"), "{json}");
+        assert_eq!(serde_json::from_str::<TableLayout>(&json).unwrap(), layout);
+        let with = TableLayout { bloom_filters: vec!["k".to_owned()], ..layout };
+        let json = serde_json::to_string(&with).unwrap();
+        assert_eq!(serde_json::from_str::<TableLayout>(&json).unwrap(), with);
+    }
+
+    #[test]
     fn only_text_keys_from_before_are_not_hashed_as_new_ones() {
         let is_as_new = |key: DataType, hash: KeyHash, shard_key: &[&str]| {
             let shard_key = shard_key.iter().map(|name| (*name).to_owned()).collect();
@@ -196,7 +266,14 @@ mod tests {
                 schema_name: "public".into(),
                 name: "t".into(),
                 columns: Arc::new(Schema::new(columns)),
-                layout: TableLayout { shards: 8, replicas, shard_key, sort_key: vec![], hash },
+                layout: TableLayout {
+                    shards: 8,
+                    replicas,
+                    shard_key,
+                    sort_key: vec![],
+                    hash,
+                    bloom_filters: vec![],
+                },
                 placement: vec![],
                 segments: vec![],
             };

@@ -205,6 +205,7 @@ impl Execution for ExecutionService {
         let options =
             QueryOptions::from_headers(&metadata.into_headers()).map_err(|failure| self.refuse(failure))?;
         let partition = request.partition as usize;
+        let (discard, compression) = (request.discard, request.compression());
         let execute = ExecuteTaskRequest {
             task_key: task_key(request.key).map_err(|failure| self.refuse(failure))?,
             target_partition_start: partition,
@@ -213,7 +214,6 @@ impl Execution for ExecutionService {
         };
         let worker = self.worker.clone();
         let worker_id = self.worker_id.clone();
-        let discard = request.discard;
         Ok(Response::new(self.frames(&options, |frames| async move {
             let open = async {
                 let opened = worker.execute_task(execute).await;
@@ -228,7 +228,7 @@ impl Execution for ExecutionService {
                 let _dropped = open.await;
                 return;
             }
-            drive_stream(open, worker_id.as_str(), frames, || None).await;
+            drive_stream(open, worker_id.as_str(), compression, frames, || None).await;
         })))
     }
 
@@ -248,7 +248,7 @@ impl Execution for ExecutionService {
                 Ok((plan.execute(0, context)?, reads))
             };
             let metrics = || ran.lock().as_ref().map(plan_metrics);
-            drive_stream(open, service.worker_id.as_str(), frames, metrics).await;
+            drive_stream(open, service.worker_id.as_str(), request.compression(), frames, metrics).await;
         })))
     }
 }

@@ -103,6 +103,7 @@ mod tests {
     use std::sync::mpsc;
 
     use shoal_proto::QueryId;
+    use shoal_proto::exchange::ExchangeCompression;
     use tokio::runtime::{Builder, Runtime};
 
     use super::*;
@@ -116,7 +117,14 @@ mod tests {
 
     fn options(is_short: bool) -> QueryOptions {
         let settings = Vec::new();
-        QueryOptions { query: QueryId::random(), attempt: 1, memory_limit_bytes: 1, is_short, settings }
+        QueryOptions {
+            query: QueryId::random(),
+            attempt: 1,
+            memory_limit_bytes: 1,
+            is_short,
+            compression: ExchangeCompression::default(),
+            settings,
+        }
     }
 
     /// Holds up the only thread of a lane; which query that is, and what lets it go on.

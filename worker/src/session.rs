@@ -285,6 +285,9 @@ pub fn with_counted_readers(
         if source.filter().is_some() {
             readers = readers.with_page_index();
         }
+        if source.table_parquet_options().global.bloom_filter_on_read {
+            readers = readers.with_second_readers();
+        }
         let source = source.clone().with_parquet_file_reader_factory(Arc::new(readers));
         let mut config = FileScanConfigBuilder::from(config.clone()).with_source(Arc::new(source)).build();
         scan_fault::break_on_purpose(&mut config);

@@ -138,6 +138,7 @@ pub(super) async fn fill(dir: &Path, wanted: &Wanted) -> Result<Filled> {
             shard_key: vec!["l_orderkey".to_owned()],
             sort_key: Vec::new(),
             hash: KeyHash::CURRENT,
+            bloom_filters: Vec::new(),
         };
         // Tables that are laid out alike lie alike, as they do in a real cluster.
         let placed = place(&layout, &candidates, last.as_ref().into_iter()).context("no workers")?;

@@ -108,7 +108,7 @@ impl Engine {
         ];
         if let Some((_, what)) = unsupported.into_iter().find(|(is_used, _)| *is_used) {
             return Err(Error::Unsupported(format!(
-                "CREATE TABLE with {what} is not supported: columns, AS SELECT and WITH (shards, replicas, shard_key, sort_key) are"
+                "CREATE TABLE with {what} is not supported: columns, AS SELECT and WITH (shards, replicas, shard_key, sort_key, bloom_filters) are"
             )));
         }
         for column in &create.columns {

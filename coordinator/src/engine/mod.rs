@@ -429,6 +429,7 @@ impl Engine {
             attempt: 1,
             memory_limit_bytes: memory.unwrap_or(self.query_memory_bytes),
             is_short: false,
+            compression: shoal.exchange_compression,
             settings: changed,
         })
     }

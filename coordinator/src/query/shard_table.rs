@@ -107,6 +107,14 @@ impl ShardTable {
         segments_for(segments.collect(), &self.schema, filters, session)
     }
 
+    /// Whether segments may have Bloom filters of a column that these filters are about.
+    fn may_have_bloom_filters(&self, filters: &[Expr]) -> bool {
+        let columns = &self.table().layout.bloom_filters;
+        let is_about =
+            |filter: &Expr| filter.column_refs().iter().any(|column| columns.contains(&column.name));
+        !columns.is_empty() && filters.iter().any(is_about)
+    }
+
     /// The hash layout that a scan in `partitions` partitions has, where it has
     /// one: partition p holds the shards s for which s % partitions is p.
     fn layout(&self, session: &dyn Session, partitions: usize) -> Option<Partitioning> {
@@ -220,13 +228,17 @@ impl TableProvider for ShardTable {
         };
         let mut options = TableParquetOptions::new();
         options.global = session.config_options().execution.parquet.clone();
-        // Segments have none; to look for them takes a second reader of each.
-        options.global.bloom_filter_on_read = false;
+        // To look for them takes a second reader of each segment.
+        options.global.bloom_filter_on_read &= self.may_have_bloom_filters(filters);
+        let has_second_readers = options.global.bloom_filter_on_read;
         let url = ObjectStoreUrl::parse(SHARD_STORE_URL)?;
         let mut source = ParquetSource::new(Arc::clone(&self.schema)).with_table_parquet_options(options);
         if let Some(reads) = session.config().get_extension::<ReadLog>() {
             // For scans that stay on the coordinator: readers are not sent.
-            let readers = segment_readers(session.config(), session.runtime_env(), reads)?;
+            let mut readers = segment_readers(session.config(), session.runtime_env(), reads)?;
+            if has_second_readers {
+                readers = readers.with_second_readers();
+            }
             source = source.with_parquet_file_reader_factory(Arc::new(readers));
         }
         let scan = FileScanConfigBuilder::new(url, Arc::new(source))

@@ -128,6 +128,7 @@ impl ExecutionPlan for WholePlanExec {
             plan: self.encoded.clone(),
             worker_url: self.url.to_string(),
             collect_metrics: self.collect_metrics,
+            ..RunRequest::default()
         };
         let metrics = Arc::clone(&self.metrics);
         let reads = ReadLog::of(&context);

@@ -5,6 +5,7 @@ use std::any::Any;
 use datafusion::common::{DataFusionError, Result as DfResult};
 use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
 use shoal_data::parse_bytes;
+use shoal_proto::exchange::ExchangeCompression;
 
 use crate::query::Priority;
 
@@ -35,6 +36,8 @@ pub struct ShoalConfig {
     pub read_in_each_task: bool,
     /// Whether inner joins are made in the order that is estimated to cost least.
     pub join_order: bool,
+    /// How rows are compressed that go from node to node.
+    pub exchange_compression: ExchangeCompression,
     /// Memory that one query may hold on one node; empty: the
     /// coordinator's `query_memory_limit`.
     pub query_memory: String,
@@ -66,6 +69,7 @@ impl Default for ShoalConfig {
             late_materialization: false,
             read_in_each_task: true,
             join_order: true,
+            exchange_compression: ExchangeCompression::default(),
             query_memory: String::new(),
             failover: true,
             spool_memory: 64 * MIB,
@@ -116,6 +120,7 @@ impl ExtensionOptions for ShoalConfig {
             "late_materialization" => self.late_materialization = switch()?,
             "read_in_each_task" => self.read_in_each_task = switch()?,
             "join_order" => self.join_order = switch()?,
+            "exchange_compression" => self.exchange_compression = value.parse().map_err(refuse)?,
             "query_memory" => {
                 if !value.is_empty() {
                     parse_size(value).map_err(refuse)?;
@@ -186,6 +191,12 @@ impl ExtensionOptions for ShoalConfig {
                 self.join_order.to_string(),
                 "Whether three or more inner joins are made in another order than written, where that is estimated to \
                  cost clearly less. Off, they are made as written.",
+            ),
+            entry(
+                "exchange_compression",
+                self.exchange_compression.to_string(),
+                "How rows are compressed that go from node to node: none, lz4, zstd, or auto: lz4 between zones, \
+                 none within one.",
             ),
             entry(
                 "query_memory",
@@ -329,6 +340,16 @@ mod tests {
         let message = config.set("priority", "urgent").unwrap_err().to_string();
         assert!(message.contains("`urgent`") && message.contains("low, normal and high"), "{message}");
         assert_eq!(config.priority, Priority::Normal);
+    }
+
+    #[test]
+    fn a_compression_that_is_none_is_named() {
+        let mut config = ShoalConfig::default();
+        assert_eq!(config.exchange_compression, ExchangeCompression::Auto);
+        config.set("exchange_compression", "ZSTD").unwrap();
+        let message = config.set("exchange_compression", "gzip").unwrap_err().to_string();
+        assert!(message.contains("`gzip`"), "{message}");
+        assert_eq!(config.exchange_compression, ExchangeCompression::Zstd);
     }
 
     #[test]

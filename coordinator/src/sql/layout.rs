@@ -21,9 +21,11 @@ pub struct TableOptions {
     pub shard_key: Option<Vec<String>>,
     /// Columns by which segments are sorted.
     pub sort_key: Option<Vec<String>>,
+    /// Columns of which segments have Bloom filters.
+    pub bloom_filters: Option<Vec<String>>,
 }
 
-const OPTIONS: &str = "shards, replicas, shard_key and sort_key";
+const OPTIONS: &str = "shards, replicas, shard_key, sort_key and bloom_filters";
 
 impl TableOptions {
     /// Reads WITH (...) and a PRIMARY KEY.
@@ -57,7 +59,13 @@ impl TableOptions {
         let mut read = Self::default();
         read.set_all(options)?;
         match read {
-            Self { shards: None, shard_key: None, sort_key: None, replicas: Some(replicas) } => Ok(replicas),
+            Self {
+                shards: None,
+                shard_key: None,
+                sort_key: None,
+                bloom_filters: None,
+                replicas: Some(replicas),
+            } => Ok(replicas),
             _ => Err(Error::Unsupported(
                 "only replicas can be changed: for other shards or keys, make a new table with CREATE TABLE AS".into(),
             )),
@@ -92,6 +100,9 @@ impl TableOptions {
             }
             "shard_key" => self.shard_key.replace(names(name, value)?).map_or(Ok(()), |_| Err(twice())),
             "sort_key" => self.sort_key.replace(names(name, value)?).map_or(Ok(()), |_| Err(twice())),
+            "bloom_filters" => {
+                self.bloom_filters.replace(names(name, value)?).map_or(Ok(()), |_| Err(twice()))
+            }
             _ => Err(Error::Invalid(format!("`{name}` is not a table option: there are {OPTIONS}"))),
         }
     }
@@ -195,7 +206,8 @@ pub fn complete_layout(
     });
     let shard_key = options.shard_key.unwrap_or_default();
     let sort_key = options.sort_key.unwrap_or_else(|| shard_key.clone());
-    let layout = TableLayout { shards, replicas, shard_key, sort_key, hash: KeyHash::CURRENT };
+    let bloom_filters = options.bloom_filters.unwrap_or_default();
+    let layout = TableLayout { shards, replicas, shard_key, sort_key, hash: KeyHash::CURRENT, bloom_filters };
     layout.check(columns)?;
     Ok(layout)
 }
@@ -218,13 +230,17 @@ mod tests {
             Field::new("a", DataType::Int32, true),
             Field::new("B", DataType::Int32, false),
         ]);
-        let given =
-            options("WITH (shards = 4, replicas = 'all', shard_key = 'a', sort_key = 'a, B')").unwrap();
+        let given = options(
+            "WITH (shards = 4, replicas = 'all', shard_key = 'a', sort_key = 'a, B', bloom_filters = 'B')",
+        )
+        .unwrap();
         let layout = complete_layout(given, &columns, 3).unwrap();
+        assert_eq!(layout.bloom_filters, ["B"]);
         assert_eq!((layout.shards, layout.replicas), (4, ReplicaCount::All));
         assert_eq!(layout.sort_key, ["a", "B"]);
         let layout = complete_layout(options("").unwrap(), &columns, 3).unwrap();
         assert_eq!((layout.shards, layout.replicas), (12, ReplicaCount::Count(3)));
+        assert_eq!(layout.bloom_filters, [""; 0]);
         assert_eq!((layout.shard_key, layout.sort_key), (vec!["B".to_owned()], vec!["B".to_owned()]));
     }
 

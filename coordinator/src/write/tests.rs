@@ -213,6 +213,7 @@ fn table(shards: u32, shard_key: &[&str]) -> Table {
             shard_key: shard_key.iter().map(|name| (*name).to_owned()).collect(),
             sort_key: vec!["k".into()],
             hash: KeyHash::CURRENT,
+            bloom_filters: Vec::new(),
         },
         placement: vec![workers(); shards as usize],
         segments: vec![],

@@ -205,6 +205,7 @@ mod tests {
                 shard_key: shard_key.iter().map(|name| (*name).to_owned()).collect(),
                 sort_key: vec![],
                 hash: KeyHash::CURRENT,
+                bloom_filters: Vec::new(),
             },
             placement: vec![],
             segments: vec![],

@@ -26,6 +26,7 @@ fn table(columns: SchemaRef, sort_key: &[&str]) -> Table {
             shard_key: vec![],
             sort_key: sort_key.iter().map(|name| (*name).to_owned()).collect(),
             hash: KeyHash::CURRENT,
+            bloom_filters: Vec::new(),
         },
         placement: vec![],
         segments: vec![],
@@ -64,6 +65,26 @@ fn rows_are_sorted_and_equal_keys_keep_their_order() {
         encoded.segment.columns.get(0),
         Some(ColumnStatistics { nulls: 1, min: Some(StatValue::Int(1)), max: Some(StatValue::Int(3)) })
     );
+}
+
+#[test]
+fn only_columns_that_are_to_have_bloom_filters_have_them() {
+    let batch = record_batch!(("k", Int64, [3, 1, 2]), ("v", Utf8, ["a", "b", "c"])).unwrap();
+    let mut table = table(batch.schema(), &[]);
+    table.layout.bloom_filters = vec!["v".to_owned()];
+    let encoded = SegmentWriter::new(&table).unwrap().encode(1, SegmentId::random(), vec![batch.clone()]);
+    let mut merging = SortedWriter::new(&table, 1, &[], usize::MAX).unwrap();
+    assert!(merging.push(batch.clone()).unwrap().is_none());
+    let compacted = merging.finish().unwrap().unwrap();
+    for segment in [encoded.unwrap(), compacted] {
+        let reader = ParquetRecordBatchReaderBuilder::try_new(segment.bytes.clone()).unwrap();
+        let columns = reader.metadata().row_group(0).columns();
+        let have: Vec<bool> = columns.iter().map(|column| column.bloom_filter_offset().is_some()).collect();
+        assert_eq!(have, [false, true]);
+        assert_eq!(decode(&segment), batch);
+        // Not one for as many values as a row group may have.
+        assert!(segment.bytes.len() < 20_000, "{} bytes", segment.bytes.len());
+    }
 }
 
 #[test]

@@ -25,14 +25,16 @@ use url::Url;
 
 use super::address::{address_of, worker_of, zone_of};
 use super::arrivals::{Arrivals, FirstTask};
+use super::compression::ExchangeCompression;
 use super::frames::{decode_frames, transport_failure};
 use super::metrics::task_metrics_from_wire;
+use super::options::QueryOptions;
 use super::reads::ReadLog;
 use crate::channel::MESSAGE_BYTES_MAX;
 use crate::query::execution_client::ExecutionClient;
 use crate::query::{
-    BroadcastHead, Frame, NoHead, PartitionRequest, RepartitionHead, RunRequest, RuntimeFilter, SetPlan,
-    TaskMetrics, ToWorker, frame, partition_request, to_coordinator, to_worker,
+    BroadcastHead, Compression, Frame, NoHead, PartitionRequest, RepartitionHead, RunRequest, RuntimeFilter,
+    SetPlan, TaskMetrics, ToWorker, frame, partition_request, to_coordinator, to_worker,
 };
 use crate::runtime_filter::RuntimeFilterRelay;
 use crate::{Channels, Failure};
@@ -83,6 +85,14 @@ struct Source {
 }
 
 impl Source {
+    /// How rows from there are to be compressed for the query of these headers. Headers that
+    /// are not understood are for who runs the plan to refuse.
+    fn compression(&self, headers: &HeaderMap) -> Compression {
+        let wanted =
+            QueryOptions::from_headers(headers).map_or(ExchangeCompression::None, |of| of.compression);
+        wanted.between(self.channels.zone().is_other(&self.zone))
+    }
+
     /// Counts a frame that came, where it crossed zones.
     fn count(&self, frame: &Frame, log: &ReadLog) {
         let Some(frame::Part::Message(message)) = &frame.part else { return };
@@ -140,6 +150,7 @@ pub fn run_plan(
 ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
     let ExchangeClient { mut client, worker, from } = ExchangeClient::new(channels, url)?;
     let Progress { crossed, arrivals, first_task } = progress;
+    let request = RunRequest { compression: from.compression(&headers).into(), ..request };
     let frames = futures::stream::once(async move {
         let frames = client.run(with_headers(headers, request)).await?.into_inner();
         first_task.taken(Instant::now());
@@ -230,6 +241,7 @@ impl WorkerChannel for ExchangeClient {
         task_ctx: &Arc<TaskContext>,
     ) -> Result<Vec<BoxStream<'static, Result<RecordBatch>>>> {
         let head = wire_head(request.producer_head, task_ctx)?;
+        let compression = self.from.compression(&headers);
         // Those of the operator that reads this.
         let arrivals = Arrivals::among(&metrics);
         let streams = (request.target_partition_start..request.target_partition_end).map(|partition| {
@@ -238,6 +250,7 @@ impl WorkerChannel for ExchangeClient {
                 partition: partition as u64,
                 head: Some(head.clone()),
                 discard: false,
+                compression: compression.into(),
             };
             self.partition(headers.clone(), request, ReadLog::of(task_ctx), arrivals.clone())
         });

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, SchemaRef};
-use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::FlightData;
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
@@ -24,8 +23,9 @@ use tonic::Status;
 
 use super::arrivals::Arrivals;
 use super::busy::{Busy, feeding};
+use super::compression::write_options;
 use super::reads::ReadLog;
-use crate::query::{Complete, Frame, Message, TableReads, TaskMetrics, ZoneBytes, frame};
+use crate::query::{Complete, Compression, Frame, Message, TableReads, TaskMetrics, ZoneBytes, frame};
 use crate::{ErrorCode, Failure};
 
 /// Batches are cut so that a frame stays about this size; one row may be
@@ -34,18 +34,20 @@ const FRAME_BYTES: usize = 8 * 1024 * 1024;
 
 /// Opens a stream, polls it to its end and sends its rows as frames, then the
 /// completion mark with what `metrics` says. With them goes what the log that
-/// comes with the stream holds by then. An error, or a panic anywhere in the
+/// comes with the stream holds by then. Rows are compressed as `compression` says,
+/// while they are encoded. An error, or a panic anywhere in the
 /// operators, becomes a failure frame that names `worker`. Returns early when
 /// nobody listens any more.
 pub async fn drive_stream(
     open: impl Future<Output = Result<(SendableRecordBatchStream, Arc<ReadLog>)>>,
     worker: &str,
+    compression: Compression,
     frames: mpsc::Sender<std::result::Result<Frame, Status>>,
     metrics: impl FnOnce() -> Option<TaskMetrics>,
 ) {
     let driven = AssertUnwindSafe(async {
         let (stream, reads) = open.await?;
-        send_rows(stream, &reads, &frames).await
+        send_rows(stream, &reads, compression, &frames).await
     });
     let failed =
         |failure: Failure| Frame { part: Some(failure_part(failure.at(worker))), ..Frame::default() };
@@ -76,6 +78,7 @@ struct Sent {
 async fn send_rows(
     stream: SendableRecordBatchStream,
     reads: &ReadLog,
+    compression: Compression,
     frames: &mpsc::Sender<std::result::Result<Frame, Status>>,
 ) -> Result<Option<Sent>> {
     let (mut told, mut told_crossed) = (0, 0);
@@ -91,7 +94,7 @@ async fn send_rows(
         })
     };
     let mut encoder = FlightDataEncoderBuilder::new()
-        .with_options(IpcWriteOptions::default())
+        .with_options(write_options(compression)?)
         .with_schema(schema)
         .with_dictionary_handling(DictionaryHandling::Resend)
         .with_max_flight_data_size(FRAME_BYTES)

@@ -5,6 +5,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
+use super::compression::ExchangeCompression;
 use crate::{ErrorCode, Failure, QueryId};
 
 static HEADER: HeaderName = HeaderName::from_static("x-shoal-query");
@@ -22,6 +23,10 @@ pub struct QueryOptions {
     /// take long. Older coordinators do not say.
     #[serde(default)]
     pub is_short: bool,
+    /// How rows are compressed that go to another node for it. Older coordinators do not say:
+    /// their rows are compressed as by default.
+    #[serde(default)]
+    pub compression: ExchangeCompression,
     /// `datafusion.*` settings that differ from the default.
     pub settings: Vec<(String, String)>,
 }
@@ -91,6 +96,7 @@ mod tests {
             attempt: 2,
             memory_limit_bytes: 1 << 40,
             is_short: true,
+            compression: ExchangeCompression::Zstd,
             settings: vec![("datafusion.execution.time_zone".into(), "Zürich \"\\\n'".into())],
         };
         let headers = options.to_headers().unwrap();
@@ -99,19 +105,22 @@ mod tests {
     }
 
     #[test]
-    fn a_coordinator_that_says_nothing_of_short_queries_is_understood() {
+    fn a_coordinator_that_says_nothing_of_what_came_later_is_understood() {
         let told = QueryOptions {
             query: QueryId::random(),
             attempt: 1,
             memory_limit_bytes: 7,
             is_short: true,
+            compression: ExchangeCompression::Zstd,
             settings: Vec::new(),
         };
         let mut value = serde_json::to_value(&told).unwrap();
-        value.as_object_mut().unwrap().remove("is_short").unwrap();
+        for name in ["is_short", "compression"] {
+            value.as_object_mut().unwrap().remove(name).unwrap();
+        }
         let text = value.to_string().escape_default().to_string();
         let headers = HeaderMap::from_iter([(HEADER.clone(), HeaderValue::from_str(&text).unwrap())]);
         let options = QueryOptions::from_headers(&headers).unwrap();
-        assert_eq!(options, QueryOptions { is_short: false, ..told });
+        assert_eq!(options, QueryOptions { is_short: false, compression: ExchangeCompression::Auto, ..told });
     }
 }

@@ -8,6 +8,8 @@ mod bad_files;
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod bloom_filters;
+#[cfg(test)]
 mod certificates;
 #[cfg(test)]
 mod co_located;

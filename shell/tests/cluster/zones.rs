@@ -127,3 +127,31 @@ fn where_each_process_is_a_zone_all_that_they_exchange_is_counted() {
         assert!(is_distributed(&text) && used > 1, "one zone is not enough for what others hold: {text}");
     });
 }
+
+#[test]
+fn what_crosses_zones_is_compressed_unless_it_is_not_to_be() {
+    // Numbers, of which most bytes are the same.
+    const EXCHANGED: &str = "SELECT k % 30000 AS m, count(*) AS n, sum(g) AS g FROM zoned GROUP BY 1";
+    let cluster = zoned(1);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = session(&cluster).await;
+        make_rows(&mut client, "shards = 8, replicas = 1").await;
+        let checked = format!("SELECT sum(m), sum(m * n), sum(g), count(*) FROM ({EXCHANGED}) AS t");
+        let mut bytes_by = Vec::new();
+        let mut answers = Vec::new();
+        for setting in ["none", "lz4", "zstd", "auto"] {
+            client.update(&format!("SET shoal.exchange_compression = '{setting}'")).await.unwrap();
+            let (bytes, text) = crossed(&mut client, EXCHANGED).await;
+            assert!(is_distributed(&text), "{text}");
+            bytes_by.push(bytes);
+            answers.push(client.text(&checked).await.unwrap());
+            for sql in QUERIES {
+                answers.push(client.text(&format!("SELECT count(*) FROM ({sql}) AS t")).await.unwrap());
+            }
+        }
+        let [none, compressed @ ..] = bytes_by.as_slice() else { unreachable!() };
+        assert!(compressed.iter().all(|bytes| bytes * 10 < none * 9), "{bytes_by:?}");
+        let per_setting: Vec<&[String]> = answers.chunks(QUERIES.len() + 1).collect();
+        assert!(per_setting.windows(2).all(|pair| pair[0] == pair[1]), "{per_setting:?}");
+    });
+}

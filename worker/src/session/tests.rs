@@ -14,6 +14,7 @@ use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use shoal_data::block_sums::{BlockSummer, BlockSums};
 use shoal_data::shard_store::{LocalSegments, Locate, Located, ReportDamage};
 use shoal_data::{EncodedSegment, KeyHash, ReplicaCount, SegmentName, SegmentWriter, Table, TableLayout};
+use shoal_proto::exchange::ExchangeCompression;
 use shoal_proto::{ErrorCode, Failure, SegmentId, TableId};
 use url::Url;
 
@@ -46,6 +47,7 @@ fn encoded(rows: i64) -> EncodedSegment {
         shard_key: vec![],
         sort_key: vec![],
         hash: KeyHash::CURRENT,
+        bloom_filters: Vec::new(),
     };
     let (id, placement, segments) = (TableId(1), vec![], vec![]);
     let (schema_name, name) = ("public".to_owned(), "t".to_owned());
@@ -102,6 +104,7 @@ impl Fixture {
             attempt: 1,
             memory_limit_bytes: 1 << 30,
             is_short: false,
+            compression: ExchangeCompression::default(),
             settings: Vec::new(),
         };
         let (context, scope) = self.sessions.whole_plan_context(&options.to_headers().unwrap()).unwrap();

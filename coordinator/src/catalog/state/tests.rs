@@ -20,6 +20,7 @@ pub(crate) fn table(id: TableId, name: &str) -> Table {
             shard_key: vec!["a".to_owned()],
             sort_key: vec![],
             hash: KeyHash::DataFusion55,
+            bloom_filters: Vec::new(),
         },
         placement: vec![vec!["w1".into()], vec!["w2".into()]],
         segments: vec![],

@@ -11,7 +11,14 @@ use shoal_proto::TableId;
 use super::*;
 
 fn layout(shards: u32, replicas: ReplicaCount) -> TableLayout {
-    TableLayout { shards, replicas, shard_key: vec![], sort_key: vec![], hash: KeyHash::DataFusion55 }
+    TableLayout {
+        shards,
+        replicas,
+        shard_key: vec![],
+        sort_key: vec![],
+        hash: KeyHash::DataFusion55,
+        bloom_filters: vec![],
+    }
 }
 
 fn workers(zones: &[usize]) -> Vec<Candidate> {

@@ -132,13 +132,8 @@ fn what_is_not_known_is_not_plain() {
 
 #[tokio::test]
 async fn what_is_told_while_a_query_runs_is_not_evaluated_by_row() {
-    for sql in [
-        "SELECT b, a FROM t WHERE c > 5 ORDER BY a LIMIT 3",
-        "SELECT t.b FROM t JOIN (SELECT max(a) AS m FROM t) AS other ON t.c = other.m AND t.a > 4",
-    ] {
-        let plan = planned(sql).await;
-        let text = displayable(plan.as_ref()).indent(true).to_string();
-        assert!(text.contains("DynamicFilter"), "{sql}\n{text}");
-        assert_eq!(scans(&made_late(&plan, true)).1, 0, "{sql}\n{text}");
-    }
+    let plan = planned("SELECT b, a FROM t WHERE c > 5 ORDER BY a LIMIT 3").await;
+    let text = displayable(plan.as_ref()).indent(true).to_string();
+    assert!(text.contains("DynamicFilter"), "{text}");
+    assert_eq!(scans(&made_late(&plan, true)), (1, 0), "{text}");
 }

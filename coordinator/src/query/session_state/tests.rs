@@ -9,6 +9,7 @@ use datafusion::catalog::{
 use datafusion_distributed::{DistributedConfig, DistributedLeafExec};
 use shoal_data::shard_store::{Locate, Located};
 use shoal_data::{ColumnStatistics, KeyHash, Segment};
+use shoal_proto::exchange::ExchangeCompression;
 use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
 
 use super::*;
@@ -130,6 +131,7 @@ fn options_of_query() -> QueryOptions {
         attempt: 1,
         memory_limit_bytes: 1 << 30,
         is_short: false,
+        compression: ExchangeCompression::default(),
         settings: Vec::new(),
     }
 }

@@ -317,6 +317,7 @@ impl ShardStream {
             plan: MaybeEncoded::Decoded(plan).encode(&self.task).map_err(named)?.into(),
             worker_url: url.to_string(),
             collect_metrics: self.context.collect_metrics,
+            ..RunRequest::default()
         };
         tracing::debug!(
             query_id = %self.context.query.query, shard = self.shard.shard, %worker, row = self.rows_given,

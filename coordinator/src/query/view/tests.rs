@@ -38,6 +38,7 @@ fn table(id: u64, holders: &[&[&str]]) -> Arc<Table> {
             shard_key: vec!["k".into()],
             sort_key: Vec::new(),
             hash: KeyHash::CURRENT,
+            bloom_filters: Vec::new(),
         },
         placement: holders.iter().map(|held| held.iter().copied().map(WorkerId::from).collect()).collect(),
         segments: holders

@@ -8,7 +8,7 @@ use shoal_proto::cluster::load_order::Order;
 use shoal_proto::cluster::load_rows::Source;
 use shoal_proto::cluster::loads_server::{Loads, LoadsServer};
 use shoal_proto::cluster::{LoadDone, LoadNews, LoadOrder, LoadRefused};
-use shoal_proto::exchange::{QueryOptions, ReadLog, Reads};
+use shoal_proto::exchange::{ExchangeCompression, QueryOptions, ReadLog, Reads};
 use shoal_proto::query::{Frame, TableReads};
 use shoal_proto::{ErrorCode, Failure, QueryId, SegmentId};
 use tokio::sync::mpsc;
@@ -128,6 +128,7 @@ async fn asked(answer: Answer) -> (Result<u64, Failure>, BTreeMap<TableId, Reads
         attempt: 1,
         memory_limit_bytes: 1 << 20,
         is_short: false,
+        compression: ExchangeCompression::default(),
         settings: Vec::new(),
     };
     let last = LastTasks {
@@ -212,6 +213,7 @@ async fn what_an_attempt_that_was_given_up_has_staged_does_not_count() {
             attempt,
             memory_limit_bytes: 1 << 20,
             is_short: false,
+            compression: ExchangeCompression::default(),
             settings: Vec::new(),
         },
         columns: Vec::new(),

@@ -1,4 +1,4 @@
-//! Tests of what the end of a query waits for.
+//! Tests of what the end of a query waits for, and of how rows are asked for.
 
 use futures::stream;
 use tokio::sync::{mpsc, oneshot};
@@ -6,6 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::*;
+use crate::QueryId;
 use crate::query::{Accepted, ToCoordinator};
 
 type Told = BoxStream<'static, Result<WorkerToCoordinatorMsg>>;
@@ -72,4 +73,29 @@ async fn a_worker_that_dies_after_the_answer_does_not_turn_it_into_an_error() {
 async fn a_worker_that_ends_is_waited_for_no_longer() {
     let told = until_over(stream::empty(), oneshot::channel().1, "w7".to_owned(), None);
     assert_eq!(told.count().await, 0);
+}
+
+#[tokio::test]
+async fn what_comes_from_another_zone_is_asked_for_compressed() {
+    let channels = Channels::new(tokio::runtime::Handle::current()).in_zone("north");
+    let asked = |zone: &str, compression| {
+        let options = QueryOptions {
+            query: QueryId::random(),
+            attempt: 1,
+            memory_limit_bytes: 1,
+            is_short: false,
+            compression,
+            settings: Vec::new(),
+        };
+        let from = Source { zone: zone.to_owned(), channels: channels.clone() };
+        from.compression(&options.to_headers().unwrap())
+    };
+    let auto = ExchangeCompression::default();
+    assert_eq!(asked("south", auto), Compression::Lz4);
+    assert_eq!([asked("north", auto), asked("", auto)], [Compression::None; 2]);
+    assert_eq!(asked("north", ExchangeCompression::Zstd), Compression::Zstd);
+    assert_eq!(asked("south", ExchangeCompression::None), Compression::None);
+    // Who runs the plan refuses it.
+    let from = Source { zone: "south".to_owned(), channels: channels.clone() };
+    assert_eq!(from.compression(&HeaderMap::new()), Compression::None);
 }

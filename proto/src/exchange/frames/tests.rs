@@ -10,6 +10,7 @@ use super::*;
 use crate::exchange::{DECODE_TIME, ENCODE_TIME, WIRE_BYTES, WIRE_ROWS};
 
 mod columns;
+mod compressed;
 
 const WORKER: &str = "w7";
 
@@ -37,7 +38,7 @@ async fn sent_of(
     open: impl Future<Output = Result<(SendableRecordBatchStream, Arc<ReadLog>)>>,
 ) -> Vec<Frame> {
     let (frames, mut sent) = mpsc::channel(64);
-    drive_stream(open, WORKER, frames, || None).await;
+    drive_stream(open, WORKER, Compression::None, frames, || None).await;
     let mut all = Vec::new();
     while let Some(frame) = sent.recv().await {
         all.push(frame.unwrap());
@@ -106,7 +107,7 @@ async fn columns_wait_for_the_first_rows() {
     let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema(), coming));
     let (frames, mut sent) = mpsc::channel(64);
     let open = async move { Ok((stream, Arc::new(ReadLog::new()))) };
-    let mut driven = Box::pin(drive_stream(open, WORKER, frames, || None));
+    let mut driven = Box::pin(drive_stream(open, WORKER, Compression::None, frames, || None));
     assert!(futures::poll!(&mut driven).is_pending());
     assert!(sent.try_recv().is_err(), "something was sent before there were rows");
     rows.send(Ok(batch(2))).await.unwrap();
