@@ -35,6 +35,9 @@ pub(super) struct Level {
     pub(super) clients: usize,
     /// From the first question until the last answer.
     pub(super) seconds: f64,
+    /// Of these, since the last question was asked: fewer and fewer clients wait, in the
+    /// end only for long queries.
+    pub(super) drain_seconds: f64,
     /// Right answers in a second.
     pub(super) rate: f64,
     pub(super) wrong: usize,
@@ -52,9 +55,13 @@ impl Level {
             let its = asked.iter().filter(|(class, _)| *class == wanted);
             Times::of(&Tally::new(its.map(|(_, asked)| *asked).collect()))
         };
+        let began = asked.iter().map(|(_, asked)| asked.at).min();
+        let last = asked.iter().map(|(_, asked)| asked.at).max();
+        let asking = last.zip(began).map_or(0.0, |(last, began)| (last - began).as_secs_f64());
         Self {
             clients,
             seconds,
+            drain_seconds: (seconds - asking).max(0.0),
             rate: all.right() as f64 / seconds,
             wrong: all.wrong(),
             failed: all.failed(),
@@ -83,8 +90,9 @@ impl Level {
     /// A line for the whole, and one for each kind.
     pub(super) fn lines(&self, name: &str) -> Vec<String> {
         let mut lines = vec![format!(
-            "{:>5} clients {name:>10}: {:>7.0} answers/s in {:.1} s, {} wrong, {} failed",
-            self.clients, self.rate, self.seconds, self.wrong, self.failed
+            "{:>5} clients {name:>10}: {:>7.0} answers/s in {:.1} s ({:.1} since the last was asked), {} wrong, \
+             {} failed",
+            self.clients, self.rate, self.seconds, self.drain_seconds, self.wrong, self.failed
         )];
         lines.extend(Class::ALL.map(|class| {
             let times = self.times(class);
@@ -148,7 +156,7 @@ pub(super) fn verdicts(name: &str, levels: &[Level]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::load::Verdict;
@@ -184,6 +192,17 @@ mod tests {
         assert_eq!(level.times(Class::Tpch).p99_ms, 50.0);
         assert_eq!(level.short_over_long(), 0.06);
         assert_eq!(level.lines("shoal").len(), 4);
+    }
+
+    #[test]
+    fn the_drain_begins_with_the_last_question() {
+        let began = Instant::now();
+        let at = |ms: u64| {
+            let at = began + Duration::from_millis(ms);
+            (Class::Point, Asked { at, ms: 1.0, verdict: Verdict::Right, is_detour: false })
+        };
+        assert_eq!(Level::new(2, 4.0, &[at(0), at(2_500), at(1_000)]).drain_seconds, 1.5);
+        assert_eq!(Level::new(2, 4.0, &[]).drain_seconds, 4.0);
     }
 
     #[test]

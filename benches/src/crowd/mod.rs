@@ -4,6 +4,7 @@
 //! are starved by long ones; and what connections cost that do nothing.
 
 mod class;
+mod deal;
 mod idle;
 mod level;
 mod questions;
@@ -47,7 +48,7 @@ pub struct LoadArgs {
     /// Clients that ask at once; with several numbers, one step after the other
     #[arg(long, value_delimiter = ',', default_value = "1,16,64,256,1000")]
     pub clients: Vec<usize>,
-    /// For so long the clients of a step begin to ask; it ends with their last answer
+    /// For so long the clients of a step begin decks of 440 questions; it ends with the last answer
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
     /// Connections that do nothing, which are weighed before anything is measured

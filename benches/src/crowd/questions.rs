@@ -6,11 +6,10 @@ use arrow::array::AsArray;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use rand::Rng;
-use rand::rngs::StdRng;
 use shoal_data::sample::{QUERIES, TpchTable, query};
 
 use super::class::Class;
+use super::deal::Kinds;
 use crate::answer::{Answer, Numbers};
 use crate::oracle::{Expectation, Oracle};
 use crate::tpch_data::TpchData;
@@ -85,14 +84,19 @@ impl Questions {
         Ok(Self { point, aggregate, tpch })
     }
 
-    /// One by chance: its kind as often as that is asked, and each of a kind alike.
-    pub(super) fn draw(&self, random: &mut StdRng) -> &Question {
-        let all = match Class::of(random.random_range(0..100)) {
+    /// How many there are of each kind.
+    pub(super) fn kinds(&self) -> Kinds {
+        Kinds { point: self.point.len(), aggregate: self.aggregate.len(), tpch: self.tpch.len() }
+    }
+
+    /// One of a kind, from 0; none where there are not so many.
+    pub(super) fn get(&self, class: Class, which: usize) -> Option<&Question> {
+        let all = match class {
             Class::Point => &self.point,
             Class::Aggregate => &self.aggregate,
             Class::Tpch => &self.tpch,
         };
-        &all[random.random_range(0..all.len())]
+        all.get(which)
     }
 
     /// One lookup, one aggregate and every query of TPC-H.
@@ -136,11 +140,13 @@ async fn lookups(oracle: &Oracle, orders: u64, seed: u64) -> Result<Vec<Question
 #[cfg(test)]
 mod tests {
     use rand::SeedableRng;
+    use rand::rngs::StdRng;
 
+    use super::super::deal::Dealer;
     use super::*;
 
     #[tokio::test]
-    async fn each_question_is_drawn_with_its_own_answer() {
+    async fn each_question_is_dealt_with_its_own_answer() {
         let root = tempfile::tempdir().unwrap();
         let data = TpchData::ensure(root.path(), 0.01).unwrap();
         let questions = Questions::answered(&data, 1).await.unwrap();
@@ -149,9 +155,11 @@ mod tests {
         assert_eq!(questions.of_each_kind().count(), 24);
 
         let oracle = Oracle::of_tables(2, &data).await.unwrap();
-        let mut random = StdRng::seed_from_u64(1);
+        let mut dealer = Dealer::new(questions.kinds(), StdRng::seed_from_u64(1), usize::MAX);
         for _ in 0..40 {
-            let question = questions.draw(&mut random);
+            let (class, which) = dealer.next(false).unwrap();
+            let question = questions.get(class, which).unwrap();
+            assert_eq!(question.class, class);
             let sql = match &question.form {
                 Form::Lookup(key) => LOOKUP.replace("$1", &key.to_string()),
                 Form::Statement(sql) => sql.clone(),

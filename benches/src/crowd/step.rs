@@ -6,18 +6,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::task::JoinSet;
 
 use super::class::Class;
+use super::deal::Dealer;
 use super::level::Level;
 use super::questions::{Question, Questions};
 use super::session::{Session, many};
 use crate::load::{Asked, Verdict};
 use crate::report::say;
 
-/// Questions of one step at most.
+/// A step that asked so many ends with the deck that it is in.
 const QUESTIONS_MAX: usize = 500_000;
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
@@ -33,7 +35,7 @@ pub(super) struct Step<'a> {
     pub(super) url: &'a str,
     /// How many ask at once.
     pub(super) clients: usize,
-    /// For so long they begin to ask.
+    /// For so long they begin decks of questions, and ask what is left of the last.
     pub(super) seconds: f64,
     /// Decides what they ask.
     pub(super) seed: u64,
@@ -43,14 +45,16 @@ pub(super) struct Step<'a> {
 struct Shared {
     questions: Arc<Questions>,
     until: Instant,
-    asked: AtomicUsize,
+    dealer: Mutex<Dealer>,
     told: AtomicUsize,
 }
 
 impl Shared {
-    /// Whether one more question may be asked, which then counts.
-    fn may_ask(&self) -> bool {
-        Instant::now() < self.until && self.asked.fetch_add(1, Ordering::Relaxed) < QUESTIONS_MAX
+    /// What is asked next, by whoever is free; none at the end of the step.
+    fn next(&self) -> Option<&Question> {
+        let is_late = Instant::now() >= self.until;
+        let next = self.dealer.lock().next(is_late);
+        next.and_then(|(class, which)| self.questions.get(class, which))
     }
 
     fn tell(&self, what: &str, question: &Question, why: &str) {
@@ -70,13 +74,12 @@ pub(super) async fn run(step: Step<'_>, questions: &Arc<Questions>) -> Result<Le
     let shared = Arc::new(Shared {
         questions: Arc::clone(questions),
         until: began + Duration::from_secs_f64(step.seconds),
-        asked: AtomicUsize::new(0),
+        dealer: Mutex::new(Dealer::new(questions.kinds(), StdRng::seed_from_u64(step.seed), QUESTIONS_MAX)),
         told: AtomicUsize::new(0),
     });
     let mut clients = JoinSet::new();
-    for (number, session) in sessions.into_iter().enumerate() {
-        let random = StdRng::seed_from_u64(step.seed.wrapping_add(number as u64));
-        clients.spawn(ask(session, random, Arc::clone(&shared)));
+    for session in sessions {
+        clients.spawn(ask(session, Arc::clone(&shared)));
     }
     let mut asked = Vec::new();
     let mut sessions = Vec::with_capacity(step.clients);
@@ -92,14 +95,9 @@ pub(super) async fn run(step: Step<'_>, questions: &Arc<Questions>) -> Result<Le
     Ok(Level::new(step.clients, seconds, &asked))
 }
 
-async fn ask(
-    mut session: Session,
-    mut random: StdRng,
-    shared: Arc<Shared>,
-) -> (Session, Vec<(Class, Asked)>) {
+async fn ask(mut session: Session, shared: Arc<Shared>) -> (Session, Vec<(Class, Asked)>) {
     let mut asked = Vec::new();
-    while shared.may_ask() {
-        let question = shared.questions.draw(&mut random);
+    while let Some(question) = shared.next() {
         let at = Instant::now();
         let answered = tokio::time::timeout(ANSWER_MAX, session.ask(&question.form)).await;
         let ms = at.elapsed().as_secs_f64() * 1e3;

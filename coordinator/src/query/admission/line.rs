@@ -6,7 +6,7 @@
 //! last. Least numbers are next, and those with the same number in the order in which
 //! they came. As everybody is put behind who was let in last, nobody is passed for ever.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::need::{Class, Need, Priority};
 
@@ -67,6 +67,21 @@ struct Queued {
     waiting: usize,
     /// The number of the one that came last.
     last: u64,
+    /// Numbers of those that went away while others of it waited: its next ones get them.
+    given_back: BTreeSet<u64>,
+}
+
+impl Queued {
+    /// The number of one that comes, where `reached` was let in last.
+    fn number(&mut self, reached: u64, step: u64) -> u64 {
+        // What was passed meanwhile would be before those who waited for longer.
+        self.given_back = self.given_back.split_off(&reached.saturating_add(1));
+        if let Some(at) = self.given_back.pop_first() {
+            return at;
+        }
+        self.last = self.last.max(reached).saturating_add(step);
+        self.last
+    }
 }
 
 /// The queries of one class.
@@ -109,21 +124,25 @@ impl<T> Line<T> {
             return Entered::Full(token);
         }
         let reached = self.reached;
-        let session = self.sessions.entry(need.session).or_insert(Queued { waiting: 0, last: reached });
+        let new = || Queued { waiting: 0, last: reached, given_back: BTreeSet::new() };
+        let session = self.sessions.entry(need.session).or_insert_with(new);
         session.waiting += 1;
-        session.last = session.last.max(reached).saturating_add(step(need.priority));
-        let spot = Spot { at: session.last, number: self.came };
+        let at = session.number(reached, step(need.priority));
+        let spot = Spot { at, number: self.came };
         self.came += 1;
         let waiting = Waiting { session: need.session, memory_bytes: need.memory_bytes, token };
         self.waiting.insert(spot, waiting);
         Entered::Waits(Ticket { class: self.class, spot })
     }
 
-    /// One that waits goes away; whether it still waited.
+    /// One that waits goes away; whether it still waited. Its turn is its session's still.
     pub(super) fn leave(&mut self, ticket: Ticket) -> bool {
         let left = self.waiting.remove(&ticket.spot);
         if let Some(left) = &left {
             self.forget(left.session);
+            if let Some(session) = self.sessions.get_mut(&left.session) {
+                session.given_back.insert(ticket.spot.at);
+            }
         }
         left.is_some()
     }

@@ -251,3 +251,40 @@ fn whatever_comes_and_goes_places_are_kept_and_all_are_let_in() {
     }
     assert_eq!(line.waiting(), 0);
 }
+
+#[test]
+fn turns_of_those_that_went_away_are_their_sessions_still() {
+    use Priority::Normal;
+    let mut line = busy(&[(ADA, Normal, "a1")]);
+    let gone: Vec<Ticket> = (0..50).map(|_| wait(&mut line, need(ADA, Normal, 0), "gone")).collect();
+    for ticket in gone {
+        assert!(line.leave(ticket));
+    }
+    for token in ["b1", "b2", "b3"] {
+        wait(&mut line, need(BOB, Normal, 0), token);
+    }
+    for token in ["a2", "a3"] {
+        wait(&mut line, need(ADA, Normal, 0), token);
+    }
+    assert_eq!(turns(&mut line), ["a1", "b1", "b2", "a2", "b3", "a3"]);
+}
+
+#[test]
+fn a_turn_that_was_given_back_is_lost_when_others_have_passed_it() {
+    use Priority::Normal;
+    let mut line = busy(&[(ADA, Normal, "a1")]);
+    let gone = wait(&mut line, need(ADA, Normal, 0), "gone");
+    wait(&mut line, need(ADA, Normal, 0), "a3");
+    for token in ["b1", "b2", "b3", "b4"] {
+        wait(&mut line, need(BOB, Normal, 0), token);
+    }
+    assert!(line.leave(gone));
+    let mut next = || {
+        line.end(0);
+        line.next(None).map(|(token, _)| token)
+    };
+    assert_eq!([next(), next(), next()], [Some("a1"), Some("b1"), Some("b2")]);
+    // The number of the one that went is that of b2: with it, a4 would be before a3.
+    wait(&mut line, need(ADA, Normal, 0), "a4");
+    assert_eq!(turns(&mut line), ["a3", "b3", "b4", "a4"]);
+}
