@@ -2,6 +2,8 @@
 //! per query who the workers are and where shards live; every answer comes
 //! from here, so that they agree.
 
+mod assignment;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,8 +18,11 @@ use url::Url;
 use crate::catalog::TableFacts;
 use crate::cluster::LiveWorkers;
 
-/// How often the choice of workers is gone over to make it better.
+/// How often the choice of workers is gone over to make it better, where it is not the best.
 const ROUNDS_MAX: usize = 32;
+/// Of so many tasks the best choice of workers is made: with as many workers in about a
+/// millisecond.
+const ASSIGNED_TASKS_MAX: usize = 64;
 
 /// A worker that may take tasks of this attempt.
 #[derive(Clone, Debug)]
@@ -256,12 +261,12 @@ impl View {
         choice
     }
 
-    /// Swaps workers between tasks, and for idle ones, as long as more of the
-    /// shards that the hash layout gives to a task are on its worker's disk.
+    /// Changes which worker each task has, so that as many as can be of the shards that the
+    /// hash layout gives to a task are on its worker's disk.
     fn improve(&self, choice: &mut [usize]) {
         let count = choice.len() * self.partitions;
         // How many of the shards of each task each worker reads.
-        let mut scores = vec![vec![0_u32; self.workers.len()]; choice.len()];
+        let mut scores = vec![vec![0_i64; self.workers.len()]; choice.len()];
         let hashed =
             self.readable.iter().filter(|((table, _), _)| self.shards_of(*table).is_multiple_of(count));
         let mut is_hashed = false;
@@ -275,8 +280,23 @@ impl View {
         if !is_hashed {
             return;
         }
-        let mut uses = vec![0_usize; self.workers.len()];
-        choice.iter().for_each(|worker| uses[*worker] += 1);
+        let is_one_each = choice.iter().collect::<BTreeSet<_>>().len() == choice.len();
+        if !is_one_each || choice.len() > ASSIGNED_TASKS_MAX {
+            return Self::swap(choice, &scores);
+        }
+        // Of workers that read as much those that were chosen are taken, and in their order.
+        let more = 2 * choice.len() as i64 + 1;
+        let is_chosen: BTreeSet<usize> = choice.iter().copied().collect();
+        for (scores, mine) in scores.iter_mut().zip(choice.iter()) {
+            for (worker, score) in scores.iter_mut().enumerate() {
+                *score = *score * more + i64::from(is_chosen.contains(&worker)) + i64::from(worker == *mine);
+            }
+        }
+        choice.copy_from_slice(&assignment::best(&scores));
+    }
+
+    /// Swaps workers between tasks as long as that is better.
+    fn swap(choice: &mut [usize], scores: &[Vec<i64>]) {
         for _round in 0..choice.len().min(ROUNDS_MAX) {
             let mut is_better = false;
             for task in 0..choice.len() {
@@ -287,15 +307,6 @@ impl View {
                         choice.swap(task, other);
                         is_better = true;
                     }
-                }
-                let idle = (0..self.workers.len()).filter(|worker| uses[*worker] == 0);
-                if let Some(best) = idle.max_by_key(|&worker| (scores[task][worker], Reverse(worker)))
-                    && scores[task][best] > scores[task][choice[task]]
-                {
-                    uses[choice[task]] -= 1;
-                    uses[best] += 1;
-                    choice[task] = best;
-                    is_better = true;
                 }
             }
             if !is_better {
