@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use datafusion::common::Result;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::config::ConfigOptions;
 use datafusion::datasource::physical_plan::{
     FileScanConfig, FileScanConfigBuilder, FileSource, ParquetSource,
@@ -11,9 +11,11 @@ use datafusion::datasource::physical_plan::{
 use datafusion::datasource::source::{DataSource, DataSourceExec};
 use datafusion::physical_expr::expressions::{Column, DynamicFilterPhysicalExpr, lit};
 use datafusion::physical_expr::projection::ProjectionExprs;
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{PhysicalExpr, conjunction, split_conjunction};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::sorts::sort::SortExec;
 
 use super::RuntimeFilterExec;
 use super::in_scan::InScan;
@@ -24,13 +26,20 @@ use crate::shard_store::SHARD_STORE_URL;
 /// A plan as a worker runs it: the scan of shards below each run-time filter
 /// rules out segments, row groups and pages by the least and the greatest key, as
 /// soon as these are known, and decodes the other columns only of rows that have one of
-/// the keys. The operators are the same, each in its place.
+/// the keys. So do scans below the first rows of an order, of rows that may be among
+/// those. The operators are the same, each in its place.
 ///
 /// # Errors
 /// None in practice; those of rebuilding a plan.
 pub fn into_scans(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-    let mut ours = Vec::new();
+    let mut ours = filters_of_first_rows(&plan)?;
+    let of_first_rows = ours.clone();
     let rewritten = plan.transform_up(|node| {
+        if let Some(scan) = node.downcast_ref::<DataSourceExec>() {
+            let by_row = of_first(scan, &of_first_rows);
+            let scan = by_row.map(|source| Arc::new(DataSourceExec::new(source)) as Arc<dyn ExecutionPlan>);
+            return Ok(scan.map_or_else(|| Transformed::no(Arc::clone(&node)), Transformed::yes));
+        }
         let Some(filter) = node.downcast_ref::<RuntimeFilterExec>() else {
             return Ok(Transformed::no(node));
         };
@@ -40,6 +49,36 @@ pub fn into_scans(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>
         Ok(Transformed::yes(Arc::new(filter.over_scan(input, in_scan)) as Arc<dyn ExecutionPlan>))
     })?;
     Ok(rewritten.data)
+}
+
+/// The filters, by their ids, that tell which rows may still be among the first of an order:
+/// a row that one of them leaves out is worse than as many others as are wanted.
+fn filters_of_first_rows(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<u64>> {
+    let mut found = Vec::new();
+    plan.apply(|node| {
+        if let Some(sort) = node.downcast_ref::<SortExec>().filter(|sort| sort.fetch().is_some()) {
+            let filters = sort.dynamic_expressions_produced();
+            found.extend(filters.iter().filter_map(|filter| filter.expression_id()));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
+}
+
+/// The scan with its filters evaluated for each row, where one of them is of the first
+/// rows of an order, and other columns are to be decoded.
+fn of_first(scan: &DataSourceExec, of_first_rows: &[u64]) -> Option<Arc<dyn DataSource>> {
+    let config = scan.data_source().downcast_ref::<FileScanConfig>()?;
+    if !config.object_store_url.as_str().starts_with(SHARD_STORE_URL) || config.limit.is_some() {
+        return None;
+    }
+    let filter = config.file_source().filter()?;
+    let is_told = split_conjunction(&filter).into_iter().any(|part| is_ours(part, of_first_rows));
+    let has_others = scan.schema().fields().len() > collect_columns(&filter).len();
+    if !is_told || !has_others || !has_plain_filters(config, of_first_rows) {
+        return None;
+    }
+    evaluating(scan.data_source(), of_first_rows)
 }
 
 /// The same operators down to a scan that knows of a filter over `columns` of
