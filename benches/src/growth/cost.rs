@@ -43,6 +43,8 @@ pub(super) struct QueryCost {
     pub(super) predicted_s: f64,
     /// The same if all bytes went over one link.
     pub(super) one_link_s: f64,
+    /// The same but for the coordinator's part: the slowest worker and the exchange.
+    pub(super) without_coordinator_s: f64,
 }
 
 /// Bytes that went from one process to another.
@@ -61,7 +63,7 @@ impl QueryCost {
     pub(super) fn new(query: usize, runs: &[Run], moved: Moved, link_bits_per_s: f64) -> Self {
         let of = |get: fn(&Run) -> f64| median(&runs.iter().map(get).collect::<Vec<f64>>());
         let (coordinator_s, slowest_s) = (of(|run| run.coordinator_s), of(Run::slowest_s));
-        let with_link = |bytes: u64| coordinator_s + slowest_s + bytes as f64 * 8.0 / link_bits_per_s;
+        let with_link = |bytes: u64| slowest_s + bytes as f64 * 8.0 / link_bits_per_s;
         Self {
             query,
             wall_s: of(|run| run.wall_s),
@@ -69,8 +71,9 @@ impl QueryCost {
             workers_s: of(Run::workers_s),
             slowest_s,
             bytes: moved.bytes,
-            predicted_s: with_link(moved.most_bytes),
-            one_link_s: with_link(moved.bytes),
+            predicted_s: coordinator_s + with_link(moved.most_bytes),
+            one_link_s: coordinator_s + with_link(moved.bytes),
+            without_coordinator_s: with_link(moved.most_bytes),
         }
     }
 }
@@ -87,6 +90,7 @@ pub(super) struct Step {
     pub(super) bytes: u64,
     pub(super) predicted_s: f64,
     pub(super) one_link_s: f64,
+    pub(super) without_coordinator_s: f64,
     /// What the slowest worker of each query takes of the CPU seconds of all workers:
     /// with n workers 1/n where all take as much.
     pub(super) share: f64,
@@ -106,6 +110,7 @@ impl Step {
             bytes: queries.iter().map(|query| query.bytes).sum(),
             predicted_s: sum(|query| query.predicted_s),
             one_link_s: sum(|query| query.one_link_s),
+            without_coordinator_s: sum(|query| query.without_coordinator_s),
             share: sum(|query| query.slowest_s) / workers_s,
             queries,
         }
@@ -149,6 +154,7 @@ mod tests {
         let moved = moved(2_000_000_000, 1_000_000_000);
         let cost = QueryCost::new(1, &[run(0.25, &[1.0, 0.5])], moved, 1e10);
         assert_eq!(cost.predicted_s, 0.25 + 1.0 + 0.8);
+        assert_eq!(cost.without_coordinator_s, 1.0 + 0.8);
         assert_eq!(cost.one_link_s, 0.25 + 1.0 + 1.6);
     }
 

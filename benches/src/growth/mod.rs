@@ -79,10 +79,10 @@ impl Report {
         }
     }
 
-    /// The same if all bytes went over one link.
-    fn speedup_one_link(&self) -> f64 {
+    /// The same of another prediction.
+    fn speedup_by(&self, predicted_s: fn(&Step) -> f64) -> f64 {
         match (self.steps.first(), self.steps.last()) {
-            (Some(first), Some(last)) => first.one_link_s / last.one_link_s,
+            (Some(first), Some(last)) => predicted_s(first) / predicted_s(last),
             _ => f64::NAN,
         }
     }
@@ -102,7 +102,8 @@ impl Report {
             .with_list("workers", all(|step| step.workers as f64), 0)
             .with("right", format!("{}/{}", self.right(), self.asked()))
             .with_number("speedup", self.speedup())
-            .with_number("speedup_one_link", self.speedup_one_link())
+            .with_number("speedup_without_coordinator", self.speedup_by(|step| step.without_coordinator_s))
+            .with_number("speedup_one_link", self.speedup_by(|step| step.one_link_s))
             .with_list("predicted_s", all(|step| step.predicted_s), 2)
             .with_list("cpu_s", all(|step| step.cpu_s), 2)
             .with_list("moved_mb", all(|step| step.bytes as f64 / 1e6), 1)
@@ -249,7 +250,7 @@ mod tests {
         let report = Report { scale, shards: 32, optimized: false, runs: 1, link_gbit, steps };
         assert_eq!(
             report.summary().as_str(),
-            "growth scale=1 workers=1,4 right=2/2 speedup=3.40 speedup_one_link=3.40 predicted_s=4.25,1.25 cpu_s=4.25,4.25 \
+            "growth scale=1 workers=1,4 right=2/2 speedup=3.40 speedup_without_coordinator=4.00 speedup_one_link=3.40 predicted_s=4.25,1.25 cpu_s=4.25,4.25 \
              moved_mb=1.3,1.3 share=1.00,0.25"
         );
         let table = report.table();

@@ -34,7 +34,9 @@ pub(super) fn text_in(
 ) -> Result<Box<dyn BufRead + Send>, Failure> {
     match range {
         Some(range) => {
-            let lines = Lines::new(|start| file.reader_from(start, range.end), range);
+            // What is read at first has a byte order mark whole.
+            let end = range.end.max(BYTE_ORDER_MARK.len() as u64);
+            let lines = Lines::new(|start| file.reader_from(start, end), range);
             Ok(Box::new(lines.map_err(|error| file.unreadable(&error))?))
         }
         None => text(file, format),
