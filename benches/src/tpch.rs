@@ -21,7 +21,10 @@ use crate::report::{Series, Summary, median, say, write_bars, write_json};
 use crate::tpch_data::{TpchData, data_root};
 use crate::tpch_memory::{MemoryLimits, MemoryReport, limit_each};
 
+mod ratio;
 mod split;
+
+use ratio::Ratio;
 
 /// How far DuckDB's numbers may differ: its averages are floats, DataFusion's
 /// of decimals are decimals of limited scale.
@@ -91,6 +94,8 @@ struct Measured {
     peak_mb: f64,
     /// Queries that gave an error.
     failed: BTreeSet<usize>,
+    /// Queries with another answer than the oracle's.
+    wrong: BTreeSet<usize>,
     /// What failed or was wrong.
     problems: Vec<String>,
 }
@@ -117,6 +122,7 @@ struct Lane {
     cpu_s: f64,
     peak_bytes: u64,
     failed: BTreeSet<usize>,
+    wrong: BTreeSet<usize>,
     problems: Vec<String>,
 }
 
@@ -164,6 +170,7 @@ pub async fn run(args: &TpchArgs) -> Result<bool> {
             cpu_s: 0.0,
             peak_bytes: 0,
             failed: BTreeSet::new(),
+            wrong: BTreeSet::new(),
             problems: Vec::new(),
         });
     }
@@ -310,6 +317,9 @@ async fn check_answers(
             match right {
                 Ok(()) => lane.right += 1,
                 Err(error) => {
+                    if !lane.failed.contains(number) {
+                        lane.wrong.insert(*number);
+                    }
                     let problem = format!("q{number}: {error:#}");
                     say(format!("{} {problem}", lane.peer.name()));
                     lane.problems.push(problem);
@@ -327,6 +337,10 @@ async fn check_answers(
 
 async fn time_query(lane: &mut Lane, index: usize, number: usize, limits: Option<&mut MemoryLimits>) {
     let Some(sql) = shoal_data::sample::query(number) else { return };
+    if lane.peer.name() != SHOAL && lane.failed.contains(&number) {
+        // It is in no ratio any more, and may take much before it fails again.
+        return;
+    }
     let pids = lane.peer.pids();
     let cpu = || pids.iter().copied().map(cpu_seconds).sum::<f64>();
     let before = cpu();
@@ -350,6 +364,7 @@ fn measured(lane: Lane, runs: usize) -> Measured {
         cpu_s: lane.cpu_s / runs.max(1) as f64,
         peak_mb: lane.peak_bytes as f64 / 1e6,
         failed: lane.failed,
+        wrong: lane.wrong,
         problems: lane.problems,
     }
 }
@@ -378,6 +393,11 @@ fn publish(args: &TpchArgs, report: &Report) -> Result<bool> {
     for engine in &report.engines {
         for problem in &engine.problems {
             say(format!("problem: {} {problem}", engine.name));
+        }
+    }
+    for engine in report.engines.iter().filter(|engine| engine.name != SHOAL) {
+        if let Some(line) = Ratio::between(&report.queries, shoal, engine).what_is_left_out(&engine.name) {
+            say(line);
         }
     }
     if let Some(path) = &args.json {
@@ -413,8 +433,7 @@ fn publish(args: &TpchArgs, report: &Report) -> Result<bool> {
         summary = summary.with("over_limit", memory.over_limit);
     }
     for engine in report.engines.iter().filter(|engine| engine.name != SHOAL) {
-        let key = format!("ratio_{}", engine.name.replace('=', ":"));
-        summary = summary.with_number(&key, shoal.total_ms / engine.total_ms);
+        summary = Ratio::between(&report.queries, shoal, engine).add_to(summary, &engine.name);
     }
     if let Some((number, ratio)) = worst {
         summary = summary.with("worst_query", format!("q{number}:{ratio:.2}"));
