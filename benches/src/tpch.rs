@@ -15,7 +15,10 @@ use crate::answer::{Answer, FLOAT_TOLERANCE, Numbers};
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::load::load_tables;
 use crate::oracle::Oracle;
-use crate::peers::{ChildPeer, Execution, Peer, ShoalPeer, TableFiles, shard_files, start_duckdb};
+use crate::peers::{
+    BALLISTA, BALLISTA_16, ChildPeer, Execution, Peer, ShoalPeer, TableFiles, ensure_ballista, shard_files,
+    start_ballista, start_duckdb,
+};
 use crate::process::{MemoryWatch, cpu_seconds};
 use crate::report::{Series, Summary, median, say, write_bars, write_json};
 use crate::tpch_data::{TpchData, data_root};
@@ -60,7 +63,8 @@ pub struct TpchArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub oracle_memory: Option<u64>,
     /// Peers: datafusion (always run: its answers are the right ones), datafusion_same_files, shoal_no_failover, dfd, duckdb,
-    /// and Shoal with another setting, as in shoal.task_bytes=8MiB
+    /// ballista and ballista_16 (with a partition for each core, and with its own 16; in builds with `--features ballista`), and
+    /// Shoal with another setting, as in shoal.task_bytes=8MiB
     #[arg(long, value_delimiter = ',', default_value = "datafusion,datafusion_same_files,dfd,duckdb")]
     pub against: Vec<String>,
     /// Timed passes after the one that checks
@@ -152,6 +156,10 @@ impl Lane {
 /// # Errors
 /// When something cannot be started.
 pub async fn run(args: &TpchArgs) -> Result<bool> {
+    if args.against.iter().any(|name| is_ballista(name)) {
+        // Before anything takes long.
+        ensure_ballista()?;
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let queries: Vec<usize> =
         if args.queries.is_empty() { (1..=QUERIES.len()).collect() } else { args.queries.clone() };
@@ -264,15 +272,23 @@ async fn start_peers(
                 Ok(peer) => peers.push(Box::new(peer)),
                 Err(error) => say(format!("notice: duckdb is left out: {error:#}")),
             },
+            ballista if is_ballista(ballista) => {
+                peers.push(Box::new(start_ballista(ballista, cores, &plain)?));
+            }
             setting if setting.contains('=') => {
                 peers.push(Box::new(ShoalPeer::with_setting(Arc::clone(cluster), setting).await?));
             }
             other => bail!(
-                "no peer `{other}`: datafusion, datafusion_same_files, shoal_no_failover, dfd, duckdb, shoal.SETTING=VALUE"
+                "no peer `{other}`: datafusion, datafusion_same_files, shoal_no_failover, dfd, duckdb, ballista, ballista_16, \
+                 shoal.SETTING=VALUE"
             ),
         }
     }
     Ok(peers)
+}
+
+fn is_ballista(peer: &str) -> bool {
+    [BALLISTA, BALLISTA_16].contains(&peer)
 }
 
 /// The first pass: every engine's answers against DataFusion's.
