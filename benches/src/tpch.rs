@@ -15,13 +15,19 @@ use crate::answer::{Answer, FLOAT_TOLERANCE, Numbers};
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::load::load_tables;
 use crate::oracle::Oracle;
-use crate::peers::{ChildPeer, Execution, Peer, ShoalPeer, TableFiles, shard_files, start_duckdb};
+use crate::peers::{
+    BALLISTA, BALLISTA_16, ChildPeer, Execution, Peer, ShoalPeer, TableFiles, ensure_ballista, shard_files,
+    start_ballista, start_duckdb,
+};
 use crate::process::{MemoryWatch, cpu_seconds};
 use crate::report::{Series, Summary, median, say, write_bars, write_json};
 use crate::tpch_data::{TpchData, data_root};
 use crate::tpch_memory::{MemoryLimits, MemoryReport, limit_each};
 
+mod ratio;
 mod split;
+
+use ratio::Ratio;
 
 /// How far DuckDB's numbers may differ: its averages are floats, DataFusion's
 /// of decimals are decimals of limited scale.
@@ -57,7 +63,8 @@ pub struct TpchArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub oracle_memory: Option<u64>,
     /// Peers: datafusion (always run: its answers are the right ones), datafusion_same_files, shoal_no_failover, dfd, duckdb,
-    /// and Shoal with another setting, as in shoal.task_bytes=8MiB
+    /// ballista and ballista_16 (with a partition for each core, and with its own 16; in builds with `--features ballista`), and
+    /// Shoal with another setting, as in shoal.task_bytes=8MiB
     #[arg(long, value_delimiter = ',', default_value = "datafusion,datafusion_same_files,dfd,duckdb")]
     pub against: Vec<String>,
     /// Timed passes after the one that checks
@@ -91,6 +98,8 @@ struct Measured {
     peak_mb: f64,
     /// Queries that gave an error.
     failed: BTreeSet<usize>,
+    /// Queries with another answer than the oracle's.
+    wrong: BTreeSet<usize>,
     /// What failed or was wrong.
     problems: Vec<String>,
 }
@@ -117,6 +126,7 @@ struct Lane {
     cpu_s: f64,
     peak_bytes: u64,
     failed: BTreeSet<usize>,
+    wrong: BTreeSet<usize>,
     problems: Vec<String>,
 }
 
@@ -146,6 +156,10 @@ impl Lane {
 /// # Errors
 /// When something cannot be started.
 pub async fn run(args: &TpchArgs) -> Result<bool> {
+    if args.against.iter().any(|name| is_ballista(name)) {
+        // Before anything takes long.
+        ensure_ballista()?;
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let queries: Vec<usize> =
         if args.queries.is_empty() { (1..=QUERIES.len()).collect() } else { args.queries.clone() };
@@ -164,6 +178,7 @@ pub async fn run(args: &TpchArgs) -> Result<bool> {
             cpu_s: 0.0,
             peak_bytes: 0,
             failed: BTreeSet::new(),
+            wrong: BTreeSet::new(),
             problems: Vec::new(),
         });
     }
@@ -257,15 +272,23 @@ async fn start_peers(
                 Ok(peer) => peers.push(Box::new(peer)),
                 Err(error) => say(format!("notice: duckdb is left out: {error:#}")),
             },
+            ballista if is_ballista(ballista) => {
+                peers.push(Box::new(start_ballista(ballista, cores, &plain)?));
+            }
             setting if setting.contains('=') => {
                 peers.push(Box::new(ShoalPeer::with_setting(Arc::clone(cluster), setting).await?));
             }
             other => bail!(
-                "no peer `{other}`: datafusion, datafusion_same_files, shoal_no_failover, dfd, duckdb, shoal.SETTING=VALUE"
+                "no peer `{other}`: datafusion, datafusion_same_files, shoal_no_failover, dfd, duckdb, ballista, ballista_16, \
+                 shoal.SETTING=VALUE"
             ),
         }
     }
     Ok(peers)
+}
+
+fn is_ballista(peer: &str) -> bool {
+    [BALLISTA, BALLISTA_16].contains(&peer)
 }
 
 /// The first pass: every engine's answers against DataFusion's.
@@ -310,6 +333,9 @@ async fn check_answers(
             match right {
                 Ok(()) => lane.right += 1,
                 Err(error) => {
+                    if !lane.failed.contains(number) {
+                        lane.wrong.insert(*number);
+                    }
                     let problem = format!("q{number}: {error:#}");
                     say(format!("{} {problem}", lane.peer.name()));
                     lane.problems.push(problem);
@@ -327,6 +353,10 @@ async fn check_answers(
 
 async fn time_query(lane: &mut Lane, index: usize, number: usize, limits: Option<&mut MemoryLimits>) {
     let Some(sql) = shoal_data::sample::query(number) else { return };
+    if lane.peer.name() != SHOAL && lane.failed.contains(&number) {
+        // It is in no ratio any more, and may take much before it fails again.
+        return;
+    }
     let pids = lane.peer.pids();
     let cpu = || pids.iter().copied().map(cpu_seconds).sum::<f64>();
     let before = cpu();
@@ -350,6 +380,7 @@ fn measured(lane: Lane, runs: usize) -> Measured {
         cpu_s: lane.cpu_s / runs.max(1) as f64,
         peak_mb: lane.peak_bytes as f64 / 1e6,
         failed: lane.failed,
+        wrong: lane.wrong,
         problems: lane.problems,
     }
 }
@@ -378,6 +409,11 @@ fn publish(args: &TpchArgs, report: &Report) -> Result<bool> {
     for engine in &report.engines {
         for problem in &engine.problems {
             say(format!("problem: {} {problem}", engine.name));
+        }
+    }
+    for engine in report.engines.iter().filter(|engine| engine.name != SHOAL) {
+        if let Some(line) = Ratio::between(&report.queries, shoal, engine).what_is_left_out(&engine.name) {
+            say(line);
         }
     }
     if let Some(path) = &args.json {
@@ -413,8 +449,7 @@ fn publish(args: &TpchArgs, report: &Report) -> Result<bool> {
         summary = summary.with("over_limit", memory.over_limit);
     }
     for engine in report.engines.iter().filter(|engine| engine.name != SHOAL) {
-        let key = format!("ratio_{}", engine.name.replace('=', ":"));
-        summary = summary.with_number(&key, shoal.total_ms / engine.total_ms);
+        summary = Ratio::between(&report.queries, shoal, engine).add_to(summary, &engine.name);
     }
     if let Some((number, ratio)) = worst {
         summary = summary.with("worst_query", format!("q{number}:{ratio:.2}"));

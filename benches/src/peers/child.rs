@@ -131,9 +131,8 @@ impl ChildPeer {
             .args(["--workers", &ports.join(",")])
             .arg("--tables")
             .arg(tables_file(&dir, tables)?);
-        let mut peer = Self::start("dfd", Numbers::Exact, RowFile::Arrow, command, dir)?;
-        peer.helpers = helpers;
-        Ok(peer)
+        let peer = Self::start("dfd", Numbers::Exact, RowFile::Arrow, command, dir)?;
+        Ok(peer.with_helpers(helpers))
     }
 
     pub(super) fn start(
@@ -166,6 +165,12 @@ impl ChildPeer {
             Some(error) => bail!("{name}: {error}"),
             None => Ok(peer),
         }
+    }
+
+    /// The same with processes that it needs, which end after it.
+    pub(super) fn with_helpers(mut self, helpers: Vec<Self>) -> Self {
+        self.helpers = helpers;
+        self
     }
 
     fn ask(&mut self, request: &Request) -> Result<Reply> {
@@ -249,7 +254,8 @@ impl Drop for ChildPeer {
     }
 }
 
-fn this_executable(kind: &str) -> Result<Command> {
+/// A hidden `peer` subcommand of this executable.
+pub(super) fn this_executable(kind: &str) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("path of this executable")?);
     command.args(["peer", kind]);
     Ok(command)

@@ -2,6 +2,9 @@
 //! its own, so that CPU and memory can be told apart, and all answer over the
 //! same rows.
 
+mod ballista;
+#[cfg(feature = "ballista")]
+mod ballista_serve;
 mod child;
 mod duckdb;
 mod flight;
@@ -15,6 +18,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use shoal_coordinator::query::TimeSplit;
 
+pub use ballista::{BALLISTA, BALLISTA_16, ensure_built as ensure_ballista, start as start_ballista};
 pub use child::ChildPeer;
 pub use duckdb::start as start_duckdb;
 pub use flight::FlightPeer;

@@ -1,5 +1,5 @@
 //! What runs inside the child processes of peers: DataFusion in one process,
-//! and plain datafusion-distributed.
+//! and plain datafusion-distributed. Ballista's is in `ballista_serve.rs`.
 
 use std::fs::File;
 use std::io::{BufRead, Write};
@@ -83,6 +83,10 @@ pub enum PeerCommand {
         #[arg(long)]
         tables: PathBuf,
     },
+    /// Processes of Ballista.
+    #[cfg(feature = "ballista")]
+    #[command(flatten)]
+    Ballista(super::ballista_serve::BallistaCommand),
 }
 
 /// Runs a peer until its standard input closes.
@@ -113,6 +117,8 @@ pub fn run(command: &PeerCommand) -> Result<()> {
         PeerCommand::Flight { threads, queries, tables } => {
             crate::flight_peer::serve(*threads, *queries, tables)
         }
+        #[cfg(feature = "ballista")]
+        PeerCommand::Ballista(command) => super::ballista_serve::run(command),
     }
 }
 
@@ -129,7 +135,11 @@ pub(crate) fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
         .context("start threads")
 }
 
-fn answer_queries(threads: usize, context: SessionContext, tables: &Path) -> Result<()> {
+/// Answers what is asked on standard input, until that closes.
+///
+/// # Errors
+/// When a table cannot be read, or the parent does not listen.
+pub(super) fn answer_queries(threads: usize, context: SessionContext, tables: &Path) -> Result<()> {
     let runtime = runtime(threads)?;
     runtime.block_on(register(&context, tables))?;
     say(&Reply::default())?;
@@ -225,7 +235,10 @@ pub(crate) async fn register(context: &SessionContext, tables: &Path) -> Result<
                 ListingTableUrl::parse(format!("{}{slash}", path.display()))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
+        // As the session says: Ballista's reads no text as views, with which its messages get far too long.
+        let parquet = context.state().default_table_options().parquet;
+        let format = ParquetFormat::default().with_options(parquet);
+        let options = ListingOptions::new(Arc::new(format)).with_file_extension(".parquet");
         let config = ListingTableConfig::new_with_multi_paths(urls)
             .with_listing_options(options)
             .infer_schema(&context.state())
