@@ -26,6 +26,7 @@ pub mod scan_fault;
 pub mod segment;
 pub mod segment_writer;
 pub mod shard_store;
+pub mod sketch;
 pub mod table;
 
 pub use byte_size::parse_bytes;
@@ -38,4 +39,5 @@ pub use scan_counter::{CountedReaders, Scanned, counted_segment};
 pub use segment::{ColumnStatistics, Segment, SegmentName, StatValue};
 pub use segment_writer::{EncodedSegment, SegmentWriter, SortedWriter};
 pub use shard_store::{Locate, Located, Replica, ShardStore};
+pub use sketch::Sketches;
 pub use table::{ReplicaCount, Table, TableLayout};

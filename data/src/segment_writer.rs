@@ -2,6 +2,7 @@
 //! Parquet, measured and checksummed. Where its bytes go is not known here.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{concat, take_record_batch};
@@ -17,7 +18,7 @@ use shoal_proto::{SegmentId, TableId};
 
 use self::open::OpenSegment;
 use self::order::Order;
-use crate::{DataError, Segment, SegmentName, Table};
+use crate::{DataError, Segment, SegmentName, Sketches, Table};
 
 mod open;
 mod order;
@@ -51,6 +52,8 @@ pub struct EncodedSegment {
     pub segment: Segment,
     /// The whole file.
     pub bytes: Bytes,
+    /// How many distinct values its columns have, where its rows are new to the table.
+    pub sketches: Option<Arc<Sketches>>,
 }
 
 /// Encodes the segments of one table. Holds no rows; cheap to clone.
@@ -105,6 +108,7 @@ impl SegmentWriter {
         if rows.num_rows() == 0 {
             return Err(DataError::Layout("a segment has at least one row".into()));
         }
+        let sketches = Sketches::of_rows(&rows).map(Arc::new);
         let order = match order::sorted(rows.columns(), &self.sort_key)? {
             Order::AsTheyAre => None,
             Order::Of(order) => Some(UInt32Array::from(order)),
@@ -120,7 +124,8 @@ impl SegmentWriter {
             };
             open.write(&gathered)?;
         }
-        open.finish(self.name(shard, id))
+        let encoded = open.finish(self.name(shard, id))?;
+        Ok(EncodedSegment { sketches, ..encoded })
     }
 
     /// A segment without rows yet, for rows like these. Of columns that are

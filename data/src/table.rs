@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 use shoal_proto::{TableId, WorkerId};
 
-use crate::{DataError, KeyHash, Segment};
+use crate::{DataError, KeyHash, Segment, Sketches, sketch};
 
 /// The most shards a table may have; each is a file group in every plan.
 pub const SHARDS_MAX: u32 = 1024;
@@ -132,6 +132,10 @@ pub struct Table {
     pub placement: Vec<Vec<WorkerId>>,
     /// Every committed segment, in order of commit.
     pub segments: Vec<Arc<Segment>>,
+    /// How many distinct values its columns have; none where that is not known of all of its
+    /// rows. Older versions know of none, and write the table without.
+    #[serde(default, deserialize_with = "sketch::readable", skip_serializing_if = "Option::is_none")]
+    pub sketches: Option<Arc<Sketches>>,
 }
 
 impl Table {
@@ -276,6 +280,7 @@ mod tests {
                 },
                 placement: vec![],
                 segments: vec![],
+                sketches: None,
             };
             table.is_hashed_as_new_ones()
         };

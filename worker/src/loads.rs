@@ -15,7 +15,7 @@ use futures::Stream;
 use http::HeaderMap;
 use shoal_data::Table;
 use shoal_data::load::{
-    Durable, FileFormat, FileKind, FilePiece, SourceFile, WriteContext, WriteLimits, WriteProgress,
+    FileFormat, FileKind, FilePiece, SourceFile, WriteContext, WriteLimits, WriteProgress, Written,
     from_wire, read_pieces, to_wire, write,
 };
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
@@ -169,11 +169,15 @@ impl LoadService {
         WriteContext::new(Arc::new(holders), self.parts.channels.clone(), self.limits.clone())
     }
 
-    /// Counts what became segments.
-    fn loaded(&self, write_id: &WriteId, durable: &[Durable]) {
+    /// Counts what became segments; what is told of them.
+    fn loaded(&self, write_id: &WriteId, written: &Written) -> Result<LoadDone, Failure> {
+        let Written { durable, sketches } = written;
         let rows: u64 = durable.iter().map(|it| it.segment.rows).sum();
         self.rows_loaded.fetch_add(rows, Ordering::Relaxed);
         tracing::info!(%write_id, rows, segments = durable.len(), "rows were loaded");
+        let segments = durable.iter().map(to_wire).collect::<Result<_, _>>()?;
+        let sketches = sketches.as_ref().map(to_wire).transpose()?.unwrap_or_default();
+        Ok(LoadDone { segments, sketches, ..LoadDone::default() })
     }
 
     async fn load_files(
@@ -199,10 +203,9 @@ impl LoadService {
         let write_id = WriteId::new(task.write_id.clone());
         let (first, progress) = (task.first_shard, Arc::<WriteProgress>::default());
         let watched = Arc::clone(&progress);
-        let durable = write(&context, &table, &write_id, first, rows, announced, watched).await?;
-        self.loaded(&write_id, &durable);
-        let segments = durable.iter().map(to_wire).collect::<Result<_, _>>()?;
-        Ok(LoadDone { segments, rows: progress.rows_read(), ..LoadDone::default() })
+        let written = write(&context, &table, &write_id, first, rows, announced, watched).await?;
+        let done = self.loaded(&write_id, &written)?;
+        Ok(LoadDone { rows: progress.rows_read(), ..done })
     }
 }
 

@@ -150,6 +150,7 @@ pub(super) async fn fill(dir: &Path, wanted: &Wanted) -> Result<Filled> {
             layout,
             placement: placed.shards,
             segments: Vec::new(),
+            sketches: None,
         };
         let command = Command::CreateTable { table: table.clone(), if_not_exists: false, write: None };
         catalog.apply(command).await.with_context(|| format!("create table {index}"))?;
@@ -166,7 +167,8 @@ pub(super) async fn fill(dir: &Path, wanted: &Wanted) -> Result<Filled> {
                 let segments = std::mem::take(&mut segments);
                 let rows = segments.iter().map(|segment| segment.rows).sum();
                 let write = WriteRecord { id: WriteId::random(), rows };
-                let command = Command::CommitWrite { write, table: id, segments, replace: false };
+                let command =
+                    Command::CommitWrite { write, table: id, segments, replace: false, sketches: None };
                 catalog.apply(command).await.with_context(|| format!("fill table {index}"))?;
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};
 use shoal_data::table::schema_serde;
-use shoal_data::{ReplicaCount, Segment, SegmentName, Table};
+use shoal_data::{ReplicaCount, Segment, SegmentName, Sketches, Table, sketch};
 use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
 
 /// The newest commands that this program reads, of those that wait until all
@@ -108,6 +108,10 @@ pub enum Command {
         segments: Vec<Segment>,
         /// Whether they take the place of all that the table has.
         replace: bool,
+        /// How many distinct values their columns have, where it is known of all of them. Older
+        /// versions leave it out.
+        #[serde(default, deserialize_with = "sketch::readable", skip_serializing_if = "Option::is_none")]
+        sketches: Option<Arc<Sketches>>,
     },
     /// Puts segments of a shard in the place of others that have the same rows.
     /// Of a table or segments that are gone it changes nothing.
@@ -256,6 +260,16 @@ impl Command {
                 table.segments.iter_mut().map(Arc::make_mut).collect()
             }
             _ => Vec::new(),
+        }
+    }
+
+    /// Leaves out what is known of distinct values.
+    pub fn leave_out_sketches(&mut self) {
+        match self {
+            Self::CommitWrite { sketches, .. } => *sketches = None,
+            Self::CreateTable { table, .. } | Self::ReplaceTable { table, .. } => table.sketches = None,
+            Self::OnDisks { change, .. } => change.leave_out_sketches(),
+            _ => {}
         }
     }
 

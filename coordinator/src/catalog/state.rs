@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use shoal_data::{Segment, SegmentName, Table};
+use shoal_data::{Segment, SegmentName, Sketches, Table};
 use shoal_proto::{SegmentId, TableId, WorkerId, WriteId};
 
 use self::facts::Memo;
@@ -23,6 +23,7 @@ mod disks;
 mod facts;
 mod names;
 mod replicas;
+mod sketches;
 mod tables;
 mod writes;
 
@@ -242,8 +243,8 @@ impl State {
             Command::DropExternal { schema_name, name, if_exists } => {
                 drop_one(&mut self.externals, "external table", &schema_name, &name, if_exists)
             }
-            Command::CommitWrite { write, table, segments, replace } => {
-                self.commit_write(write, table, segments, replace)
+            Command::CommitWrite { write, table, segments, replace, sketches } => {
+                self.commit_write(write, table, (segments, sketches), replace)
             }
             Command::Compact { table, shard, old, new } => self.compact(table, shard, &old, new),
             Command::RegisterWorker { worker } => Ok(self.register_worker(worker)),
@@ -280,7 +281,7 @@ impl State {
         &mut self,
         write: WriteRecord,
         table: TableId,
-        mut segments: Vec<Segment>,
+        (mut segments, sketches): (Vec<Segment>, Option<Arc<Sketches>>),
         replace: bool,
     ) -> Result<Outcome, CatalogError> {
         if let Some(rows) = self.writes.rows(&write.id) {
@@ -298,6 +299,10 @@ impl State {
         let entry = Arc::make_mut(entry);
         if replace {
             self.dropped.append(&mut entry.segments);
+        }
+        if !segments.is_empty() {
+            let known = sketches::of_table(entry);
+            entry.sketches = Sketches::of_both(known, sketches::fitting(sketches, entry));
         }
         entry.segments.extend(segments);
         self.writes.extend([write]);

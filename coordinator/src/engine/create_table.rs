@@ -82,6 +82,7 @@ impl Engine {
             layout,
             placement: placement.shards,
             segments: Vec::new(),
+            sketches: None,
         })
     }
 

@@ -15,7 +15,9 @@ use shoal_proto::{QueryId, WriteId};
 use super::many_rows::with_all_rows;
 use super::names::{check_name, full_name, resolved};
 use super::{Engine, Ingest, IngestMode, Parameters, Prepared, Scope};
-use crate::catalog::{ChangeError, Command, Outcome, Settled, WriteRecord};
+use crate::catalog::{
+    ChangeError, Command, Outcome, Settled, WriteRecord, bytes_in_change, check_change_bytes,
+};
 use crate::cluster::Cluster;
 use crate::query::{Running, Stay, reads_data};
 use crate::sql::{ShoalConfig, Statement, TableOptions, plain_columns};
@@ -280,22 +282,32 @@ impl Engine {
         fault::point(Step::WriteStaged);
         let rows = staged.rows;
         let write = WriteRecord { id: write_id.clone(), rows };
-        let segments = staged.segments.clone();
+        let (segments, sketches) = (staged.segments.clone(), staged.sketches());
+        let has_sketches = sketches.is_some();
         let with_rows = || {
             let mut table = table.clone();
             table.segments = segments.iter().cloned().map(Arc::new).collect();
+            table.sketches.clone_from(&sketches);
             table
         };
         let command = match commit {
-            Commit::Append => {
-                Command::CommitWrite { write, table: table.id, segments: segments.clone(), replace: false }
-            }
+            Commit::Append => Command::CommitWrite {
+                write,
+                table: table.id,
+                segments: segments.clone(),
+                replace: false,
+                sketches,
+            },
             Commit::Create { if_not_exists } => {
                 Command::CreateTable { table: with_rows(), if_not_exists, write: Some(write) }
             }
             Commit::Replace => Command::ReplaceTable { table: with_rows(), write: Some(write) },
         };
-        let command = staged.on_disks(command);
+        let mut command = staged.on_disks(command);
+        // A load that can be committed without them is not refused for them.
+        if has_sketches && check_change_bytes(bytes_in_change(&command)?, segments.len()).is_err() {
+            command.leave_out_sketches();
+        }
         // A task of its own: a client that goes away now must not leave segments
         // discarded that the catalog is about to name.
         let committing = commit_staged(Arc::clone(&self.cluster), command, staged);

@@ -313,8 +313,24 @@ pub(crate) fn merged_statistics(
     Statistics::try_merge_iter(&merged, schema)
 }
 
-/// The same of all segments of a table, of which there is one at least; it is kept
-/// for the next query.
+/// With about how many distinct values the table has in these columns: no more than there are rows
+/// in the segments that are left. An estimate, and never told as more than that.
+pub(crate) fn with_distinct(mut statistics: Statistics, table: &Table, columns: &[usize]) -> Statistics {
+    let Some(sketches) = &table.sketches else { return statistics };
+    let rows = statistics.num_rows.get_value().copied().unwrap_or(usize::MAX);
+    for (column, known) in columns.iter().zip(&mut statistics.column_statistics) {
+        let nulls = known.null_count.get_value().copied().unwrap_or(0);
+        let distinct = sketches.distinct(*column).and_then(|distinct| usize::try_from(distinct).ok());
+        let distinct = distinct.map(|distinct| distinct.min(rows.saturating_sub(nulls)));
+        // None at all is nothing that joins are reckoned with.
+        known.distinct_count =
+            distinct.filter(|distinct| *distinct > 0).map_or(Precision::Absent, Precision::Inexact);
+    }
+    statistics
+}
+
+/// What is known of all segments of a table, of which there is one at least, and of the table
+/// itself; what is of the segments is kept for the next query.
 ///
 /// # Errors
 /// The same.
@@ -335,11 +351,12 @@ pub(crate) fn table_statistics(
         let sum: u64 = segments.iter().map(|segment| of(segment)).sum();
         usize::try_from(sum).unwrap_or(usize::MAX)
     };
-    Ok(Statistics {
+    let all = Statistics {
         num_rows: Precision::Exact(sum(|segment| segment.rows)),
         total_byte_size: Precision::Inexact(sum(|segment| segment.bytes)),
         column_statistics,
-    })
+    };
+    Ok(with_distinct(all, facts.table(), columns))
 }
 
 #[cfg(test)]

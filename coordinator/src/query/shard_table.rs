@@ -33,6 +33,7 @@ use crate::sql::ShoalConfig;
 
 use super::pruning::{
     merged_statistics, segment_statistics, segments_for, segments_of, shards_for, table_statistics, widened,
+    with_distinct,
 };
 
 /// Files that are planned each with its own statistics, at most: those of more take
@@ -86,7 +87,7 @@ impl ShardTable {
     }
 
     /// What is known of all its rows and of these columns; nothing of others.
-    pub(super) fn known(&self, columns: &[usize]) -> Option<Statistics> {
+    pub(crate) fn known(&self, columns: &[usize]) -> Option<Statistics> {
         if self.table().segments.is_empty() {
             return Some(empty_statistics(&self.schema));
         }
@@ -221,7 +222,10 @@ impl TableProvider for ShardTable {
             segments => {
                 let merged = match segments.len() == self.table().segments.len() {
                     true => table_statistics(&self.facts, &self.schema, &columns)?,
-                    false => merged_statistics(segments, &self.schema, &columns)?,
+                    false => {
+                        let merged = merged_statistics(segments, &self.schema, &columns)?;
+                        with_distinct(merged, self.table(), &columns)
+                    }
                 };
                 widened(merged, &self.schema, &columns)
             }

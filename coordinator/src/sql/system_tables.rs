@@ -13,6 +13,7 @@ use shoal_proto::WorkerId;
 use shoal_proto::cluster::ScrubProgress;
 
 use self::columns::{Columns, filled, lists, signed, text, unsigned};
+
 use crate::Error;
 use crate::catalog::{Coordinator, State, shown_term};
 use crate::cluster::arriving::arriving;
@@ -21,6 +22,7 @@ use crate::cluster::{Cluster, GivenUp};
 use crate::query::{Admission, Registry, ResultCache};
 
 mod columns;
+mod columns_of_tables;
 mod queries;
 
 /// The schema that holds them.
@@ -52,6 +54,7 @@ impl SystemTables {
             "coordinators",
             "workers",
             "tables",
+            "columns",
             "shards",
             "segments",
             "moves",
@@ -64,7 +67,7 @@ impl SystemTables {
         .into_iter()
     }
 
-    /// One table, filled now; none where there is none of that name.
+    /// One table, filled now or when it is read; none where there is none of that name.
     ///
     /// # Errors
     /// None in practice; those of making a batch.
@@ -76,6 +79,7 @@ impl SystemTables {
             }
             "workers" => self.workers(snapshot),
             "tables" => tables(snapshot),
+            "columns" => return Ok(Some(Arc::new(columns_of_tables::columns(snapshot)?))),
             "shards" => self.shards(snapshot),
             "segments" => segments(snapshot),
             "moves" => self.moves(snapshot),

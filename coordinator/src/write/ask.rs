@@ -2,13 +2,14 @@
 //! what it tells, and what of that is taken.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use prost::Message;
-use shoal_data::load::{Durable, from_wire, to_wire};
-use shoal_data::{SegmentName, Table};
+use shoal_data::load::{Durable, Written, from_wire, to_wire};
+use shoal_data::{SegmentName, Sketches, Table};
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
 use shoal_proto::cluster::load_news::News;
 use shoal_proto::cluster::load_order::Order;
@@ -38,7 +39,7 @@ const ORDERS_WAITING: usize = 16;
 /// # Errors
 /// None in practice.
 pub(super) fn told(table: &Table) -> Result<Bytes, Failure> {
-    to_wire(&Table { segments: Vec::new(), ..table.clone() })
+    to_wire(&Table { segments: Vec::new(), sketches: None, ..table.clone() })
 }
 
 /// Why a worker made no segments.
@@ -84,9 +85,9 @@ pub(super) async fn ask(
     let call = Call { context, worker, table, names: &names };
     let made = call.make_unless_lost(task, HeaderMap::new()).await;
     let done = made.map_err(NotLoaded::into_failure)?;
-    let durable = durable_of(&done)?;
-    call.check(&durable, rows.unwrap_or(done.rows))?;
-    Ok(Staged::new(durable, names))
+    let written = written_of(&done, table)?;
+    call.check(&written.durable, rows.unwrap_or(done.rows))?;
+    Ok(Staged::new(written, names))
 }
 
 /// Has `worker` make segments of rows that the query of these options gives there; `reads`
@@ -105,12 +106,12 @@ pub(super) async fn ask_rows(
     let names = StagedNames::new(context, WriteId::new(rows.write_id.clone()));
     let call = Call { context, worker, table, names: &names };
     let done = call.make_unless_lost(Order::Rows(rows), query.to_headers()?).await?;
-    let durable = durable_of(&done)?;
-    call.check(&durable, done.rows)?;
+    let written = written_of(&done, table)?;
+    call.check(&written.durable, done.rows)?;
     let read = Frame::decode(done.read).map_err(|error| call.wrong(&error.to_string()))?;
     reads.take_in(read.reads);
     reads.take_in_crossed(read.crossed);
-    Ok(Staged::new(durable, names))
+    Ok(Staged::new(written, names))
 }
 
 struct Call<'a> {
@@ -253,9 +254,14 @@ impl Call<'_> {
     }
 }
 
-/// The segments that a worker tells of at its end.
-fn durable_of(done: &LoadDone) -> Result<Vec<Durable>, Failure> {
-    done.segments.iter().map(|segment| from_wire(segment)).collect()
+/// What a worker tells of at its end. Sketches in a form that is not known here are as good as
+/// none, which is what an older worker tells; so are those that cannot be of its segments.
+fn written_of(done: &LoadDone, table: &Table) -> Result<Written, Failure> {
+    let durable = done.segments.iter().map(|segment| from_wire(segment));
+    let durable: Vec<Durable> = durable.collect::<Result<_, _>>()?;
+    let can_be = |sketches: &Sketches| durable.is_empty() || sketches.fit(table.columns.fields().len());
+    let sketches = from_wire(&done.sketches).ok().filter(can_be).map(Arc::new);
+    Ok(Written { durable, sketches })
 }
 
 /// Whether all of these replicas are workers of the shard, each named once, and more than
@@ -274,9 +280,12 @@ async fn give(orders: &mpsc::Sender<LoadOrder>, order: Order) {
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    use shoal_proto::TableId;
     use shoal_proto::cluster::{LoadFile, LoadTask, LoadText};
 
     use super::*;
+    use crate::catalog::state::tests::{segment, table};
 
     fn workers(names: &str) -> Vec<WorkerId> {
         names.split_whitespace().map(WorkerId::from).collect()
@@ -297,6 +306,29 @@ mod tests {
             assert_eq!(is_majority(&workers(replicas), &shard), expected, "{replicas}");
         }
         assert!(!is_majority(&[], &[]), "a shard that is nowhere");
+    }
+
+    #[test]
+    fn what_a_worker_does_not_say_of_distinct_values_is_not_known() {
+        let keys: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+        let rows = RecordBatch::try_from_iter([("k", keys)]).unwrap();
+        let known = Sketches::of_rows(&rows).unwrap();
+        let later = br#"{"version":99,"columns":["of another kind"]}"#;
+        let table = table(TableId(1), "t");
+        let durable = Durable { segment: segment(table.id, 0, "w1"), disks: vec![String::new()] };
+        let one = vec![to_wire(&durable).unwrap()];
+        let none = Sketches::default();
+        for (segments, sketches, expected) in [
+            (&one, Bytes::new(), None),
+            (&one, to_wire(&known).unwrap(), Some(known)),
+            (&one, Bytes::from_static(later), None),
+            // Of no rows, with a segment.
+            (&one, to_wire(&none).unwrap(), None),
+            (&Vec::new(), to_wire(&none).unwrap(), Some(none)),
+        ] {
+            let done = LoadDone { segments: segments.clone(), sketches, ..LoadDone::default() };
+            assert_eq!(written_of(&done, &table).unwrap().sketches, expected.map(Arc::new));
+        }
     }
 
     /// The orders to begin with that a worker of the version before knows.

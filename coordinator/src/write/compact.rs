@@ -7,7 +7,7 @@ use std::sync::Arc;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryReservation;
 use futures::StreamExt;
-use shoal_data::load::{self, Conditions, Durable, RowShape};
+use shoal_data::load::{self, Conditions, Durable, RowShape, Written};
 use shoal_data::plain_rows::in_pieces;
 use shoal_data::{EncodedSegment, Segment, SortedWriter, Table};
 use shoal_proto::{WorkerId, WriteId};
@@ -64,7 +64,8 @@ pub async fn compact(
         staging.stage(encoded).await?;
     }
     let Staging { names, durable, .. } = staging;
-    Ok(Staged::new(durable, names))
+    // The table knows the values of these rows already.
+    Ok(Staged::new(Written { durable, sketches: None }, names))
 }
 
 /// The new segments on their way to the workers of the shard.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use shoal_data::load::{self, Announce, Durable, Holders, WriteLimits};
-use shoal_data::{Segment, SegmentName, Table};
+use shoal_data::load::{self, Announce, Durable, Holders, WriteLimits, Written};
+use shoal_data::{Segment, SegmentName, Sketches, Table};
 use shoal_proto::{Channels, Failure, SegmentId, WorkerId, WriteId};
 
 use super::{SegmentHolders, WriteProgress};
@@ -48,27 +48,42 @@ pub struct Staged {
     pub segments: Vec<Segment>,
     /// Rows in them.
     pub rows: u64,
+    /// How many distinct values their columns have; none where that is not known of all of them.
+    sketches: Option<Arc<Sketches>>,
     /// Their copies, and on which disk of its worker each is.
     copies: Vec<(SegmentId, WorkerId, String)>,
     names: Arc<StagedNames>,
 }
 
 impl Staged {
-    pub(super) fn new(durable: Vec<Durable>, names: Arc<StagedNames>) -> Self {
+    /// Nothing yet.
+    pub(super) fn nothing(names: Arc<StagedNames>) -> Self {
+        Self::new(Written { durable: Vec::new(), sketches: Some(Arc::default()) }, names)
+    }
+
+    pub(super) fn new(written: Written, names: Arc<StagedNames>) -> Self {
+        let Written { durable, sketches } = written;
         let copies = durable.iter().flat_map(Durable::copies).collect();
         let segments: Vec<Segment> = durable.into_iter().map(|durable| durable.segment).collect();
         let rows = segments.iter().map(|segment| segment.rows).sum();
-        Self { segments, rows, copies, names }
+        Self { segments, rows, sketches, copies, names }
     }
 
     /// These and others, which are one write.
     pub(super) fn with(mut self, others: Self) -> Self {
         self.rows += others.rows;
+        self.sketches = Sketches::of_both(self.sketches, others.sketches);
         self.segments.extend(others.segments);
         self.segments.sort_by_key(|segment| (segment.shard, segment.id));
         self.copies.extend(others.copies);
         self.names.take_over(&others.names);
         self
+    }
+
+    /// How many distinct values the columns of all these rows have; none where that is not known,
+    /// and where there are no rows.
+    pub fn sketches(&self) -> Option<Arc<Sketches>> {
+        self.sketches.clone().filter(|_| !self.segments.is_empty())
     }
 
     /// A change that names these segments, made so that a copy counts only where its
@@ -197,6 +212,6 @@ pub(super) async fn write_part(
 ) -> Result<Staged, Error> {
     let names = StagedNames::new(context, write_id.clone());
     let announce: Arc<dyn Announce> = names.clone();
-    let durable = load::write(&context.here, table, write_id, first_shard, input, announce, progress).await?;
-    Ok(Staged::new(durable, names))
+    let written = load::write(&context.here, table, write_id, first_shard, input, announce, progress).await?;
+    Ok(Staged::new(written, names))
 }

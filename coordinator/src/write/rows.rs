@@ -95,7 +95,7 @@ impl RowsLoad {
         let mut asked: FuturesUnordered<_> =
             (0..last.tasks.len()).map(|index| self.ask(last, index)).collect();
         let names = StagedNames::new(&self.context, self.write_id.clone());
-        let mut staged = Staged::new(Vec::new(), names);
+        let mut staged = Staged::nothing(names);
         let mut bytes_to_commit = 0;
         while let Some(part) = asked.next().await {
             let part = part?;

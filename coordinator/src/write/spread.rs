@@ -113,7 +113,7 @@ pub async fn spread(
     done: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Staged, Error> {
     let names = StagedNames::new(context, load.write_id.clone());
-    let mut staged = Staged::new(Vec::new(), names);
+    let mut staged = Staged::nothing(names);
     let mut deals = Deals::new(load.tasks.len());
     let table_json = told(&load.table)?;
     let work = Arc::new(Work { context: context.clone(), table_json, load });

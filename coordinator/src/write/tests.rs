@@ -25,7 +25,7 @@ use shoal_proto::server::{self, Incoming};
 use shoal_proto::{Channels, TableId, WorkerId, WriteId};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{SegmentHolders, WriteContext, WriteProgress, write};
+use super::{SegmentHolders, Staged, WriteContext, WriteProgress, write};
 
 /// A worker's segments, and how it fails.
 #[derive(Clone, Default)]
@@ -217,6 +217,7 @@ fn table(shards: u32, shard_key: &[&str]) -> Table {
         },
         placement: vec![workers(); shards as usize],
         segments: vec![],
+        sketches: None,
     }
 }
 
@@ -266,6 +267,31 @@ async fn every_row_is_on_every_replica_of_its_shard_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_segments_of_a_write_and_all_its_parts_are_sketched_together() {
+    let fixture = Fixture::new(0).await;
+    let table = table(4, &["k"]);
+    let check_close = |staged: &Staged, expected: u64| {
+        let sketches = staged.sketches().unwrap();
+        for column in 0..2 {
+            let found = sketches.distinct(column).unwrap();
+            assert!(found.abs_diff(expected) <= expected / 10, "{found} in place of {expected}");
+        }
+    };
+    // Several segments for each shard.
+    let staged = fixture.write(&table, rows(1_200_000, 8192)).await.unwrap();
+    check_close(&staged, 1_200_000);
+    let (one, same) = (rows(3_000, 100), rows(3_000, 100));
+    let other = stream(vec![Ok(batch(2_000..5_000))]);
+    let one = fixture.write(&table, one).await.unwrap();
+    let alone = one.sketches();
+    let both = one.with(fixture.write(&table, same).await.unwrap());
+    assert_eq!(both.sketches(), alone, "the same values");
+    check_close(&both.with(fixture.write(&table, other).await.unwrap()), 5_000);
+    let nothing = fixture.write(&table, stream(vec![])).await.unwrap();
+    assert_eq!((nothing.rows, nothing.sketches()), (0, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_without_a_key_are_dealt_evenly() {
     let fixture = Fixture::new(0).await;
     let staged = fixture.write(&table(3, &[]), rows(300_000, 1000)).await.unwrap();
@@ -292,7 +318,10 @@ async fn what_the_catalog_names_is_not_discarded_whatever_the_answer_was() {
     let unnamed = fixture.write(&table, unnamed).await.unwrap();
     let write = WriteRecord { id: "w".into(), rows: named.rows };
     let segments = named.segments.clone();
-    catalog.apply(Command::CommitWrite { write, table: table.id, segments, replace: false }).await.unwrap();
+    catalog
+        .apply(Command::CommitWrite { write, table: table.id, segments, replace: false, sketches: None })
+        .await
+        .unwrap();
     named.refused(&catalog).await;
     assert!(fixture.cluster.discarded.lock().is_empty());
     let count = unnamed.segments.len();

@@ -32,7 +32,7 @@ pub use progress::WriteProgress;
 pub use row_groups::{RowGroup, read_footer, row_groups};
 pub use row_shape::RowShape;
 pub use source::{Origin, SourceFile, SourceReader, store_failure};
-pub use stage::{Conditions, Durable, stage};
+pub use stage::{Conditions, Durable, Written, stage};
 pub use text::text;
 pub use version::Version;
 pub use wire::{from_wire, to_wire};

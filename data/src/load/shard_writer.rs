@@ -209,6 +209,7 @@ mod tests {
             },
             placement: vec![],
             segments: vec![],
+            sketches: None,
         };
         ShardWriter::new(&table, first_shard).unwrap()
     }

@@ -1,5 +1,6 @@
 //! Makes one encoded segment durable on the workers of its shard.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::WriteContext;
-use crate::{EncodedSegment, Segment};
+use crate::{EncodedSegment, Segment, Sketches};
 
 /// Bytes of a segment that one message carries.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -46,6 +47,15 @@ pub struct Durable {
     pub disks: Vec<String>,
 }
 
+/// What came of the rows of a write, or of a part of one.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Their segments.
+    pub durable: Vec<Durable>,
+    /// How many distinct values their columns have; none where that is not known of all rows.
+    pub sketches: Option<Arc<Sketches>>,
+}
+
 impl Durable {
     /// Its copies, and where each of them is.
     pub fn copies(&self) -> impl Iterator<Item = (SegmentId, WorkerId, String)> {
@@ -72,7 +82,7 @@ pub async fn stage(
     workers: &[WorkerId],
     conditions: &Conditions,
 ) -> Result<Durable, Failure> {
-    let EncodedSegment { mut segment, bytes } = encoded;
+    let EncodedSegment { mut segment, bytes, .. } = encoded;
     let header = StageHeader {
         name: segment.name().to_string(),
         bytes: segment.bytes,
@@ -226,8 +236,6 @@ fn pieces(bytes: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures::future::BoxFuture;
     use shoal_proto::{Channels, TableId};
     use tokio::runtime::Handle;
@@ -280,7 +288,7 @@ mod tests {
             columns: PackedStatistics::default(),
             replicas: Vec::new(),
         };
-        let encoded = EncodedSegment { segment, bytes };
+        let encoded = EncodedSegment { segment, bytes, sketches: None };
         let (workers, conditions) = ([WorkerId::from("w1")], Conditions::default());
         let staged = stage(&context, "t", &WriteId::from("w"), encoded, &workers, &conditions).await;
         let failure = staged.unwrap_err();

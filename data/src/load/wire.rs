@@ -1,4 +1,4 @@
-//! Tables and segments as coordinators and workers send them to one another
+//! Tables, segments and sketches as coordinators and workers send them to one another
 //! with a load.
 
 use bytes::Bytes;

@@ -11,9 +11,9 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
 use super::shard_writer::{ShardRows, ShardWriter};
-use super::stage::{self, Conditions, Durable};
+use super::stage::{self, Conditions, Durable, Written};
 use super::{Announce, Holders, RowShape, WriteProgress};
-use crate::{SegmentWriter, Table};
+use crate::{SegmentWriter, Sketches, Table};
 
 /// What all writes together may hold at least.
 const BUFFER_BYTES_MIN: usize = 16 * 1024 * 1024;
@@ -95,8 +95,8 @@ impl Drop for Running {
 /// Makes segments of all rows of `input` and stages each on the workers of
 /// its shard, once it is announced. Columns are matched by name. Rows that belong to no
 /// shard go to those with fewest rows, from `first_shard` on. The segments
-/// are returned by shard, with the workers and disks on which they are durable;
-/// nothing is committed.
+/// are returned by shard, with the workers and disks on which they are durable, and with
+/// sketches of all rows; nothing is committed.
 ///
 /// # Errors
 /// What the input says, `Invalid` for rows that the table does not take, and
@@ -111,7 +111,7 @@ pub async fn write(
     mut input: SendableRecordBatchStream,
     announce: Arc<dyn Announce>,
     progress: Arc<WriteProgress>,
-) -> Result<Vec<Durable>, Failure> {
+) -> Result<Written, Failure> {
     let _running = Running::start(&context.limits.writes);
     let mut shape = RowShape::new(
         &format!("the input for table `{}`", table.full_name()),
@@ -128,7 +128,7 @@ pub async fn write(
         progress: progress.clone(),
         encoding: Arc::default(),
         tasks: JoinSet::new(),
-        durable: Vec::new(),
+        written: Written { durable: Vec::new(), sketches: Some(Arc::default()) },
     };
     while let Some(batch) = input.next().await {
         let batch = batch.map_err(|error| Failure::from_datafusion(&error))?;
@@ -145,9 +145,9 @@ pub async fn write(
         flushes.start(rows).await?;
     }
     flushes.finish().await?;
-    let mut durable = flushes.durable;
-    durable.sort_by_key(|it| (it.segment.shard, it.segment.id));
-    Ok(durable)
+    let mut written = flushes.written;
+    written.durable.sort_by_key(|it| (it.segment.shard, it.segment.id));
+    Ok(written)
 }
 
 /// The segments of one write that are being encoded or sent.
@@ -159,9 +159,12 @@ struct Flushes {
     announce: Arc<dyn Announce>,
     progress: Arc<WriteProgress>,
     encoding: Arc<Encoding>,
-    tasks: JoinSet<Result<Durable, Failure>>,
-    durable: Vec<Durable>,
+    tasks: JoinSet<Result<Flushed, Failure>>,
+    written: Written,
 }
+
+/// A segment that is durable, and what is known of the distinct values in it.
+type Flushed = (Durable, Option<Arc<Sketches>>);
 
 impl Flushes {
     /// Flushes while too much waits, and waits where that is not enough.
@@ -231,7 +234,8 @@ impl Flushes {
                 drop((held, encoder));
                 encoded
             });
-            let encoded = encoded.await.map_err(|error| broken("encoding", &error))??;
+            let mut encoded = encoded.await.map_err(|error| broken("encoding", &error))??;
+            let sketches = encoded.sketches.take();
             fault::point(Step::SegmentEncoded);
             // At the last moment: who is asked may have given the write up.
             announce.announce(name, &workers).await?;
@@ -240,7 +244,7 @@ impl Flushes {
             let durable = durable.await?;
             fault::point(Step::SegmentStaged);
             progress.staged(durable.segment.rows, durable.segment.bytes);
-            Ok(durable)
+            Ok((durable, sketches))
         });
         Ok(())
     }
@@ -253,9 +257,10 @@ impl Flushes {
         Ok(())
     }
 
-    fn take(&mut self, done: Result<Result<Durable, Failure>, JoinError>) -> Result<(), Failure> {
-        let durable = done.map_err(|error| broken("writing", &error))??;
-        self.durable.push(durable);
+    fn take(&mut self, done: Result<Result<Flushed, Failure>, JoinError>) -> Result<(), Failure> {
+        let (durable, sketches) = done.map_err(|error| broken("writing", &error))??;
+        self.written.durable.push(durable);
+        self.written.sketches = Sketches::of_both(self.written.sketches.take(), sketches);
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ impl OpenSegment {
         self.writer.bytes_written() + self.writer.memory_size()
     }
 
-    /// The whole file.
+    /// The whole file; nothing is sketched.
     ///
     /// # Errors
     /// `Layout` where a bounded column has a value that is not a number: it would
@@ -81,6 +81,6 @@ impl OpenSegment {
             columns: columns.into(),
             replicas: Vec::new(),
         };
-        Ok(EncodedSegment { segment, bytes })
+        Ok(EncodedSegment { segment, bytes, sketches: None })
     }
 }

@@ -30,6 +30,7 @@ fn table(columns: SchemaRef, sort_key: &[&str]) -> Table {
         },
         placement: vec![],
         segments: vec![],
+        sketches: None,
     }
 }
 

@@ -54,7 +54,7 @@ fn write_parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
 }
 
 /// Writes the files; what stands after the name of a table in a COPY of them.
-fn write_files(dir: &Path) -> String {
+pub(crate) fn write_files(dir: &Path) -> String {
     for part in 0..FILES {
         let rows = ROWS / FILES;
         write_parquet(&dir.join(format!("part-{part}.parquet")), columns(part * rows..(part + 1) * rows));

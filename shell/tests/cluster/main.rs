@@ -22,6 +22,8 @@ mod cuts;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod distinct_counts;
+#[cfg(test)]
 mod each_task;
 #[cfg(test)]
 mod endpoints;

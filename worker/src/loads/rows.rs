@@ -11,7 +11,7 @@ use http::HeaderMap;
 use parking_lot::Mutex;
 use prost::Message;
 use shoal_data::Table;
-use shoal_data::load::{from_wire, to_wire, write};
+use shoal_data::load::{from_wire, write};
 use shoal_proto::cluster::load_news::News;
 use shoal_proto::cluster::{LoadDone, LoadRefused, LoadRows};
 use shoal_proto::exchange::ReadLog;
@@ -57,16 +57,13 @@ impl LoadService {
         let write_id = WriteId::new(order.write_id);
         let first = order.first_shard;
         let written = write(&context, &table, &write_id, first, rows, announced, Arc::default()).await;
-        let durable = match written {
-            Ok(durable) => durable,
+        let written = match written {
+            Ok(written) => written,
             Err(failure) => return of_query.lock().take().map_or_else(|| Ok(refused(failure)), Err),
         };
-        self.loaded(&write_id, &durable);
-        Ok(News::Done(LoadDone {
-            segments: durable.iter().map(to_wire).collect::<Result<_, _>>()?,
-            rows: given.load(Ordering::Relaxed),
-            read: told(&reads).encode_to_vec().into(),
-        }))
+        let done = self.loaded(&write_id, &written)?;
+        let (rows, read) = (given.load(Ordering::Relaxed), told(&reads).encode_to_vec().into());
+        Ok(News::Done(LoadDone { rows, read, ..done }))
     }
 }
 

@@ -51,7 +51,8 @@ fn encoded(rows: i64) -> EncodedSegment {
     };
     let (id, placement, segments) = (TableId(1), vec![], vec![]);
     let (schema_name, name) = ("public".to_owned(), "t".to_owned());
-    let table = Table { id, schema_name, name, columns: schema(), layout, placement, segments };
+    let table =
+        Table { id, schema_name, name, columns: schema(), layout, placement, segments, sketches: None };
     let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows));
     let batch = RecordBatch::try_new(schema(), vec![numbers]).unwrap();
     SegmentWriter::new(&table).unwrap().encode(0, SegmentId::random(), vec![batch]).unwrap()

@@ -215,7 +215,7 @@ async fn a_change_that_is_too_large_is_refused() {
     let before = json(&catalog);
     let segments = vec![segment(id, 0, "w1"); 100_000];
     let write = crate::catalog::WriteRecord { id: "x".into(), rows: 1 };
-    let command = Command::CommitWrite { write, table: id, segments, replace: false };
+    let command = Command::CommitWrite { write, table: id, segments, replace: false, sketches: None };
     let refused = catalog.apply(command).await.unwrap_err();
     assert_eq!(refused.code(), shoal_proto::ErrorCode::Exhausted, "{refused}");
     let message = refused.to_string();

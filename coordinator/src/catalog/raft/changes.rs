@@ -279,7 +279,8 @@ mod tests {
             .collect();
         let parts: usize = segments.chunks(1).map(|part| bytes_in_change(part).unwrap()).sum();
         let write = WriteRecord { id: "w".into(), rows: 30 };
-        let commit = Command::CommitWrite { write, table: TableId(1), segments, replace: false };
+        let commit =
+            Command::CommitWrite { write, table: TableId(1), segments, replace: false, sketches: None };
         let whole = bytes_in_change(&commit).unwrap();
         assert!(parts > 300 && parts <= whole, "{parts} bytes of {whole}");
     }

@@ -159,6 +159,7 @@ impl State {
                 layout: table.layout.clone(),
                 placement: table.placement.clone(),
                 segments: Vec::new(),
+                sketches: table.sketches.clone(),
             }));
         }
         bare

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use shoal_data::Table;
 
-use super::{CatalogError, SCHEMA_DEFAULT, State, check_segments};
+use super::{CatalogError, SCHEMA_DEFAULT, State, check_segments, sketches};
 use crate::catalog::command::{ExternalTable, Key, Named, Outcome, View, WriteRecord};
 
 impl State {
@@ -84,6 +84,7 @@ impl State {
             return Ok(Outcome::AlreadyWritten { rows });
         }
         table.placement.iter_mut().flatten().for_each(|worker| self.share(worker));
+        table.sketches = sketches::fitting(table.sketches.take(), &table);
         let table = Arc::new(table);
         let key = table.key();
         if existing == Existing::Left && self.tables.contains_key(&key) {

@@ -24,6 +24,7 @@ pub(crate) fn table(id: TableId, name: &str) -> Table {
         },
         placement: vec![vec!["w1".into()], vec!["w2".into()]],
         segments: vec![],
+        sketches: None,
     }
 }
 
@@ -50,6 +51,7 @@ pub(crate) fn commit(id: &str, segment: &Segment) -> Command {
         table: segment.table,
         segments: vec![segment.clone()],
         replace: false,
+        sketches: None,
     }
 }
 
@@ -134,7 +136,8 @@ fn old_writes_are_forgotten_in_order() {
     let (mut state, id) = with_table();
     for number in 0..=WRITES_MAX {
         let write = WriteRecord { id: WriteId::new(number.to_string()), rows: 1 };
-        let command = Command::CommitWrite { write, table: id, segments: vec![], replace: false };
+        let command =
+            Command::CommitWrite { write, table: id, segments: vec![], replace: false, sketches: None };
         assert_eq!(state.apply(command), Ok(Outcome::Done));
     }
     assert_eq!(state.written(&"0".into()), None);
@@ -217,7 +220,15 @@ fn everything_dropped_is_named_once() {
     state.apply(commit("b", &b)).unwrap();
     assert!(state.take_dropped().is_empty());
     let write = WriteRecord { id: "c".into(), rows: 10 };
-    state.apply(Command::CommitWrite { write, table: id, segments: vec![c.clone()], replace: true }).unwrap();
+    state
+        .apply(Command::CommitWrite {
+            write,
+            table: id,
+            segments: vec![c.clone()],
+            replace: true,
+            sketches: None,
+        })
+        .unwrap();
     let ids = |dropped: Vec<Arc<Segment>>| dropped.iter().map(|segment| segment.id).collect::<Vec<_>>();
     assert_eq!(ids(state.take_dropped()), [a.id, b.id]);
     assert_eq!(state.segment(&c.name()).map(|segment| segment.id), Some(c.id));

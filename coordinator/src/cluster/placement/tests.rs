@@ -41,6 +41,7 @@ fn table(id: u64, layout: TableLayout, placement: Vec<Vec<WorkerId>>) -> Table {
         layout,
         placement,
         segments: vec![],
+        sketches: None,
     }
 }
 

@@ -1,14 +1,19 @@
 //! What is looked up for a filter is what whole statistics say.
 
+use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::{Field, Schema};
+use datafusion::catalog::TableProvider;
 use datafusion::common::pruning::PrunableStatistics;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
+use datafusion::prelude::{SessionContext, col, lit};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use shoal_data::ColumnStatistics as Known;
+use shoal_data::{ColumnStatistics as Known, Sketches};
 use shoal_proto::TableId;
 
 use super::*;
 use crate::catalog::state::tests::{segment, table};
+use crate::query::ShardTable;
 
 fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
@@ -122,5 +127,68 @@ fn what_is_known_of_many_together_is_what_is_known_of_all_at_once() {
         assert_eq!(widened.column_statistics[0], merged.column_statistics[1]);
         assert_eq!(widened.column_statistics[1], ColumnStatistics::new_unknown());
         assert_eq!((widened.num_rows, widened.total_byte_size), (at_once.num_rows, at_once.total_byte_size));
+    }
+}
+
+/// A table of numbers and their remainders, in two segments of which one has the numbers to 499; with
+/// what it knows of distinct values.
+fn halves(is_sketched: bool) -> ShardTable {
+    let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1_000));
+    let remainders: ArrayRef = Arc::new(Int64Array::from_iter_values((0..1_000).map(|number| number % 30)));
+    let nothing: ArrayRef = Arc::new((0..1_000).map(|_| None::<i64>).collect::<Int64Array>());
+    let columns = [("n", numbers), ("r", remainders), ("x", nothing)];
+    let columns = columns.map(|(name, column)| (name, column, true));
+    let rows = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
+    let half = |from: i64| {
+        let bound = |value: i64| Some(StatValue::Int(value));
+        let columns = vec![
+            Known { nulls: 0, min: bound(from), max: bound(from + 499) },
+            Known { nulls: 0, min: bound(0), max: bound(29) },
+            Known { nulls: 500, min: None, max: None },
+        ];
+        Arc::new(Segment { rows: 500, columns: columns.into(), ..segment(TableId(1), 0, "w1") })
+    };
+    let sketches = Sketches::of_rows(&rows).map(Arc::new).filter(|_| is_sketched);
+    let segments = vec![half(0), half(500)];
+    let made = Table { columns: rows.schema(), segments, sketches, ..table(TableId(1), "t") };
+    ShardTable::new(Arc::new(TableFacts::new(Arc::new(made))))
+}
+
+fn check_close(found: &Precision<usize>, expected: usize) {
+    let Precision::Inexact(found) = found else { panic!("{found:?} in place of about {expected}") };
+    assert!(found.abs_diff(expected) <= expected / 10, "{found} in place of {expected}");
+}
+
+/// What a scan of all columns offers.
+async fn offered(table: &ShardTable, filters: &[Expr]) -> Statistics {
+    let session = SessionContext::new().state();
+    let scan = table.scan(&session, None, filters, None).await.unwrap();
+    let offered = StatisticsContext::new().compute(scan.as_ref(), &StatisticsArgs::new());
+    Statistics::clone(&offered.unwrap())
+}
+
+#[tokio::test]
+async fn scans_offer_about_how_many_values_there_are_and_no_more_than_rows() {
+    let table = halves(true);
+    let all = offered(&table, &[]).await;
+    check_close(&all.column_statistics[0].distinct_count, 1_000);
+    check_close(&all.column_statistics[1].distinct_count, 30);
+    assert_eq!(all.column_statistics[2].distinct_count, Precision::Absent);
+    assert!(all.column_statistics[0].distinct_count.get_value() <= Some(&1_000));
+    assert_eq!(table.known(&[0, 1, 2]).unwrap().column_statistics, all.column_statistics);
+
+    let half = offered(&table, &[col("n").lt(lit(500_i64))]).await;
+    assert_eq!(half.num_rows.get_value(), Some(&500));
+    assert_eq!(half.column_statistics[0].distinct_count, Precision::Inexact(500));
+    check_close(&half.column_statistics[1].distinct_count, 30);
+}
+
+#[tokio::test]
+async fn what_is_not_known_of_all_rows_is_not_offered() {
+    let table = halves(false);
+    for filters in [vec![], vec![col("n").lt(lit(500_i64))]] {
+        let offered = offered(&table, &filters).await;
+        let is_absent = |column: &ColumnStatistics| column.distinct_count == Precision::Absent;
+        assert!(offered.column_statistics.iter().all(is_absent), "{offered:?}");
     }
 }

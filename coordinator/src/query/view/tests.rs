@@ -46,6 +46,7 @@ fn table(id: u64, holders: &[&[&str]]) -> Arc<Table> {
             .enumerate()
             .map(|(shard, held)| Arc::new(segment(id, u32::try_from(shard).unwrap(), held)))
             .collect(),
+        sketches: None,
     })
 }
 

@@ -228,7 +228,7 @@ impl Coordinator {
         let command = match &write.kind {
             Kind::Add { replaces } => {
                 let record = WriteRecord { id: write.id.clone(), rows: ROWS };
-                Command::CommitWrite { write: record, table, segments, replace: *replaces }
+                Command::CommitWrite { write: record, table, segments, replace: *replaces, sketches: None }
             }
             Kind::Compact { shard, old, .. } => {
                 Command::Compact { table, shard: *shard, old: old.clone(), new: segments }

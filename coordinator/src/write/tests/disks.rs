@@ -15,7 +15,7 @@ async fn a_write_says_on_which_disks_its_segments_are() {
     let staged = fixture.write(&table(2, &["k"]), rows(100, 10)).await.unwrap();
     let write = WriteRecord { id: "w".into(), rows: staged.rows };
     let segments = staged.segments.clone();
-    let commit = Command::CommitWrite { write, table: TableId(1), segments, replace: false };
+    let commit = Command::CommitWrite { write, table: TableId(1), segments, replace: false, sketches: None };
     let Command::OnDisks { disks, change } = staged.on_disks(commit) else {
         panic!("it says nothing of disks");
     };
@@ -44,7 +44,7 @@ async fn parts_of_a_write_say_together_on_which_disks_they_are() {
     assert_eq!(staged.rows, 200);
     let write = WriteRecord { id: "w".into(), rows: staged.rows };
     let segments = staged.segments.clone();
-    let commit = Command::CommitWrite { write, table: TableId(1), segments, replace: false };
+    let commit = Command::CommitWrite { write, table: TableId(1), segments, replace: false, sketches: None };
     let Command::OnDisks { disks: told, .. } = staged.on_disks(commit) else {
         panic!("it says nothing of disks");
     };

@@ -56,7 +56,12 @@ impl Loader {
     fn done(made: &shoal_data::load::Durable, rows: u64) -> LoadDone {
         let reads = vec![TableReads { log: 1, table: 9, segments: 2, rows: 70, digest: 5 }];
         let read = Frame { part: None, reads, crossed: Vec::new() };
-        LoadDone { segments: vec![to_wire(made).unwrap()], rows, read: read.encode_to_vec().into() }
+        LoadDone {
+            segments: vec![to_wire(made).unwrap()],
+            rows,
+            read: read.encode_to_vec().into(),
+            ..LoadDone::default()
+        }
     }
 }
 

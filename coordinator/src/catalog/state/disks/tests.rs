@@ -121,6 +121,7 @@ fn of_a_worker_that_changed_its_disk_during_a_write_only_what_came_after_counts(
         table: id,
         segments: vec![old.clone(), new.clone()],
         replace: false,
+        sketches: None,
     };
     let change = both.on_disks(copies);
     assert_eq!((change.segments(), change.write().map(|write| write.rows)), (2, Some(20)));

@@ -226,7 +226,7 @@ fn any_change(state: &State, chance: &mut StdRng) -> Vec<Command> {
             let segments: Vec<Segment> = (0..count).map(|_| one()).collect();
             let write = WriteRecord { id: WriteId::random(), rows: 1 };
             let replace = chance.random_bool(0.2);
-            vec![Command::CommitWrite { write, table: changed.id, segments, replace }]
+            vec![Command::CommitWrite { write, table: changed.id, segments, replace, sketches: None }]
         }
     }
 }

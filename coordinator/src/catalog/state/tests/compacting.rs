@@ -76,7 +76,9 @@ fn segments_that_are_gone_are_not_compacted() {
     assert!(state.take_dropped().is_empty());
     // Another write took the place of all.
     let write = WriteRecord { id: "r".into(), rows: 10 };
-    state.apply(Command::CommitWrite { write, table: id, segments: vec![], replace: true }).unwrap();
+    state
+        .apply(Command::CommitWrite { write, table: id, segments: vec![], replace: true, sketches: None })
+        .unwrap();
     assert_eq!(state.apply(compact(id, 0, &[&a, &c, &d], &[&one])), Ok(Outcome::Unchanged));
 }
 

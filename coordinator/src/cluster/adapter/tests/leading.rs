@@ -23,7 +23,7 @@ async fn who_does_not_say_what_it_needs_holds_up_removals_and_no_copies() {
     cluster.catalog.apply(commit("first", &gone)).await.unwrap();
     let write = WriteRecord { id: "second".into(), rows: lacking.rows };
     let segments = vec![lacking.clone()];
-    let replace = Command::CommitWrite { write, table: id, segments, replace: true };
+    let replace = Command::CommitWrite { write, table: id, segments, replace: true, sketches: None };
     cluster.catalog.apply(replace).await.unwrap();
     // Nobody is there.
     let raft = &cluster.catalog.consensus().raft;
