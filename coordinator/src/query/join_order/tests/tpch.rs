@@ -74,8 +74,8 @@ async fn customers_of_one_region_are_found_before_their_orders() {
 }
 
 #[tokio::test]
-async fn parts_find_what_is_supplied_of_them_where_they_are() {
-    check(9, &["part", "partsupp"], &["part", "partsupp"]).await;
+async fn what_was_ordered_of_some_parts_is_found_where_its_orders_are() {
+    check(9, &["lineitem", "orders"], &["lineitem", "orders", "part"]).await;
 }
 
 #[tokio::test]
