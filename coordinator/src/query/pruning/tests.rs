@@ -175,7 +175,10 @@ async fn scans_offer_about_how_many_values_there_are_and_no_more_than_rows() {
     check_close(&all.column_statistics[1].distinct_count, 30);
     assert_eq!(all.column_statistics[2].distinct_count, Precision::Absent);
     assert!(all.column_statistics[0].distinct_count.get_value() <= Some(&1_000));
-    assert_eq!(table.known(&[0, 1, 2]).unwrap().column_statistics, all.column_statistics);
+    let known = table.known(&[0, 1, 2]).unwrap();
+    for (known, offered) in known.column_statistics.iter().zip(&all.column_statistics) {
+        assert_eq!(known.distinct_count, offered.distinct_count);
+    }
 
     let half = offered(&table, &[col("n").lt(lit(500_i64))]).await;
     assert_eq!(half.num_rows.get_value(), Some(&500));
