@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
-use arrow::compute::{concat, take_record_batch};
+use arrow::compute::{concat, take, take_record_batch};
 use arrow::datatypes::{DataType, SchemaRef};
 use bytes::Bytes;
 use datafusion::common::hash_utils::create_hashes;
@@ -116,13 +116,12 @@ impl SegmentWriter {
         let bounded: Vec<bool> =
             rows.columns().iter().map(|column| !statistics::has_not_a_number(column)).collect();
         let mut open = self.open(&rows, bounded, rows.num_rows() * 32)?;
+        let rows = match order {
+            None => rows,
+            Some(order) => gathered(rows, &order)?,
+        };
         for start in (0..rows.num_rows()).step_by(GATHER_ROWS) {
-            let length = GATHER_ROWS.min(rows.num_rows() - start);
-            let gathered = match &order {
-                None => rows.slice(start, length),
-                Some(order) => take_record_batch(&rows, &order.slice(start, length))?,
-            };
-            open.write(&gathered)?;
+            open.write(&rows.slice(start, GATHER_ROWS.min(rows.num_rows() - start)))?;
         }
         let encoded = open.finish(self.name(shard, id))?;
         Ok(EncodedSegment { sketches, ..encoded })
@@ -183,6 +182,16 @@ impl SegmentWriter {
         }
         Ok(properties.build())
     }
+}
+
+/// The rows in this order, column by column: a whole column is in the caches only while
+/// it alone is gathered. Frees each column once it is.
+fn gathered(rows: RecordBatch, order: &UInt32Array) -> Result<RecordBatch, DataError> {
+    let options = RecordBatchOptions::new().with_row_count(Some(order.len()));
+    let (schema, columns, _) = rows.into_parts();
+    let columns = columns.into_iter().map(|column| take(&column, order, None));
+    let columns = columns.collect::<Result<_, _>>()?;
+    Ok(RecordBatch::try_new_with_options(schema, columns, &options)?)
 }
 
 /// All rows in one batch: gathering from one array per column is much faster
