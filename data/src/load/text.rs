@@ -34,8 +34,9 @@ pub(super) fn text_in(
 ) -> Result<Box<dyn BufRead + Send>, Failure> {
     match range {
         Some(range) => {
-            // What is read at first has a byte order mark whole.
-            let end = range.end.max(BYTE_ORDER_MARK.len() as u64);
+            // What is read at first has a byte order mark whole, and the next one, too: the CSV
+            // parser leaves out one of its own, where it gets that in one piece.
+            let end = range.end.max(2 * BYTE_ORDER_MARK.len() as u64);
             let lines = Lines::new(|start| file.reader_from(start, end), range);
             Ok(Box::new(lines.map_err(|error| file.unreadable(&error))?))
         }
