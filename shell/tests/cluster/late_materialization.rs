@@ -35,13 +35,12 @@ const QUERIES: [(&str, bool); 12] = [
 
 /// The first rows of an order, and whether other columns are decoded only of rows that may be among them:
 /// with both settings.
-const FIRST_ROWS: [(&str, bool); 6] = [
+const FIRST_ROWS: [(&str, bool); 5] = [
     ("SELECT id, s, d FROM late.t ORDER BY v DESC NULLS LAST, id LIMIT 7", true),
     ("SELECT id, s FROM late.t ORDER BY v NULLS FIRST, id DESC LIMIT 9", true),
     ("SELECT id, k, s FROM late.t WHERE k > 100 ORDER BY d, id LIMIT 5", true),
     ("SELECT id, s, v FROM late.t ORDER BY s DESC, id LIMIT 12", true),
     ("SELECT id, v FROM late.t ORDER BY v, id LIMIT 7", false),
-    ("SELECT id, s FROM late.t ORDER BY random() < 2, id LIMIT 3", false),
 ];
 
 /// Whether a scan has left out rows while it decoded.
