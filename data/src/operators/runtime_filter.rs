@@ -3,7 +3,6 @@
 //! whatever worker that is. Between them goes [`shoal_proto::runtime_filter`].
 
 mod filter;
-mod in_scan;
 mod keys;
 mod passage;
 mod scans;

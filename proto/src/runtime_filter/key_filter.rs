@@ -71,11 +71,6 @@ impl KeyFilter {
         self.rows
     }
 
-    /// Whether it tells keys apart that are between the least and the greatest.
-    pub fn tells_keys(&self) -> bool {
-        self.rows == 0 || self.bloom.is_some()
-    }
-
     /// Least and greatest of each column, where they are known.
     pub fn bounds(&self) -> &[Option<Bounds>] {
         &self.bounds

@@ -5,7 +5,6 @@ use shoal_benches::answer::Numbers;
 use shoal_benches::{Client, Oracle};
 
 use crate::fixture::{Obedient, in_time, is_distributed, options, session, shared};
-use crate::late_materialization::has_left_out;
 
 const SETUP: [&str; 6] = [
     "CREATE SCHEMA rf",
@@ -73,14 +72,6 @@ async fn wait_until_pruned(client: &mut Client, sql: &str) -> String {
     in_time(asked).await
 }
 
-/// Asks until rows were left out before their other columns were decoded.
-async fn wait_until_left_out_of_scans(client: &mut Client, sql: &str) {
-    let asked = async {
-        while !has_left_out(&client.text(&format!("EXPLAIN ANALYZE VERBOSE {sql}")).await.unwrap()) {}
-    };
-    in_time(asked).await;
-}
-
 fn check(workers: usize) {
     let cluster = shared(workers);
     let _logs = cluster.show_logs_on_failure();
@@ -112,7 +103,6 @@ fn check(workers: usize) {
                     failures.push(format!("{sql}: a filter, or none\n{plan}"));
                 } else if has_filter {
                     wait_until_pruned(&mut client, sql).await;
-                    wait_until_left_out_of_scans(&mut client, sql).await;
                 }
             }
             let (schema, batches) = without.query_with_schema(sql).await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -9,7 +10,9 @@ use arrow::compute::BatchCoalescer;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, Statistics, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::Operator;
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{BinaryExpr, DynamicFilterPhysicalExpr, lit};
 use datafusion::physical_plan::execution_plan::CardinalityEffect;
 use datafusion::physical_plan::metrics::{
     BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet,
@@ -18,11 +21,10 @@ use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt;
-use shoal_proto::runtime_filter::{KeyFilter, RuntimeFilters};
+use shoal_proto::runtime_filter::{Bounds, KeyFilter, RuntimeFilters};
 use tokio::sync::watch;
 
 use super::FilterKeys;
-use super::in_scan::InScan;
 
 /// Rows that were left out.
 pub const ROWS_PRUNED_METRIC: &str = "runtime_filter_rows_pruned";
@@ -43,6 +45,42 @@ pub struct RuntimeFilterExec {
     keys: FilterKeys,
     in_scan: Option<InScan>,
     metrics: ExecutionPlanMetricsSet,
+}
+
+/// The filter in the scan below, which rules out files, row groups and pages.
+#[derive(Clone, Debug)]
+pub(super) struct InScan {
+    filter: Arc<DynamicFilterPhysicalExpr>,
+    is_set: Arc<AtomicBool>,
+}
+
+impl InScan {
+    pub(super) fn new(filter: Arc<DynamicFilterPhysicalExpr>) -> Self {
+        Self { filter, is_set: Arc::default() }
+    }
+
+    /// Tells the scan between which values the keys are: all that is known of
+    /// them, once.
+    fn set(&self, known: &KeyFilter) -> Result<()> {
+        if self.is_set.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let columns = self.filter.children().into_iter().zip(known.bounds());
+        let between = columns.filter_map(|(column, bounds)| {
+            let Bounds { min, max } = bounds.as_ref()?;
+            let is = |operator, value| Arc::new(BinaryExpr::new(Arc::clone(column), operator, lit(value)));
+            Some(and(is(Operator::GtEq, min.clone()), is(Operator::LtEq, max.clone())))
+        });
+        if let Some(all) = between.reduce(and) {
+            self.filter.update(all)?;
+        }
+        self.filter.mark_complete();
+        Ok(())
+    }
+}
+
+fn and(left: Arc<dyn PhysicalExpr>, right: Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
+    Arc::new(BinaryExpr::new(left, Operator::And, right))
 }
 
 impl RuntimeFilterExec {
@@ -237,7 +275,7 @@ impl Filtering {
         };
         if let (Known::Keys(filter), Some(in_scan)) = (&self.known, &self.in_scan) {
             // What goes wrong here leaves all rows in.
-            if in_scan.set(filter, &self.rows_pruned).is_err() {
+            if in_scan.set(filter).is_err() {
                 self.known = Known::Nothing;
             }
         }
@@ -245,9 +283,7 @@ impl Filtering {
 
     /// Looks no more where few rows are left out.
     fn give_up_in_vain(&mut self) {
-        if self.in_scan.as_ref().is_some_and(InScan::leaves_out_rows) {
-            (self.looked_at, self.left_out) = (0, 0);
-        } else if self.looked_at >= TRIAL_ROWS && self.left_out * 16 < self.looked_at {
+        if self.looked_at >= TRIAL_ROWS && self.left_out * 16 < self.looked_at {
             self.known = Known::Nothing;
         }
     }
