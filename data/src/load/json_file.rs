@@ -118,9 +118,13 @@ impl JsonFile {
         let mut start = 0;
         for (end, number) in &lines.ends {
             let line = &lines.bytes[start..*end];
-            decoder.decode(line).map_err(|error| self.wrong(*number, &error))?;
+            let taken = decoder.decode(line).map_err(|error| self.wrong(*number, &error))?;
             if decoder.has_partial_record() {
                 return Err(self.wrong(*number, &"the object does not end on this line"));
+            }
+            // With as many objects as it takes at once the decoder stops, and says nothing.
+            if !line[taken..].trim_ascii().is_empty() {
+                return Err(self.wrong(*number, &"there are more objects than lines"));
             }
             start = *end;
         }

@@ -179,6 +179,26 @@ fn a_value_that_was_cut_is_found_also_where_both_sides_look_right() {
 }
 
 #[test]
+fn all_objects_of_json_are_rows_or_it_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().canonicalize().unwrap().join("a.json");
+    let format = FileFormat::of(FileKind::Json);
+    let object = "{\"c0\": \"x\"}";
+    let rows = |text: &str| read(open(&path, text, &format, &columns(1)).unwrap()).map(|rows| rows.len());
+    let lines = |count: usize| format!("{object}\n").repeat(count);
+    // As many as are decoded at once, and one more or less.
+    for count in [1, 8191, 8192, 8193, 20_000] {
+        assert_eq!(rows(&lines(count)).unwrap(), count);
+        assert_eq!(rows(&lines(count).replace('\n', " \r\n")).unwrap(), count);
+    }
+    assert_eq!(rows(&object.repeat(3)).unwrap(), 3);
+    for text in [object.repeat(10_000), format!("{object}{object}\n{}", lines(8191))] {
+        let failure = rows(&text).unwrap_err();
+        assert!(failure.message.contains("there are more objects than lines"), "{failure}");
+    }
+}
+
+#[test]
 fn a_text_that_is_compressed_is_not_cut() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().canonicalize().unwrap().join("a.json.gz");
