@@ -18,12 +18,24 @@ use crate::tpch::plain_files;
 use crate::tpch_data::{TpchData, data_root};
 
 /// What segments are written with (`shoal_data::segment_writer`), as options
-/// of DataFusion's COPY; columns of many values go without a dictionary.
+/// of DataFusion's COPY.
 const PARQUET_OPTIONS: &str = "'format.compression' 'lz4_raw', 'format.max_row_group_size' '131072', \
      'format.data_page_row_count_limit' '8192', 'format.statistics_enabled' 'page', \
      'format.bloom_filter_on_write' 'false', \
-     'format.dictionary_enabled::l_orderkey' 'false', 'format.dictionary_enabled::l_partkey' 'false', \
-     'format.dictionary_enabled::l_extendedprice' 'false', 'format.dictionary_enabled::l_comment' 'false'";
+     'format.dictionary_enabled::l_comment' 'false', 'format.encoding::l_comment' 'delta_length_byte_array'";
+/// Columns whose values segments have as packed differences, not compressed.
+const PACKED_COLUMNS: [&str; 10] = [
+    "l_orderkey",
+    "l_partkey",
+    "l_suppkey",
+    "l_linenumber",
+    "l_extendedprice",
+    "l_discount",
+    "l_tax",
+    "l_shipdate",
+    "l_commitdate",
+    "l_receiptdate",
+];
 
 /// What to run.
 #[derive(Clone, Debug, clap::Args)]
@@ -87,7 +99,14 @@ pub async fn run(args: &IngestArgs) -> Result<bool> {
     let copy = |source: &str, options: &str| {
         format!("COPY ({source}) TO '{}' STORED AS PARQUET {options}", file.display())
     };
-    let same_options = format!("OPTIONS ({PARQUET_OPTIONS})");
+    let packed = PACKED_COLUMNS.map(|column| {
+        format!(
+            ", 'format.dictionary_enabled::{column}' 'false', \
+             'format.encoding::{column}' 'delta_binary_packed', \
+             'format.compression::{column}' 'uncompressed'"
+        )
+    });
+    let same_options = format!("OPTIONS ({PARQUET_OPTIONS}{})", packed.concat());
     let as_they_come = "SELECT * FROM lineitem";
 
     let mut report = Report {

@@ -1,30 +1,31 @@
 //! How rows become a segment: sorted by the table's sort key, encoded as
 //! Parquet, measured and checksummed. Where its bytes go is not known here.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{concat, take, take_record_batch};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use datafusion::common::hash_utils::create_hashes;
-use datafusion::physical_plan::repartition::REPARTITION_RANDOM_STATE;
 use parquet::basic::Compression;
 use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 use shoal_proto::{SegmentId, TableId};
 
+use self::encoding::ColumnEncoding;
 use self::open::OpenSegment;
 use self::order::Order;
 use crate::{DataError, Segment, SegmentName, Sketches, Table};
 
+mod encoding;
+mod integers;
 mod open;
 mod order;
 mod sorted;
 mod statistics;
 
+pub(crate) use order::by_first;
 pub use sorted::SortedWriter;
 
 /// Rows of one row group.
@@ -39,11 +40,8 @@ const LOOKUP_PAGE_ROWS: usize = 1024;
 const BLOOM_FILTER_WRONG: f64 = 0.01;
 /// Rows that are gathered and handed to the encoder at once.
 const GATHER_ROWS: usize = 16 * 1024;
-/// Rows looked at to decide whether a dictionary pays.
+/// Rows looked at to decide how the values of a column are written.
 const SAMPLE_ROWS: usize = 4096;
-/// A column whose sample has more distinct values than this share of its rows
-/// is written without a dictionary.
-const DICTIONARY_DISTINCT_MAX: f64 = 0.9;
 
 /// A segment that was encoded and is not stored anywhere yet.
 #[derive(Clone, Debug)]
@@ -174,11 +172,10 @@ impl SegmentWriter {
         let sample = UInt32Array::from_iter_values((0..rows.num_rows() as u32).step_by(step));
         let sample = take_record_batch(rows, &sample)?;
         for (field, column) in self.columns.fields().iter().zip(sample.columns()) {
-            if field.data_type().is_nested() || has_dictionary_use(column)? {
-                continue;
+            if !field.data_type().is_nested() {
+                let path = ColumnPath::new(vec![field.name().clone()]);
+                properties = ColumnEncoding::of(column)?.set(properties, path);
             }
-            let path = ColumnPath::new(vec![field.name().clone()]);
-            properties = properties.set_column_dictionary_enabled(path, false);
         }
         Ok(properties.build())
     }
@@ -224,18 +221,6 @@ pub fn segment_properties() -> WriterPropertiesBuilder {
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_bloom_filter_enabled(false)
-}
-
-/// Whether values of a column come back often enough for a dictionary.
-fn has_dictionary_use(sample: &ArrayRef) -> Result<bool, DataError> {
-    if matches!(sample.data_type(), DataType::Boolean) || sample.is_empty() {
-        return Ok(false);
-    }
-    let mut hashes = vec![0; sample.len()];
-    create_hashes([sample], REPARTITION_RANDOM_STATE.random_state(), &mut hashes)?;
-    let rows = hashes.len();
-    let distinct = hashes.into_iter().collect::<HashSet<u64>>().len();
-    Ok(distinct as f64 <= rows as f64 * DICTIONARY_DISTINCT_MAX)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use arrow::compute::{BatchCoalescer, take, take_record_batch};
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
 
+use crate::segment_writer::by_first;
 use crate::{DataError, KeyHash, Table};
 
 /// Smaller batches are gathered before they are dealt.
@@ -36,6 +37,7 @@ pub(super) struct ShardRows {
 pub(super) struct ShardWriter {
     hash: KeyHash,
     key: Vec<usize>,
+    sort_key: Vec<usize>,
     shards: Vec<ShardRows>,
     /// Rows of each shard that are committed or were dealt by this write.
     rows_of_shard: Vec<u64>,
@@ -49,7 +51,9 @@ pub(super) struct ShardWriter {
 impl ShardWriter {
     pub(super) fn new(table: &Table, first_shard: u32) -> Result<Self, DataError> {
         table.layout.check(&table.columns)?;
-        let key = table.layout.shard_key.iter().map(|name| table.columns.index_of(name));
+        let indexes = |names: &[String]| -> Result<Vec<usize>, ArrowError> {
+            names.iter().map(|name| table.columns.index_of(name)).collect()
+        };
         let count = table.layout.shards;
         let mut rows_of_shard = vec![0; count as usize];
         for segment in &table.segments {
@@ -59,7 +63,8 @@ impl ShardWriter {
         }
         Ok(Self {
             hash: table.layout.hash,
-            key: key.collect::<Result<_, _>>()?,
+            key: indexes(&table.layout.shard_key)?,
+            sort_key: indexes(&table.layout.sort_key)?,
             shards: (0..count).map(ShardRows::empty).collect(),
             rows_of_shard,
             first_shard: first_shard % count.max(1),
@@ -122,8 +127,10 @@ impl ShardWriter {
         let keys: Vec<ArrayRef> = self.key.iter().map(|index| batch.column(*index).clone()).collect();
         self.hash.shards_of(&keys, self.shards.len() as u32, &mut self.shard_of_row)?;
         self.rows_for_shard.iter_mut().for_each(Vec::clear);
-        for (row, shard) in (0_u32..).zip(&self.shard_of_row) {
-            self.rows_for_shard[*shard as usize].push(row);
+        let mut deal = |row: u32| self.rows_for_shard[self.shard_of_row[row as usize] as usize].push(row);
+        match by_first(batch.columns(), &self.sort_key) {
+            None => (0..batch.num_rows() as u32).for_each(&mut deal),
+            Some(order) => order.into_iter().for_each(&mut deal),
         }
         for shard in 0..self.shards.len() {
             let rows = std::mem::take(&mut self.rows_for_shard[shard]);
@@ -175,8 +182,9 @@ fn compact(batch: &RecordBatch) -> Result<RecordBatch, DataError> {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Int64Array, StringViewArray};
+    use arrow::array::{Date32Array, Int64Array, StringViewArray};
     use arrow::compute::concat_batches;
+    use arrow::datatypes::Int64Type;
     use shoal_proto::TableId;
 
     use super::*;
@@ -194,7 +202,11 @@ mod tests {
     }
 
     fn beginning_at(first_shard: u32, shards: u32, shard_key: &[&str]) -> ShardWriter {
-        let table = Table {
+        ShardWriter::new(&table(shards, shard_key), first_shard).unwrap()
+    }
+
+    fn table(shards: u32, shard_key: &[&str]) -> Table {
+        Table {
             id: TableId(1),
             schema_name: "public".into(),
             name: "t".into(),
@@ -210,8 +222,7 @@ mod tests {
             placement: vec![],
             segments: vec![],
             sketches: None,
-        };
-        ShardWriter::new(&table, first_shard).unwrap()
+        }
     }
 
     #[test]
@@ -269,6 +280,33 @@ mod tests {
         assert_eq!(rows, [10, 8192, 50, 2049, 8192, 2053]);
         let together = concat_batches(&large.schema(), &taken.batches).unwrap();
         assert_eq!(together, large.slice(0, from));
+    }
+
+    #[test]
+    fn rows_are_dealt_in_the_order_of_the_first_sort_column() {
+        let rows = 10_000;
+        let day = |row: i64| (row * 7919 % 100) as i32;
+        let batch = RecordBatch::try_from_iter([
+            ("k", Arc::new((0..rows).collect::<Int64Array>()) as ArrayRef),
+            ("day", Arc::new((0..rows).map(|row| Some(day(row))).collect::<Date32Array>()) as ArrayRef),
+        ])
+        .unwrap();
+        let mut table = table(4, &["k"]);
+        table.columns = batch.schema();
+        table.layout.sort_key = vec!["day".to_owned(), "k".to_owned()];
+        let mut writer = ShardWriter::new(&table, 0).unwrap();
+        writer.push(batch).unwrap();
+        writer.finish().unwrap();
+        let mut dealt = 0;
+        while let Some(taken) = writer.take_largest() {
+            let [batch] = taken.batches.as_slice() else { panic!("{} batches", taken.batches.len()) };
+            // Of one day they are in the order in which they came.
+            let keys = batch.column(0).as_primitive::<Int64Type>().values();
+            assert!(keys.is_sorted_by_key(|&key| (day(key), key)), "{keys:?}");
+            assert!(!keys.is_sorted());
+            dealt += batch.num_rows() as i64;
+        }
+        assert_eq!(dealt, rows);
     }
 
     #[test]

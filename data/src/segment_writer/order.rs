@@ -2,13 +2,10 @@
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::SortOptions;
-use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Date32Type, Date64Type, Decimal128Type, Int8Type, Int16Type, Int32Type,
-    Int64Type, Schema, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
-    TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
-};
+use arrow::datatypes::{ArrowPrimitiveType, Schema};
 use arrow::row::{OwnedRow, RowConverter, SortField};
 
+use super::integers::for_integers;
 use crate::DataError;
 
 const ASCENDING: SortOptions = SortOptions { descending: false, nulls_first: false };
@@ -43,30 +40,22 @@ pub(super) fn sorted(columns: &[ArrayRef], key: &[usize]) -> Result<Order, DataE
     }
 }
 
-/// The order of a column of integers (also as dates, timestamps, decimals)
-/// without nulls; none for others.
+/// The order of rows by the first column of the key alone, where that is quickly told; none for
+/// others, and where all are where they belong. Rows that are in it before they are sorted are
+/// near one another when they are gathered: each of them is in the caches with those beside it.
+pub(crate) fn by_first(columns: &[ArrayRef], key: &[usize]) -> Option<Vec<u32>> {
+    match integers_sorted(&columns[*key.first()?])? {
+        Order::AsTheyAre => None,
+        Order::Of(rows) => Some(rows),
+    }
+}
+
+/// The order of a column of integers without nulls; none for others.
 fn integers_sorted(key: &ArrayRef) -> Option<Order> {
     if key.null_count() > 0 {
         return None;
     }
-    Some(match key.data_type() {
-        DataType::Int8 => of::<Int8Type>(key),
-        DataType::Int16 => of::<Int16Type>(key),
-        DataType::Int32 => of::<Int32Type>(key),
-        DataType::Int64 => of::<Int64Type>(key),
-        DataType::UInt8 => of::<UInt8Type>(key),
-        DataType::UInt16 => of::<UInt16Type>(key),
-        DataType::UInt32 => of::<UInt32Type>(key),
-        DataType::UInt64 => of::<UInt64Type>(key),
-        DataType::Date32 => of::<Date32Type>(key),
-        DataType::Date64 => of::<Date64Type>(key),
-        DataType::Timestamp(TimeUnit::Second, _) => of::<TimestampSecondType>(key),
-        DataType::Timestamp(TimeUnit::Millisecond, _) => of::<TimestampMillisecondType>(key),
-        DataType::Timestamp(TimeUnit::Microsecond, _) => of::<TimestampMicrosecondType>(key),
-        DataType::Timestamp(TimeUnit::Nanosecond, _) => of::<TimestampNanosecondType>(key),
-        DataType::Decimal128(_, _) => of::<Decimal128Type>(key),
-        _ => return None,
-    })
+    for_integers!(key, of)
 }
 
 fn of<T: ArrowPrimitiveType<Native: Ord + Into<i128>>>(key: &ArrayRef) -> Order {
