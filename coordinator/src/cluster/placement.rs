@@ -7,7 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use shoal_data::{ReplicaCount, Table, TableLayout};
 use shoal_proto::WorkerId;
 
+use self::ring::ring;
 use super::disk::{Disk, Fill, fills};
+use crate::query::PARTITIONS;
+
+mod ring;
 
 /// Where the shards of a table live.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +35,7 @@ pub struct Candidate {
 
 /// Places a new table: with the newest table of as many shards and replicas,
 /// where that is whole on these workers, so that equal-numbered shards meet;
+/// otherwise so that the shards of each task of a scan are together, where that is even;
 /// otherwise spread over zones first, then evenly over workers. Those whose disks
 /// are full are left out, and the notice counts only the others. None without workers.
 pub fn place<'a>(
@@ -65,6 +70,7 @@ pub fn place<'a>(
             vec![all; layout.shards as usize]
         }
         ReplicaCount::Count(_) => group_of(layout, &workers, copies, tables)
+            .or_else(|| ring(layout.shards as usize, copies, &workers, PARTITIONS))
             .unwrap_or_else(|| spread(layout.shards as usize, copies, &workers)),
     };
     Some(Placement { shards, notice })
