@@ -53,6 +53,8 @@ pub struct Settings {
     pub version: u64,
     /// The number of their session, which no other one of this process has.
     pub session: u64,
+    /// Whether the session is for one statement, which nobody sends in it again.
+    pub is_passing: bool,
     defaults: Arc<ConfigOptions>,
 }
 
@@ -73,6 +75,7 @@ impl Session {
             changed_here: Vec::new(),
             version: 0,
             session: SESSIONS.fetch_add(1, Ordering::Relaxed),
+            is_passing: false,
             defaults,
         };
         Self {
@@ -82,6 +85,12 @@ impl Session {
             notices: Mutex::default(),
             used_at: Mutex::new(Instant::now()),
         }
+    }
+
+    /// The same session for one statement only.
+    pub(crate) fn passing(self) -> Self {
+        self.settings.lock().is_passing = true;
+        self
     }
 
     /// Its secret id: the bearer token of its client.

@@ -20,7 +20,6 @@ use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
-use shoal_proto::TableId;
 use shoal_proto::exchange::ReadLog;
 
 use crate::SegmentName;
@@ -69,7 +68,9 @@ pub fn counted_segment(file: &PartitionedFile) -> Option<SegmentName> {
 /// Readers of another factory, counted. A scan asks for one reader for each
 /// part of a file, before it looks at the file's statistics. One that looks at
 /// Bloom filters reads these with that reader, and asks for a second one for
-/// the rows, while it has the first: that one counts for nothing.
+/// the rows, while it has the first: that one counts for nothing, as long as it
+/// does with the footer that the first has read. One that reads the footer itself
+/// is for a further scan of the file, and counts.
 pub struct CountedReaders {
     inner: Arc<dyn ParquetFileReaderFactory>,
     scanned: Arc<Scanned>,
@@ -145,12 +146,13 @@ impl ParquetFileReaderFactory for CountedReaders {
     ) -> Result<Box<dyn AsyncFileReader + Send>> {
         let start = file.range.as_ref().map(|range| range.start);
         let opened = self.open((partition_index, file.object_meta.location.clone(), start));
-        let reads = self.reads.as_ref().filter(|_| opened.is_some());
-        let noted = reads.and_then(|reads| {
-            let name = counted_segment(&file)?;
-            reads.add_segment(name.table, name.digest());
-            Some((Arc::clone(reads), name.table))
+        let mut noting = self.reads.as_ref().and_then(|reads| {
+            let segment = counted_segment(&file)?;
+            Some(Noting { reads: Arc::clone(reads), segment, is_noted: false })
         });
+        if let (Some(_), Some(noting)) = (&opened, &mut noting) {
+            noting.note();
+        }
         let size = file.object_meta.size;
         let inner = self.inner.create_reader(partition_index, file, metadata_size_hint, metrics)?;
         Ok(Box::new(CountedReader {
@@ -159,8 +161,8 @@ impl ParquetFileReaderFactory for CountedReaders {
             is_segment: self.reads.is_some(),
             wants_page_index: self.wants_page_index,
             tail: size.saturating_sub(TAIL_BYTES)..size,
-            noted,
-            is_counted: opened.is_none(),
+            noting,
+            is_counted: false,
             opened: opened.unwrap_or_default(),
         }))
     }
@@ -172,10 +174,24 @@ struct CountedReader {
     is_segment: bool,
     wants_page_index: bool,
     tail: Range<u64>,
-    /// Where its segment was noted, and under which table.
-    noted: Option<(Arc<ReadLog>, TableId)>,
+    noting: Option<Noting>,
     is_counted: bool,
     opened: Arc<Opened>,
+}
+
+/// Where a segment is noted as read, once.
+struct Noting {
+    reads: Arc<ReadLog>,
+    segment: SegmentName,
+    is_noted: bool,
+}
+
+impl Noting {
+    fn note(&mut self) {
+        if !std::mem::replace(&mut self.is_noted, true) {
+            self.reads.add_segment(self.segment.table, self.segment.digest());
+        }
+    }
 }
 
 impl CountedReader {
@@ -225,8 +241,10 @@ impl AsyncFileReader for CountedReader {
             if !std::mem::replace(&mut self.is_counted, true) {
                 let rows = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or_default();
                 self.scanned.add_segment(rows);
-                if let Some((reads, table)) = &self.noted {
-                    reads.add_rows(*table, rows);
+                if let Some(noting) = &mut self.noting {
+                    // Where it seemed to take the place of another one: it does not.
+                    noting.note();
+                    noting.reads.add_rows(noting.segment.table, rows);
                 }
             }
             Ok(metadata)
@@ -236,75 +254,4 @@ impl AsyncFileReader for CountedReader {
 }
 
 #[cfg(test)]
-mod tests {
-    use datafusion::common::DataFusionError;
-    use shoal_proto::{ErrorCode, Failure};
-
-    use super::*;
-
-    /// A segment whose replicas are all away, read through the library's readers.
-    #[derive(Debug)]
-    struct Away;
-
-    impl ParquetFileReaderFactory for Away {
-        fn create_reader(
-            &self,
-            _: usize,
-            _: PartitionedFile,
-            _: Option<usize>,
-            _: &ExecutionPlanMetricsSet,
-        ) -> Result<Box<dyn AsyncFileReader + Send>> {
-            Ok(Box::new(Self))
-        }
-    }
-
-    impl AsyncFileReader for Away {
-        fn get_bytes(&mut self, _: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
-            let failure = Failure::new(ErrorCode::Unavailable, "no live worker holds it");
-            std::future::ready(Err(ParquetError::External(Box::new(failure)))).boxed()
-        }
-
-        fn get_metadata<'a>(
-            &'a mut self,
-            _: Option<&'a ArrowReaderOptions>,
-        ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
-            let told = ParquetError::General("Failed to fetch metadata: no live worker holds it".into());
-            std::future::ready(Err(told)).boxed()
-        }
-    }
-
-    #[test]
-    fn a_reader_for_rows_takes_the_place_of_one_for_bloom_filters_once() {
-        let reads = Arc::new(ReadLog::new());
-        let readers = CountedReaders::new(Arc::new(Away), Arc::default(), Some(Arc::clone(&reads)));
-        let readers = readers.with_second_readers();
-        let part = || (0, Path::from("1/3/x.parquet"), None);
-        let first = readers.open(part()).unwrap();
-        // It has not read the footer: another one reads the same once more.
-        let again = readers.open(part()).unwrap();
-        again.has_footer.store(true, Ordering::Relaxed);
-        assert!(readers.open((1, Path::from("1/3/x.parquet"), None)).is_some(), "of another partition");
-        assert!(readers.open((0, Path::from("1/3/x.parquet"), Some(7))).is_some(), "of another part");
-        assert!(readers.open(part()).is_none());
-        assert!(readers.open(part()).is_some(), "whose place was taken");
-        drop((first, again));
-        let gone = readers.open(part()).unwrap();
-        gone.has_footer.store(true, Ordering::Relaxed);
-        drop(gone);
-        assert!(readers.open(part()).is_some(), "who is gone");
-        let without = CountedReaders::new(Arc::new(Away), Arc::default(), Some(reads));
-        let opened = without.open(part()).unwrap();
-        opened.has_footer.store(true, Ordering::Relaxed);
-        assert!(without.open(part()).is_some(), "where none is expected");
-    }
-
-    #[tokio::test]
-    async fn a_footer_that_cannot_be_read_now_may_be_read_elsewhere() {
-        let readers = CountedReaders::new(Arc::new(Away), Arc::default(), Some(Arc::new(ReadLog::new())));
-        let file = PartitionedFile::new("1/3/01a2166508577035902c6c6b56eb5060.parquet", 100);
-        let mut reader = readers.create_reader(0, file, None, &ExecutionPlanMetricsSet::new()).unwrap();
-        let error = reader.get_metadata(None).await.unwrap_err();
-        let failure = Failure::from_datafusion(&DataFusionError::ParquetError(Box::new(error)));
-        assert_eq!(failure.code, ErrorCode::Unavailable, "{failure}");
-    }
-}
+mod tests;

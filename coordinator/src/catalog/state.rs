@@ -299,6 +299,7 @@ impl State {
         let entry = Arc::make_mut(entry);
         if replace {
             self.dropped.append(&mut entry.segments);
+            entry.sketches = Some(Arc::default());
         }
         if !segments.is_empty() {
             let known = sketches::of_table(entry);

@@ -167,6 +167,7 @@ impl Engine {
                 // Maybe a value with a line end was cut; and what is wrong is told with its line.
                 Err(error) if is_cut && error.code() == ErrorCode::Invalid => {
                     tracing::info!(%write_id, %error, "text was not loaded in parts; it is loaded as a whole");
+                    running.begun_anew();
                     continue;
                 }
                 Err(error) => running.failed(&error.to_string()),

@@ -57,8 +57,11 @@ struct Entry {
 }
 
 impl Key {
+    /// None for a text of which no plan is kept.
     fn of(settings: &Settings, text: &str) -> Option<Self> {
-        (text.len() <= TEXT_BYTES_MAX).then(|| Self {
+        // With settings of its own, which end with it: nobody would ever find the plan.
+        let is_for_nobody = settings.is_passing && settings.version > 0;
+        (text.len() <= TEXT_BYTES_MAX && !is_for_nobody).then(|| Self {
             session: (settings.version > 0).then_some(settings.session),
             settings_version: settings.version,
             text: text.into(),

@@ -244,7 +244,7 @@ impl Engine {
     /// `Invalid`, naming the setting that cannot be as it is told.
     pub fn passing_session(&self, user: &str, settings: &[(String, String)]) -> Result<Arc<Session>, Error> {
         let id = Uuid::new_v4().simple().to_string();
-        let session = Session::new(id, user, Arc::new(self.template.options()));
+        let session = Session::new(id, user, Arc::new(self.template.options())).passing();
         for (name, value) in settings {
             session.set(name, Some(value))?;
         }

@@ -291,6 +291,12 @@ impl Running {
         self.record.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// What was done so far counts for nothing: all of it is done anew.
+    pub fn begun_anew(&self) {
+        self.record.rows.store(0, Ordering::Relaxed);
+        self.record.bytes.store(0, Ordering::Relaxed);
+    }
+
     /// It gave all its rows.
     pub fn finished(&self) {
         self.end(QueryState::Finished, None);
@@ -344,6 +350,17 @@ mod tests {
         assert_eq!((state(done), state(dropped)), (QueryState::Finished, QueryState::Cancelled));
         assert_eq!(registry.live_count(), 0);
         assert!(!registry.cancel(done));
+    }
+
+    #[test]
+    fn what_is_done_anew_counts_once() {
+        let running = Registry::default().begin(QueryId::random(), "ada", "COPY t FROM 'a.csv'");
+        running.count(10, 100);
+        running.begun_anew();
+        running.count(7, 70);
+        let record = running.record();
+        let done = (record.rows.load(Ordering::Relaxed), record.bytes.load(Ordering::Relaxed));
+        assert_eq!(done, (7, 70));
     }
 
     #[test]

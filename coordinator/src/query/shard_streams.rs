@@ -39,6 +39,7 @@ use super::view::{ShardLoad, View};
 use crate::cluster::Cluster;
 
 mod giving;
+mod kept_rows;
 mod shard_files;
 mod stragglers;
 mod stream;

@@ -95,26 +95,35 @@ impl<R: Read> Lines<R> {
         if range.start == 0 {
             lines.at += skip_mark(&mut lines.stream)? as u64;
         } else {
-            lines.at += skip_line(&mut lines.stream)?;
-            lines.stop = (lines.at >= lines.end).then_some(lines.at);
+            // Where the line before goes on to the last byte of the range none begins in it. What is
+            // behind is not looked at: each part of a text without a line feed would read all that follows.
+            let (skipped, is_skipped) = skip_line(&mut lines.stream, range.end.saturating_sub(range.start))?;
+            lines.at += skipped;
+            lines.stop = (!is_skipped).then_some(lines.at);
         }
         Ok(lines)
     }
 }
 
-/// Skips what is left of a line; its bytes.
-fn skip_line(stream: &mut impl BufRead) -> io::Result<u64> {
+/// Skips what is left of a line, or the first `bytes_max` of it; how many bytes, and whether it
+/// is skipped to its end.
+fn skip_line(stream: &mut impl BufRead, bytes_max: u64) -> io::Result<(u64, bool)> {
     let mut skipped = 0;
-    loop {
+    while skipped < bytes_max {
         let bytes = stream.fill_buf()?;
+        let bytes = &bytes[..bytes.len().min(usize::try_from(bytes_max - skipped).unwrap_or(usize::MAX))];
         let line_end = bytes.iter().position(|byte| *byte == b'\n');
         let taken = line_end.map_or(bytes.len(), |line_end| line_end + 1);
         stream.consume(taken);
         skipped += taken as u64;
-        if line_end.is_some() || taken == 0 {
-            return Ok(skipped);
+        if line_end.is_some() {
+            return Ok((skipped, true));
+        }
+        if taken == 0 {
+            break;
         }
     }
+    Ok((skipped, false))
 }
 
 impl<R: Read> BufRead for Lines<R> {
@@ -150,6 +159,8 @@ impl<R: Read> Read for Lines<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -184,6 +195,32 @@ mod tests {
         assert_eq!(ranges(10, 100), Vec::from_iter([(0, 10)].map(|(start, end)| start..end)));
         assert_eq!(ranges(10, 3), vec![0..3, 3..6, 6..10]);
         assert_eq!(ranges(3, 0), vec![0..1, 1..2, 2..3]);
+    }
+
+    /// A text, and how many bytes of it were read.
+    struct Counted<'a>(&'a [u8], &'a Cell<usize>);
+
+    impl Read for Counted<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let read = self.0.read(buffer)?;
+            self.1.set(self.1.get() + read);
+            Ok(read)
+        }
+    }
+
+    #[test]
+    fn a_range_in_which_no_line_begins_reads_no_further_than_itself() {
+        let text = "a\r".repeat(4 * READ_BYTES);
+        let ranges = ranges(text.len() as u64, 2 * READ_BYTES as u64);
+        assert_eq!(ranges.len(), 4);
+        for range in &ranges {
+            let (read, mut found) = (Cell::new(0), String::new());
+            let from = |start: u64| Counted(&text.as_bytes()[start as usize..], &read);
+            Lines::new(from, range).unwrap().read_to_string(&mut found).unwrap();
+            let expected = if range.start == 0 { text.len() } else { 2 * READ_BYTES };
+            assert_eq!(read.get(), expected, "{range:?}");
+            assert_eq!(found.len(), if range.start == 0 { text.len() } else { 0 }, "{range:?}");
+        }
     }
 
     proptest! {

@@ -61,6 +61,24 @@ async fn sessions_share_plans_as_long_as_they_change_no_setting() {
 }
 
 #[tokio::test]
+async fn a_session_for_one_statement_takes_no_place_for_settings_that_end_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    make_table(&engine, DataType::Int64).await;
+    let setting = ("datafusion.execution.batch_size".to_owned(), "100".to_owned());
+    for _ in 0..3 {
+        let session = engine.passing_session("ada", std::slice::from_ref(&setting)).unwrap();
+        assert!(!is_kept(&engine, &session, TEXT).await);
+    }
+    assert_eq!(engine.plans.count(), 0);
+    // Without settings it shares the plans of all that have none.
+    assert!(!is_kept(&engine, &engine.passing_session("ada", &[]).unwrap(), TEXT).await);
+    assert!(is_kept(&engine, &engine.passing_session("bob", &[]).unwrap(), TEXT).await);
+    assert!(is_kept(&engine, &engine.open_session("bob"), TEXT).await);
+    assert_eq!(engine.plans.count(), 1);
+}
+
+#[tokio::test]
 async fn what_may_mean_something_else_is_planned_each_time() {
     let dir = tempfile::tempdir().unwrap();
     let engine = engine(dir.path()).await;

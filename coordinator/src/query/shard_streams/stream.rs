@@ -20,6 +20,7 @@ use shoal_proto::query::RunRequest;
 use shoal_proto::{ErrorCode, Failure, WorkerId};
 use url::Url;
 
+use super::kept_rows::KeptRows;
 use super::stragglers::Stragglers;
 use super::{Giving, ShardPlan, StreamContext};
 use crate::query::attempt::{STILL_CHECK, pause, standstill, worker_lost};
@@ -50,7 +51,7 @@ pub(super) struct ShardStream {
     /// To be handed out before anything else.
     ready: VecDeque<RecordBatch>,
     is_over: bool,
-    /// Of what is kept.
+    /// Of the rows of the run that is whole; runs have their own until then.
     reservation: MemoryReservation,
     /// How long workers let the reader wait.
     waited: Duration,
@@ -65,7 +66,7 @@ struct Run {
     /// Rows of the shard before the next that comes.
     at: usize,
     /// What came, while it must be whole.
-    kept: VecDeque<RecordBatch>,
+    kept: KeptRows,
     /// Begun while the first run was under way.
     is_second: bool,
 }
@@ -202,9 +203,7 @@ impl ShardStream {
         run.at += rows;
         match self.giving {
             Giving::WhenWhole => {
-                let grown = self.reservation.try_grow(batch.get_array_memory_size());
-                grown.map_err(|error| Failure::from_datafusion(&error))?;
-                run.kept.push_back(batch);
+                run.kept.push(batch).map_err(|error| Failure::from_datafusion(&error))?;
             }
             Giving::AsTheyCome if given < rows => {
                 self.ready.push_back(batch.slice(given, rows - given));
@@ -230,7 +229,9 @@ impl ShardStream {
             )
             .at(run.worker.as_str()));
         }
-        self.ready.extend(run.kept);
+        let (kept, reservation) = run.kept.into_parts();
+        self.ready.extend(kept);
+        self.reservation = reservation;
         self.is_over = true;
         self.stragglers.lock().ended(self.waited.div_f64(self.shard.weight));
         // A first run that is overtaken says something of its worker; a second
@@ -340,7 +341,8 @@ impl ShardStream {
             Ok(())
         })
         .map_err(named)?;
-        self.runs.push(Run { worker, rows, at: self.rows_given, kept: VecDeque::new(), is_second });
+        let kept = KeptRows::new(&self.reservation);
+        self.runs.push(Run { worker, rows, at: self.rows_given, kept, is_second });
         Ok(())
     }
 

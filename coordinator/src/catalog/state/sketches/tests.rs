@@ -76,6 +76,22 @@ fn all_rows_that_are_replaced_are_forgotten() {
 }
 
 #[test]
+fn rows_that_nothing_replaces_are_forgotten_too() {
+    let (mut state, id) = with_table();
+    state.apply(write(id, "one", of(0..30), false)).unwrap();
+    let record = WriteRecord { id: "nothing".into(), rows: 0 };
+    let nothing =
+        Command::CommitWrite { write: record, table: id, segments: vec![], replace: true, sketches: None };
+    state.apply(nothing).unwrap();
+    for state in [&state, &restarted(&state)] {
+        let table = state.table_by_id(id).unwrap();
+        assert_eq!((table.rows(), &table.sketches), (0, &Some(Arc::default())));
+    }
+    state.apply(write(id, "two", of(40..45), false)).unwrap();
+    assert_eq!(state.table_by_id(id).unwrap().sketches, of(40..45));
+}
+
+#[test]
 fn a_write_without_rows_changes_nothing() {
     let (mut state, id) = with_table();
     state.apply(write(id, "one", of(0..30), false)).unwrap();
