@@ -227,10 +227,16 @@ fn merged_rows_that_are_out_of_order_are_refused() {
     assert_eq!(merged(&["k"], &[], equal, usize::MAX).unwrap().len(), 1);
 }
 
+/// Numbers that are far apart, and so are their differences.
+fn incompressible(number: i64) -> i64 {
+    let mixed = number.wrapping_mul(0x1e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0x3f58_476d_1ce4_e5b9);
+    mixed ^ (mixed >> 32)
+}
+
 #[test]
 fn a_merged_segment_ends_where_it_is_large_enough() {
-    // Nothing that could be compressed.
-    let values: Int64Array = (0..200_000_i64).map(|n| n.wrapping_mul(0x1e37_79b9_7f4a_7c15)).collect();
+    let values: Int64Array = (0..200_000).map(incompressible).collect();
     let schema = Arc::new(Schema::new(vec![Field::new("v", DataType::Int64, false)]));
     let whole = RecordBatch::try_new(schema.clone(), vec![Arc::new(values)]).unwrap();
     let batches: Vec<_> = (0..10).map(|part| whole.slice(part * 20_000, 20_000)).collect();
@@ -245,9 +251,8 @@ fn a_merged_segment_ends_where_it_is_large_enough() {
 #[test]
 fn a_writer_of_merged_rows_tells_what_it_holds() {
     let schema = Arc::new(Schema::new(vec![Field::new("v", DataType::Int64, false)]));
-    // Nothing that could be compressed.
     let batch = |rows: i64| {
-        let values: Int64Array = (0..rows).map(|n| n.wrapping_mul(0x1e37_79b9_7f4a_7c15)).collect();
+        let values: Int64Array = (0..rows).map(incompressible).collect();
         RecordBatch::try_new(schema.clone(), vec![Arc::new(values)]).unwrap()
     };
     let mut writer = SortedWriter::new(&table(schema.clone(), &[]), 1, &[], usize::MAX).unwrap();
