@@ -62,7 +62,7 @@ pub struct ShoalConfig {
 impl Default for ShoalConfig {
     fn default() -> Self {
         Self {
-            task_bytes: 24 * MIB,
+            task_bytes: 18 * MIB,
             load_task_bytes: 64 * MIB,
             colocate: true,
             runtime_filters: true,
