@@ -8,6 +8,7 @@ mod attempt;
 mod certificate;
 mod each_task;
 mod explain;
+mod group_once;
 mod guard;
 mod in_place;
 mod join_order;

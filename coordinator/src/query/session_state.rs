@@ -28,6 +28,7 @@ use shoal_proto::{Channels, QueryPool, TableId};
 
 use self::way::Way;
 use super::each_task::read_in_each_task;
+use super::group_once::GroupOnce;
 use super::guard;
 use super::in_place::{JoinInPlace, OneSideMoves};
 use super::join_order::JoinOrder;
@@ -105,7 +106,7 @@ impl StateTemplate {
         shoal_data::functions::register(&mut builder);
         let state = builder.build();
         let rules = MergeLargeJoins::among(SafePushdown::in_all(state.physical_optimizers()));
-        let mut rules = JoinInPlace::among(rules);
+        let mut rules = GroupOnce::among(JoinInPlace::among(rules));
         // The last one: see there.
         rules.push(Arc::new(LateMaterialization));
         let ordering = JoinOrder::among(state.optimizers());

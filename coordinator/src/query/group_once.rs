@@ -1,0 +1,136 @@
+//! Groups that are counted in: `COUNT(DISTINCT x) ... GROUP BY g` is planned as groups of (g, x), and
+//! groups of g over those. DataFusion deals rows by (g, x) and then what comes of them by g. Where
+//! there are many g, rows that are dealt by g at once need not be dealt again.
+
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::config::ConfigOptions;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{Partitioning, PhysicalExpr};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
+use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
+
+/// A rule of the planner.
+type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
+
+/// The rule of DataFusion after which it is known where rows are dealt anew, and before those halves
+/// of aggregates become one between which they are not.
+const AFTER: &str = "EnsureRequirements";
+
+/// With fewer groups some partitions would have clearly more of them than others, up to 64
+/// workers. It is what is known of single columns, multiplied: there may be fewer.
+const GROUPS_MIN: usize = 8192;
+
+/// Deals rows once for groups of groups.
+#[derive(Debug, Default)]
+pub(crate) struct GroupOnce;
+
+impl GroupOnce {
+    /// The rules with this one in its place.
+    pub(crate) fn among(rules: Vec<Rule>) -> Vec<Rule> {
+        let with_this = |rule: Rule| {
+            let this = (rule.name() == AFTER).then(|| -> Rule { Arc::new(Self) });
+            [rule].into_iter().chain(this)
+        };
+        rules.into_iter().flat_map(with_this).collect()
+    }
+}
+
+impl PhysicalOptimizerRule for GroupOnce {
+    fn optimize(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        _config: &ConfigOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let dealt = plan.transform_down(|node| match dealt_once(&node)? {
+            Some(once) => Ok(Transformed::yes(once)),
+            None => Ok(Transformed::no(node)),
+        })?;
+        Ok(dealt.data)
+    }
+
+    fn name(&self) -> &str {
+        "group_once"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}
+
+/// An aggregate whose halves are not apart, with what it needs to be made anew.
+struct Dealt<'a> {
+    last: &'a AggregateExec,
+    deal: &'a RepartitionExec,
+    hashed: &'a [Arc<dyn PhysicalExpr>],
+    first: &'a Arc<dyn ExecutionPlan>,
+}
+
+impl<'a> Dealt<'a> {
+    /// The halves of an aggregate by columns, between which rows are dealt by hash.
+    fn of(node: &'a Arc<dyn ExecutionPlan>) -> Option<Self> {
+        let last = of_mode(node, AggregateMode::FinalPartitioned)?;
+        let deal = last.input().downcast_ref::<RepartitionExec>()?;
+        let Partitioning::Hash(hashed, _) = deal.partitioning() else { return None };
+        of_mode(deal.input(), AggregateMode::Partial)?;
+        (!deal.preserve_order()).then_some(Self { last, deal, hashed, first: deal.input() })
+    }
+}
+
+fn of_mode(node: &Arc<dyn ExecutionPlan>, mode: AggregateMode) -> Option<&AggregateExec> {
+    node.downcast_ref::<AggregateExec>().filter(|aggregate| {
+        let groups = aggregate.group_expr();
+        *aggregate.mode() == mode
+            && groups.is_single()
+            && !groups.is_empty()
+            && *aggregate.input_order_mode() == InputOrderMode::Linear
+    })
+}
+
+/// Groups of groups for which rows are dealt once, by the outer groups; none for other plans and
+/// where there may be few outer groups.
+fn dealt_once(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+    let Some(outer) = Dealt::of(node) else { return Ok(None) };
+    let Some(first) = outer.first.downcast_ref::<AggregateExec>() else { return Ok(None) };
+    let Some(inner) = Dealt::of(first.input()) else { return Ok(None) };
+    // What the outer groups are by, in the rows that the inner ones are made of so far: those have
+    // what they are grouped by first.
+    let columns = first.group_expr().expr().iter().map(|(expr, _)| expr.downcast_ref::<Column>());
+    let inner_groups = inner.last.group_expr().expr().len();
+    let Some(columns) = columns.collect::<Option<Vec<_>>>() else { return Ok(None) };
+    if columns.iter().any(|column| column.index() >= inner_groups) || !are_many(&columns, &inner)? {
+        return Ok(None);
+    }
+    let hashed_by = |column: &&Column| {
+        let is_it = |expr: &&Arc<dyn PhysicalExpr>| {
+            expr.downcast_ref::<Column>().is_some_and(|hashed| hashed.index() == column.index())
+        };
+        inner.hashed.iter().find(is_it).cloned()
+    };
+    let Some(by) = columns.iter().map(hashed_by).collect::<Option<Vec<_>>>() else { return Ok(None) };
+    let count = inner.deal.partitioning().partition_count();
+    let deal = RepartitionExec::try_new(Arc::clone(inner.first), Partitioning::Hash(by, count))?;
+    let groups = replace_children_if_necessary(Arc::clone(first.input()), vec![Arc::new(deal)])?;
+    let first = replace_children_if_necessary(Arc::clone(outer.first), vec![groups])?;
+    Ok(Some(replace_children_if_necessary(Arc::clone(node), vec![first])?))
+}
+
+/// Whether the values of these columns, together, are known to be many.
+fn are_many(columns: &[&Column], inner: &Dealt<'_>) -> Result<bool> {
+    let statistics = StatisticsContext::new().compute(inner.first.as_ref(), &StatisticsArgs::new())?;
+    let distinct = |column: &&Column| {
+        let column = statistics.column_statistics.get(column.index())?;
+        column.distinct_count.get_value().copied()
+    };
+    let groups = columns.iter().map(distinct).try_fold(1_usize, |all, one| Some(all.saturating_mul(one?)));
+    Ok(groups.is_some_and(|groups| groups >= GROUPS_MIN))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! How often rows of groups of groups are dealt, and that they are counted right.
+
+use arrow::array::{Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::util::pretty::pretty_format_batches;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Statistics, internal_err};
+use datafusion::datasource::{MemTable, TableType};
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
+use datafusion::logical_expr::Expr;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, PlanProperties, displayable};
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use super::*;
+
+/// Rows whose columns are said to have so many distinct values each.
+#[derive(Debug)]
+struct Told {
+    rows: MemTable,
+    distinct: Precision<usize>,
+}
+
+#[async_trait]
+impl TableProvider for Told {
+    fn schema(&self) -> SchemaRef {
+        self.rows.schema()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        session: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let rows = self.rows.scan(session, projection, filters, limit).await?;
+        Ok(Arc::new(ToldExec { rows, distinct: self.distinct }))
+    }
+}
+
+#[derive(Debug)]
+struct ToldExec {
+    rows: Arc<dyn ExecutionPlan>,
+    distinct: Precision<usize>,
+}
+
+impl DisplayAs for ToldExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ToldExec")
+    }
+}
+
+impl ExecutionPlan for ToldExec {
+    fn name(&self) -> &str {
+        "ToldExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        self.rows.properties()
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        if children.is_empty() { Ok(self) } else { internal_err!("a leaf") }
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        self.rows.execute(partition, context)
+    }
+
+    fn statistics_from_inputs(
+        &self,
+        inputs: &[Arc<Statistics>],
+        args: &StatisticsArgs,
+    ) -> Result<Arc<Statistics>> {
+        let mut statistics = self.rows.statistics_from_inputs(inputs, args)?.as_ref().clone();
+        statistics.column_statistics.iter_mut().for_each(|column| column.distinct_count = self.distinct);
+        Ok(Arc::new(statistics))
+    }
+}
+
+/// A session with a table `t` of 3,000 rows in three partitions.
+fn context(has_rule: bool, distinct: Precision<usize>) -> SessionContext {
+    let config = SessionConfig::new().with_target_partitions(3);
+    let state = SessionStateBuilder::new().with_default_features().with_config(config).build();
+    let rules = state.physical_optimizers().to_vec();
+    let rules = if has_rule { GroupOnce::among(rules) } else { rules };
+    let state = SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build();
+    let fields = ["a", "b", "x"].map(|name| Field::new(name, DataType::Int64, true));
+    let schema: SchemaRef = Arc::new(Schema::new(fields.to_vec()));
+    let part = |part: i64| {
+        let column = |values: i64| {
+            let value = |row: i64| (row % 11 > 0).then_some((row * 7919 + part * 31) % values);
+            Arc::new((0..1000).map(value).collect::<Int64Array>()) as _
+        };
+        vec![RecordBatch::try_new(Arc::clone(&schema), vec![column(7), column(13), column(5)]).unwrap()]
+    };
+    let rows = MemTable::try_new(Arc::clone(&schema), (0..3).map(part).collect()).unwrap();
+    let context = SessionContext::new_with_state(state);
+    context.register_table("t", Arc::new(Told { rows, distinct })).unwrap();
+    context
+}
+
+/// The plan, and the rows.
+async fn run(context: &SessionContext, sql: &str) -> (String, String) {
+    let frame = context.sql(sql).await.unwrap();
+    let plan = frame.clone().create_physical_plan().await.unwrap();
+    let rows = frame.collect().await.unwrap();
+    (displayable(plan.as_ref()).indent(false).to_string(), pretty_format_batches(&rows).unwrap().to_string())
+}
+
+const MANY: Precision<usize> = Precision::Inexact(GROUPS_MIN);
+const BY_TWO: &str = "SELECT b, a, count(DISTINCT x) FROM t GROUP BY b, a ORDER BY b, a";
+
+#[tokio::test]
+async fn rows_of_many_groups_are_dealt_once() {
+    for sql in [
+        BY_TWO,
+        "SELECT a, count(DISTINCT x) FROM t GROUP BY a ORDER BY a",
+        "SELECT a, count(DISTINCT x), max(x) FROM t GROUP BY a ORDER BY a",
+        "SELECT b, count(*) FROM (SELECT a, b, x FROM t GROUP BY a, b, x) GROUP BY b ORDER BY b",
+        "SELECT x, b, sum(n) FROM (SELECT a, b, x, count(*) AS n FROM t GROUP BY a, b, x) GROUP BY x, b ORDER BY x, b",
+    ] {
+        let (before, expected) = run(&context(false, MANY), sql).await;
+        let (after, rows) = run(&context(true, MANY), sql).await;
+        assert_eq!(before.matches("partitioning=Hash").count(), 2, "{sql}\n{before}");
+        assert_eq!(after.matches("partitioning=Hash").count(), 1, "{sql}\n{after}");
+        assert_eq!(rows, expected, "{sql}\n{after}");
+    }
+}
+
+#[tokio::test]
+async fn rows_are_dealt_by_the_outer_groups() {
+    let (plan, _) = run(&context(true, MANY), BY_TWO).await;
+    assert!(plan.contains("partitioning=Hash([b@0, a@1], 3)"), "{plan}");
+    assert!(plan.contains("mode=SinglePartitioned, gby=[b@0 as b, a@1 as a]"), "{plan}");
+}
+
+#[tokio::test]
+async fn rows_of_few_groups_or_of_nobody_knows_how_many_are_dealt_twice() {
+    for distinct in [Precision::Inexact(90), Precision::Absent] {
+        let (plan, _) = run(&context(true, distinct), BY_TWO).await;
+        assert_eq!(plan.matches("partitioning=Hash").count(), 2, "{distinct:?}\n{plan}");
+    }
+    // 91 by 91 are enough.
+    let (plan, _) = run(&context(true, Precision::Inexact(91)), BY_TWO).await;
+    assert_eq!(plan.matches("partitioning=Hash").count(), 1, "{plan}");
+}
+
+#[tokio::test]
+async fn groups_of_what_is_counted_are_dealt_twice() {
+    let sql =
+        "SELECT n, count(*) FROM (SELECT a, b, count(*) AS n FROM t GROUP BY a, b) GROUP BY n ORDER BY n";
+    let (_, expected) = run(&context(false, MANY), sql).await;
+    let (plan, rows) = run(&context(true, MANY), sql).await;
+    assert_eq!(plan.matches("partitioning=Hash").count(), 2, "{plan}");
+    assert_eq!(rows, expected);
+}
+
+#[tokio::test]
+async fn groups_of_several_sets_are_left_alone() {
+    let sql = "SELECT a, b, count(DISTINCT x) FROM t GROUP BY ROLLUP (a, b) ORDER BY a, b, 3";
+    let (before, expected) = run(&context(false, MANY), sql).await;
+    let (after, rows) = run(&context(true, MANY), sql).await;
+    assert_eq!(after.matches("partitioning=Hash").count(), before.matches("partitioning=Hash").count());
+    assert_eq!(rows, expected);
+}
