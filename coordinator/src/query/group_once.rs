@@ -12,6 +12,7 @@ use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
@@ -98,34 +99,47 @@ fn of_mode(node: &Arc<dyn ExecutionPlan>, mode: AggregateMode) -> Option<&Aggreg
 fn dealt_once(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
     let Some(outer) = Dealt::of(node) else { return Ok(None) };
     let Some(first) = outer.first.downcast_ref::<AggregateExec>() else { return Ok(None) };
-    let Some(inner) = Dealt::of(first.input()) else { return Ok(None) };
+    let projection = first.input().downcast_ref::<ProjectionExec>();
+    let groups = projection.map_or(first.input(), ProjectionExec::input);
+    let Some(inner) = Dealt::of(groups) else { return Ok(None) };
     // What the outer groups are by, in the rows that the inner ones are made of so far: those have
     // what they are grouped by first.
-    let columns = first.group_expr().expr().iter().map(|(expr, _)| expr.downcast_ref::<Column>());
     let inner_groups = inner.last.group_expr().expr().len();
-    let Some(columns) = columns.collect::<Option<Vec<_>>>() else { return Ok(None) };
-    if columns.iter().any(|column| column.index() >= inner_groups) || !are_many(&columns, &inner)? {
+    let column = |expr: &Arc<dyn PhysicalExpr>| {
+        let column = expr.downcast_ref::<Column>()?.index();
+        let column = match projection {
+            Some(projection) => projection.expr().get(column)?.expr.downcast_ref::<Column>()?.index(),
+            None => column,
+        };
+        (column < inner_groups).then_some(column)
+    };
+    let columns = first.group_expr().expr().iter().map(|(expr, _)| column(expr));
+    let Some(columns) = columns.collect::<Option<Vec<usize>>>() else { return Ok(None) };
+    if !are_many(&columns, &inner)? {
         return Ok(None);
     }
-    let hashed_by = |column: &&Column| {
+    let hashed_by = |column: &usize| {
         let is_it = |expr: &&Arc<dyn PhysicalExpr>| {
-            expr.downcast_ref::<Column>().is_some_and(|hashed| hashed.index() == column.index())
+            expr.downcast_ref::<Column>().is_some_and(|hashed| hashed.index() == *column)
         };
         inner.hashed.iter().find(is_it).cloned()
     };
     let Some(by) = columns.iter().map(hashed_by).collect::<Option<Vec<_>>>() else { return Ok(None) };
     let count = inner.deal.partitioning().partition_count();
     let deal = RepartitionExec::try_new(Arc::clone(inner.first), Partitioning::Hash(by, count))?;
-    let groups = replace_children_if_necessary(Arc::clone(first.input()), vec![Arc::new(deal)])?;
-    let first = replace_children_if_necessary(Arc::clone(outer.first), vec![groups])?;
+    let mut input = replace_children_if_necessary(Arc::clone(groups), vec![Arc::new(deal)])?;
+    if projection.is_some() {
+        input = replace_children_if_necessary(Arc::clone(first.input()), vec![input])?;
+    }
+    let first = replace_children_if_necessary(Arc::clone(outer.first), vec![input])?;
     Ok(Some(replace_children_if_necessary(Arc::clone(node), vec![first])?))
 }
 
 /// Whether the values of these columns, together, are known to be many.
-fn are_many(columns: &[&Column], inner: &Dealt<'_>) -> Result<bool> {
+fn are_many(columns: &[usize], inner: &Dealt<'_>) -> Result<bool> {
     let statistics = StatisticsContext::new().compute(inner.first.as_ref(), &StatisticsArgs::new())?;
-    let distinct = |column: &&Column| {
-        let column = statistics.column_statistics.get(column.index())?;
+    let distinct = |column: &usize| {
+        let column = statistics.column_statistics.get(*column)?;
         column.distinct_count.get_value().copied()
     };
     let groups = columns.iter().map(distinct).try_fold(1_usize, |all, one| Some(all.saturating_mul(one?)));

@@ -36,6 +36,8 @@ mod flight;
 #[cfg(test)]
 mod goes_on;
 #[cfg(test)]
+mod group_once;
+#[cfg(test)]
 mod in_place;
 #[cfg(test)]
 mod join_order;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// What one task reads at most, unless a session says otherwise: two thirds of what each of several does.
-const TASK_BYTES: u64 = 16 * 1024 * 1024;
+const TASK_BYTES: u64 = 12 * 1024 * 1024;
 /// Rows of each shard, of 100 bytes, with which a table is just within that, or just beyond.
 const ROWS_WITHIN: u64 = TASK_BYTES / 100 / SHARDS as u64;
 const ROWS_BEYOND: u64 = ROWS_WITHIN + 1;
