@@ -85,11 +85,18 @@ pub(crate) fn scan_bytes(scan: &FileScanConfig) -> u64 {
     bytes * kept.min(all) / all
 }
 
-/// Tasks that a scan of so many bytes is worth: one for each `task_bytes`, but the second from
-/// two thirds of that on. One thread on one worker is slowest where others have nothing to do.
+/// Tasks that a scan of so many bytes is worth: one for each `task_bytes`.
 pub(crate) fn tasks_worthwhile(bytes: u64, task_bytes: u64) -> u64 {
-    let tasks = bytes.div_ceil(task_bytes.max(1));
-    if bytes > task_bytes / 3 * 2 { tasks.max(2) } else { tasks.max(1) }
+    bytes.div_ceil(task_bytes.max(1)).max(1)
+}
+
+/// As many tasks as are wanted, or nearly, of a table of so many shards: those that shards are dealt to
+/// evenly, so that stages of one query meet. Up to a third more rather than fewer: with fewer there may be
+/// no more than half of them.
+fn tasks_that_meet(wanted: usize, most: usize, shards: usize, partitions: usize) -> usize {
+    let is_even = |tasks: &usize| shards.is_multiple_of(tasks * partitions);
+    let more = (wanted..=most.min(wanted * 4 / 3)).find(is_even);
+    more.or_else(|| (1..wanted).rev().find(is_even)).unwrap_or(if shards == 1 { 1 } else { wanted })
 }
 
 /// The table that a scan reads; none where every segment was pruned.
@@ -104,14 +111,9 @@ fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTask
     let view = event.session_config.get_extension::<View>()?;
     let wanted = tasks_worthwhile(scan_bytes(scan), shoal.task_bytes as u64);
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).clamp(1, view.workers().len());
-    // As many as the shards divide into, so that stages of one query meet.
     let partitions = event.session_config.target_partitions();
     let shards = scan_table(scan).map_or(1, |table| view.shards_of(table));
-    let tasks =
-        (1..=wanted).rev().find(|tasks| shards.is_multiple_of(tasks * partitions)).unwrap_or(match shards {
-            1 => 1,
-            _ => wanted,
-        });
+    let tasks = tasks_that_meet(wanted, view.workers().len(), shards, partitions);
     Some(Ok(DesiredTaskCountEventResponse::desired(tasks)))
 }
 

@@ -62,7 +62,7 @@ pub struct ShoalConfig {
 impl Default for ShoalConfig {
     fn default() -> Self {
         Self {
-            task_bytes: 18 * MIB,
+            task_bytes: 12 * MIB,
             load_task_bytes: 64 * MIB,
             colocate: true,
             runtime_filters: true,
@@ -152,8 +152,7 @@ impl ExtensionOptions for ShoalConfig {
             entry(
                 "task_bytes",
                 size_text(self.task_bytes),
-                "Bytes to be read per task; the second task comes from two thirds of it on. Small queries pay most for \
-                 being distributed.",
+                "Bytes to be read per task. Small queries pay most for being distributed.",
             ),
             entry(
                 "load_task_bytes",

@@ -1,5 +1,7 @@
 //! Shards that one task of a scan reads, together on the same workers.
 
+use std::collections::BTreeSet;
+
 use shoal_proto::WorkerId;
 
 use super::Candidate;
@@ -17,11 +19,12 @@ pub(super) fn ring(
     workers: &[Candidate],
     partitions: usize,
 ) -> Option<Vec<Vec<WorkerId>>> {
-    let (first, fills) = (workers.first()?, fills(workers));
-    let at_once = workers.len() * partitions;
-    let are_alike = workers.iter().all(|worker| worker.zone == first.zone)
-        && fills.iter().all(|fill| Some(fill) == fills.first());
-    if !are_alike || !shards.is_multiple_of(at_once) {
+    let (zones, fills) = (workers.iter().map(|worker| worker.zone.as_str()), fills(workers));
+    let (zones, at_once) = (zones.collect::<BTreeSet<_>>().len(), workers.len() * partitions);
+    // On other workers they are in other zones, or there are none.
+    let is_spread = zones == 1 || zones == workers.len();
+    let are_alike = fills.iter().all(|fill| Some(fill) == fills.first());
+    if !is_spread || !are_alike || !shards.is_multiple_of(at_once) {
         return None;
     }
     let steps = steps(workers.len(), copies);
@@ -46,7 +49,7 @@ fn steps(count: usize, copies: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -122,6 +125,9 @@ mod tests {
         let mut zones = four.clone();
         zones[0].zone = "other".to_owned();
         assert!(ring(8, 3, &zones, 2).is_none());
+        // Each in a zone of its own they are alike.
+        zones.iter_mut().zip("abcd".chars()).for_each(|(worker, zone)| worker.zone = zone.to_string());
+        assert_eq!(ring(8, 3, &zones, 2), ring(8, 3, &four, 2));
         assert!(ring(8, 3, &[], 2).is_none());
     }
 }

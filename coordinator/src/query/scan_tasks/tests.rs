@@ -255,12 +255,25 @@ fn files_that_cannot_be_read_in_pieces_are_dealt_whole() {
 }
 
 #[test]
-fn the_second_task_comes_before_the_first_has_all_that_it_may_read() {
+fn each_task_has_its_share_to_read() {
     let tasks = |bytes| tasks_worthwhile(bytes, 24);
-    assert_eq!([0, 1, 16].map(tasks), [1; 3]);
-    assert_eq!([17, 24, 48].map(tasks), [2; 3]);
-    assert_eq!([49, 72, 73].map(tasks), [3, 3, 4]);
+    assert_eq!([0, 1, 24, 25, 48, 49, 73].map(tasks), [1, 1, 1, 2, 2, 3, 4]);
     // Sessions that want as many tasks as there can be.
     assert_eq!(tasks_worthwhile(5, 1), 5);
     assert_eq!(tasks_worthwhile(0, 0), 1);
+}
+
+#[test]
+fn there_are_as_many_tasks_as_shards_are_dealt_to_evenly() {
+    let of_32 = |wanted, most| tasks_that_meet(wanted, most, 32, 2);
+    // Of a little more than half as many as there could be there would be half.
+    assert_eq!(
+        [1, 2, 3, 4, 5, 6, 8, 11, 12, 15, 16].map(|wanted| of_32(wanted, 16)),
+        [1, 2, 4, 4, 4, 8, 8, 8, 16, 16, 16]
+    );
+    // Never more than there are workers.
+    assert_eq!([3, 12, 15].map(|wanted| of_32(wanted, wanted)), [2, 8, 8]);
+    assert_eq!(tasks_that_meet(3, 4, 1, 2), 1);
+    // What cannot be dealt so is dealt otherwise.
+    assert_eq!(tasks_that_meet(3, 4, 7, 2), 3);
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What one task reads at most, unless a session says otherwise: two thirds of what each of several does.
+/// What one task reads at most, unless a session says otherwise.
 const TASK_BYTES: u64 = 12 * 1024 * 1024;
 /// Rows of each shard, of 100 bytes, with which a table is just within that, or just beyond.
 const ROWS_WITHIN: u64 = TASK_BYTES / 100 / SHARDS as u64;
