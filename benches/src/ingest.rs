@@ -24,11 +24,10 @@ const PARQUET_OPTIONS: &str = "'format.compression' 'lz4_raw', 'format.max_row_g
      'format.bloom_filter_on_write' 'false', \
      'format.dictionary_enabled::l_comment' 'false', 'format.encoding::l_comment' 'delta_length_byte_array'";
 /// Columns whose values segments have as packed differences, not compressed.
-const PACKED_COLUMNS: [&str; 10] = [
+const PACKED_COLUMNS: [&str; 9] = [
     "l_orderkey",
     "l_partkey",
     "l_suppkey",
-    "l_linenumber",
     "l_extendedprice",
     "l_discount",
     "l_tax",

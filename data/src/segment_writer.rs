@@ -13,7 +13,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPrope
 use parquet::schema::types::ColumnPath;
 use shoal_proto::{SegmentId, TableId};
 
-use self::encoding::ColumnEncoding;
+use self::encoding::{ColumnEncoding, PACKED_COLUMNS_MAX};
 use self::open::OpenSegment;
 use self::order::Order;
 use crate::{DataError, Segment, SegmentName, Sketches, Table};
@@ -171,11 +171,17 @@ impl SegmentWriter {
         let step = rows.num_rows().div_ceil(SAMPLE_ROWS);
         let sample = UInt32Array::from_iter_values((0..rows.num_rows() as u32).step_by(step));
         let sample = take_record_batch(rows, &sample)?;
+        let mut packed = 0;
         for (field, column) in self.columns.fields().iter().zip(sample.columns()) {
-            if !field.data_type().is_nested() {
-                let path = ColumnPath::new(vec![field.name().clone()]);
-                properties = ColumnEncoding::of(column)?.set(properties, path);
+            if field.data_type().is_nested() {
+                continue;
             }
+            let mut encoding = ColumnEncoding::of(column)?;
+            packed += usize::from(encoding.is_packed());
+            if encoding.is_packed() && packed > PACKED_COLUMNS_MAX {
+                encoding = encoding.unpacked();
+            }
+            properties = encoding.set(properties, ColumnPath::new(vec![field.name().clone()]));
         }
         Ok(properties.build())
     }

@@ -17,6 +17,8 @@ use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
 
+use crate::sql::ShoalConfig;
+
 /// A rule of the planner.
 type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 
@@ -27,6 +29,9 @@ const AFTER: &str = "EnsureRequirements";
 /// With fewer groups some partitions would have clearly more of them than others, up to 64
 /// workers. It is what is known of single columns, multiplied: there may be fewer.
 const GROUPS_MIN: usize = 8192;
+
+/// Of so many rows at most one may have no value in a column that groups are by.
+const NULL_ROWS_SHARE: usize = 8;
 
 /// Deals rows once for groups of groups.
 #[derive(Debug, Default)]
@@ -47,8 +52,11 @@ impl PhysicalOptimizerRule for GroupOnce {
     fn optimize(
         &self,
         plan: Arc<dyn ExecutionPlan>,
-        _config: &ConfigOptions,
+        config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        if !ShoalConfig::of(config).group_once {
+            return Ok(plan);
+        }
         let dealt = plan.transform_down(|node| match dealt_once(&node)? {
             Some(once) => Ok(Transformed::yes(once)),
             None => Ok(Transformed::no(node)),
@@ -102,19 +110,22 @@ fn dealt_once(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionP
     let projection = first.input().downcast_ref::<ProjectionExec>();
     let groups = projection.map_or(first.input(), ProjectionExec::input);
     let Some(inner) = Dealt::of(groups) else { return Ok(None) };
-    // What the outer groups are by, in the rows that the inner ones are made of so far: those have
-    // what they are grouped by first.
+    // By what rows are dealt for the outer groups, in the rows that the inner ones are made of so far:
+    // those have what they are grouped by first. It may be less than what they are grouped by, where this
+    // was done for groups of them before.
     let inner_groups = inner.last.group_expr().expr().len();
-    let column = |expr: &Arc<dyn PhysicalExpr>| {
-        let column = expr.downcast_ref::<Column>()?.index();
+    let column = |hashed: &Arc<dyn PhysicalExpr>| {
+        let group = hashed.downcast_ref::<Column>()?.index();
+        let (group, _) = first.group_expr().expr().get(group)?;
+        let column = group.downcast_ref::<Column>()?.index();
         let column = match projection {
             Some(projection) => projection.expr().get(column)?.expr.downcast_ref::<Column>()?.index(),
             None => column,
         };
         (column < inner_groups).then_some(column)
     };
-    let columns = first.group_expr().expr().iter().map(|(expr, _)| column(expr));
-    let Some(columns) = columns.collect::<Option<Vec<usize>>>() else { return Ok(None) };
+    let columns = outer.hashed.iter().map(column).collect::<Option<Vec<usize>>>();
+    let Some(columns) = columns.filter(|columns| !columns.is_empty()) else { return Ok(None) };
     if !are_many(&columns, &inner)? {
         return Ok(None);
     }
@@ -135,12 +146,15 @@ fn dealt_once(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionP
     Ok(Some(replace_children_if_necessary(Arc::clone(node), vec![first])?))
 }
 
-/// Whether the values of these columns, together, are known to be many.
+/// Whether the values of these columns, together, are known to be many, and none of them is often
+/// missing: all rows without it could be in one group.
 fn are_many(columns: &[usize], inner: &Dealt<'_>) -> Result<bool> {
     let statistics = StatisticsContext::new().compute(inner.first.as_ref(), &StatisticsArgs::new())?;
+    let rows = statistics.num_rows.get_value().copied().unwrap_or(usize::MAX);
     let distinct = |column: &usize| {
         let column = statistics.column_statistics.get(*column)?;
-        column.distinct_count.get_value().copied()
+        let nulls = column.null_count.get_value().copied().unwrap_or(0);
+        column.distinct_count.get_value().copied().filter(|_| nulls <= rows / NULL_ROWS_SHARE)
     };
     let groups = columns.iter().map(distinct).try_fold(1_usize, |all, one| Some(all.saturating_mul(one?)));
     Ok(groups.is_some_and(|groups| groups >= GROUPS_MIN))

@@ -34,6 +34,8 @@ pub struct ShoalConfig {
     pub late_materialization: bool,
     /// Whether little tables that are on all workers are read by each task of a join.
     pub read_in_each_task: bool,
+    /// Whether rows of groups of groups, as of `count(DISTINCT ...)`, are dealt by the outer groups at once.
+    pub group_once: bool,
     /// Whether inner joins are made in the order that is estimated to cost least.
     pub join_order: bool,
     /// How rows are compressed that go from node to node.
@@ -68,6 +70,7 @@ impl Default for ShoalConfig {
             runtime_filters: true,
             late_materialization: false,
             read_in_each_task: true,
+            group_once: true,
             join_order: true,
             exchange_compression: ExchangeCompression::default(),
             query_memory: String::new(),
@@ -119,6 +122,7 @@ impl ExtensionOptions for ShoalConfig {
             "runtime_filters" => self.runtime_filters = switch()?,
             "late_materialization" => self.late_materialization = switch()?,
             "read_in_each_task" => self.read_in_each_task = switch()?,
+            "group_once" => self.group_once = switch()?,
             "join_order" => self.join_order = switch()?,
             "exchange_compression" => self.exchange_compression = value.parse().map_err(refuse)?,
             "query_memory" => {
@@ -184,6 +188,11 @@ impl ExtensionOptions for ShoalConfig {
                 self.read_in_each_task.to_string(),
                 "Whether a little table that every worker of a join has on its disk is read there by each task, as the \
                  join's smaller side, instead of by one task that sends it to all. Only with shoal.colocate.",
+            ),
+            entry(
+                "group_once",
+                self.group_once.to_string(),
+                "Whether rows of COUNT(DISTINCT ...) with many groups are sent once, by the groups, and not twice.",
             ),
             entry(
                 "join_order",

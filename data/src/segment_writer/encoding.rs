@@ -19,6 +19,9 @@ const DICTIONARY_DISTINCT_MAX: f64 = 0.9;
 /// So many bits a value fewer must the places in a dictionary take than the differences of integers:
 /// those are written and read without looking anything up.
 const DICTIONARY_BITS_LESS: u32 = 2;
+/// So many columns of one table at most: the encoder reserves 1 MiB for each of them from its
+/// first value on, which merges of segments have room for.
+pub(super) const PACKED_COLUMNS_MAX: usize = 24;
 /// Decimals of more digits are written as bytes, and not as integers.
 const INTEGER_DIGITS_MAX: u8 = 18;
 
@@ -41,7 +44,7 @@ impl ColumnEncoding {
     /// # Errors
     /// What the engine says of a type that it cannot hash.
     pub(super) fn of(sample: &ArrayRef) -> Result<Self, DataError> {
-        if let Some(span) = for_integers!(sample, span).filter(|_| is_stored_as_integer(sample.data_type())) {
+        if let Some(span) = for_integers!(sample, span).filter(|_| may_be_packed(sample.data_type())) {
             let is_smaller = |distinct: usize| bits(distinct as u128) + DICTIONARY_BITS_LESS < bits(span) + 1;
             let dictionary = distinct_that_come_back(sample)?.is_some_and(is_smaller);
             return Ok(Self { dictionary, values: Some(Encoding::DELTA_BINARY_PACKED) });
@@ -59,6 +62,16 @@ impl ColumnEncoding {
         Ok(Self { dictionary, values: is_text.then_some(Encoding::DELTA_LENGTH_BYTE_ARRAY) })
     }
 
+    /// Whether a column that is written so takes [memory](PACKED_COLUMNS_MAX) of its own.
+    pub(super) fn is_packed(self) -> bool {
+        self.values.is_some()
+    }
+
+    /// The same with what is in no dictionary written as the format does.
+    pub(super) fn unpacked(self) -> Self {
+        Self { values: None, ..self }
+    }
+
     /// Has a column written so.
     pub(super) fn set(
         self,
@@ -69,7 +82,7 @@ impl ColumnEncoding {
         if let Some(values) = self.values {
             properties = properties.set_column_encoding(path.clone(), values);
         }
-        // Packed differences have nothing left to compress.
+        // Packed differences have little left to compress.
         if !self.dictionary && self.values == Some(Encoding::DELTA_BINARY_PACKED) {
             properties = properties.set_column_compression(path, Compression::UNCOMPRESSED);
         }
@@ -77,8 +90,16 @@ impl ColumnEncoding {
     }
 }
 
-fn is_stored_as_integer(data_type: &DataType) -> bool {
-    !matches!(data_type, DataType::Decimal128(digits, _) if *digits > INTEGER_DIGITS_MAX)
+/// Whether values of a type of integers can be written as differences. Those of more digits are not
+/// stored as integers. And to pass over 32-bit integers that are all as far apart is an error in the
+/// reader where together that is more than 32 bits (parquet 59, `DeltaBitPackDecoder::skip`): dates and times
+/// of day are never so far apart, and neither are decimals of nine digits.
+fn may_be_packed(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Decimal128(digits, _) => *digits <= INTEGER_DIGITS_MAX,
+        DataType::Int32 | DataType::UInt32 => false,
+        _ => true,
+    }
 }
 
 /// Bits that it takes to tell so many things apart.
@@ -113,7 +134,8 @@ mod tests {
     use std::sync::Arc;
 
     use arrow::array::{
-        BooleanArray, Date32Array, Decimal128Array, Float64Array, Int64Array, StringViewArray,
+        BooleanArray, Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array, StringViewArray,
+        UInt32Array,
     };
 
     use super::*;
@@ -150,6 +172,17 @@ mod tests {
         };
         assert_eq!(decimals(18), Some(Encoding::DELTA_BINARY_PACKED));
         assert_eq!(decimals(19), None);
+    }
+
+    #[test]
+    fn integers_of_32_bits_are_not_written_as_differences() {
+        let plain = ColumnEncoding { dictionary: false, values: None };
+        assert_eq!(of(Int32Array::from_iter_values(0..ROWS as i32)), plain);
+        assert_eq!(of(UInt32Array::from_iter_values(0..ROWS as u32)), plain);
+        assert_eq!(
+            of(Int32Array::from_iter_values((0..ROWS as i32).map(|row| row % 7))),
+            ColumnEncoding { dictionary: true, ..plain }
+        );
     }
 
     #[test]

@@ -156,6 +156,22 @@ fn a_lookup_by_key_decodes_few_rows() {
 }
 
 #[test]
+fn of_many_columns_some_are_written_as_the_format_does() {
+    let column = |_| Arc::new((0..1000).collect::<Int64Array>()) as ArrayRef;
+    let columns = (0..PACKED_COLUMNS_MAX + 2).map(|index| (format!("c{index}"), column(index)));
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let encoded = encode(std::slice::from_ref(&batch), &[]);
+    assert_eq!(decode(&encoded), batch);
+    let reader = ParquetRecordBatchReaderBuilder::try_new(encoded.bytes.clone()).unwrap();
+    let is_packed = |index: usize| {
+        let column = reader.metadata().row_group(0).column(index);
+        column.encodings().any(|encoding| encoding == parquet::basic::Encoding::DELTA_BINARY_PACKED)
+    };
+    let packed = (0..batch.num_columns()).filter(|index| is_packed(*index)).count();
+    assert_eq!(packed, PACKED_COLUMNS_MAX);
+}
+
+#[test]
 fn a_segment_without_rows_is_refused() {
     let batch = record_batch!(("k", Int64, [1])).unwrap().slice(0, 0);
     let table = table(batch.schema(), &[]);

@@ -101,7 +101,7 @@ impl ExecutionPlan for ToldExec {
 
 /// A session with a table `t` of 3,000 rows in three partitions.
 fn context(has_rule: bool, distinct: Precision<usize>) -> SessionContext {
-    let config = SessionConfig::new().with_target_partitions(3);
+    let config = SessionConfig::new().with_target_partitions(3).with_option_extension(ShoalConfig::default());
     let state = SessionStateBuilder::new().with_default_features().with_config(config).build();
     let rules = state.physical_optimizers().to_vec();
     let rules = if has_rule { GroupOnce::among(rules) } else { rules };
@@ -147,6 +147,25 @@ async fn rows_of_many_groups_are_dealt_once() {
         assert_eq!(after.matches("partitioning=Hash").count(), 1, "{sql}\n{after}");
         assert_eq!(rows, expected, "{sql}\n{after}");
     }
+}
+
+#[tokio::test]
+async fn of_three_levels_of_groups_rows_are_dealt_by_the_outermost() {
+    let sql = "SELECT a, sum(c) FROM (SELECT a, b, count(DISTINCT x) AS c FROM t GROUP BY a, b) GROUP BY a ORDER BY a";
+    let (before, expected) = run(&context(false, MANY), sql).await;
+    let (after, rows) = run(&context(true, MANY), sql).await;
+    assert_eq!(before.matches("partitioning=Hash").count(), 3, "{before}");
+    assert_eq!(after.matches("partitioning=Hash").count(), 1, "{after}");
+    assert!(after.contains("partitioning=Hash([a@0], 3)"), "{after}");
+    assert_eq!(rows, expected, "{after}");
+}
+
+#[tokio::test]
+async fn a_session_can_have_them_dealt_twice() {
+    let context = context(true, MANY);
+    context.sql("SET shoal.group_once = off").await.unwrap().collect().await.unwrap();
+    let (plan, _) = run(&context, BY_TWO).await;
+    assert_eq!(plan.matches("partitioning=Hash").count(), 2, "{plan}");
 }
 
 #[tokio::test]
