@@ -33,5 +33,5 @@ pub use import_service::ImportService;
 pub use membership::{Holds, LiveWorker, LiveWorkers};
 pub use outliers::Outliers;
 pub use pins::{PinGuard, Pinned, Pins};
-pub use placement::Placement;
+pub use placement::{Placement, TASK_PARTITIONS};
 pub use service::ClusterService;

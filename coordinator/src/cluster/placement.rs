@@ -9,9 +9,12 @@ use shoal_proto::WorkerId;
 
 use self::ring::ring;
 use super::disk::{Disk, Fill, fills};
-use crate::query::PARTITIONS;
 
 mod ring;
+
+/// Partitions of each task of a query, each of which reads whole shards: what the shards of one task are
+/// follows from it.
+pub const TASK_PARTITIONS: usize = 2;
 
 /// Where the shards of a table live.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +73,7 @@ pub fn place<'a>(
             vec![all; layout.shards as usize]
         }
         ReplicaCount::Count(_) => group_of(layout, &workers, copies, tables)
-            .or_else(|| ring(layout.shards as usize, copies, &workers, PARTITIONS))
+            .or_else(|| ring(layout.shards as usize, copies, &workers, TASK_PARTITIONS))
             .unwrap_or_else(|| spread(layout.shards as usize, copies, &workers)),
     };
     Some(Placement { shards, notice })

@@ -17,10 +17,8 @@ use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
 
+use super::planner_rules::{Rule, behind};
 use crate::sql::ShoalConfig;
-
-/// A rule of the planner.
-type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 
 /// The rule of DataFusion after which it is known where rows are dealt anew, and before those halves
 /// of aggregates become one between which they are not.
@@ -40,11 +38,7 @@ pub(crate) struct GroupOnce;
 impl GroupOnce {
     /// The rules with this one in its place.
     pub(crate) fn among(rules: Vec<Rule>) -> Vec<Rule> {
-        let with_this = |rule: Rule| {
-            let this = (rule.name() == AFTER).then(|| -> Rule { Arc::new(Self) });
-            [rule].into_iter().chain(this)
-        };
-        rules.into_iter().flat_map(with_this).collect()
+        behind(rules, AFTER, &(Arc::new(Self) as Rule))
     }
 }
 

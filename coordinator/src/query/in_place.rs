@@ -18,9 +18,7 @@ use datafusion::physical_plan::joins::{HashJoinExec, JoinOn, JoinOnRef, Partitio
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
 use super::guard::sides_meet;
-
-/// A rule of the planner.
-type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
+use super::planner_rules::{Rule, behind};
 
 /// The rule of DataFusion after which it is known which joins collect a side, and before
 /// the sides of others are dealt by hash.
@@ -35,11 +33,7 @@ pub(crate) struct JoinInPlace;
 impl JoinInPlace {
     /// The rules with this one in its place.
     pub(crate) fn among(rules: Vec<Rule>) -> Vec<Rule> {
-        let with_this = |rule: Rule| {
-            let this = (rule.name() == AFTER).then(|| -> Rule { Arc::new(Self) });
-            [rule].into_iter().chain(this)
-        };
-        rules.into_iter().flat_map(with_this).collect()
+        behind(rules, AFTER, &(Arc::new(Self) as Rule))
     }
 }
 

@@ -22,6 +22,7 @@ use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 
 use self::build_size::build_bytes;
 use super::join_room::{JoinRoom, Joins};
+use super::planner_rules::Rule;
 use crate::sql::ShoalConfig;
 
 mod build_size;
@@ -31,9 +32,6 @@ mod tests;
 /// DataFusion's rule that settles which side of a join is hashed. What follows it puts the
 /// exchanges and sorts in that a merge needs.
 const AFTER: &str = "join_selection";
-
-/// A rule of the planner.
-type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 
 /// Turns the hash joins that are too large for the plan's [`JoinRoom`] into sort-merge joins.
 #[derive(Debug, Default)]

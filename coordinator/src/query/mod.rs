@@ -21,6 +21,7 @@ mod merge_memory;
 mod merged_rows;
 mod plain_text;
 mod planned_reads;
+mod planner_rules;
 mod pruning;
 mod registry;
 mod result_cache;
@@ -52,8 +53,8 @@ pub use result_cache::{CacheUsage, Filling, Grounds, KeptResult, ResultCache, Re
 pub(crate) use rewrite::reads_own_tables;
 pub use rewrite::{as_meant, reads_data};
 pub use rows_stay::{LastTasks, Refusal, Stay, TakesRows};
+pub(crate) use session_state::tables_of;
 pub use session_state::{Failover, Planning, StateTemplate, TIME_ZONE};
-pub(crate) use session_state::{PARTITIONS, tables_of};
 pub use shard_table::ShardTable;
 pub use timeline::{Elapsed, Timeline};
 pub use view::{View, ViewWorker};

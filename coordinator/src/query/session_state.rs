@@ -49,14 +49,14 @@ use super::view::{View, ViewResolver};
 use super::whole_plan::{WholePlanExec, reads_segments_or_files};
 use super::yielding::YieldInJoins;
 use crate::catalog::TableFacts;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, TASK_PARTITIONS};
 use crate::sql::ShoalConfig;
 
 mod way;
 
 /// Partitions of each task. With one, an operator would take the rows of its
 /// task for all rows.
-pub(crate) const PARTITIONS: usize = 2;
+pub(crate) const PARTITIONS: usize = TASK_PARTITIONS;
 
 /// The time zone of sessions that set none.
 pub const TIME_ZONE: &str = "+00:00";

@@ -16,7 +16,7 @@ use crate::DataError;
 /// A column whose sample has more distinct values than this share of its rows
 /// is written without a dictionary.
 const DICTIONARY_DISTINCT_MAX: f64 = 0.9;
-/// So many bits a value fewer must the places in a dictionary take than the differences of integers:
+/// More than so many bits a value fewer must the places in a dictionary take than the differences of integers:
 /// those are written and read without looking anything up.
 const DICTIONARY_BITS_LESS: u32 = 2;
 /// So many columns of one table at most: the encoder reserves 1 MiB for each of them from its
