@@ -39,7 +39,7 @@ use super::scan_tasks::{scan_bytes, segment_of, shard_scan};
 use super::view::View;
 
 /// Compressed bytes, of the columns that are needed, that each task reads of one collected side at
-/// most: as many as are one task's work without asking further (`SMALL_SCAN_BYTES`).
+/// most: as many as are one task's work without asking further (`SMALL_BYTES`).
 const BYTES_MAX: u64 = 1024 * 1024;
 /// Segments of it, at most: each task opens them all.
 const SEGMENTS_MAX: usize = 4;

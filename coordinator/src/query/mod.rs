@@ -8,6 +8,7 @@ mod attempt;
 mod certificate;
 mod each_task;
 mod explain;
+mod filter_share;
 mod group_once;
 mod guard;
 mod in_place;
@@ -36,6 +37,8 @@ mod session_state;
 mod shard_streams;
 mod shard_table;
 mod timeline;
+#[cfg(test)]
+mod told;
 mod view;
 mod weight;
 mod whole_plan;

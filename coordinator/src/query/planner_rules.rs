@@ -15,3 +15,12 @@ pub(super) fn behind(rules: Vec<Rule>, after: &str, this: &Rule) -> Vec<Rule> {
     };
     rules.into_iter().flat_map(with_this).collect()
 }
+
+/// The same before it.
+pub(super) fn before(rules: Vec<Rule>, before: &str, this: &Rule) -> Vec<Rule> {
+    let with_this = |rule: Rule| {
+        let this = (rule.name() == before).then(|| Arc::clone(this));
+        this.into_iter().chain([rule])
+    };
+    rules.into_iter().flat_map(with_this).collect()
+}

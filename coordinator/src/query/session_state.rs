@@ -28,9 +28,10 @@ use shoal_proto::{Channels, QueryPool, TableId};
 
 use self::way::Way;
 use super::each_task::read_in_each_task;
+use super::filter_share::FilterShare;
 use super::group_once::GroupOnce;
 use super::guard;
-use super::in_place::{JoinInPlace, OneSideMoves};
+use super::in_place::JoinInPlace;
 use super::join_order::JoinOrder;
 use super::join_room::{JoinRoom, Joins};
 use super::late_materialization::LateMaterialization;
@@ -46,7 +47,7 @@ use super::scan_tasks::{add_handlers, scan_bytes, segment_of, shard_scan};
 use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, over_one_file, with_streams};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
-use super::whole_plan::{WholePlanExec, reads_segments_or_files};
+use super::whole_plan::{SMALL_BYTES, WholePlanExec, is_small, reads_segments_or_files};
 use super::yielding::YieldInJoins;
 use crate::catalog::TableFacts;
 use crate::cluster::{Cluster, TASK_PARTITIONS};
@@ -62,8 +63,6 @@ pub(crate) const PARTITIONS: usize = TASK_PARTITIONS;
 pub const TIME_ZONE: &str = "+00:00";
 /// What each sort keeps for merging; by default it follows from the query's memory.
 const SORT_KEPT_SETTING: &str = "datafusion.execution.sort_spill_reservation_bytes";
-/// A scan of fewer bytes runs on one worker without asking what else could be.
-const SMALL_SCAN_BYTES: u64 = 1024 * 1024;
 
 /// What every session starts from, made once: functions, rules, resources.
 #[derive(Clone)]
@@ -105,7 +104,8 @@ impl StateTemplate {
             .with_distributed_planner();
         shoal_data::functions::register(&mut builder);
         let state = builder.build();
-        let rules = MergeLargeJoins::among(SafePushdown::in_all(state.physical_optimizers()));
+        let rules = FilterShare::among(SafePushdown::in_all(state.physical_optimizers()));
+        let rules = MergeLargeJoins::among(rules);
         let mut rules = GroupOnce::among(JoinInPlace::among(rules));
         // The last one: see there.
         rules.push(Arc::new(LateMaterialization));
@@ -180,6 +180,10 @@ impl Planning {
         if must_stay(plan) || view.workers().is_empty() {
             return self.physical_with(plan, view, query, collect_metrics, Way::Here, joins).await;
         }
+        let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
+        if is_small(plan, SMALL_BYTES.min(task_bytes))? {
+            return self.physical_with(plan, view, query, collect_metrics, Way::Whole, joins).await;
+        }
         if let Some(failover) = failover
             && let Some(giving) = giving(plan)?
             && let Some(planned) = self.streamed(plan, giving, view, query, collect_metrics, failover).await?
@@ -230,7 +234,7 @@ impl Planning {
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
         let Some(bytes) = only_scan_bytes(&plan)? else { return Ok(None) };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
-        if bytes <= SMALL_SCAN_BYTES.min(task_bytes) || (bytes <= task_bytes && is_lookup(&plan)?) {
+        if bytes <= SMALL_BYTES.min(task_bytes) || (bytes <= task_bytes && is_lookup(&plan)?) {
             let plan = self.whole(plan, &context, view, query, collect_metrics)?;
             return Ok(Some(PhysicalPlan { plan, context, can_merge: false }));
         }
@@ -287,30 +291,19 @@ impl Planning {
         // Rows that are hashed by some of the columns that they are grouped by stay where
         // they are: by default that takes more partitions than a task has.
         options.optimizer.subset_repartition_threshold = 1;
-        let is_colocated = matches!(way, Way::Colocated | Way::Paired);
-        options.optimizer.preserve_file_partitions = usize::from(is_colocated);
-        if let Some(shoal) = options.extensions.get_mut::<ShoalConfig>() {
-            shoal.colocate = is_colocated;
-        }
-        options.extensions.insert(OneSideMoves(way == Way::Colocated));
         // DataFusion's own choice of merges includes those that give wrong rows: see `can_merge`.
         let joins = match joins {
             Joins::ByRoom if !options.optimizer.prefer_hash_join => Joins::Merged,
             joins => joins,
         };
         options.optimizer.prefer_hash_join = true;
-        let tasks_max = if matches!(way, Way::OneTask | Way::Here) { 1 } else { view.workers().len() };
+        let tasks_max =
+            if matches!(way, Way::OneTask | Way::Whole | Way::Here) { 1 } else { view.workers().len() };
         options.extensions.insert(JoinRoom::new(joins, query.memory_limit_bytes, view, tasks_max));
         if !query.settings.iter().any(|(name, _)| name == SORT_KEPT_SETTING) {
             options.execution.sort_spill_reservation_bytes = sort_kept_bytes(query.memory_limit_bytes);
         }
-        match way {
-            // One order of rows only.
-            Way::Streamed => options.execution.target_partitions = 1,
-            // Segments stay whole.
-            Way::Merged => options.optimizer.repartition_file_scans = false,
-            Way::Colocated | Way::Paired | Way::Exchanged | Way::OneTask | Way::Here => {}
-        }
+        way.tell(options);
         let node = self.state.runtime_env();
         let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..node.as_ref().clone() };
@@ -335,7 +328,9 @@ impl Planning {
     ) -> Result<PhysicalPlan> {
         let (state, context) = self.state_for(view, query, collect_metrics, way, joins)?;
         let plan = match way {
-            Way::Here => DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?,
+            Way::Whole | Way::Here => {
+                DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?
+            }
             _ => state.query_planner().create_physical_plan(logical, &state).await?,
         };
         let shoal = ShoalConfig::of(state.config_options());

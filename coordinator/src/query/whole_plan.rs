@@ -9,7 +9,9 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
 use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::datasource::source::DataSourceExec;
+use datafusion::datasource::source_as_provider;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -21,6 +23,11 @@ use shoal_proto::exchange::{
 };
 use shoal_proto::query::RunRequest;
 use url::Url;
+
+use super::shard_table::as_shard_table;
+
+/// What reads fewer bytes runs on one worker without asking what else could be.
+pub(super) const SMALL_BYTES: u64 = 1024 * 1024;
 
 /// Sends its plan to one worker and gives back the rows.
 pub(crate) struct WholePlanExec {
@@ -163,4 +170,35 @@ pub(crate) fn reads_segments_or_files(plan: &Arc<dyn ExecutionPlan>) -> Result<b
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(reads)
+}
+
+/// Whether an optimised plan reads at most so many bytes of shards, and nothing else, and does not join each
+/// row with each, which is much of the smallest tables.
+///
+/// # Errors
+/// None in practice; those of walking a plan.
+pub(super) fn is_small(plan: &LogicalPlan, bytes_max: u64) -> Result<bool> {
+    let mut bytes = 0;
+    let mut scans = 0;
+    let mut is_small = true;
+    plan.apply_with_subqueries(|node| {
+        match node {
+            LogicalPlan::TableScan(scan) => {
+                let provider = source_as_provider(&scan.source)?;
+                let size = as_shard_table(&provider).map(|table| {
+                    let all = provider.schema().fields().len().max(1) as u64;
+                    let kept = scan.projected_schema.fields().len() as u64;
+                    table.facts().shard_bytes().iter().sum::<u64>() * kept.min(all) / all
+                });
+                scans += 1;
+                bytes += size.unwrap_or(u64::MAX / 2);
+            }
+            LogicalPlan::Join(join) => is_small &= !join.on.is_empty(),
+            LogicalPlan::Extension(_) | LogicalPlan::RecursiveQuery(_) => is_small = false,
+            _ => {}
+        }
+        is_small &= bytes <= bytes_max;
+        Ok(if is_small { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
+    })?;
+    Ok(is_small && scans > 0)
 }
