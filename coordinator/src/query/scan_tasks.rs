@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::datatypes::{FieldRef, Schema};
 use datafusion::common::{Result, internal_err, plan_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
@@ -21,6 +22,9 @@ use shoal_proto::TableId;
 use super::each_task::ReadByEachTask;
 use super::view::{ShardLoad, View};
 use crate::sql::ShoalConfig;
+
+/// What a text has beside its bytes, at least.
+const VIEW_BYTES: usize = 16;
 
 /// Adds the three handlers to a session.
 pub(crate) fn add_handlers(config: SessionConfig) -> SessionConfig {
@@ -85,9 +89,31 @@ pub(crate) fn scan_bytes(scan: &FileScanConfig) -> u64 {
     bytes * kept.min(all) / all
 }
 
-/// Tasks that a scan of so many bytes is worth: one for each `task_bytes`.
-pub(crate) fn tasks_worthwhile(bytes: u64, task_bytes: u64) -> u64 {
-    bytes.div_ceil(task_bytes.max(1)).max(1)
+/// Bytes of what a scan gives, decoded, by what is known of its rows: numbers by their width, all else by its
+/// share of the files. How long rows are worked on follows from that, not from how well they are packed.
+fn decoded_bytes(scan: &FileScanConfig) -> u64 {
+    let statistics = scan.statistics();
+    let (Some(rows), Ok(given)) = (statistics.num_rows.get_value(), scan.projected_schema()) else {
+        return scan_bytes(scan);
+    };
+    let width = |field: &FieldRef| field.data_type().primitive_width();
+    let row_bytes: usize = given.fields().iter().map(|field| width(field).unwrap_or(VIEW_BYTES)).sum();
+    let long = |schema: &Schema| schema.fields().iter().filter(|field| width(field).is_none()).count() as u64;
+    let files = scan.file_groups.iter().flat_map(FileGroup::files);
+    let files_bytes: u64 = files.map(PartitionedFile::effective_size).sum();
+    let long_bytes = files_bytes * long(&given) / long(scan.file_schema()).max(1);
+    (*rows as u64).saturating_mul(row_bytes as u64).saturating_add(long_bytes)
+}
+
+/// Tasks that a scan is worth: one for each `task_bytes` that it gives, decoded.
+pub(crate) fn tasks_of_scan(scan: &FileScanConfig, task_bytes: u64) -> u64 {
+    tasks_worthwhile(decoded_bytes(scan), task_bytes)
+}
+
+/// The same for so many bytes. There is a second task from half of one's bytes on: with one task a query
+/// has one thread, and with each further one more to be told and to be sent.
+fn tasks_worthwhile(bytes: u64, task_bytes: u64) -> u64 {
+    bytes.saturating_add(task_bytes / 2).div_ceil(task_bytes.max(1)).max(1)
 }
 
 /// As many tasks as are wanted, or nearly, of a table of so many shards: those that shards are dealt to
@@ -109,7 +135,7 @@ fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTask
     let scan = shard_scan(event.plan)?;
     let shoal = ShoalConfig::of(event.session_config.options());
     let view = event.session_config.get_extension::<View>()?;
-    let wanted = tasks_worthwhile(scan_bytes(scan), shoal.task_bytes as u64);
+    let wanted = tasks_of_scan(scan, shoal.task_bytes as u64);
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).clamp(1, view.workers().len());
     let partitions = event.session_config.target_partitions();
     let shards = scan_table(scan).map_or(1, |table| view.shards_of(table));

@@ -8,7 +8,7 @@ use datafusion::catalog::CatalogProviderList;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::config::ConfigOptions;
-use datafusion::datasource::physical_plan::FileGroup;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
@@ -37,13 +37,14 @@ use super::join_room::{JoinRoom, Joins};
 use super::late_materialization::LateMaterialization;
 use super::limited_side::LimitOnce;
 use super::merge_joins::{MergeLargeJoins, has_mergeable};
+use super::partial_groups::with_early_question;
 use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
 use super::row_by_row;
 use super::runtime_filters::with_runtime_filters;
 use super::safe_pushdown::SafePushdown;
-use super::scan_tasks::{add_handlers, scan_bytes, segment_of, shard_scan};
+use super::scan_tasks::{add_handlers, scan_bytes, segment_of, shard_scan, tasks_of_scan};
 use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, over_one_file, with_streams};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
@@ -180,6 +181,7 @@ impl Planning {
         if must_stay(plan) || view.workers().is_empty() {
             return self.physical_with(plan, view, query, collect_metrics, Way::Here, joins).await;
         }
+        let query = &*with_early_question(query, plan)?;
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
         if is_small(plan, SMALL_BYTES.min(task_bytes))? {
             return self.physical_with(plan, view, query, collect_metrics, Way::Whole, joins).await;
@@ -232,16 +234,17 @@ impl Planning {
         };
         let (state, context) = self.state_for(view, query, collect_metrics, way, Joins::Hashed)?;
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
-        let Some(bytes) = only_scan_bytes(&plan)? else { return Ok(None) };
+        let Some(scan) = only_scan(&plan)? else { return Ok(None) };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
-        if bytes <= SMALL_BYTES.min(task_bytes) || (bytes <= task_bytes && is_lookup(&plan)?) {
+        let is_one_task = tasks_of_scan(&scan, task_bytes) == 1;
+        if scan_bytes(&scan) <= SMALL_BYTES.min(task_bytes) || (is_one_task && is_lookup(&plan)?) {
             let plan = self.whole(plan, &context, view, query, collect_metrics)?;
             return Ok(Some(PhysicalPlan { plan, context, can_merge: false }));
         }
         let can_be_sent = || {
             Ok::<_, DataFusionError>(MaybeEncoded::Decoded(over_one_file(&plan)?).encode(&context).is_ok())
         };
-        if bytes <= task_bytes || !can_be_sent()? {
+        if is_one_task || !can_be_sent()? {
             return Ok(None);
         }
         let streams = StreamContext {
@@ -397,18 +400,18 @@ pub struct Failover {
     pub record: Option<Arc<QueryRecord>>,
 }
 
-/// Bytes that a plan's one scan of shards reads; none for other plans.
-fn only_scan_bytes(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<u64>> {
-    let mut bytes = None;
+/// A plan's one scan, of shards; none for other plans.
+fn only_scan(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<FileScanConfig>> {
+    let mut scan = None;
     let mut leaves = 0;
     plan.apply(|node| {
         if node.children().is_empty() {
             leaves += 1;
-            bytes = shard_scan(node).map(scan_bytes);
+            scan = shard_scan(node).cloned();
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    Ok(bytes.filter(|_| leaves == 1))
+    Ok(scan.filter(|_| leaves == 1))
 }
 
 /// Whether a plan restricts the rows of one shard: by the shard key, mostly, so

@@ -19,6 +19,8 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Pla
 #[derive(Debug)]
 pub(super) struct Told {
     pub(super) rows: MemTable,
+    /// How many these are.
+    pub(super) count: usize,
     pub(super) distinct: Precision<usize>,
 }
 
@@ -41,6 +43,13 @@ impl TableProvider for Told {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let rows = self.rows.scan(session, projection, filters, limit).await?;
         Ok(Arc::new(ToldExec { rows, distinct: self.distinct }))
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        let mut statistics = Statistics::new_unknown(&self.schema());
+        statistics.num_rows = Precision::Exact(self.count);
+        statistics.column_statistics.iter_mut().for_each(|column| column.distinct_count = self.distinct);
+        Some(statistics)
     }
 }
 

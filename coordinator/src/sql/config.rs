@@ -20,7 +20,7 @@ const GIB: usize = 1024 * MIB;
 /// write them, such as `24MiB`.
 #[derive(Clone, Debug)]
 pub struct ShoalConfig {
-    /// Bytes to be read per task.
+    /// Bytes that a task gives, decoded, of the columns that are needed.
     pub task_bytes: usize,
     /// Bytes of files to be loaded per task, and those that a query reads at least whose rows are
     /// loaded where they are.
@@ -64,7 +64,7 @@ pub struct ShoalConfig {
 impl Default for ShoalConfig {
     fn default() -> Self {
         Self {
-            task_bytes: 12 * MIB,
+            task_bytes: 20 * MIB,
             load_task_bytes: 64 * MIB,
             colocate: true,
             runtime_filters: true,
@@ -156,7 +156,7 @@ impl ExtensionOptions for ShoalConfig {
             entry(
                 "task_bytes",
                 size_text(self.task_bytes),
-                "Bytes to be read per task. Small queries pay most for being distributed.",
+                "Bytes that a task gives, decoded, of the columns that are needed. Small queries pay most for being distributed.",
             ),
             entry(
                 "load_task_bytes",

@@ -30,7 +30,7 @@ fn context(has_rule: bool, distinct: Precision<usize>) -> SessionContext {
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).unwrap();
     let context = SessionContext::new_with_state(state);
     let rows = MemTable::try_new(schema, vec![vec![batch]]).unwrap();
-    context.register_table("t", Arc::new(Told { rows, distinct })).unwrap();
+    context.register_table("t", Arc::new(Told { rows, count: 2000, distinct })).unwrap();
     context
 }
 

@@ -13,7 +13,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 
-use crate::query::scan_tasks::{scan_bytes, segment_of, shard_scan, tasks_worthwhile};
+use crate::query::scan_tasks::{segment_of, shard_scan, tasks_of_scan};
 
 /// Of each row in a hash table, beside the row: its hash, its place, the next one with the same
 /// hash, and room to grow.
@@ -109,7 +109,7 @@ fn tasks_of(plan: &Arc<dyn ExecutionPlan>, task_bytes: u64, tasks_max: usize) ->
         if let Some(scan) = shard_scan(node)
             && has_several_shards(scan)?
         {
-            tasks = tasks.max(tasks_worthwhile(scan_bytes(scan), task_bytes));
+            tasks = tasks.max(tasks_of_scan(scan, task_bytes));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;

@@ -257,10 +257,43 @@ fn files_that_cannot_be_read_in_pieces_are_dealt_whole() {
 #[test]
 fn each_task_has_its_share_to_read() {
     let tasks = |bytes| tasks_worthwhile(bytes, 24);
-    assert_eq!([0, 1, 24, 25, 48, 49, 73].map(tasks), [1, 1, 1, 2, 2, 3, 4]);
+    assert_eq!([0, 1, 12, 13, 36, 37, 60, 61].map(tasks), [1, 1, 1, 2, 2, 3, 3, 4]);
     // Sessions that want as many tasks as there can be.
     assert_eq!(tasks_worthwhile(5, 1), 5);
     assert_eq!(tasks_worthwhile(0, 0), 1);
+}
+
+#[test]
+fn a_scan_gives_what_its_columns_have_and_not_what_its_files_have() {
+    let column = |name: &str, data_type| Field::new(name, data_type, false);
+    let schema = Schema::new(vec![
+        column("number", DataType::Int64),
+        column("day", DataType::Date32),
+        column("price", DataType::Decimal128(15, 2)),
+        column("short", DataType::Utf8View),
+        column("long", DataType::Utf8View),
+    ]);
+    let schema = Arc::new(schema);
+    let bytes_of = |columns: Vec<usize>, rows: Precision<usize>| {
+        let statistics = Statistics { num_rows: rows, ..Statistics::new_unknown(&schema) };
+        let url = ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap();
+        let files = FileGroup::new(vec![PartitionedFile::new("one", 600), PartitionedFile::new("two", 400)]);
+        let scan = FileScanConfigBuilder::new(url, Arc::new(ParquetSource::new(Arc::clone(&schema))))
+            .with_file_groups(vec![files])
+            .with_statistics(statistics)
+            .with_projection_indices(Some(columns))
+            .unwrap()
+            .build();
+        decoded_bytes(&scan)
+    };
+    let rows = Precision::Inexact(100);
+    assert_eq!(bytes_of(vec![0], rows), 100 * 8);
+    assert_eq!(bytes_of(vec![0, 1, 2], rows), 100 * (8 + 4 + 16));
+    // Of two texts the one has half of the files.
+    assert_eq!(bytes_of(vec![1, 3], rows), 100 * (4 + 16) + 500);
+    assert_eq!(bytes_of(vec![0, 1, 2, 3, 4], rows), 100 * (8 + 4 + 16 + 16 + 16) + 1000);
+    // Where nobody knows how many rows there are it is what is in the files.
+    assert_eq!(bytes_of(vec![0], Precision::Absent), 1000 / 5);
 }
 
 #[test]

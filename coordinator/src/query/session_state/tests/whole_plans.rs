@@ -1,11 +1,11 @@
-//! Which plans one worker runs as a whole: those that read no more than a task should.
+//! Which plans one worker runs as a whole: those of which a second task would have too little to read.
 
 use super::*;
 
-/// What one task reads at most, unless a session says otherwise.
-const TASK_BYTES: u64 = 12 * 1024 * 1024;
-/// Rows of each shard, of 100 bytes, with which a table is just within that, or just beyond.
-const ROWS_WITHIN: u64 = TASK_BYTES / 100 / SHARDS as u64;
+/// What one task reads, unless a session says otherwise; there are two from half of it on.
+const TASK_BYTES: u64 = 20 * 1024 * 1024;
+/// Rows of each shard, of three numbers, with which a table is just within that, or just beyond.
+const ROWS_WITHIN: u64 = TASK_BYTES / 2 / 24 / SHARDS as u64;
 const ROWS_BEYOND: u64 = ROWS_WITHIN + 1;
 
 async fn planned(settings: &[(&str, &str)], sql: &str) -> String {
@@ -37,4 +37,24 @@ async fn a_session_says_what_is_little() {
     assert!(!is_whole(&[("shoal.task_bytes", "1")], sql).await);
     let sql = "SELECT v, sum(k + s) FROM beyond GROUP BY v";
     assert!(is_whole(&[("shoal.task_bytes", "1GiB")], sql).await);
+}
+
+#[tokio::test]
+async fn what_reads_few_bytes_is_planned_as_one_process_would() {
+    // At 100 bytes a row less than a MiB, and more.
+    let tables = || vec![of_numbers(1, "little", 1_000), of_numbers(2, "more", 4_000)];
+    let sql = "SELECT a.v, count(*) FROM little a JOIN little b ON a.v = b.s GROUP BY a.v ORDER BY a.v";
+    let plan = plan_over(tables(), &[], sql).await;
+    assert!(plan.starts_with("┌─ Whole plan ── on w"), "{plan}");
+    assert!(!plan.contains("RepartitionExec") && !plan.contains("DynamicFilter"), "{plan}");
+    for sql in [
+        sql.replace("little b", "more b"),
+        // Each row with each is no little work.
+        "SELECT a.v, count(*) FROM little a JOIN little b ON a.v < b.s GROUP BY a.v".to_owned(),
+    ] {
+        let plan = plan_over(tables(), &[], &sql).await;
+        assert!(plan.contains("RepartitionExec"), "{sql}\n{plan}");
+    }
+    let plan = plan_over(tables(), &[("shoal.task_bytes", "1")], sql).await;
+    assert!(plan.contains(" tasks on w"), "{plan}");
 }
