@@ -26,6 +26,9 @@ use super::serve::{answer_queries, say, wait_for_end_of_stdin};
 /// a session, which clients and executors fetch rows with; and those of the servers of scheduler and
 /// executors, and of the scheduler's calls to executors.
 const MESSAGE_BYTES_MAX: u32 = 1 << 30;
+/// After this a query is taken to have failed: with two partitions q10 of TPC-H at scale 1 does not end, with all
+/// processes idle.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Tasks that an executor runs at once.
 const SLOTS: usize = 1;
 /// Of each thread, as in Ballista's own scheduler: plans are walked recursively.
@@ -82,7 +85,7 @@ pub enum BallistaCommand {
 pub(super) fn run(command: &BallistaCommand) -> Result<()> {
     match command {
         BallistaCommand::Ballista { threads, partitions, scheduler_port, tables } => {
-            answer_queries(*threads, client(*partitions, *scheduler_port)?, tables)
+            answer_queries(*threads, client(*partitions, *scheduler_port)?, tables, PATIENCE)
         }
         BallistaCommand::BallistaScheduler { port } => {
             let address = loopback(*port);

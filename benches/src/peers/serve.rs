@@ -6,7 +6,7 @@ use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arrow::datatypes::SchemaRef;
@@ -31,6 +31,9 @@ use url::Url;
 
 use super::TableFiles;
 use super::child::{Reply, Request};
+
+/// After this a query is taken to have failed: some take an engine hours for which others take a second.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The hidden `peer` subcommands of `shoal-benches`.
 #[derive(Debug, Subcommand)]
@@ -102,7 +105,7 @@ pub fn run(command: &PeerCommand) -> Result<()> {
                 runtime = runtime.with_memory_pool(Arc::new(FairSpillPool::new(*bytes)));
             }
             let context = SessionContext::new_with_config_rt(config, runtime.build_arc()?);
-            answer_queries(*threads, context, tables)
+            answer_queries(*threads, context, tables, PATIENCE)
         }
         PeerCommand::Dfd { threads, partitions, workers, tables } => {
             let state = SessionStateBuilder::new()
@@ -111,7 +114,7 @@ pub fn run(command: &PeerCommand) -> Result<()> {
                 .with_distributed_worker_resolver(LoopbackWorkers { ports: workers.clone() })
                 .with_distributed_planner()
                 .build();
-            answer_queries(*threads, SessionContext::from(state), tables)
+            answer_queries(*threads, SessionContext::from(state), tables, PATIENCE)
         }
         PeerCommand::DfdWorker { threads, port } => serve_worker(*threads, *port),
         PeerCommand::Flight { threads, queries, tables } => {
@@ -139,7 +142,12 @@ pub(crate) fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
 ///
 /// # Errors
 /// When a table cannot be read, or the parent does not listen.
-pub(super) fn answer_queries(threads: usize, context: SessionContext, tables: &Path) -> Result<()> {
+pub(super) fn answer_queries(
+    threads: usize,
+    context: SessionContext,
+    tables: &Path,
+    patience: Duration,
+) -> Result<()> {
     let runtime = runtime(threads)?;
     runtime.block_on(register(&context, tables))?;
     say(&Reply::default())?;
@@ -149,7 +157,7 @@ pub(super) fn answer_queries(threads: usize, context: SessionContext, tables: &P
         let reply = async move {
             match request.split {
                 true => split(&context, &request.sql).await,
-                false => answer(context, request).await,
+                false => answer(context, request, patience).await,
             }
         };
         let reply = runtime.block_on(async move { tokio::spawn(reply).await })?;
@@ -158,14 +166,15 @@ pub(super) fn answer_queries(threads: usize, context: SessionContext, tables: &P
     Ok(())
 }
 
-async fn answer(context: SessionContext, request: Request) -> Reply {
+async fn answer(context: SessionContext, request: Request, patience: Duration) -> Reply {
     let started = Instant::now();
-    let executed = execute(&context, &request.sql).await;
+    let executed = tokio::time::timeout(patience, execute(&context, &request.sql)).await;
     let seconds = started.elapsed().as_secs_f64();
     let failed = |error: String| Reply { seconds, error: Some(error), ..Reply::default() };
     match executed {
-        Err(error) => failed(error.strip_backtrace()),
-        Ok((schema, batches)) => {
+        Err(_elapsed) => failed(format!("no answer after {} s", patience.as_secs())),
+        Ok(Err(error)) => failed(error.strip_backtrace()),
+        Ok(Ok((schema, batches))) => {
             if let Some(path) = &request.answer
                 && let Err(error) = write_rows(path, &schema, &batches)
             {
