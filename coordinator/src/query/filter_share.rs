@@ -9,7 +9,9 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Result, Statistics};
 use datafusion::config::ConfigOptions;
 use datafusion::logical_expr::Operator;
-use datafusion::physical_expr::expressions::{BinaryExpr, Column, InListExpr, LikeExpr, Literal, NotExpr};
+use datafusion::physical_expr::expressions::{
+    BinaryExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr, Literal, NotExpr,
+};
 use datafusion::physical_expr::intervals::utils::check_support;
 use datafusion::physical_expr::{AnalysisContext, PhysicalExpr, analyze, conjunction, split_conjunction};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -86,58 +88,73 @@ struct Known {
 }
 
 impl Known {
-    /// The share of rows for which a condition is true, as if its parts had nothing to do with each other.
+    /// The share of rows for which a condition is true, as if its parts had nothing to do with each other; those
+    /// of which nothing is known leave together what one of them leaves.
     fn share_of(&self, condition: &Arc<dyn PhysicalExpr>) -> f64 {
         let (ranges, others): (Vec<_>, Vec<_>) =
             split_conjunction(condition).into_iter().partition(|part| check_support(part, &self.schema));
-        let others: f64 = others.into_iter().map(|part| self.of_part(part)).product();
-        if ranges.is_empty() { others } else { others * self.of_ranges(ranges) }
+        let mut shares: Vec<Option<f64>> = others.into_iter().map(|part| self.of_part(part)).collect();
+        if !ranges.is_empty() {
+            shares.push(self.of_ranges(ranges));
+        }
+        let known: f64 = shares.iter().flatten().product();
+        if shares.contains(&None) { known * self.unknown } else { known }
     }
 
     /// The share that is within ranges of numbers, dates and times, by DataFusion.
-    fn of_ranges(&self, ranges: Vec<&Arc<dyn PhysicalExpr>>) -> f64 {
+    fn of_ranges(&self, ranges: Vec<&Arc<dyn PhysicalExpr>>) -> Option<f64> {
         let within = conjunction(ranges.into_iter().map(Arc::clone));
         AnalysisContext::try_from_statistics(&self.schema, &self.statistics.column_statistics)
             .and_then(|context| analyze(&within, context, &self.schema))
-            .ok()
-            .and_then(|analysis| analysis.selectivity)
-            .unwrap_or(self.unknown)
+            .ok()?
+            .selectivity
     }
 
-    fn of_part(&self, part: &Arc<dyn PhysicalExpr>) -> f64 {
+    /// The share for which a part of a conjunction is true; none where nothing is known of it.
+    fn of_part(&self, part: &Arc<dyn PhysicalExpr>) -> Option<f64> {
         if let Some(part) = part.downcast_ref::<BinaryExpr>() {
             return match part.op() {
                 Operator::Or => {
                     let (one, other) = (self.share_of(part.left()), self.share_of(part.right()));
-                    one + other - one * other
+                    Some(one + other - one * other)
                 }
                 Operator::Eq => self.of_values(part.left(), part.right()),
-                Operator::NotEq => 1.0 - self.of_values(part.left(), part.right()),
-                _ => self.unknown,
+                Operator::NotEq => Some(1.0 - self.of_values(part.left(), part.right())?),
+                _ => None,
             };
         }
         if let Some(part) = part.downcast_ref::<InListExpr>() {
-            let share = match self.one_of(part.expr()) {
-                Some(one) => (one * part.list().len() as f64).min(1.0),
-                None => self.unknown,
-            };
-            return if part.negated() { 1.0 - share } else { share };
+            let share = (self.one_of(part.expr())? * part.list().len() as f64).min(1.0);
+            return Some(if part.negated() { 1.0 - share } else { share });
         }
-        match part.downcast_ref::<NotExpr>() {
-            Some(not) => 1.0 - self.share_of(not.arg()),
-            None if part.downcast_ref::<LikeExpr>().is_some_and(LikeExpr::negated) => 1.0 - self.unknown,
-            None => self.unknown,
+        if let Some(part) = part.downcast_ref::<NotExpr>() {
+            return Some(1.0 - self.share_of(part.arg()));
         }
+        if let Some(part) = part.downcast_ref::<IsNullExpr>() {
+            return self.nulls_of(part.arg());
+        }
+        if let Some(part) = part.downcast_ref::<IsNotNullExpr>() {
+            return Some(1.0 - self.nulls_of(part.arg())?);
+        }
+        let is_negated_like = part.downcast_ref::<LikeExpr>().is_some_and(LikeExpr::negated);
+        is_negated_like.then_some(1.0 - self.unknown)
     }
 
     /// The share of rows in which a column is one value.
-    fn of_values(&self, left: &Arc<dyn PhysicalExpr>, right: &Arc<dyn PhysicalExpr>) -> f64 {
-        let share = match (left.is::<Literal>(), right.is::<Literal>()) {
+    fn of_values(&self, left: &Arc<dyn PhysicalExpr>, right: &Arc<dyn PhysicalExpr>) -> Option<f64> {
+        match (left.is::<Literal>(), right.is::<Literal>()) {
             (false, true) => self.one_of(left),
             (true, false) => self.one_of(right),
             _ => None,
-        };
-        share.unwrap_or(self.unknown)
+        }
+    }
+
+    /// The share of rows in which a column is NULL.
+    fn nulls_of(&self, column: &Arc<dyn PhysicalExpr>) -> Option<f64> {
+        let column = column.downcast_ref::<Column>()?;
+        let nulls = self.statistics.column_statistics.get(column.index())?.null_count;
+        let rows = *self.statistics.num_rows.get_value()?;
+        Some((*nulls.get_value()? as f64 / rows.max(1) as f64).min(1.0))
     }
 
     /// What one of the distinct values of a column has of the rows; none where these are not counted.

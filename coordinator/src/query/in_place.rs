@@ -1,9 +1,10 @@
 //! Joins of shards stay where they are, as far as the rows of one side are hashed by what
 //! they are joined by: then only the other side moves, or none.
 //!
-//! DataFusion collects a side that is small for each of its joins. Where rows of that
-//! side are given (outer, semi and anti joins), this is possible in one task only, so
-//! the library deals both sides anew by hash, however they were dealt before. And what is
+//! DataFusion collects a side that is small for each of its joins, and sends it to all tasks,
+//! also where each task has its part of it. Where rows of that side are given (outer, semi and
+//! anti joins), collecting is possible in one task only, so the library deals both sides anew
+//! by hash, however they were dealt before. And what is
 //! hashed by several columns meets a join by the same columns in that order only.
 
 use std::any::Any;
@@ -24,8 +25,8 @@ use super::planner_rules::{Rule, behind};
 /// the sides of others are dealt by hash.
 const AFTER: &str = "join_selection";
 
-/// Has each join that gives rows of its collected side, and of which a side is hashed by all
-/// keys already, join partition by partition; and names the keys of such joins in the order in
+/// Has each join of which both sides are hashed alike by all keys already, or that gives rows of its
+/// collected side and of which one side is so hashed, join partition by partition; and names the keys of such joins in the order in
 /// which that side is hashed.
 #[derive(Debug, Default)]
 pub(crate) struct JoinInPlace;
@@ -70,22 +71,27 @@ fn in_place(join: &HashJoinExec, one_side_moves: bool) -> Option<JoinOn> {
     match join.partition_mode() {
         PartitionMode::Partitioned => (on.as_slice() != join.on()).then_some(on),
         PartitionMode::CollectLeft => {
-            let may_move = one_side_moves || sides_meet(join.left(), join.right(), &on);
-            (may_move && gives_collected(join)).then_some(on)
+            let both_stay = sides_meet(join.left(), join.right(), &on);
+            let is_worth_it = both_stay || (one_side_moves && gives_collected(join));
+            (is_worth_it && can_be_parted(join)).then_some(on)
         }
         PartitionMode::Auto => None,
     }
 }
 
-/// Whether a join gives rows of the side that it collects, and can do that in many tasks.
+/// Whether a join gives rows of the side that it collects.
 fn gives_collected(join: &HashJoinExec) -> bool {
-    let gives_left = matches!(
+    matches!(
         join.join_type(),
         JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark
-    );
+    )
+}
+
+/// Whether parts of a join can be made in many tasks.
+fn can_be_parted(join: &HashJoinExec) -> bool {
     // Whether there is a NULL on the other side is known only where all of it is. And of one
     // partition DataFusion knows things that are not so of its part.
-    gives_left && !join.null_aware && join.right().output_partitioning().partition_count() > 1
+    !join.null_aware && join.right().output_partitioning().partition_count() > 1
 }
 
 /// The keys of a join in the order by which one of its sides is hashed, by all of them; none

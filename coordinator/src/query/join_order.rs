@@ -27,7 +27,6 @@ mod tree;
 
 use cost::Graph;
 use enumerate::cheapest;
-pub(super) use estimate::rows_and_groups;
 use selectivity::UNKNOWN;
 use tree::{Seen, Shape, Tree};
 

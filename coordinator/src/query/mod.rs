@@ -20,7 +20,6 @@ mod limited_side;
 mod merge_joins;
 mod merge_memory;
 mod merged_rows;
-mod partial_groups;
 mod plain_text;
 mod planned_reads;
 mod planner_rules;

@@ -1,14 +1,15 @@
 //! How a scan of shards becomes tasks: how many, which shards in which, and
 //! on which worker each task runs. All three read the one view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::datatypes::{FieldRef, Schema};
+use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{Result, internal_err, plan_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{
@@ -89,23 +90,39 @@ pub(crate) fn scan_bytes(scan: &FileScanConfig) -> u64 {
     bytes * kept.min(all) / all
 }
 
-/// Bytes of what a scan gives, decoded, by what is known of its rows: numbers by their width, all else by its
-/// share of the files. How long rows are worked on follows from that, not from how well they are packed.
+/// Bytes of the columns that a scan reads, decoded, by what is known of its rows: numbers by their width, all
+/// else by its share of the files. How long rows are worked on follows from that, not from how well they are
+/// packed.
 fn decoded_bytes(scan: &FileScanConfig) -> u64 {
     let statistics = scan.statistics();
-    let (Some(rows), Ok(given)) = (statistics.num_rows.get_value(), scan.projected_schema()) else {
-        return scan_bytes(scan);
+    let Some(rows) = statistics.num_rows.get_value() else { return scan_bytes(scan) };
+    let stored = scan.file_schema().fields();
+    // What is computed from a column takes all of it.
+    let read: BTreeSet<usize> = match scan.file_source.projection() {
+        Some(given) => given
+            .as_ref()
+            .iter()
+            .flat_map(|given| collect_columns(&given.expr))
+            .map(|column| column.index())
+            .collect(),
+        None => (0..stored.len()).collect(),
     };
-    let width = |field: &FieldRef| field.data_type().primitive_width();
-    let row_bytes: usize = given.fields().iter().map(|field| width(field).unwrap_or(VIEW_BYTES)).sum();
-    let long = |schema: &Schema| schema.fields().iter().filter(|field| width(field).is_none()).count() as u64;
+    let width = |field: &FieldRef| match field.data_type() {
+        DataType::Boolean | DataType::Null => Some(1),
+        data_type => data_type.primitive_width(),
+    };
+    let read: Vec<Option<usize>> =
+        read.into_iter().filter_map(|index| stored.get(index)).map(width).collect();
+    let row_bytes: usize = read.iter().map(|width| width.unwrap_or(VIEW_BYTES)).sum();
     let files = scan.file_groups.iter().flat_map(FileGroup::files);
     let files_bytes: u64 = files.map(PartitionedFile::effective_size).sum();
-    let long_bytes = files_bytes * long(&given) / long(scan.file_schema()).max(1);
+    let long = read.iter().filter(|width| width.is_none()).count() as u64;
+    let all_long = stored.iter().filter(|field| width(field).is_none()).count() as u64;
+    let long_bytes = files_bytes.saturating_mul(long) / all_long.max(1);
     (*rows as u64).saturating_mul(row_bytes as u64).saturating_add(long_bytes)
 }
 
-/// Tasks that a scan is worth: one for each `task_bytes` that it gives, decoded.
+/// Tasks that a scan is worth: one for each `task_bytes` that it reads, decoded.
 pub(crate) fn tasks_of_scan(scan: &FileScanConfig, task_bytes: u64) -> u64 {
     tasks_worthwhile(decoded_bytes(scan), task_bytes)
 }

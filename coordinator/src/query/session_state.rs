@@ -37,7 +37,6 @@ use super::join_room::{JoinRoom, Joins};
 use super::late_materialization::LateMaterialization;
 use super::limited_side::LimitOnce;
 use super::merge_joins::{MergeLargeJoins, has_mergeable};
-use super::partial_groups::with_early_question;
 use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
@@ -181,13 +180,19 @@ impl Planning {
         if must_stay(plan) || view.workers().is_empty() {
             return self.physical_with(plan, view, query, collect_metrics, Way::Here, joins).await;
         }
-        let query = &*with_early_question(query, plan)?;
+        let streaming = match &failover {
+            Some(_) => giving(plan)?,
+            None => None,
+        };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
-        if is_small(plan, SMALL_BYTES.min(task_bytes))? {
-            return self.physical_with(plan, view, query, collect_metrics, Way::Whole, joins).await;
+        // Rows as they come have a way with fewer rules yet.
+        if streaming != Some(Giving::AsTheyCome) && is_small(plan, task_bytes)? {
+            match self.physical_with(plan, view, query, collect_metrics, Way::Whole, joins).await {
+                Ok(planned) => return Ok(planned),
+                Err(error) => tracing::debug!(query_id = %query.query, %error, "no plan for one worker"),
+            }
         }
-        if let Some(failover) = failover
-            && let Some(giving) = giving(plan)?
+        if let Some((failover, giving)) = failover.zip(streaming)
             && let Some(planned) = self.streamed(plan, giving, view, query, collect_metrics, failover).await?
         {
             return Ok(planned);

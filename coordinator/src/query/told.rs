@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{Result, Statistics, internal_err};
+use datafusion::common::{Result, ScalarValue, Statistics, internal_err};
 use datafusion::datasource::{MemTable, TableType};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::Expr;
@@ -19,9 +19,9 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Pla
 #[derive(Debug)]
 pub(super) struct Told {
     pub(super) rows: MemTable,
-    /// How many these are.
-    pub(super) count: usize,
     pub(super) distinct: Precision<usize>,
+    /// Numbers are said to be from 0 to this.
+    pub(super) number_max: Option<i64>,
 }
 
 #[async_trait]
@@ -42,14 +42,7 @@ impl TableProvider for Told {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let rows = self.rows.scan(session, projection, filters, limit).await?;
-        Ok(Arc::new(ToldExec { rows, distinct: self.distinct }))
-    }
-
-    fn statistics(&self) -> Option<Statistics> {
-        let mut statistics = Statistics::new_unknown(&self.schema());
-        statistics.num_rows = Precision::Exact(self.count);
-        statistics.column_statistics.iter_mut().for_each(|column| column.distinct_count = self.distinct);
-        Some(statistics)
+        Ok(Arc::new(ToldExec { rows, distinct: self.distinct, number_max: self.number_max }))
     }
 }
 
@@ -57,6 +50,7 @@ impl TableProvider for Told {
 struct ToldExec {
     rows: Arc<dyn ExecutionPlan>,
     distinct: Precision<usize>,
+    number_max: Option<i64>,
 }
 
 impl DisplayAs for ToldExec {
@@ -102,7 +96,13 @@ impl ExecutionPlan for ToldExec {
         args: &StatisticsArgs,
     ) -> Result<Arc<Statistics>> {
         let mut statistics = self.rows.statistics_from_inputs(inputs, args)?.as_ref().clone();
-        statistics.column_statistics.iter_mut().for_each(|column| column.distinct_count = self.distinct);
+        for (field, column) in self.schema().fields().iter().zip(&mut statistics.column_statistics) {
+            column.distinct_count = self.distinct;
+            if let Some(max) = self.number_max.filter(|_| *field.data_type() == DataType::Int64) {
+                column.min_value = Precision::Inexact(ScalarValue::from(0_i64));
+                column.max_value = Precision::Inexact(ScalarValue::from(max));
+            }
+        }
         Ok(Arc::new(statistics))
     }
 }

@@ -185,7 +185,7 @@ fn size_of(table: &ShardTable, scan: &TableScan, session: &dyn Session) -> Resul
 }
 
 /// Of so many bytes of a table, those of the columns that a scan keeps.
-fn share(bytes: u64, table: &ShardTable, scan: &TableScan) -> u64 {
+pub(super) fn share(bytes: u64, table: &ShardTable, scan: &TableScan) -> u64 {
     let all = table.table().columns.fields().len().max(1) as u64;
     let kept = scan.projection.as_ref().map_or(all, |projection| projection.len() as u64);
     bytes.saturating_mul(kept.min(all)) / all

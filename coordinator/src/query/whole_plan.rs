@@ -25,9 +25,14 @@ use shoal_proto::query::RunRequest;
 use url::Url;
 
 use super::shard_table::as_shard_table;
+use super::weight::share;
 
 /// What reads fewer bytes runs on one worker without asking what else could be.
 pub(super) const SMALL_BYTES: u64 = 1024 * 1024;
+/// But not more rows: of what is nearly constant there are many in few bytes.
+const SMALL_ROWS: u64 = 100_000;
+/// Nor from more segments: they are opened one after the other.
+const SEGMENTS_MAX: usize = 256;
 
 /// Sends its plan to one worker and gives back the rows.
 pub(crate) struct WholePlanExec {
@@ -172,32 +177,34 @@ pub(crate) fn reads_segments_or_files(plan: &Arc<dyn ExecutionPlan>) -> Result<b
     Ok(reads)
 }
 
-/// Whether an optimised plan reads at most so many bytes of shards, and nothing else, and does not join each
-/// row with each, which is much of the smallest tables.
+/// Whether an optimised plan reads few bytes and rows of shards, and nothing else, where a task reads so many,
+/// and does not join each row with each, which is much of the smallest tables.
 ///
 /// # Errors
 /// None in practice; those of walking a plan.
-pub(super) fn is_small(plan: &LogicalPlan, bytes_max: u64) -> Result<bool> {
-    let mut bytes = 0;
-    let mut scans = 0;
+pub(super) fn is_small(plan: &LogicalPlan, task_bytes: u64) -> Result<bool> {
+    let (mut read_bytes, mut rows, mut scans) = (0_u64, 0_u64, 0);
     let mut is_small = true;
     plan.apply_with_subqueries(|node| {
         match node {
             LogicalPlan::TableScan(scan) => {
                 let provider = source_as_provider(&scan.source)?;
-                let size = as_shard_table(&provider).map(|table| {
-                    let all = provider.schema().fields().len().max(1) as u64;
-                    let kept = scan.projected_schema.fields().len() as u64;
-                    table.facts().shard_bytes().iter().sum::<u64>() * kept.min(all) / all
-                });
+                let table =
+                    as_shard_table(&provider).filter(|table| table.table().segments.len() <= SEGMENTS_MAX);
+                is_small &= table.is_some();
+                if let Some(table) = table {
+                    let segments = || table.table().segments.iter();
+                    let bytes = segments().map(|segment| segment.bytes).fold(0, u64::saturating_add);
+                    read_bytes = read_bytes.saturating_add(share(bytes, table, scan));
+                    rows = segments().map(|segment| segment.rows).fold(rows, u64::saturating_add);
+                }
                 scans += 1;
-                bytes += size.unwrap_or(u64::MAX / 2);
             }
             LogicalPlan::Join(join) => is_small &= !join.on.is_empty(),
             LogicalPlan::Extension(_) | LogicalPlan::RecursiveQuery(_) => is_small = false,
             _ => {}
         }
-        is_small &= bytes <= bytes_max;
+        is_small &= read_bytes <= SMALL_BYTES.min(task_bytes) && rows <= SMALL_ROWS;
         Ok(if is_small { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
     })?;
     Ok(is_small && scans > 0)

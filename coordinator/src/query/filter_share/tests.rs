@@ -30,7 +30,7 @@ fn context(has_rule: bool, distinct: Precision<usize>) -> SessionContext {
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).unwrap();
     let context = SessionContext::new_with_state(state);
     let rows = MemTable::try_new(schema, vec![vec![batch]]).unwrap();
-    context.register_table("t", Arc::new(Told { rows, count: 2000, distinct })).unwrap();
+    context.register_table("t", Arc::new(Told { rows, distinct, number_max: Some(1999) })).unwrap();
     context
 }
 
@@ -65,6 +65,12 @@ async fn one_value_of_many_leaves_little() {
         ("text NOT LIKE '%1%'", 80),
         ("text = other", 20),
         ("text > 'v1'", 20),
+        ("text LIKE '%1%' AND other LIKE '%1%'", 20),
+        ("text LIKE '%1%' AND other IS NOT NULL AND text IS NOT NULL", 20),
+        ("text = 'v1' OR other IS NULL", 2),
+        // A quarter of the numbers are less than 500.
+        ("k < 500 AND text IN ('v1', 'v2', 'v3', 'v4', 'v5')", 3),
+        ("k < 500 OR k >= 1750", 35),
         ("text LIKE '%1%' AND other IN ('v1', 'v2', 'v3', 'v4', 'v5')", 2),
     ] {
         assert_eq!(percent(&context, condition).await, expected, "{condition}");

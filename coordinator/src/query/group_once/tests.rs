@@ -30,7 +30,7 @@ fn context(has_rule: bool, distinct: Precision<usize>) -> SessionContext {
     };
     let rows = MemTable::try_new(Arc::clone(&schema), (0..3).map(part).collect()).unwrap();
     let context = SessionContext::new_with_state(state);
-    context.register_table("t", Arc::new(Told { rows, count: 3000, distinct })).unwrap();
+    context.register_table("t", Arc::new(Told { rows, distinct, number_max: None })).unwrap();
     context
 }
 

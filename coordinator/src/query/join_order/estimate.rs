@@ -11,7 +11,7 @@ use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{Aggregate, Expr, JoinType, LogicalPlan, TableScan};
 
 use super::cost::Graph;
-use super::selectivity::{UNKNOWN, share_of};
+use super::selectivity::share_of;
 use super::tree::Tree;
 use crate::query::shard_table::as_shard_table;
 
@@ -208,31 +208,16 @@ fn step_of(data_type: &DataType) -> Option<f64> {
     }
 }
 
-/// The rows that are grouped, and how many groups the values of all that they are grouped by could make
-/// together; none where either is not known.
-pub(in crate::query) fn rows_and_groups(node: &Aggregate) -> Option<(f64, f64)> {
-    let input = Facts::of(&node.input, UNKNOWN[0])?;
-    let values = values_of(&input, &places_of_keys(node)?)?;
-    Some((input.rows, values))
-}
-
-/// The places of what is grouped by in the rows that are grouped; none where several groupings give each row
-/// several times.
-fn places_of_keys(node: &Aggregate) -> Option<Vec<Option<usize>>> {
-    let has_sets = node.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_)));
-    (!has_sets).then(|| node.group_expr.iter().map(|expr| place_of(expr, &node.input)).collect())
-}
-
-/// The distinct values of all that is grouped by, multiplied; none where they are not known of one.
-fn values_of(input: &Facts, places: &[Option<usize>]) -> Option<f64> {
-    places.iter().try_fold(1.0, |all: f64, place| Some(all * input.columns.get((*place)?)?.distinct?))
-}
-
 /// Of groups there are as many as their keys have values together, and not more than rows.
 fn of_groups(node: &Aggregate, unknown: f64) -> Option<Facts> {
     let input = Facts::of(&node.input, unknown)?;
-    let places = places_of_keys(node)?;
-    let values = values_of(&input, &places);
+    // Several groupings give each row several times.
+    if node.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) {
+        return None;
+    }
+    let places: Vec<Option<usize>> = node.group_expr.iter().map(|expr| place_of(expr, &node.input)).collect();
+    let values =
+        places.iter().try_fold(1.0, |all: f64, place| Some(all * input.columns.get((*place)?)?.distinct?));
     let rows = values.map_or(input.rows, |values| values.min(input.rows)).max(1.0);
     let width = node.schema.fields().len();
     let places: Vec<Option<usize>> = places.into_iter().chain(std::iter::repeat(None)).take(width).collect();

@@ -9,9 +9,11 @@ use datafusion::config::CsvOptions;
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::datasource::physical_plan::{CsvSource, ParquetSource};
 use datafusion::execution::object_store::ObjectStoreUrl;
-use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{Column, IsNullExpr};
 use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalSortExpr};
 use datafusion::physical_expr_adapter::DefaultPhysicalExprAdapterFactory;
+use datafusion::physical_plan::projection::ProjectionExec;
 use shoal_proto::{SegmentId, WorkerId};
 
 use super::*;
@@ -264,7 +266,7 @@ fn each_task_has_its_share_to_read() {
 }
 
 #[test]
-fn a_scan_gives_what_its_columns_have_and_not_what_its_files_have() {
+fn a_scan_is_as_large_as_its_columns_are_decoded() {
     let column = |name: &str, data_type| Field::new(name, data_type, false);
     let schema = Schema::new(vec![
         column("number", DataType::Int64),
@@ -272,28 +274,37 @@ fn a_scan_gives_what_its_columns_have_and_not_what_its_files_have() {
         column("price", DataType::Decimal128(15, 2)),
         column("short", DataType::Utf8View),
         column("long", DataType::Utf8View),
+        column("flag", DataType::Boolean),
     ]);
     let schema = Arc::new(schema);
-    let bytes_of = |columns: Vec<usize>, rows: Precision<usize>| {
+    let scan_of = |columns: Vec<usize>, rows: Precision<usize>| {
         let statistics = Statistics { num_rows: rows, ..Statistics::new_unknown(&schema) };
         let url = ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap();
         let files = FileGroup::new(vec![PartitionedFile::new("one", 600), PartitionedFile::new("two", 400)]);
-        let scan = FileScanConfigBuilder::new(url, Arc::new(ParquetSource::new(Arc::clone(&schema))))
+        FileScanConfigBuilder::new(url, Arc::new(ParquetSource::new(Arc::clone(&schema))))
             .with_file_groups(vec![files])
             .with_statistics(statistics)
             .with_projection_indices(Some(columns))
             .unwrap()
-            .build();
-        decoded_bytes(&scan)
+            .build()
     };
+    let bytes_of = |columns, rows| decoded_bytes(&scan_of(columns, rows));
     let rows = Precision::Inexact(100);
     assert_eq!(bytes_of(vec![0], rows), 100 * 8);
     assert_eq!(bytes_of(vec![0, 1, 2], rows), 100 * (8 + 4 + 16));
     // Of two texts the one has half of the files.
     assert_eq!(bytes_of(vec![1, 3], rows), 100 * (4 + 16) + 500);
-    assert_eq!(bytes_of(vec![0, 1, 2, 3, 4], rows), 100 * (8 + 4 + 16 + 16 + 16) + 1000);
+    assert_eq!(bytes_of(vec![0, 1, 2, 3, 4, 5], rows), 100 * (8 + 4 + 16 + 16 + 16 + 1) + 1000);
+    // What is computed while a column is read takes all of the column.
+    let whole: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(scan_of(vec![3], rows));
+    let texts = Arc::new(Column::new("short", 0)) as Arc<dyn PhysicalExpr>;
+    let is_null = Arc::new(IsNullExpr::new(texts)) as Arc<dyn PhysicalExpr>;
+    let computed = ProjectionExec::try_new([(is_null, "empty".to_owned())], Arc::clone(&whole)).unwrap();
+    let computed = whole.try_swapping_with_projection(&computed).unwrap().unwrap();
+    assert_eq!(computed.schema().field(0).data_type(), &DataType::Boolean);
+    assert_eq!(decoded_bytes(shard_scan(&computed).unwrap()), 100 * 16 + 500);
     // Where nobody knows how many rows there are it is what is in the files.
-    assert_eq!(bytes_of(vec![0], Precision::Absent), 1000 / 5);
+    assert_eq!(bytes_of(vec![0], Precision::Absent), 1000 / 6);
 }
 
 #[test]
