@@ -16,6 +16,7 @@ use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionO
 use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::joins::{HashJoinExec, JoinOn, JoinOnRef, PartitionMode};
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
 use super::guard::sides_meet;
@@ -25,7 +26,11 @@ use super::planner_rules::{Rule, behind};
 /// the sides of others are dealt by hash.
 const AFTER: &str = "join_selection";
 
-/// Has each join of which both sides are hashed alike by all keys already, or that gives rows of its
+/// Of more keys than these a filter seldom leaves out a page of the other side: what is between the least and
+/// the greatest of them is nearly all there is.
+const COLLECTED_ROWS_MAX: usize = 8192;
+
+/// Has joins of which both sides are hashed alike by all keys already, or that give rows of their
 /// collected side and of which one side is so hashed, join partition by partition; and names the keys of such joins in the order in
 /// which that side is hashed.
 #[derive(Debug, Default)]
@@ -72,8 +77,11 @@ fn in_place(join: &HashJoinExec, one_side_moves: bool) -> Option<JoinOn> {
         PartitionMode::Partitioned => (on.as_slice() != join.on()).then_some(on),
         PartitionMode::CollectLeft => {
             let both_stay = sides_meet(join.left(), join.right(), &on);
-            let is_worth_it = both_stay || (one_side_moves && gives_collected(join));
-            (is_worth_it && can_be_parted(join)).then_some(on)
+            let is_better = match gives_collected(join) {
+                true => both_stay || one_side_moves,
+                false => both_stay && is_of_many_rows(join.left()),
+            };
+            (is_better && can_be_parted(join)).then_some(on)
         }
         PartitionMode::Auto => None,
     }
@@ -85,6 +93,13 @@ fn gives_collected(join: &HashJoinExec) -> bool {
         join.join_type(),
         JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark
     )
+}
+
+/// Whether a collected side has so many rows that it is not worth it to send them to all tasks for a filter by
+/// its keys, which joins of partitions do not have.
+fn is_of_many_rows(side: &Arc<dyn ExecutionPlan>) -> bool {
+    let statistics = StatisticsContext::new().compute(side.as_ref(), &StatisticsArgs::new());
+    statistics.is_ok_and(|known| known.num_rows.get_value().is_some_and(|rows| *rows > COLLECTED_ROWS_MAX))
 }
 
 /// Whether parts of a join can be made in many tasks.

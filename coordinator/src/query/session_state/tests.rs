@@ -67,6 +67,7 @@ fn tables() -> Vec<Made> {
         made("t", 1_000_000),
         made("u", 1_000_000),
         made("few", 1_000),
+        made("some", 1_200),
         Made { shards: 12, ..made("twelve", 1_000_000) },
         Made { shard_key: &["k", "v"], ..made("pairs", 1_000_000) },
         Made { shard_key: &["k", "v"], ..made("other_pairs", 1_000_000) },
