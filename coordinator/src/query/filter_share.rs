@@ -76,7 +76,7 @@ fn percent_of(filter: &FilterExec) -> Result<Option<u8>> {
     let unknown = f64::from(filter.default_selectivity()) / 100.0;
     let share = Known { schema, statistics, unknown }.share_of(filter.predicate());
     // From 1 to 100, whatever the share is.
-    Ok(Some((share * 100.0).ceil().clamp(1.0, 100.0) as u8))
+    Ok(Some((share * 100.0).round().clamp(1.0, 100.0) as u8))
 }
 
 /// What is known of the rows that are filtered.

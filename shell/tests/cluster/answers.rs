@@ -239,7 +239,7 @@ fn what_cannot_be_kept_is_refused() {
         assert!(format!("{shown:?}").contains("2MiB"), "{shown:?}");
         client.update("RESET shoal.task_bytes").await.unwrap();
         let shown = client.query("SHOW shoal.task_bytes").await.unwrap();
-        assert!(format!("{shown:?}").contains("12MiB"), "{shown:?}");
+        assert!(format!("{shown:?}").contains("20MiB"), "{shown:?}");
         for _ in 0..2 {
             client.update("SET shoal.write_id = 'refusals-1'").await.unwrap();
             client.update("INSERT INTO refusals VALUES (1)").await.unwrap();
