@@ -122,9 +122,30 @@ fn decoded_bytes(scan: &FileScanConfig) -> u64 {
     (*rows as u64).saturating_mul(row_bytes as u64).saturating_add(long_bytes)
 }
 
-/// Tasks that a scan is worth: one for each `task_bytes` that it reads, decoded.
-pub(crate) fn tasks_of_scan(scan: &FileScanConfig, task_bytes: u64) -> u64 {
-    tasks_worthwhile(decoded_bytes(scan), task_bytes)
+/// Tasks that a scan is worth: one for each `task_bytes` that it reads, decoded. What reads one shard is mostly
+/// restricted by its key, and decodes few pages: there what is stored counts.
+///
+/// # Errors
+/// `Internal`: plans name segments and nothing else.
+pub(crate) fn tasks_of_scan(scan: &FileScanConfig, task_bytes: u64) -> Result<u64> {
+    let bytes = if has_several_shards(scan)? { decoded_bytes(scan) } else { scan_bytes(scan) };
+    Ok(tasks_worthwhile(bytes, task_bytes))
+}
+
+/// Whether a scan reads more than one shard.
+///
+/// # Errors
+/// `Internal`: plans name segments and nothing else.
+pub(crate) fn has_several_shards(scan: &FileScanConfig) -> Result<bool> {
+    let mut files = scan.file_groups.iter().flat_map(FileGroup::files);
+    let Some(first) = files.next() else { return Ok(false) };
+    let first = segment_of(first)?.shard;
+    for file in files {
+        if segment_of(file)?.shard != first {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The same for so many bytes. There is a second task from half of one's bytes on: with one task a query
@@ -152,7 +173,10 @@ fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTask
     let scan = shard_scan(event.plan)?;
     let shoal = ShoalConfig::of(event.session_config.options());
     let view = event.session_config.get_extension::<View>()?;
-    let wanted = tasks_of_scan(scan, shoal.task_bytes as u64);
+    let wanted = match tasks_of_scan(scan, shoal.task_bytes as u64) {
+        Ok(wanted) => wanted,
+        Err(error) => return Some(Err(error)),
+    };
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).clamp(1, view.workers().len());
     let partitions = event.session_config.target_partitions();
     let shards = scan_table(scan).map_or(1, |table| view.shards_of(table));

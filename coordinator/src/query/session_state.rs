@@ -241,7 +241,7 @@ impl Planning {
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
         let Some(scan) = only_scan(&plan)? else { return Ok(None) };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
-        let is_one_task = tasks_of_scan(&scan, task_bytes) == 1;
+        let is_one_task = tasks_of_scan(&scan, task_bytes)? == 1;
         if scan_bytes(&scan) <= SMALL_BYTES.min(task_bytes) || (is_one_task && is_lookup(&plan)?) {
             let plan = self.whole(plan, &context, view, query, collect_metrics)?;
             return Ok(Some(PhysicalPlan { plan, context, can_merge: false }));

@@ -13,7 +13,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 
-use crate::query::scan_tasks::{segment_of, shard_scan, tasks_of_scan};
+use crate::query::scan_tasks::{has_several_shards, shard_scan, tasks_of_scan};
 
 /// Of each row in a hash table, beside the row: its hash, its place, the next one with the same
 /// hash, and room to grow.
@@ -89,19 +89,6 @@ fn file_bytes(plan: &Arc<dyn ExecutionPlan>) -> Result<u64> {
     Ok(bytes)
 }
 
-/// One shard is read by one task.
-fn has_several_shards(scan: &FileScanConfig) -> Result<bool> {
-    let mut files = scan.file_groups.iter().flat_map(FileGroup::files);
-    let Some(first) = files.next() else { return Ok(false) };
-    let first = segment_of(first)?.shard;
-    for file in files {
-        if segment_of(file)?.shard != first {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// Tasks of the largest scan of a plan, at least one.
 fn tasks_of(plan: &Arc<dyn ExecutionPlan>, task_bytes: u64, tasks_max: usize) -> Result<u64> {
     let mut tasks = 1;
@@ -109,7 +96,7 @@ fn tasks_of(plan: &Arc<dyn ExecutionPlan>, task_bytes: u64, tasks_max: usize) ->
         if let Some(scan) = shard_scan(node)
             && has_several_shards(scan)?
         {
-            tasks = tasks.max(tasks_of_scan(scan, task_bytes));
+            tasks = tasks.max(tasks_of_scan(scan, task_bytes)?);
         }
         Ok(TreeNodeRecursion::Continue)
     })?;

@@ -308,6 +308,19 @@ fn a_scan_is_as_large_as_its_columns_are_decoded() {
 }
 
 #[test]
+fn of_one_shard_it_counts_what_is_stored() {
+    let tasks = |shards: &[u32]| {
+        let (_names, scan) = scan_of(shards, true);
+        let rows = Precision::Exact(10 << 30);
+        let statistics = Statistics { num_rows: rows, ..Statistics::new_unknown(scan.file_schema()) };
+        let scan = FileScanConfigBuilder::from(scan).with_statistics(statistics).build();
+        tasks_of_scan(&scan, 1 << 30).unwrap()
+    };
+    // Segments of 1 GiB; numbers of 80 GiB are in them.
+    assert_eq!([tasks(&[3]), tasks(&[3, 3]), tasks(&[3, 4])], [2, 3, 81]);
+}
+
+#[test]
 fn there_are_as_many_tasks_as_shards_are_dealt_to_evenly() {
     let of_32 = |wanted, most| tasks_that_meet(wanted, most, 32, 2);
     // Of a little more than half as many as there could be there would be half.
