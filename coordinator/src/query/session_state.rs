@@ -8,7 +8,7 @@ use datafusion::catalog::CatalogProviderList;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::config::ConfigOptions;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
+use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
@@ -239,10 +239,11 @@ impl Planning {
         };
         let (state, context) = self.state_for(view, query, collect_metrics, way, Joins::Hashed)?;
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
-        let Some(scan) = only_scan(&plan)? else { return Ok(None) };
+        let Some(leaf) = only_leaf(&plan)? else { return Ok(None) };
+        let Some(scan) = shard_scan(&leaf) else { return Ok(None) };
         let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
-        let is_one_task = tasks_of_scan(&scan, task_bytes)? == 1;
-        if scan_bytes(&scan) <= SMALL_BYTES.min(task_bytes) || (is_one_task && is_lookup(&plan)?) {
+        let is_one_task = tasks_of_scan(scan, task_bytes)? == 1;
+        if scan_bytes(scan) <= SMALL_BYTES.min(task_bytes) || (is_one_task && is_lookup(&plan)?) {
             let plan = self.whole(plan, &context, view, query, collect_metrics)?;
             return Ok(Some(PhysicalPlan { plan, context, can_merge: false }));
         }
@@ -405,18 +406,18 @@ pub struct Failover {
     pub record: Option<Arc<QueryRecord>>,
 }
 
-/// A plan's one scan, of shards; none for other plans.
-fn only_scan(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<FileScanConfig>> {
-    let mut scan = None;
+/// The one leaf of a plan; none where there are more.
+fn only_leaf(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+    let mut leaf = None;
     let mut leaves = 0;
     plan.apply(|node| {
         if node.children().is_empty() {
             leaves += 1;
-            scan = shard_scan(node).cloned();
+            leaf = Some(Arc::clone(node));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    Ok(scan.filter(|_| leaves == 1))
+    Ok(leaf.filter(|_| leaves == 1))
 }
 
 /// Whether a plan restricts the rows of one shard: by the shard key, mostly, so
