@@ -12,7 +12,7 @@ use shoal_data::sample::TpchTable;
 
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::peers::{ChildPeer, Peer};
-use crate::process::{peak_bytes, reset_peak};
+use crate::process::{cores, peak_bytes, reset_peak};
 use crate::report::{Summary, median, say, write_json};
 use crate::tpch::plain_files;
 use crate::tpch_data::{TpchData, data_root};
@@ -46,7 +46,7 @@ pub struct IngestArgs {
     #[arg(long, default_value_t = 4)]
     pub workers: usize,
     /// Threads of each worker
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = cores())]
     pub threads: usize,
     /// Shards of the table
     #[arg(long, default_value_t = 8)]
@@ -89,7 +89,7 @@ pub async fn run(args: &IngestArgs) -> Result<bool> {
     let cluster = Arc::new(Cluster::start(&options)?);
     let mut client = cluster.connect().await?;
 
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
     let mut peer = ChildPeer::datafusion("datafusion", cores, &plain_files(&data))?;
     let table = TpchTable::Lineitem;
     let expected = checksum_of(&mut peer, table).await?;

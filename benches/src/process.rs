@@ -23,6 +23,11 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// Files that a process may have open besides its connections.
 const FILES_SPARE: u64 = 500;
 
+/// Threads that can run at once: the cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// User and system CPU seconds of a process and its ended threads so far;
 /// 0 for a process that is gone.
 pub fn cpu_seconds(pid: u32) -> f64 {

@@ -13,7 +13,7 @@ use shoal_data::sample::TpchTable;
 use crate::client::Client;
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::peers::FlightPeer;
-use crate::process::{peak_bytes, reset_peak};
+use crate::process::{cores, peak_bytes, reset_peak};
 use crate::report::{Bar, Summary, median, missed, say, write_json};
 use crate::tpch::plain_files;
 use crate::tpch_data::{TpchData, data_root};
@@ -35,7 +35,7 @@ pub struct ScanArgs {
     #[arg(long, default_value_t = 4)]
     pub workers: usize,
     /// Threads of each worker
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = cores())]
     pub threads: usize,
     /// Shards of the table
     #[arg(long, default_value_t = 8)]
@@ -86,7 +86,7 @@ pub async fn run(args: &ScanArgs) -> Result<bool> {
     client.update(&TpchTable::Lineitem.create_statement(args.shards, None)).await?;
     let loaded = client.update(&data.copy_statement(TpchTable::Lineitem)).await?;
 
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
     let peer = FlightPeer::start(cores, &plain_files(&data))?;
     // A coordinator that has just loaded holds memory from that: only what
     // streaming takes is to be seen.

@@ -19,7 +19,7 @@ use crate::peers::{
     BALLISTA, BALLISTA_16, ChildPeer, Execution, Peer, ShoalPeer, TableFiles, ensure_ballista, shard_files,
     start_ballista, start_duckdb,
 };
-use crate::process::{MemoryWatch, cpu_seconds};
+use crate::process::{MemoryWatch, cores, cpu_seconds};
 use crate::report::{Series, Summary, median, say, write_bars, write_json};
 use crate::tpch_data::{TpchData, data_root};
 use crate::tpch_memory::{MemoryLimits, MemoryReport, limit_each};
@@ -47,7 +47,7 @@ pub struct TpchArgs {
     #[arg(long, default_value_t = 4)]
     pub workers: usize,
     /// Threads of each worker
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = cores())]
     pub threads: usize,
     /// Shards of each large table
     #[arg(long, default_value_t = 8)]
@@ -160,7 +160,7 @@ pub async fn run(args: &TpchArgs) -> Result<bool> {
         // Before anything takes long.
         ensure_ballista()?;
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
     let queries: Vec<usize> =
         if args.queries.is_empty() { (1..=QUERIES.len()).collect() } else { args.queries.clone() };
     let root = data_root();

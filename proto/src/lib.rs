@@ -6,6 +6,7 @@
 
 pub mod channel;
 pub mod chunks;
+pub mod engine;
 pub mod error_code;
 pub mod exchange;
 pub mod fault;

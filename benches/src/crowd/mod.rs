@@ -25,7 +25,7 @@ use self::step::Step;
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::load::{load_tables, settle};
 use crate::peers::FlightPeer;
-use crate::process::open_many_files;
+use crate::process::{cores, open_many_files};
 use crate::report::{Bar, Summary, missed, say, write_json};
 use crate::tpch::plain_files;
 use crate::tpch_data::{TpchData, data_root};
@@ -40,7 +40,7 @@ pub struct LoadArgs {
     #[arg(long, default_value_t = 4)]
     pub workers: usize,
     /// Threads of each worker
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = cores())]
     pub threads: usize,
     /// Shards of each large table
     #[arg(long, default_value_t = 8)]
@@ -138,7 +138,7 @@ pub async fn run(args: &LoadArgs) -> Result<bool> {
     let data = TpchData::ensure(&data_root(), args.scale)?;
     let questions = Arc::new(Questions::answered(&data, args.seed).await?);
     let cluster = start_loaded(args, &data).await?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
     // As many at once as a coordinator takes: else it is compared with what runs
     // out of memory.
     let queries_max = CoordinatorConfig::new("").queries_max;

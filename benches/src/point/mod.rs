@@ -22,6 +22,7 @@ use crate::cluster::{Cluster, ClusterOptions};
 use crate::load::settle;
 use crate::oracle::Oracle;
 use crate::peers::FlightPeer;
+use crate::process::cores;
 use crate::report::{Bar, Summary, missed, say, write_json};
 use crate::tpch::plain_files;
 use crate::tpch_data::{TpchData, data_root};
@@ -39,7 +40,7 @@ pub struct PointArgs {
     #[arg(long, default_value_t = 4)]
     pub workers: usize,
     /// Threads of each worker
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = cores())]
     pub threads: usize,
     /// Shards of each large table
     #[arg(long, default_value_t = 8)]
@@ -130,7 +131,7 @@ pub async fn run(args: &PointArgs) -> Result<bool> {
     let mut client = cluster.connect().await?;
     load(&mut client, &data, TpchTable::Orders, args.shards).await?;
 
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
     let peer = FlightPeer::start(cores, &plain_files(&data))?;
     let (shoal, datafusion) = lookups(args, &cluster.url(), peer.url()).await?;
 

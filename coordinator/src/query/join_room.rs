@@ -33,14 +33,22 @@ pub(super) struct JoinRoom {
     pub(super) bytes: u64,
     /// The most tasks that a stage may have.
     pub(super) tasks_max: usize,
+    /// Bytes of a scan that one of them is worth.
+    pub(super) task_bytes: u64,
 }
 
 impl JoinRoom {
     /// The room that there is where a query may hold so much on a node, and stages have so
     /// many tasks.
-    pub(super) fn new(joins: Joins, query_bytes: u64, view: &View, tasks_max: usize) -> Self {
+    pub(super) fn new(
+        joins: Joins,
+        query_bytes: u64,
+        view: &View,
+        tasks_max: usize,
+        task_bytes: u64,
+    ) -> Self {
         let least = view.least_memory_bytes().unwrap_or(u64::MAX);
-        Self { joins, bytes: query_bytes.min(least) / SHARE, tasks_max: tasks_max.max(1) }
+        Self { joins, bytes: query_bytes.min(least) / SHARE, tasks_max: tasks_max.max(1), task_bytes }
     }
 
     /// What a plan's rules were told; none where that is nothing.

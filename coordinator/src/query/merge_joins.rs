@@ -23,7 +23,6 @@ use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use self::build_size::build_bytes;
 use super::join_room::{JoinRoom, Joins};
 use super::planner_rules::Rule;
-use crate::sql::ShoalConfig;
 
 mod build_size;
 #[cfg(test)]
@@ -57,12 +56,11 @@ impl PhysicalOptimizerRule for MergeLargeJoins {
         if room.joins == Joins::Hashed || plan.exists(|node| Ok(node.is::<RecursiveQueryExec>()))? {
             return Ok(plan);
         }
-        let task_bytes = ShoalConfig::of(config).task_bytes as u64;
         let mut sizes = Vec::new();
         let plan = plan
             .transform_up(|node| {
                 if let Some(join) = node.downcast_ref::<HashJoinExec>() {
-                    let bytes = build_bytes(join, task_bytes, room.tasks_max)?;
+                    let bytes = build_bytes(join, room.task_bytes, room.tasks_max)?;
                     sizes.push(Size { bytes, can_merge: can_merge(join)? && node.fetch().is_none() });
                 }
                 Ok(Transformed::no(node))

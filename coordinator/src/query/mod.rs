@@ -16,6 +16,7 @@ mod join_order;
 mod join_room;
 mod keepable;
 mod late_materialization;
+mod leaves;
 mod limited_side;
 mod merge_joins;
 mod merge_memory;

@@ -64,12 +64,15 @@ fn with_filters(
     replace_children_if_necessary(Arc::clone(&node), vec![built, probe])
 }
 
-/// The columns of the keys on the left and on the right of a join whose result
-/// does not have rows of the right side without a partner. None for other joins,
+/// The columns of the keys on the left and on the right of a join to whose result
+/// rows of the right side without a partner make no difference. None for other joins,
 /// and for keys that cannot be told.
 fn keys_of(join: &HashJoinExec) -> Option<(Vec<usize>, Vec<usize>)> {
-    let needs_partner =
-        matches!(join.join_type(), JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi);
+    let needs_partner = match join.join_type() {
+        JoinType::Inner | JoinType::RightSemi => true,
+        JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => true,
+        JoinType::Right | JoinType::RightAnti | JoinType::RightMark | JoinType::Full => false,
+    };
     let nulls_meet = join.null_equality() == NullEquality::NullEqualsNull;
     if !needs_partner || nulls_meet || join.null_aware || join.on().is_empty() {
         return None;

@@ -173,7 +173,7 @@ fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTask
     let scan = shard_scan(event.plan)?;
     let shoal = ShoalConfig::of(event.session_config.options());
     let view = event.session_config.get_extension::<View>()?;
-    let wanted = match tasks_of_scan(scan, shoal.task_bytes as u64) {
+    let wanted = match tasks_of_scan(scan, view.task_bytes(shoal.task_bytes)) {
         Ok(wanted) => wanted,
         Err(error) => return Some(Err(error)),
     };

@@ -1,30 +1,28 @@
 //! From a session's settings and a pinned snapshot to a DataFusion session,
 //! and from there to plans.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use datafusion::catalog::CatalogProviderList;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::config::ConfigOptions;
-use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::{ExecutionPlanProperties, displayable};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
 use datafusion_distributed::{DistributedExec, DistributedExt, MaybeEncoded, SessionStateBuilderExt};
 use shoal_data::operators::OperatorCodec;
-use shoal_data::{ImportRoots, SegmentName, ShardStore, Table};
+use shoal_data::{ImportRoots, ShardStore, Table};
 use shoal_proto::exchange::{ExchangeResolver, FirstTask, QueryOptions, ReadLog};
 use shoal_proto::query_pool::sort_kept_bytes;
 use shoal_proto::runtime_filter::RuntimeFilterRelay;
-use shoal_proto::{Channels, QueryPool, TableId};
+use shoal_proto::{Channels, QueryPool, engine};
 
 use self::way::Way;
 use super::each_task::read_in_each_task;
@@ -35,6 +33,7 @@ use super::in_place::JoinInPlace;
 use super::join_order::JoinOrder;
 use super::join_room::{JoinRoom, Joins};
 use super::late_materialization::LateMaterialization;
+use super::leaves::{is_lookup, only_leaf, shards_of};
 use super::limited_side::LimitOnce;
 use super::merge_joins::{MergeLargeJoins, has_mergeable};
 use super::plain_text::with_plain_text;
@@ -43,7 +42,7 @@ use super::rewrite::must_stay;
 use super::row_by_row;
 use super::runtime_filters::with_runtime_filters;
 use super::safe_pushdown::SafePushdown;
-use super::scan_tasks::{add_handlers, scan_bytes, segment_of, shard_scan, tasks_of_scan};
+use super::scan_tasks::{add_handlers, scan_bytes, shard_scan, tasks_of_scan};
 use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, over_one_file, with_streams};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
@@ -81,7 +80,9 @@ impl StateTemplate {
         channels: Channels,
         imports: ImportRoots,
     ) -> Self {
-        let config = SessionConfig::new()
+        let mut config = SessionConfig::new();
+        engine::set_defaults(config.options_mut());
+        let config = config
             .with_information_schema(true)
             .with_default_catalog_and_schema("shoal", "public")
             .with_create_default_catalog_and_schema(false)
@@ -162,6 +163,11 @@ impl Planning {
         &self.state
     }
 
+    /// Bytes of a scan that a task is worth.
+    fn task_bytes(&self, view: &View) -> u64 {
+        view.task_bytes(ShoalConfig::of(self.state.config_options()).task_bytes)
+    }
+
     /// The physical plan of an optimised logical plan, for one attempt that joins
     /// like `joins`.
     ///
@@ -184,7 +190,7 @@ impl Planning {
             Some(_) => giving(plan)?,
             None => None,
         };
-        let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
+        let task_bytes = self.task_bytes(view);
         // Rows as they come have a way with fewer rules yet.
         if streaming != Some(Giving::AsTheyCome) && is_small(plan, task_bytes)? {
             match self.physical_with(plan, view, query, collect_metrics, Way::Whole, joins).await {
@@ -241,7 +247,7 @@ impl Planning {
         let plan = DefaultPhysicalPlanner::default().create_physical_plan(logical, &state).await?;
         let Some(leaf) = only_leaf(&plan)? else { return Ok(None) };
         let Some(scan) = shard_scan(&leaf) else { return Ok(None) };
-        let task_bytes = ShoalConfig::of(self.state.config_options()).task_bytes as u64;
+        let task_bytes = self.task_bytes(view);
         let is_one_task = tasks_of_scan(scan, task_bytes)? == 1;
         if scan_bytes(scan) <= SMALL_BYTES.min(task_bytes) || (is_one_task && is_lookup(&plan)?) {
             let plan = self.whole(plan, &context, view, query, collect_metrics)?;
@@ -308,7 +314,8 @@ impl Planning {
         options.optimizer.prefer_hash_join = true;
         let tasks_max =
             if matches!(way, Way::OneTask | Way::Whole | Way::Here) { 1 } else { view.workers().len() };
-        options.extensions.insert(JoinRoom::new(joins, query.memory_limit_bytes, view, tasks_max));
+        let (limit, task_bytes) = (query.memory_limit_bytes, self.task_bytes(view));
+        options.extensions.insert(JoinRoom::new(joins, limit, view, tasks_max, task_bytes));
         if !query.settings.iter().any(|(name, _)| name == SORT_KEPT_SETTING) {
             options.execution.sort_spill_reservation_bytes = sort_kept_bytes(query.memory_limit_bytes);
         }
@@ -404,57 +411,6 @@ pub struct Failover {
     pub cluster: Arc<Cluster>,
     /// Where losses are told; none for a plan that is only explained.
     pub record: Option<Arc<QueryRecord>>,
-}
-
-/// The one leaf of a plan; none where there are more.
-fn only_leaf(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-    let mut leaf = None;
-    let mut leaves = 0;
-    plan.apply(|node| {
-        if node.children().is_empty() {
-            leaves += 1;
-            leaf = Some(Arc::clone(node));
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(leaf.filter(|_| leaves == 1))
-}
-
-/// Whether a plan restricts the rows of one shard: by the shard key, mostly, so
-/// that few of its pages are read. One worker is as good as many for that.
-fn is_lookup(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
-    let is_restricted = plan.exists(|node| Ok(node.is::<FilterExec>()))?;
-    Ok(is_restricted && is_of_one_shard(plan)?)
-}
-
-/// Whether a plan reads one shard at most.
-fn is_of_one_shard(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
-    let mut only = None;
-    let has_other = plan.exists(|node| {
-        for file in shard_scan(node).into_iter().flat_map(|scan| &scan.file_groups).flat_map(FileGroup::files)
-        {
-            let SegmentName { table, shard, .. } = segment_of(file)?;
-            if *only.get_or_insert((table, shard)) != (table, shard) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    })?;
-    Ok(!has_other)
-}
-
-/// The shards that a plan reads, and the bytes of each.
-fn shards_of(plan: &Arc<dyn ExecutionPlan>) -> Result<BTreeMap<(TableId, u32), u64>> {
-    let mut shards = BTreeMap::new();
-    plan.apply(|node| {
-        let groups = shard_scan(node).into_iter().flat_map(|scan| &scan.file_groups);
-        for file in groups.flat_map(FileGroup::files) {
-            let segment = segment_of(file)?;
-            *shards.entry((segment.table, segment.shard)).or_default() += file.effective_size();
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(shards)
 }
 
 /// A plan and the context that it runs in.

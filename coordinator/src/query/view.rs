@@ -33,6 +33,8 @@ pub struct ViewWorker {
     pub url: Url,
     /// Where it stands.
     pub zone: String,
+    /// Threads on which it runs tasks.
+    pub threads: u32,
     /// Limit of its query memory; 0: not known.
     pub memory_bytes: u64,
     /// What runs on it already.
@@ -89,6 +91,7 @@ impl View {
                 id: worker.id.clone(),
                 url,
                 zone: worker.zone.clone(),
+                threads: worker.threads,
                 memory_bytes: worker.memory_bytes,
                 tasks_running: worker.tasks_running,
                 holds: Arc::clone(&worker.holds),
@@ -145,6 +148,13 @@ impl View {
     /// The limit of query memory of the worker that has least; none where it is not known.
     pub(crate) fn least_memory_bytes(&self) -> Option<u64> {
         self.workers.iter().map(|worker| worker.memory_bytes).filter(|bytes| *bytes > 0).min()
+    }
+
+    /// Bytes that a task is worth where each of its threads is worth so many: it has one for each of its partitions, if
+    /// its worker has as many, whichever worker that is.
+    pub(crate) fn task_bytes(&self, of_thread: usize) -> u64 {
+        let threads = self.workers.iter().map(|worker| worker.threads as usize).min().unwrap_or(1);
+        (of_thread as u64).saturating_mul(threads.clamp(1, self.partitions) as u64)
     }
 
     /// Shards of a table of the query.

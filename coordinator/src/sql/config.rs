@@ -20,7 +20,7 @@ const GIB: usize = 1024 * MIB;
 /// write them, such as `24MiB`.
 #[derive(Clone, Debug)]
 pub struct ShoalConfig {
-    /// Bytes that a task reads, decoded, of the columns that are needed.
+    /// Bytes that a thread of a task reads, decoded, of the columns that are needed.
     pub task_bytes: usize,
     /// Bytes of files to be loaded per task, and those that a query reads at least whose rows are
     /// loaded where they are.

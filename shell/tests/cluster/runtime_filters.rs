@@ -30,7 +30,7 @@ const EXCHANGED: [&str; 5] = [
 ];
 
 /// Each query, and whether rows are left out for it.
-const QUERIES: [(&str, bool); 15] = [
+const QUERIES: [(&str, bool); 19] = [
     ("SELECT f.id, f.v, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k", true),
     ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.s = d.s AND f.v < 6", true),
     ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k AND f.s = d.s", true),
@@ -40,6 +40,16 @@ const QUERIES: [(&str, bool); 15] = [
     ("SELECT d.name, sum(f.v), count(*) FROM rf.facts f JOIN rf.few d ON f.k = d.k GROUP BY d.name", true),
     (
         "SELECT d.name, g.n FROM (SELECT k, count(*) AS n FROM rf.facts GROUP BY k) g JOIN rf.few d ON g.k = d.k",
+        true,
+    ),
+    ("SELECT d.name, f.id FROM rf.few d LEFT JOIN rf.facts f ON f.k = d.k", true),
+    ("SELECT d.name, f.id FROM rf.few d LEFT JOIN rf.facts f ON f.s = d.s AND f.v < 2", true),
+    (
+        "SELECT name FROM rf.few d WHERE NOT EXISTS (SELECT 1 FROM rf.facts f WHERE f.k = d.k AND f.v = 3)",
+        true,
+    ),
+    (
+        "SELECT name FROM rf.few d WHERE d.name < 'name 2' OR EXISTS (SELECT 1 FROM rf.facts f WHERE f.k = d.k AND f.v = 3)",
         true,
     ),
     ("SELECT f.id, d.name FROM rf.facts f LEFT JOIN rf.few d ON f.k = d.k", false),

@@ -23,6 +23,7 @@ use crate::catalog::TableFacts;
 use crate::catalog::state::tests::{segment, table};
 use crate::query::ShardTable;
 use crate::query::yielding::YieldInJoins;
+use crate::sql::ShoalConfig;
 
 const MIB: u64 = 1 << 20;
 
@@ -47,7 +48,8 @@ fn context(room: JoinRoom, batch_rows: usize, runtime: Arc<RuntimeEnv>) -> Sessi
 }
 
 fn room(joins: Joins, bytes: u64, tasks_max: usize) -> JoinRoom {
-    JoinRoom { joins, bytes, tasks_max }
+    let task_bytes = ShoalConfig::default().task_bytes as u64;
+    JoinRoom { joins, bytes, tasks_max, task_bytes }
 }
 
 async fn plan_of(context: &SessionContext, sql: &str) -> Arc<dyn ExecutionPlan> {

@@ -226,17 +226,18 @@ fn no_row_is_left_out_below_a_limit() {
 }
 
 #[test]
-fn joins_that_keep_rows_without_a_partner_have_none() {
+fn joins_that_keep_rows_of_the_other_side_without_a_partner_have_none() {
     for (join_type, has_filter) in [
         (JoinType::Inner, true),
         (JoinType::LeftSemi, true),
         (JoinType::RightSemi, true),
-        (JoinType::Left, false),
+        // These give rows of the left side that have none.
+        (JoinType::Left, true),
+        (JoinType::LeftAnti, true),
+        (JoinType::LeftMark, true),
         (JoinType::Right, false),
         (JoinType::Full, false),
-        (JoinType::LeftAnti, false),
         (JoinType::RightAnti, false),
-        (JoinType::LeftMark, false),
         (JoinType::RightMark, false),
     ] {
         let lines = text(&made_of(join(sent(scan("a")), sent(scan("b")), [0, 0], join_type)));

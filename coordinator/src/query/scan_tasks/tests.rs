@@ -99,16 +99,21 @@ fn files_of_a_sorted_group_stay_in_their_order() {
 
 const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
 
-/// Four workers, and a table of so many shards, each of which is on one of them.
+/// Four workers of a thread, and a table of so many shards, each of which is on one of them.
 fn view_of(shards: u32) -> View {
+    view_with(shards, 1)
+}
+
+/// The same with so many threads.
+fn view_with(shards: u32, threads: u32) -> View {
     let mut made = table(TableId(1), "t");
     made.layout.shards = shards;
     let on = |shard: u32| WORKERS[shard as usize % WORKERS.len()];
     made.placement = (0..shards).map(|shard| vec![WorkerId::from(on(shard))]).collect();
     made.segments = (0..shards).map(|shard| Arc::new(segment(TableId(1), shard, on(shard)))).collect();
     let facts = [Arc::new(TableFacts::new(Arc::new(made)))];
-    let workers = WORKERS.into_iter().map(LiveWorker::named).collect();
-    let live = LiveWorkers { workers, ..LiveWorkers::default() };
+    let worker = |name| LiveWorker { threads, ..LiveWorker::named(name) };
+    let live = LiveWorkers { workers: WORKERS.map(worker).to_vec(), ..LiveWorkers::default() };
     View::new(&live, &facts, &BTreeSet::new(), "", 0, PARTITIONS).unwrap()
 }
 
@@ -221,6 +226,22 @@ fn a_scan_gets_as_many_tasks_as_its_shards_divide_into() {
     check(12, 3);
     // Nothing divides: they join nothing where they are, and are read by all.
     check(7, 4);
+}
+
+#[test]
+fn a_scan_gets_fewer_tasks_where_each_has_more_threads() {
+    let tasks = |threads| {
+        let (_names, scan) = scan_of(&(0..8).collect::<Vec<_>>(), true);
+        let plan: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(scan);
+        let config = SessionConfig::new()
+            .with_target_partitions(PARTITIONS)
+            .with_option_extension(ShoalConfig { task_bytes: 4 << 30, ..ShoalConfig::default() })
+            .with_extension(Arc::new(view_with(8, threads)));
+        let event = DesiredTaskCountEvent { plan: &plan, session_config: &config };
+        desired_task_count(event).unwrap().unwrap().task_count.as_usize()
+    };
+    // Of 8 GiB.
+    assert_eq!([1, 2, 16].map(tasks), [4, 2, 2]);
 }
 
 #[test]

@@ -6,11 +6,12 @@ use async_trait::async_trait;
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider,
 };
+use datafusion::common::tree_node::TreeNode;
 use datafusion_distributed::{DistributedConfig, DistributedLeafExec};
 use shoal_data::shard_store::{Locate, Located};
-use shoal_data::{ColumnStatistics, KeyHash, Segment};
+use shoal_data::{ColumnStatistics, KeyHash, Segment, SegmentName};
 use shoal_proto::exchange::ExchangeCompression;
-use shoal_proto::{ErrorCode, Failure, QueryId, WorkerId};
+use shoal_proto::{ErrorCode, Failure, QueryId, TableId, WorkerId};
 
 use super::*;
 use crate::catalog::state::tests::{segment, table};

@@ -64,6 +64,25 @@ fn loads(table: &Table) -> Vec<ShardLoad> {
 }
 
 #[test]
+fn a_task_is_worth_as_much_as_its_threads_together() {
+    let task_bytes = |threads: [u32; 2]| {
+        let mut live = live(&["a", "b"]);
+        for (worker, threads) in live.workers.iter_mut().zip(threads) {
+            worker.threads = threads;
+        }
+        View::new(&live, &[], &BTreeSet::new(), "", 0, 2).unwrap().task_bytes(100)
+    };
+    assert_eq!(task_bytes([1, 1]), 100);
+    assert_eq!(task_bytes([2, 2]), 200);
+    // It has no third thread with two partitions, and may run where there is least.
+    assert_eq!(task_bytes([16, 16]), 200);
+    assert_eq!(task_bytes([16, 1]), 100);
+    // What says nothing of itself has one.
+    assert_eq!(task_bytes([0, 2]), 100);
+    assert_eq!(View::without_workers().task_bytes(100), 100);
+}
+
+#[test]
 fn a_shard_is_read_by_each_where_no_task_is_on_a_worker_without_it() {
     let held = table(1, &[&["a", "b", "c"], &["a", "b"]]);
     let view = View::new(&live(&["a", "b", "c"]), &known(&[held]), &BTreeSet::new(), "", 0, 2).unwrap();

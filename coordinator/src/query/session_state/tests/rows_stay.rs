@@ -1,5 +1,7 @@
 //! Which queries' rows stay on the workers that write them.
 
+use std::collections::BTreeMap;
+
 use futures::future::BoxFuture;
 
 use super::*;
