@@ -70,6 +70,55 @@ fn groups_are_made_where_rows_are_read_only_if_that_makes_fewer_of_them() {
     });
 }
 
+const FEW_JOIN: &str = "SELECT count(*), sum(few.v), sum(many.v) FROM tp_many AS many JOIN tp_few AS few ON";
+const FEW_ALONE: &str =
+    "SELECT count(*), sum(v) FROM tp_few AS few WHERE NOT EXISTS (SELECT 1 FROM tp_many AS many WHERE";
+
+#[test]
+fn partners_are_looked_up_in_an_array_where_keys_are_not_far_apart() {
+    with_sessions(shared(2), async |cut, whole, oracle| {
+        for sql in [
+            "CREATE TABLE tp_few (k BIGINT, v BIGINT) WITH (shards = 8, shard_key = 'v')",
+            "INSERT INTO tp_few SELECT value * 120 - 5000 AS k, value AS v FROM generate_series(0, 2000)",
+            "INSERT INTO tp_few VALUES (115000, 3000), (115000, 3001), (NULL, 3002)",
+            "CREATE TABLE tp_many (k BIGINT, v BIGINT) WITH (shards = 8, shard_key = 'v')",
+            "INSERT INTO tp_many SELECT value * 90 - 9000 AS k, value AS v FROM generate_series(0, 9000)",
+            "INSERT INTO tp_many VALUES (115000, 10000), (NULL, 10001)",
+        ] {
+            cut.update(sql).await.unwrap();
+            oracle.run(sql).await.unwrap();
+        }
+        let near = "few.k = many.k";
+        let far = "few.k * 1000003 = many.k * 1000003";
+        for (client, is_cut) in [(&mut *cut, true), (&mut *whole, false)] {
+            for (sql, is_array) in [
+                (format!("{FEW_JOIN} {near}"), true),
+                (format!("{FEW_ALONE} {near})"), true),
+                (format!("{FEW_JOIN} {far}"), false),
+                (format!("{FEW_ALONE} {far})"), false),
+            ] {
+                for (range, is_wide) in [("262144", true), ("1024", false)] {
+                    let setting = "datafusion.execution.perfect_hash_join_small_build_threshold";
+                    client.update(&format!("SET {setting} = {range}")).await.unwrap();
+                    check_answer(client, oracle, &sql).await;
+                    let ran = analyzed(client, &sql).await;
+                    assert_eq!(is_distributed(&ran), is_cut, "{ran}");
+                    let arrays = metric(&ran, "HashJoinExec", "array_map_created_count");
+                    assert_eq!(arrays.len(), 1, "{ran}");
+                    assert_eq!(arrays[0] != "0", is_array && is_wide, "{sql}, {range}: {arrays:?}\n{ran}");
+                    client.update(&format!("RESET {setting}")).await.unwrap();
+                }
+                let ran = analyzed(client, &sql).await;
+                let arrays = metric(&ran, "HashJoinExec", "array_map_created_count");
+                assert_eq!(arrays != ["0"], is_array, "{sql}, by default: {arrays:?}\n{ran}");
+            }
+        }
+        for table in ["tp_few", "tp_many"] {
+            cut.update(&format!("DROP TABLE {table}")).await.unwrap();
+        }
+    });
+}
+
 /// Both sides are dealt out anew.
 const SHUFFLED: [&str; 3] = [
     "SET shoal.colocate = false",
