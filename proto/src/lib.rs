@@ -6,7 +6,7 @@
 
 pub mod channel;
 pub mod chunks;
-pub mod engine;
+pub mod datafusion_defaults;
 pub mod error_code;
 pub mod exchange;
 pub mod fault;

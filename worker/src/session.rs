@@ -31,7 +31,7 @@ use shoal_data::{CountedReaders, Scanned, ShardStore, scan_fault};
 use shoal_proto::exchange::{ExchangeResolver, QueryOptions, ReadLog};
 use shoal_proto::query_pool::sort_kept_bytes;
 use shoal_proto::runtime_filter::RuntimeFilters;
-use shoal_proto::{Channels, QueryId, QueryPool, WorkerId, engine};
+use shoal_proto::{Channels, QueryId, QueryPool, WorkerId, datafusion_defaults};
 
 type ScalarFunctions = HashMap<String, Arc<ScalarUDF>>;
 
@@ -170,7 +170,7 @@ impl TaskSessions {
         reads: Arc<ReadLog>,
     ) -> Result<SessionConfig> {
         // Unless the session says otherwise.
-        engine::set_defaults(config.options_mut());
+        datafusion_defaults::set(config.options_mut());
         let sort_kept = sort_kept_bytes(options.memory_limit_bytes);
         config.options_mut().execution.sort_spill_reservation_bytes = sort_kept;
         for (name, value) in &options.settings {

@@ -60,7 +60,7 @@ impl PhysicalOptimizerRule for MergeLargeJoins {
         let plan = plan
             .transform_up(|node| {
                 if let Some(join) = node.downcast_ref::<HashJoinExec>() {
-                    let bytes = build_bytes(join, room.task_bytes, room.tasks_max)?;
+                    let bytes = build_bytes(join, room, config)?;
                     sizes.push(Size { bytes, can_merge: can_merge(join)? && node.fetch().is_none() });
                 }
                 Ok(Transformed::no(node))

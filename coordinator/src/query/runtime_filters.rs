@@ -68,13 +68,13 @@ fn with_filters(
 /// rows of the right side without a partner make no difference. None for other joins,
 /// and for keys that cannot be told.
 fn keys_of(join: &HashJoinExec) -> Option<(Vec<usize>, Vec<usize>)> {
-    let needs_partner = match join.join_type() {
+    let can_leave_out = match join.join_type() {
         JoinType::Inner | JoinType::RightSemi => true,
         JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => true,
         JoinType::Right | JoinType::RightAnti | JoinType::RightMark | JoinType::Full => false,
     };
     let nulls_meet = join.null_equality() == NullEquality::NullEqualsNull;
-    if !needs_partner || nulls_meet || join.null_aware || join.on().is_empty() {
+    if !can_leave_out || nulls_meet || join.null_aware || join.on().is_empty() {
         return None;
     }
     let (left_schema, right_schema) = (join.left().schema(), join.right().schema());

@@ -148,8 +148,8 @@ pub(crate) fn has_several_shards(scan: &FileScanConfig) -> Result<bool> {
     Ok(false)
 }
 
-/// The same for so many bytes. There is a second task from half of one's bytes on: with one task a query
-/// has one thread, and with each further one more to be told and to be sent.
+/// The same for so many bytes. There is a second task from half of one's bytes on: with it a query has twice the
+/// threads, and with each further one there is more to be told and to be sent.
 fn tasks_worthwhile(bytes: u64, task_bytes: u64) -> u64 {
     bytes.saturating_add(task_bytes / 2).div_ceil(task_bytes.max(1)).max(1)
 }

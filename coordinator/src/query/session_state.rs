@@ -22,7 +22,7 @@ use shoal_data::{ImportRoots, ShardStore, Table};
 use shoal_proto::exchange::{ExchangeResolver, FirstTask, QueryOptions, ReadLog};
 use shoal_proto::query_pool::sort_kept_bytes;
 use shoal_proto::runtime_filter::RuntimeFilterRelay;
-use shoal_proto::{Channels, QueryPool, engine};
+use shoal_proto::{Channels, QueryPool, datafusion_defaults};
 
 use self::way::Way;
 use super::each_task::read_in_each_task;
@@ -81,7 +81,7 @@ impl StateTemplate {
         imports: ImportRoots,
     ) -> Self {
         let mut config = SessionConfig::new();
-        engine::set_defaults(config.options_mut());
+        datafusion_defaults::set(config.options_mut());
         let config = config
             .with_information_schema(true)
             .with_default_catalog_and_schema("shoal", "public")

@@ -97,6 +97,9 @@ fn partners_are_looked_up_in_an_array_where_keys_are_not_far_apart() {
                 (format!("{FEW_JOIN} {far}"), false),
                 (format!("{FEW_ALONE} {far})"), false),
             ] {
+                let ran = analyzed(client, &sql).await;
+                let arrays = metric(&ran, "HashJoinExec", "array_map_created_count");
+                assert_eq!(arrays != ["0"], is_array, "{sql}, by default: {arrays:?}\n{ran}");
                 for (range, is_wide) in [("262144", true), ("1024", false)] {
                     let setting = "datafusion.execution.perfect_hash_join_small_build_threshold";
                     client.update(&format!("SET {setting} = {range}")).await.unwrap();
@@ -108,9 +111,6 @@ fn partners_are_looked_up_in_an_array_where_keys_are_not_far_apart() {
                     assert_eq!(arrays[0] != "0", is_array && is_wide, "{sql}, {range}: {arrays:?}\n{ran}");
                     client.update(&format!("RESET {setting}")).await.unwrap();
                 }
-                let ran = analyzed(client, &sql).await;
-                let arrays = metric(&ran, "HashJoinExec", "array_map_created_count");
-                assert_eq!(arrays != ["0"], is_array, "{sql}, by default: {arrays:?}\n{ran}");
             }
         }
         for table in ["tp_few", "tp_many"] {

@@ -98,17 +98,22 @@ impl Fixture {
         }
     }
 
-    /// A query's own scan of a segment, for rows above a bound, and what it runs in.
-    fn query(&self, segment: &EncodedSegment, above: i64) -> (Arc<dyn ExecutionPlan>, Arc<TaskContext>) {
+    /// What a new query runs in, whose session has these settings.
+    fn context(&self, settings: Vec<(String, String)>) -> (Arc<TaskContext>, Arc<QueryScope>) {
         let options = QueryOptions {
             query: QueryId::random(),
             attempt: 1,
             memory_limit_bytes: 1 << 30,
             is_short: false,
             compression: ExchangeCompression::default(),
-            settings: Vec::new(),
+            settings,
         };
-        let (context, scope) = self.sessions.whole_plan_context(&options.to_headers().unwrap()).unwrap();
+        self.sessions.whole_plan_context(&options.to_headers().unwrap()).unwrap()
+    }
+
+    /// A query's own scan of a segment, for rows above a bound, and what it runs in.
+    fn query(&self, segment: &EncodedSegment, above: i64) -> (Arc<dyn ExecutionPlan>, Arc<TaskContext>) {
+        let (context, scope) = self.context(Vec::new());
         let predicate = BinaryExpr::new(Arc::new(Column::new("a", 0)), Operator::Gt, lit(above));
         let source = ParquetSource::new(schema()).with_predicate(Arc::new(predicate));
         let url = ObjectStoreUrl::parse(SHARD_STORE_URL).unwrap();
@@ -136,6 +141,18 @@ impl Fixture {
         let mut reader = readers.create_reader(0, file, None, &ExecutionPlanMetricsSet::new()).unwrap();
         reader.get_metadata(Some(&ArrowReaderOptions::new())).await.ok()
     }
+}
+
+#[tokio::test]
+async fn what_a_session_sets_comes_after_our_own_defaults() {
+    let fixture = Fixture::new();
+    let range_of = |settings: &[(&str, &str)]| {
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let (context, _scope) = fixture.context(settings.collect());
+        context.session_config().options().execution.perfect_hash_join_small_build_threshold
+    };
+    assert_eq!(range_of(&[]), 1 << 18);
+    assert_eq!(range_of(&[("datafusion.execution.perfect_hash_join_small_build_threshold", "7")]), 7);
 }
 
 #[tokio::test]

@@ -4,16 +4,21 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Schema};
-use datafusion::common::Result;
+use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{Result, ScalarValue, Statistics};
+use datafusion::config::ConfigOptions;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
 use datafusion::datasource::source::DataSourceExec;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 
+use crate::query::join_room::JoinRoom;
 use crate::query::scan_tasks::{has_several_shards, shard_scan, tasks_of_scan};
+use crate::query::session_state::PARTITIONS;
 
 /// Of each row in a hash table, beside the row: its hash, its place, the next one with the same
 /// hash, and room to grow.
@@ -22,29 +27,51 @@ const HASHED_ROW_BYTES: u64 = 32;
 const TEXT_BYTES: u64 = 40;
 /// A value of any other type without a width of its own.
 const NESTED_BYTES: u64 = 100;
+/// Of each number between the least and the greatest key of a join that looks them up in an array.
+const ARRAY_PLACE_BYTES: u64 = 4;
 /// Bytes in memory for each byte of a file, where nothing is known of its rows.
 const EXPANSION: u64 = 4;
 
-/// Bytes that the hashed side of a join is expected to take on one worker. It is one of up to
-/// `tasks_max` tasks; a scan gets one for each `task_bytes`.
+/// Bytes that the hashed side of a join is expected to take on one worker, in as many tasks as there is room for.
 ///
 /// # Errors
 /// Those of the plan's statistics.
-pub(super) fn build_bytes(join: &HashJoinExec, task_bytes: u64, tasks_max: usize) -> Result<u64> {
-    let bytes = bytes_of(join.left())?;
+pub(super) fn build_bytes(join: &HashJoinExec, room: JoinRoom, config: &ConfigOptions) -> Result<u64> {
+    let statistics = StatisticsContext::new().compute(join.left().as_ref(), &StatisticsArgs::new())?;
+    let bytes = bytes_of(join.left(), &statistics)?;
+    let array_bytes = array_bytes(join, &statistics, config);
     match join.partition_mode() {
-        PartitionMode::CollectLeft => Ok(bytes),
+        PartitionMode::CollectLeft => Ok(bytes.saturating_add(array_bytes)),
         PartitionMode::Partitioned | PartitionMode::Auto => {
-            let mut tasks = tasks_of(join.left(), task_bytes, tasks_max)?;
-            tasks = tasks.max(tasks_of(join.right(), task_bytes, tasks_max)?);
-            Ok(bytes.div_ceil(tasks))
+            let tasks = tasks_of(join.left(), room)?.max(tasks_of(join.right(), room)?);
+            let of_task = bytes.div_ceil(tasks);
+            Ok(of_task.saturating_add(array_bytes.saturating_mul(PARTITIONS as u64)))
         }
     }
 }
 
+/// Bytes of the array in which one partition of a join looks partners up, where its keys are not far apart: as many
+/// however few rows it has.
+fn array_bytes(join: &HashJoinExec, statistics: &Statistics, config: &ConfigOptions) -> u64 {
+    let [(key, _)] = join.on() else { return 0 };
+    let Some(key) = key.downcast_ref::<Column>() else { return 0 };
+    let Some(known) = statistics.column_statistics.get(key.index()) else { return 0 };
+    let whole = |value: &Precision<ScalarValue>| match value.get_value()?.cast_to(&DataType::Int64).ok()? {
+        ScalarValue::Int64(value) => value,
+        _ => None,
+    };
+    let is_whole = join.left().schema().field(key.index()).data_type().is_integer();
+    let Some((least, greatest)) = whole(&known.min_value).zip(whole(&known.max_value)).filter(|_| is_whole)
+    else {
+        return 0;
+    };
+    let range = greatest.abs_diff(least);
+    let is_array = range < config.execution.perfect_hash_join_small_build_threshold as u64;
+    if is_array { (range + 1) * ARRAY_PLACE_BYTES } else { 0 }
+}
+
 /// Bytes of all rows of a plan, with a hash table over them.
-fn bytes_of(plan: &Arc<dyn ExecutionPlan>) -> Result<u64> {
-    let statistics = StatisticsContext::new().compute(plan.as_ref(), &StatisticsArgs::new())?;
+fn bytes_of(plan: &Arc<dyn ExecutionPlan>, statistics: &Statistics) -> Result<u64> {
     let stored = statistics.total_byte_size.get_value().map(|bytes| *bytes as u64);
     let schema = plan.schema();
     let Some(rows) = statistics.num_rows.get_value() else {
@@ -90,15 +117,15 @@ fn file_bytes(plan: &Arc<dyn ExecutionPlan>) -> Result<u64> {
 }
 
 /// Tasks of the largest scan of a plan, at least one.
-fn tasks_of(plan: &Arc<dyn ExecutionPlan>, task_bytes: u64, tasks_max: usize) -> Result<u64> {
+fn tasks_of(plan: &Arc<dyn ExecutionPlan>, room: JoinRoom) -> Result<u64> {
     let mut tasks = 1;
     plan.apply(|node| {
         if let Some(scan) = shard_scan(node)
             && has_several_shards(scan)?
         {
-            tasks = tasks.max(tasks_of_scan(scan, task_bytes)?);
+            tasks = tasks.max(tasks_of_scan(scan, room.task_bytes)?);
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    Ok(tasks.min(tasks_max.max(1) as u64))
+    Ok(tasks.min(room.tasks_max.max(1) as u64))
 }

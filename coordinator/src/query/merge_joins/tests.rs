@@ -6,12 +6,15 @@ use arrow::array::{Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::catalog::TableProvider;
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::datasource::MemTable;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::UnboundedMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::joins::PartitionMode;
 use datafusion::physical_plan::{collect, displayable};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use shoal_data::{Segment, Table};
@@ -22,6 +25,7 @@ use super::*;
 use crate::catalog::TableFacts;
 use crate::catalog::state::tests::{segment, table};
 use crate::query::ShardTable;
+use crate::query::told::Told;
 use crate::query::yielding::YieldInJoins;
 use crate::sql::ShoalConfig;
 
@@ -177,6 +181,47 @@ async fn only_what_is_not_expected_to_fit_is_merged() {
     ] {
         assert!(!is_merged(sql, MIB, 1).await, "{sql}");
     }
+}
+
+#[tokio::test]
+async fn an_array_of_all_numbers_between_the_keys_takes_room_however_few_rows_there_are() {
+    let schema: SchemaRef = Arc::new(Schema::new(vec![
+        Field::new("k", DataType::Int64, true),
+        Field::new("t", DataType::Utf8, true),
+    ]));
+    let bytes_of = async |sql: &str, number_max: Option<i64>, threshold: usize| {
+        let context = context(room(Joins::Hashed, 0, 1), 8192, Arc::default());
+        for name in ["x", "y"] {
+            let rows = MemTable::try_new(Arc::clone(&schema), vec![Vec::new()]).unwrap();
+            let told = Told { rows, distinct: Precision::Absent, number_max };
+            context.register_table(name, Arc::new(told)).unwrap();
+        }
+        let plan = plan_of(&context, sql).await;
+        let mut config = ConfigOptions::new();
+        config.execution.perfect_hash_join_small_build_threshold = threshold;
+        let mut found = Vec::new();
+        plan.apply(|node| {
+            if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+                let partitions = match join.partition_mode() {
+                    PartitionMode::CollectLeft => 1,
+                    PartitionMode::Partitioned | PartitionMode::Auto => 2,
+                };
+                let bytes = build_bytes(join, room(Joins::Hashed, 0, 1), &config).unwrap();
+                found.push(bytes / partitions);
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })
+        .unwrap();
+        assert_eq!(found.len(), 1, "{}", text(&plan));
+        found[0]
+    };
+    let by_number = "SELECT * FROM x JOIN y ON x.k = y.k";
+    assert_eq!(bytes_of(by_number, Some(99_999), 100_000).await, 400_000);
+    // By hash from there on, where nobody knows, and for other keys.
+    assert_eq!(bytes_of(by_number, Some(99_999), 99_999).await, 0);
+    assert_eq!(bytes_of(by_number, None, 100_000).await, 0);
+    assert_eq!(bytes_of("SELECT * FROM x JOIN y ON x.t = y.t", Some(99_999), 100_000).await, 0);
+    assert_eq!(bytes_of("SELECT * FROM x JOIN y ON x.k = y.k AND x.t = y.t", Some(9), 100_000).await, 0);
 }
 
 #[tokio::test]

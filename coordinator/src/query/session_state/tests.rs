@@ -138,6 +138,18 @@ fn options_of_query() -> QueryOptions {
     }
 }
 
+#[tokio::test]
+async fn sessions_start_from_our_own_defaults() {
+    let options = template().options();
+    assert_eq!(options.execution.perfect_hash_join_small_build_threshold, 1 << 18);
+}
+
+fn template() -> StateTemplate {
+    let channels = Channels::new(tokio::runtime::Handle::current());
+    let shards = Arc::new(ShardStore::new(None, Arc::new(Nowhere), channels.clone()));
+    StateTemplate::new(Arc::default(), shards, channels, ImportRoots::new(&[]))
+}
+
 /// How a query is run by four workers in a session with these settings.
 async fn planned(sql: &str, set: impl FnOnce(&mut ConfigOptions)) -> (PhysicalPlan, Arc<View>) {
     let tables = (1..).zip(tables()).map(|(id, of)| provider_of(id, &of));
@@ -150,9 +162,7 @@ async fn planned_over(
     sql: &str,
     set: impl FnOnce(&mut ConfigOptions),
 ) -> (PhysicalPlan, Arc<View>) {
-    let channels = Channels::new(tokio::runtime::Handle::current());
-    let shards = Arc::new(ShardStore::new(None, Arc::new(Nowhere), channels.clone()));
-    let template = StateTemplate::new(Arc::default(), shards, channels, ImportRoots::new(&[]));
+    let template = template();
     let schema = MemorySchemaProvider::new();
     for table in tables {
         schema.register_table(table.table().name.clone(), table).unwrap();
