@@ -27,6 +27,7 @@ use shoal_proto::{Channels, QueryPool, datafusion_defaults};
 use self::way::Way;
 use super::each_task::read_in_each_task;
 use super::filter_share::FilterShare;
+use super::group_late::GroupLate;
 use super::group_once::GroupOnce;
 use super::guard;
 use super::in_place::JoinInPlace;
@@ -107,7 +108,8 @@ impl StateTemplate {
         let state = builder.build();
         let rules = FilterShare::among(SafePushdown::in_all(state.physical_optimizers()));
         let rules = MergeLargeJoins::among(rules);
-        let mut rules = GroupOnce::among(JoinInPlace::among(rules));
+        // The outer groups first: what is dealt once for them may still be dealt as it is.
+        let mut rules = GroupOnce::among(GroupLate::among(JoinInPlace::among(rules)));
         // The last one: see there.
         rules.push(Arc::new(LateMaterialization));
         let ordering = JoinOrder::among(state.optimizers());

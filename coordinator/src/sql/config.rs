@@ -36,6 +36,8 @@ pub struct ShoalConfig {
     pub read_in_each_task: bool,
     /// Whether rows of groups of groups, as of `count(DISTINCT ...)`, are dealt by the outer groups at once.
     pub group_once: bool,
+    /// Whether rows that are nearly all in groups of their own are dealt as they are, and grouped once.
+    pub group_late: bool,
     /// Whether inner joins are made in the order that is estimated to cost least.
     pub join_order: bool,
     /// How rows are compressed that go from node to node.
@@ -71,6 +73,7 @@ impl Default for ShoalConfig {
             late_materialization: false,
             read_in_each_task: true,
             group_once: true,
+            group_late: true,
             join_order: true,
             exchange_compression: ExchangeCompression::default(),
             query_memory: String::new(),
@@ -123,6 +126,7 @@ impl ExtensionOptions for ShoalConfig {
             "late_materialization" => self.late_materialization = switch()?,
             "read_in_each_task" => self.read_in_each_task = switch()?,
             "group_once" => self.group_once = switch()?,
+            "group_late" => self.group_late = switch()?,
             "join_order" => self.join_order = switch()?,
             "exchange_compression" => self.exchange_compression = value.parse().map_err(refuse)?,
             "query_memory" => {
@@ -193,6 +197,12 @@ impl ExtensionOptions for ShoalConfig {
                 "group_once",
                 self.group_once.to_string(),
                 "Whether rows of COUNT(DISTINCT ...) with many groups are sent once, by the groups, and not twice.",
+            ),
+            entry(
+                "group_late",
+                self.group_late.to_string(),
+                "Whether rows of little tables that are nearly all in groups of their own are sent as they are, and \
+                 grouped once.",
             ),
             entry(
                 "join_order",

@@ -1,5 +1,5 @@
-//! Rows of groups of groups are dealt once where there are many groups, over 1, 2 and 4 workers, and
-//! give what plain DataFusion gives.
+//! Rows of groups of groups are dealt once where there are many groups, and rows that are nearly all in groups of
+//! their own are grouped once, over 1, 2 and 4 workers, and give what plain DataFusion gives.
 
 use shoal_benches::Oracle;
 use shoal_benches::answer::Numbers;
@@ -13,19 +13,21 @@ const SETUP: [&str; 2] = [
      CASE WHEN value % 90 = 0 THEN NULL ELSE value % 13 END AS x FROM generate_series(1, 60000)",
 ];
 
-/// With how often rows are dealt for each.
-const QUERIES: [(&str, usize); 6] = [
-    ("SELECT a, b, count(DISTINCT x) FROM go_rows GROUP BY a, b", 1),
+/// With how often rows are dealt for each, and whether they are grouped before they are.
+const QUERIES: [(&str, usize, bool); 7] = [
+    ("SELECT a, b, count(DISTINCT x) FROM go_rows GROUP BY a, b", 1, false),
     (
         "SELECT b, a, count(DISTINCT x) AS n FROM go_rows WHERE id > 7 GROUP BY b, a HAVING count(DISTINCT x) > 1",
         1,
+        false,
     ),
-    ("SELECT id, count(DISTINCT x), sum(DISTINCT x) FROM go_rows GROUP BY id", 0),
-    ("SELECT a, b, count(*) FROM (SELECT DISTINCT a, b, x FROM go_rows) GROUP BY a, b", 1),
+    ("SELECT id, count(DISTINCT x), sum(DISTINCT x) FROM go_rows GROUP BY id", 0, false),
+    ("SELECT a, b, count(*) FROM (SELECT DISTINCT a, b, x FROM go_rows) GROUP BY a, b", 1, false),
+    ("SELECT x, a, b, count(*), sum(id) FROM go_rows GROUP BY x, a, b", 1, false),
     // Too few: some partitions would have most of them.
-    ("SELECT b, count(DISTINCT x) FROM go_rows GROUP BY b", 2),
+    ("SELECT b, count(DISTINCT x) FROM go_rows GROUP BY b", 2, true),
     // Nobody knows how many.
-    ("SELECT a + x, count(DISTINCT b) FROM go_rows GROUP BY a + x", 2),
+    ("SELECT a + x, count(DISTINCT b) FROM go_rows GROUP BY a + x", 2, true),
 ];
 
 fn check(workers: usize) {
@@ -39,17 +41,21 @@ fn check(workers: usize) {
             oracle.run(sql).await.unwrap();
         }
         for client in [&mut cut, &mut whole] {
-            for (sql, _) in QUERIES {
+            for (sql, ..) in QUERIES {
                 let expected = oracle.expect(sql, Numbers::Exact).await.unwrap();
                 let (schema, batches) = client.query_with_schema(sql).await.unwrap();
                 expected.check(&schema, &batches).unwrap_or_else(|difference| panic!("{sql}: {difference}"));
             }
         }
-        for (sql, dealt) in QUERIES {
+        for (sql, dealt, is_grouped_before) in QUERIES {
             let plan = cut.text(&format!("EXPLAIN {sql}")).await.unwrap();
             assert_eq!(plan.matches("partitioning=Hash").count() - in_scan(&plan), dealt, "{sql}\n{plan}");
+            assert_eq!(plan.contains("mode=Partial"), is_grouped_before, "{sql}\n{plan}");
             assert_eq!(is_distributed(&plan), workers > 1, "{plan}");
         }
+        cut.update("SET shoal.group_late = off").await.unwrap();
+        let plan = cut.text(&format!("EXPLAIN {}", QUERIES[0].0)).await.unwrap();
+        assert!(plan.contains("mode=Partial"), "{plan}");
         cut.update("DROP TABLE go_rows").await.unwrap();
     });
     assert_eq!(cluster.crashed(), Vec::<String>::new());
