@@ -11,11 +11,9 @@ use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
-use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 
 use super::halves::{Halves, distinct_at_most};
 use super::planner_rules::{Rule, behind};
@@ -69,7 +67,7 @@ impl PhysicalOptimizerRule for GroupOnce {
 /// where there may be few outer groups.
 fn dealt_once(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
     let Some(outer) = Halves::of(node) else { return Ok(None) };
-    let Some(first) = outer.first.downcast_ref::<AggregateExec>() else { return Ok(None) };
+    let first = outer.first;
     let projection = first.input().downcast_ref::<ProjectionExec>();
     let groups = projection.map_or(first.input(), ProjectionExec::input);
     let Some(inner) = Halves::of(groups) else { return Ok(None) };
@@ -100,21 +98,23 @@ fn dealt_once(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionP
     };
     let Some(by) = columns.iter().map(hashed_by).collect::<Option<Vec<_>>>() else { return Ok(None) };
     let count = inner.deal.partitioning().partition_count();
-    let deal = RepartitionExec::try_new(Arc::clone(inner.first), Partitioning::Hash(by, count))?;
+    let deal = RepartitionExec::try_new(Arc::clone(inner.deal.input()), Partitioning::Hash(by, count))?;
     let mut input = replace_children_if_necessary(Arc::clone(groups), vec![Arc::new(deal)])?;
     if projection.is_some() {
         input = replace_children_if_necessary(Arc::clone(first.input()), vec![input])?;
     }
-    let first = replace_children_if_necessary(Arc::clone(outer.first), vec![input])?;
+    let first = replace_children_if_necessary(Arc::clone(outer.deal.input()), vec![input])?;
     Ok(Some(replace_children_if_necessary(Arc::clone(node), vec![first])?))
 }
 
-/// Whether the values of these columns, together, are known to be many, and none of them is often
+/// Whether the values of these groups, together, are known to be many, and none of them is often
 /// missing: all rows without it could be in one group.
-fn are_many(columns: &[usize], inner: &Halves<'_>) -> Result<bool> {
-    let statistics = StatisticsContext::new().compute(inner.first.as_ref(), &StatisticsArgs::new())?;
-    let groups = distinct_at_most(&statistics, columns);
-    Ok(groups.is_some_and(|groups| groups >= GROUPS_MIN))
+fn are_many(groups: &[usize], inner: &Halves<'_>) -> Result<bool> {
+    let Some(grouped_by) = inner.grouped_by() else { return Ok(false) };
+    let columns = groups.iter().map(|group| grouped_by.get(*group).copied()).collect::<Option<Vec<_>>>();
+    let statistics = inner.statistics()?;
+    let distinct = columns.and_then(|columns| distinct_at_most(&statistics, &columns));
+    Ok(distinct.is_some_and(|distinct| distinct >= GROUPS_MIN))
 }
 
 #[cfg(test)]

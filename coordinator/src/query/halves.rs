@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 
-use datafusion::common::Statistics;
+use datafusion::common::{Result, Statistics};
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{Partitioning, PhysicalExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
 
 /// Of so many rows at most one may have no value in a column that groups are by.
@@ -18,7 +20,7 @@ pub(super) struct Halves<'a> {
     pub(super) deal: &'a RepartitionExec,
     /// By what groups are dealt, in what the first half gives.
     pub(super) hashed: &'a [Arc<dyn PhysicalExpr>],
-    pub(super) first: &'a Arc<dyn ExecutionPlan>,
+    pub(super) first: &'a AggregateExec,
 }
 
 impl<'a> Halves<'a> {
@@ -28,8 +30,22 @@ impl<'a> Halves<'a> {
         let last = of_mode(node, AggregateMode::FinalPartitioned)?;
         let deal = last.input().downcast_ref::<RepartitionExec>()?;
         let Partitioning::Hash(hashed, _) = deal.partitioning() else { return None };
-        of_mode(deal.input(), AggregateMode::Partial)?;
-        (!deal.preserve_order()).then_some(Self { last, deal, hashed, first: deal.input() })
+        let first = of_mode(deal.input(), AggregateMode::Partial)?;
+        (!deal.preserve_order()).then_some(Self { last, deal, hashed, first })
+    }
+
+    /// Which columns of the rows are grouped by, in the order of the groups. None where something is computed.
+    pub(super) fn grouped_by(&self) -> Option<Vec<usize>> {
+        let groups = self.first.group_expr().expr().iter();
+        groups.map(|(group, _)| Some(group.downcast_ref::<Column>()?.index())).collect()
+    }
+
+    /// What is known of the rows.
+    ///
+    /// # Errors
+    /// Those of the plan's statistics.
+    pub(super) fn statistics(&self) -> Result<Arc<Statistics>> {
+        StatisticsContext::new().compute(self.first.input().as_ref(), &StatisticsArgs::new())
     }
 }
 

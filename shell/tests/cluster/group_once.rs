@@ -8,7 +8,7 @@ use crate::fixture::{is_distributed, session, shared};
 
 const SETUP: [&str; 2] = [
     "CREATE TABLE go_rows (id BIGINT, a BIGINT, b VARCHAR, x BIGINT) WITH (shards = 8, shard_key = 'id')",
-    "INSERT INTO go_rows SELECT value AS id, CASE WHEN value % 50 = 0 THEN NULL ELSE value % 500 END AS a, \
+    "INSERT INTO go_rows SELECT value AS id, CASE WHEN value % 50 = 0 THEN NULL ELSE value % 5000 END AS a, \
      CASE WHEN value % 70 = 0 THEN NULL ELSE 'name ' || (value % 97) END AS b, \
      CASE WHEN value % 90 = 0 THEN NULL ELSE value % 13 END AS x FROM generate_series(1, 60000)",
 ];
