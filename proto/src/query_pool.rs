@@ -73,10 +73,13 @@ impl QueryPool {
         }
     }
 
-    /// Whether one that can spill may hold so many bytes when so many are used by all, or
-    /// should spill.
-    fn leaves_enough(&self, held: usize, used: usize) -> bool {
-        held <= self.limit_bytes / ALWAYS_SHARE || held.saturating_mul(LEFT_FREE) <= self.free_bytes(used)
+    /// Whether one that can spill and holds so many bytes may hold more when so many are used by all, or
+    /// should spill. What holds nothing has nothing to spill: it gets its first rows wherever they fit.
+    fn leaves_enough(&self, holds: usize, more: usize, used: usize) -> bool {
+        let held = holds.saturating_add(more);
+        holds == 0
+            || held <= self.limit_bytes / ALWAYS_SHARE
+            || held.saturating_mul(LEFT_FREE) <= self.free_bytes(used)
     }
 }
 
@@ -104,11 +107,11 @@ impl MemoryPool for QueryPool {
     }
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
-        let held = reservation.size().saturating_add(additional);
+        let holds = reservation.size();
         let can_spill = reservation.consumer().can_spill();
         let grown = self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             let used = used.checked_add(additional).filter(|&used| used <= self.limit_bytes)?;
-            (!can_spill || self.leaves_enough(held, used)).then_some(used)
+            (!can_spill || self.leaves_enough(holds, additional, used)).then_some(used)
         });
         if let Err(used) = grown {
             return Err(DataFusionError::ResourcesExhausted(format!(
@@ -216,6 +219,21 @@ mod tests {
         join.try_grow(580).unwrap();
         drop((sort, join));
         assert_eq!((first.reserved(), second.reserved(), node.reserved()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_can_spill_gets_its_first_rows_where_they_fit() {
+        let node: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
+        let pool: Arc<dyn MemoryPool> = Arc::new(QueryPool::new(node, "w1", 1000));
+        let groups = MemoryConsumer::new("groups").register(&pool);
+        groups.try_grow(500).unwrap();
+        let sort = MemoryConsumer::new("sort").with_can_spill(true).register(&pool);
+        assert!(sort.try_grow(501).is_err(), "there is no room");
+        sort.try_grow(300).unwrap();
+        // It can spill these before it takes more.
+        assert!(sort.try_grow(1).is_err());
+        sort.free();
+        sort.try_grow(300).unwrap();
     }
 
     #[test]
