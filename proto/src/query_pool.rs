@@ -19,8 +19,8 @@ const SORT_KEPT_BYTES_MIN: u64 = 256 << 10;
 const SORT_KEPT_SHARE: u64 = 128;
 /// How many times as much as it holds an operator that can spill leaves free.
 const LEFT_FREE: usize = 2;
-/// The share of its query's memory that it may hold in any case: without its first rows
-/// there is nothing to spill.
+/// The share of its query's memory that it may hold in any case, or it would spill each batch by
+/// itself.
 const ALWAYS_SHARE: usize = 32;
 
 /// Bytes that each sort of a query keeps for merging what it has spilled:

@@ -1,8 +1,9 @@
-//! Tables for tests that say of their columns what is wanted of them.
+//! Tables for tests that say of their columns what is wanted of them, and what comes of queries.
 
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
+use arrow::util::pretty::pretty_format_batches;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
@@ -13,7 +14,16 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::Expr;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::statistics::StatisticsArgs;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, displayable};
+use datafusion::prelude::SessionContext;
+
+/// The plan, and the rows.
+pub(super) async fn run(context: &SessionContext, sql: &str) -> (String, String) {
+    let frame = context.sql(sql).await.unwrap();
+    let plan = frame.clone().create_physical_plan().await.unwrap();
+    let rows = frame.collect().await.unwrap();
+    (displayable(plan.as_ref()).indent(false).to_string(), pretty_format_batches(&rows).unwrap().to_string())
+}
 
 /// Rows whose columns are said to have so many distinct values each.
 #[derive(Debug)]

@@ -2,7 +2,6 @@
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::util::pretty::pretty_format_batches;
 use datafusion::common::stats::Precision;
 use datafusion::datasource::MemTable;
 use datafusion::execution::SessionStateBuilder;
@@ -11,7 +10,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::*;
 use crate::query::group_once::GroupOnce;
-use crate::query::told::Told;
+use crate::query::told::{Told, run};
 
 const PARTITIONS: usize = 3;
 const ROWS: usize = 3000;
@@ -55,14 +54,6 @@ fn context_that_knows(has_rule: bool, rows: usize, distinct: Precision<usize>) -
     let context = SessionContext::new_with_state(state);
     context.register_table("t", Arc::new(Told { rows, distinct, number_max: None })).unwrap();
     context
-}
-
-/// The plan, and the rows.
-async fn run(context: &SessionContext, sql: &str) -> (String, String) {
-    let frame = context.sql(sql).await.unwrap();
-    let plan = frame.clone().create_physical_plan().await.unwrap();
-    let rows = frame.collect().await.unwrap();
-    (displayable(plan.as_ref()).indent(false).to_string(), pretty_format_batches(&rows).unwrap().to_string())
 }
 
 fn is_grouped_twice(plan: &str) -> bool {

@@ -2,15 +2,13 @@
 
 use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::util::pretty::pretty_format_batches;
 use datafusion::common::stats::Precision;
 use datafusion::datasource::MemTable;
 use datafusion::execution::SessionStateBuilder;
-use datafusion::physical_plan::displayable;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::*;
-use crate::query::told::Told;
+use crate::query::told::{Told, run};
 
 /// A session with a table `t` of 3,000 rows in three partitions.
 fn context(has_rule: bool, distinct: Precision<usize>) -> SessionContext {
@@ -32,14 +30,6 @@ fn context(has_rule: bool, distinct: Precision<usize>) -> SessionContext {
     let context = SessionContext::new_with_state(state);
     context.register_table("t", Arc::new(Told { rows, distinct, number_max: None })).unwrap();
     context
-}
-
-/// The plan, and the rows.
-async fn run(context: &SessionContext, sql: &str) -> (String, String) {
-    let frame = context.sql(sql).await.unwrap();
-    let plan = frame.clone().create_physical_plan().await.unwrap();
-    let rows = frame.collect().await.unwrap();
-    (displayable(plan.as_ref()).indent(false).to_string(), pretty_format_batches(&rows).unwrap().to_string())
 }
 
 const MANY: Precision<usize> = Precision::Inexact(GROUPS_MIN);
