@@ -1,5 +1,6 @@
 //! Operators that every node knows beyond DataFusion's own.
 
+mod compact;
 mod hand_on;
 mod once;
 mod pieces;
@@ -14,6 +15,7 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 
+use self::compact::Compact;
 use self::hand_on::HandOnExec;
 use self::once::Once;
 use self::pieces::InPieces;
@@ -24,6 +26,8 @@ pub use self::runtime_filter::{
     FilterKeys, JoinKeysExec, ROWS_PRUNED_METRIC, RuntimeFilterExec, into_scans, passage,
 };
 
+/// An input in batches that hold no more than their own rows.
+pub type CompactExec = HandOnExec<Compact>;
 /// An input that can be read once only.
 pub type OnceExec = HandOnExec<Once>;
 /// An input in pieces.
@@ -54,6 +58,7 @@ impl PhysicalExtensionCodec for OperatorCodec {
             }
         }
         match (name, inputs) {
+            (CompactExec::NAME_BYTES, [input]) => Ok(Arc::new(CompactExec::new(Arc::clone(input)))),
             (OnceExec::NAME_BYTES, [input]) => Ok(Arc::new(OnceExec::new(Arc::clone(input)))),
             (PiecesExec::NAME_BYTES, [input]) => Ok(Arc::new(PiecesExec::new(Arc::clone(input)))),
             (SlicesExec::NAME_BYTES, [input]) => Ok(Arc::new(SlicesExec::new(Arc::clone(input)))),
@@ -80,6 +85,7 @@ impl PhysicalExtensionCodec for OperatorCodec {
             return Ok(());
         }
         let bytes = match () {
+            () if node.is::<CompactExec>() => CompactExec::NAME_BYTES,
             () if node.is::<OnceExec>() => OnceExec::NAME_BYTES,
             () if node.is::<PiecesExec>() => PiecesExec::NAME_BYTES,
             () if node.is::<SlicesExec>() => SlicesExec::NAME_BYTES,

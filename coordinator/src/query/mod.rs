@@ -6,6 +6,7 @@
 mod admission;
 mod attempt;
 mod certificate;
+mod compact_sorts;
 mod each_task;
 mod explain;
 mod filter_share;

@@ -27,7 +27,7 @@ use datafusion_distributed::{
     BroadcastExec, DistributedExec, DistributedLeafExec, NetworkBoundaryExt, NetworkCoalesceExec, Stage,
 };
 use shoal_data::counted_segment;
-use shoal_data::operators::{JoinKeysExec, OnceExec, PiecesExec, RuntimeFilterExec, SlicesExec};
+use shoal_data::operators::{CompactExec, JoinKeysExec, OnceExec, PiecesExec, RuntimeFilterExec, SlicesExec};
 use shoal_proto::exchange::{ReadLog, Reads};
 use shoal_proto::{ErrorCode, Failure, TableId, WorkerId};
 
@@ -296,6 +296,7 @@ fn taken_of_children(node: &Arc<dyn ExecutionPlan>, taken: Taken) -> datafusion:
     let passes_on = node.is::<ProjectionExec>()
         || node.is::<FilterExec>()
         || node.is::<CooperativeExec>()
+        || node.is::<CompactExec>()
         || node.is::<OnceExec>()
         || node.is::<PiecesExec>()
         || node.is::<SlicesExec>()

@@ -21,7 +21,7 @@ use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion_distributed::{BroadcastExec, NetworkBoundaryExt, NetworkBroadcastExec};
-use shoal_data::operators::{FilterKeys, JoinKeysExec, RuntimeFilterExec, passage};
+use shoal_data::operators::{CompactExec, FilterKeys, JoinKeysExec, RuntimeFilterExec, passage};
 use shoal_proto::runtime_filter::{FilterId, KeyFilter};
 use uuid::Uuid;
 
@@ -232,7 +232,8 @@ fn below(node: &Arc<dyn ExecutionPlan>, columns: &[usize]) -> Option<(usize, Vec
         || node.is::<RepartitionExec>()
         || node.is::<BroadcastExec>()
         || node.is::<CoalescePartitionsExec>()
-        || node.is::<SortExec>();
+        || node.is::<SortExec>()
+        || node.is::<CompactExec>();
     if hands_on && node.children().len() == 1 {
         return Some((0, columns.to_vec()));
     }

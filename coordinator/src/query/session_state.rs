@@ -25,6 +25,7 @@ use shoal_proto::runtime_filter::RuntimeFilterRelay;
 use shoal_proto::{Channels, QueryPool, datafusion_defaults};
 
 use self::way::Way;
+use super::compact_sorts::CompactSorts;
 use super::each_task::read_in_each_task;
 use super::filter_share::FilterShare;
 use super::group_late::GroupLate;
@@ -103,6 +104,7 @@ impl StateTemplate {
             .with_runtime_env(runtime)
             .with_physical_optimizer_rule(Arc::new(LimitOnce))
             .with_physical_optimizer_rule(Arc::new(YieldInJoins))
+            .with_physical_optimizer_rule(Arc::new(CompactSorts))
             .with_distributed_planner();
         shoal_data::functions::register(&mut builder);
         let state = builder.build();
