@@ -1,5 +1,5 @@
 //! In which order inner joins are made: the one that is estimated to compute and to send least,
-//! where that is clearly less than as the query is written.
+//! where that is clearly less than as the query is written. And how far below them semi joins are.
 //!
 //! Nothing here changes what a join means: the same leaves are joined by the same equalities
 //! and filters, and a projection above gives the columns as they were. What is not understood
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::logical_expr::logical_plan::Projection;
-use datafusion::logical_expr::{JoinType, LogicalPlan};
+use datafusion::logical_expr::{Join, JoinType, LogicalPlan};
 use datafusion::optimizer::optimize_projections::OptimizeProjections;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
@@ -21,6 +21,7 @@ mod cost;
 mod enumerate;
 mod estimate;
 mod selectivity;
+mod semi_joins;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -28,6 +29,7 @@ mod tree;
 use cost::Graph;
 use enumerate::cheapest;
 use selectivity::UNKNOWN;
+use semi_joins::with_semi_joins_below;
 use tree::{Seen, Shape, Tree};
 
 /// A rule of the optimiser.
@@ -71,8 +73,10 @@ impl OptimizerRule for JoinOrder {
         }
         // How wide rows are depends on what is needed of them.
         let slim = OptimizeProjections::new().rewrite(plan, config)?;
+        let below = with_semi_joins_below(slim.data)?;
+        let is_changed = slim.transformed || below.transformed;
         let mut seen = Seen::default();
-        let ordered = slim.data.transform_down_with_subqueries(|node| {
+        let ordered = below.data.transform_down_with_subqueries(|node| {
             if !matches!(node, LogicalPlan::Join(_)) || seen.has(&node) {
                 return Ok(Transformed::no(node));
             }
@@ -83,7 +87,7 @@ impl OptimizerRule for JoinOrder {
             Ok(Transformed::new_transformed(node, is_better))
         })?;
         if !ordered.transformed {
-            return Ok(Transformed::new_transformed(ordered.data, slim.transformed));
+            return Ok(Transformed::new_transformed(ordered.data, is_changed));
         }
         Ok(Transformed::yes(ordered.data))
     }
@@ -93,7 +97,8 @@ impl OptimizerRule for JoinOrder {
 fn has_order(plan: &LogicalPlan) -> Result<bool> {
     let mut joins = 0;
     plan.apply_with_subqueries(|node| {
-        joins += usize::from(matches!(node, LogicalPlan::Join(join) if join.join_type == JoinType::Inner));
+        let is_ordered = |join: &Join| matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi);
+        joins += usize::from(matches!(node, LogicalPlan::Join(join) if is_ordered(join)));
         Ok(if joins + 1 < LEAVES_MIN { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
     })?;
     Ok(joins + 1 >= LEAVES_MIN)

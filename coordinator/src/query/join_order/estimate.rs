@@ -76,8 +76,9 @@ impl Facts {
             LogicalPlan::Sort(node) if node.fetch.is_none() => Self::of(&node.input, unknown),
             LogicalPlan::Join(join) => match join.join_type {
                 JoinType::Inner => of_joins(plan, unknown),
+                JoinType::LeftSemi => of_semi(&join.left, &join.right, &join.on, unknown),
                 // Not more than all.
-                JoinType::LeftSemi | JoinType::LeftAnti => Self::of(&join.left, unknown),
+                JoinType::LeftAnti => Self::of(&join.left, unknown),
                 JoinType::RightSemi | JoinType::RightAnti => Self::of(&join.right, unknown),
                 _ => None,
             },
@@ -225,6 +226,18 @@ fn of_groups(node: &Aggregate, unknown: f64) -> Option<Facts> {
     // Of these they are all there are, if nothing was left out before.
     facts.base_rows = values.map_or(facts.base_rows, |values| values.min(facts.base_rows));
     Some(Facts { rows, ..facts })
+}
+
+/// Of rows with a partner there are not more than partners have keys, of the values of each key.
+fn of_semi(kept: &LogicalPlan, partners: &LogicalPlan, on: &[(Expr, Expr)], unknown: f64) -> Option<Facts> {
+    let facts = Facts::of(kept, unknown)?;
+    let Some(partners) = Facts::of(partners, unknown) else { return Some(facts) };
+    let shares = on.iter().filter_map(|(key, _)| {
+        let column = facts.columns.get(place_of(key, kept)?)?;
+        Some(partners.rows / column.distinct?)
+    });
+    let share = shares.fold(1.0, f64::min);
+    Some(facts.with_share(share))
 }
 
 /// Of joins that are a part of a leaf.

@@ -315,7 +315,7 @@ impl Seen {
 }
 
 /// The inner join that a plan is, maybe with fewer of its columns.
-fn inner_join(plan: &LogicalPlan) -> Option<&Join> {
+pub(super) fn inner_join(plan: &LogicalPlan) -> Option<&Join> {
     match plan {
         LogicalPlan::Join(join) => {
             let is_inner =

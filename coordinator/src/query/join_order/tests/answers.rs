@@ -23,8 +23,8 @@ fn made() -> impl Strategy<Value = Made> {
 type Pair = ((usize, usize), (usize, usize));
 
 /// Tables, and what each but the first is joined by with those before it; more equalities, and
-/// conditions that are none.
-fn graph() -> impl Strategy<Value = (Vec<Made>, Vec<Pair>, Vec<Pair>, Vec<Pair>)> {
+/// conditions that are none; and columns whose values are to be among those of another one.
+fn graph() -> impl Strategy<Value = (Vec<Made>, Vec<Pair>, [Vec<Pair>; 3])> {
     (3_usize..7).prop_flat_map(|count| {
         let column = || 0..COLUMNS.len();
         let edges: Vec<_> = (1..count).map(|table| ((0..table, column()), (Just(table), column()))).collect();
@@ -32,13 +32,12 @@ fn graph() -> impl Strategy<Value = (Vec<Made>, Vec<Pair>, Vec<Pair>, Vec<Pair>)
         (
             prop::collection::vec(made(), count),
             edges,
-            prop::collection::vec(any(), 0..3),
-            prop::collection::vec(any(), 0..3),
+            prop::array::uniform3(prop::collection::vec(any(), 0..3)),
         )
     })
 }
 
-fn sql_of(edges: &[Pair], equal: &[Pair], residual: &[Pair]) -> String {
+fn sql_of(edges: &[Pair], equal: &[Pair], residual: &[Pair], among: &[Pair]) -> String {
     let name = |(table, column): (usize, usize)| format!("t{table}.{}", COLUMNS[column]);
     let mut sql = "SELECT * FROM t0".to_owned();
     for (at, (left, right)) in edges.iter().enumerate() {
@@ -46,7 +45,11 @@ fn sql_of(edges: &[Pair], equal: &[Pair], residual: &[Pair]) -> String {
     }
     let equal = equal.iter().map(|(left, right)| format!("{} = {}", name(*left), name(*right)));
     let residual = residual.iter().map(|(left, right)| format!("{} <= {}", name(*left), name(*right)));
-    let all: Vec<String> = equal.chain(residual).collect();
+    let among = among.iter().map(|(asked, (table, column))| {
+        let column = COLUMNS[*column];
+        format!("{} IN (SELECT {column} FROM t{table} WHERE {column} < 3)", name(*asked))
+    });
+    let all: Vec<String> = equal.chain(residual).chain(among).collect();
     if !all.is_empty() {
         sql += &format!(" WHERE {}", all.join(" AND "));
     }
@@ -57,8 +60,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn answers_do_not_depend_on_the_order((tables, edges, equal, residual) in graph()) {
-        let sql = sql_of(&edges, &equal, &residual);
+    fn answers_do_not_depend_on_the_order((tables, edges, [equal, residual, among]) in graph()) {
+        let sql = sql_of(&edges, &equal, &residual, &among);
         let tables = tables.iter().enumerate().map(|(at, made)| {
             let values = [made.told, made.told / 10, 100];
             let columns: Vec<(&str, usize)> = COLUMNS.into_iter().zip(values).collect();

@@ -88,6 +88,49 @@ async fn what_is_equal_to_the_same_is_equal() {
     assert_eq!(together(&order, &["left_few", "right_few"]), ["left_few", "right_few"], "{order}");
 }
 
+/// Of `mids`, one in a hundred or fewer are asked for.
+const FEW_KEYS: &str = "SELECT fk FROM few WHERE fw < 10";
+
+#[tokio::test]
+async fn a_semi_join_goes_down_to_the_leaf_that_it_asks_about() {
+    let tables = chain(Some(1_000));
+    for sql in [
+        format!("SELECT fv FROM facts JOIN mids ON fm = mk WHERE mk IN ({FEW_KEYS})"),
+        format!("SELECT fv FROM mids JOIN facts ON fm = mk WHERE EXISTS ({FEW_KEYS} AND fk = mk)"),
+    ] {
+        let on = order_of(&tables, &sql).await;
+        assert!(on.contains("(mids few)"), "{sql}: {on}");
+        let off = order(&optimised(&context(&tables, false), &sql).await);
+        assert!(off.ends_with("few)") && !off.contains("(mids few)"), "{sql}: {off}");
+    }
+}
+
+#[tokio::test]
+async fn a_semi_join_stays_where_it_leaves_out_little_or_is_not_understood() {
+    let tables = chain(Some(1_000));
+    for sql in [
+        // There may be as many partners as rows.
+        "SELECT fv FROM facts JOIN mids ON fm = mk WHERE mf IN (SELECT fk FROM few)",
+        // The joins leave less of it than it has.
+        "SELECT fv FROM facts JOIN mids ON fm = mk WHERE mf = 3 AND fm IN (SELECT fk FROM few WHERE fw < 10)",
+        // Its keys are of two leaves.
+        "SELECT fv FROM facts JOIN mids ON fm = mk \
+         WHERE EXISTS (SELECT 1 FROM few WHERE fk = mf AND fw = fv AND fw < 10)",
+        // It has another condition.
+        "SELECT fv FROM facts JOIN mids ON fm = mk \
+         WHERE EXISTS (SELECT 1 FROM few WHERE fk = mk AND fw < mf AND fw < 10)",
+        // What is computed may be an error.
+        "SELECT fv FROM facts JOIN mids ON fm = mk WHERE 10 / mk IN (SELECT fk FROM few WHERE fw < 10)",
+        // What is not in, and what is asked for beside other joins.
+        "SELECT fv FROM facts JOIN mids ON fm = mk WHERE mk NOT IN (SELECT fk FROM few WHERE fw < 10)",
+        "SELECT fv FROM facts LEFT JOIN mids ON fm = mk WHERE fv IN (SELECT fk FROM few WHERE fw < 10)",
+    ] {
+        let text = |plan: LogicalPlan| order(&plan);
+        let on = text(optimised(&context(&tables, true), sql).await);
+        assert_eq!(on, text(optimised(&context(&tables, false), sql).await), "{sql}");
+    }
+}
+
 #[test]
 fn an_order_must_be_clearly_better_by_one_guess_and_hardly_worse_by_any() {
     assert!(is_worth_it(&[0.7, 1.1]));
