@@ -96,12 +96,3 @@ async fn suppliers_of_one_region_are_found_before_what_they_supply() {
     let off = order_of(2, false).await;
     assert!(!off.contains("(((region nation) supplier) partsupp)"), "{off}");
 }
-
-/// The order of a join is: kept side, then partners.
-#[tokio::test]
-async fn large_orders_are_found_before_who_ordered_them() {
-    let on = order_of(18, true).await;
-    assert!(on.contains("(orders lineitem)"), "{on}");
-    let off = order_of(18, false).await;
-    assert!(off.ends_with(" lineitem)") && !off.contains("(orders lineitem)"), "{off}");
-}
