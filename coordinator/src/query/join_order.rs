@@ -93,7 +93,8 @@ impl OptimizerRule for JoinOrder {
     }
 }
 
-/// Whether a plan has joins of which there could be another order.
+/// Whether a plan has joins of which there could be another order: a semi join counts as one, since it may go
+/// below a single inner one.
 fn has_order(plan: &LogicalPlan) -> Result<bool> {
     let mut joins = 0;
     plan.apply_with_subqueries(|node| {

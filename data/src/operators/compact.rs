@@ -40,14 +40,14 @@ fn own_rows(batch: RecordBatch) -> Result<RecordBatch> {
     let rows = batch.num_rows();
     let columns = batch.columns().iter().map(own_values).collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    // Views are copied here as slices are; their text is there.
+    // Of views only what points to text is copied above; this copies the text.
     exchange::compact(RecordBatch::try_new_with_options(batch.schema(), columns, &options)?)
 }
 
 fn own_values(column: &ArrayRef) -> Result<ArrayRef> {
     let data = column.to_data();
     let (held_bytes, own_bytes) = match column.data_type() {
-        // Text of views comes after this, and values of a dictionary are of all its batches.
+        // The text of views is seen to after this, and values of a dictionary are shared on purpose.
         DataType::Utf8View | DataType::BinaryView | DataType::Dictionary(_, _) => {
             data.buffers().first().map_or((0, 0), |fixed| (fixed.capacity(), fixed.len()))
         }

@@ -228,7 +228,8 @@ fn of_groups(node: &Aggregate, unknown: f64) -> Option<Facts> {
     Some(Facts { rows, ..facts })
 }
 
-/// Of rows with a partner there are not more than partners have keys, of the values of each key.
+/// Rows with a partner: the share of a key's values that the partners can have, if each of their rows has another
+/// one. All rows where that is not known.
 fn of_semi(kept: &LogicalPlan, partners: &LogicalPlan, on: &[(Expr, Expr)], unknown: f64) -> Option<Facts> {
     let facts = Facts::of(kept, unknown)?;
     let Some(partners) = Facts::of(partners, unknown) else { return Some(facts) };
