@@ -34,6 +34,16 @@ const QUERIES: [&str; 5] = [
      JOIN jo_few d ON m.mf = d.fk AND o.mf = d.fk WHERE d.fv = 3",
 ];
 
+/// The subquery asks about the facts alone; of their groups few are left.
+const ASKED: [&str; 3] = [
+    "SELECT f.id, m.mv FROM jo_facts f JOIN jo_mids m ON f.fm = m.mk \
+     WHERE f.id IN (SELECT id FROM jo_facts GROUP BY id HAVING sum(v) > 5)",
+    "SELECT m.mv, d.name, count(*) FROM jo_facts f, jo_mids m, jo_few d WHERE f.fm = m.mk AND m.mf = d.fk \
+     AND f.id IN (SELECT id FROM jo_facts GROUP BY id HAVING sum(v) > 5) GROUP BY m.mv, d.name",
+    "SELECT f.id, m.mv FROM jo_mids m JOIN jo_facts f ON f.fm = m.mk WHERE EXISTS \
+     (SELECT 1 FROM jo_facts o WHERE o.id = f.id AND o.fm IS NOT DISTINCT FROM f.fm GROUP BY o.id HAVING sum(o.v) > 5)",
+];
+
 /// The line of the topmost join of a query.
 async fn top_join(client: &mut Client, sql: &str) -> (String, String) {
     let plan = client.text(&format!("EXPLAIN {sql}")).await.unwrap();
@@ -56,7 +66,7 @@ fn check(workers: usize) {
             cut.update(&setting).await.unwrap();
             whole.update(&setting).await.unwrap();
             for client in [&mut cut, &mut whole] {
-                for sql in QUERIES {
+                for sql in QUERIES.into_iter().chain(ASKED) {
                     let expected = oracle.expect(sql, Numbers::Exact).await.unwrap();
                     let (schema, batches) = client
                         .query_with_schema(sql)
@@ -70,9 +80,14 @@ fn check(workers: usize) {
                 let (join, plan) = top_join(client, QUERIES[0]).await;
                 assert_eq!(join.contains("fm@"), is_on, "{setting}\n{plan}");
                 assert_eq!(join.contains("fk@"), !is_on, "{setting}\n{plan}");
+                let (join, plan) = top_join(client, ASKED[0]).await;
+                assert_eq!(join.contains("Semi"), !is_on, "{setting}\n{plan}");
+                assert!(plan.contains("Semi"), "{setting}\n{plan}");
             }
-            let (_, plan) = top_join(&mut cut, QUERIES[0]).await;
-            assert_eq!(is_distributed(&plan), workers > 1, "{plan}");
+            for sql in [QUERIES[0], ASKED[0]] {
+                let (_, plan) = top_join(&mut cut, sql).await;
+                assert_eq!(is_distributed(&plan), workers > 1, "{plan}");
+            }
         }
         for table in ["jo_facts", "jo_mids", "jo_few"] {
             cut.update(&format!("DROP TABLE {table}")).await.unwrap();
