@@ -34,14 +34,14 @@ const QUERIES: [&str; 5] = [
      JOIN jo_few d ON m.mf = d.fk AND o.mf = d.fk WHERE d.fv = 3",
 ];
 
-/// The subquery asks about the facts alone; of their groups few are left.
+/// The subqueries ask about the facts alone, and leave few of them.
 const ASKED: [&str; 3] = [
     "SELECT f.id, m.mv FROM jo_facts f JOIN jo_mids m ON f.fm = m.mk \
      WHERE f.id IN (SELECT id FROM jo_facts GROUP BY id HAVING sum(v) > 5)",
     "SELECT m.mv, d.name, count(*) FROM jo_facts f, jo_mids m, jo_few d WHERE f.fm = m.mk AND m.mf = d.fk \
      AND f.id IN (SELECT id FROM jo_facts GROUP BY id HAVING sum(v) > 5) GROUP BY m.mv, d.name",
-    "SELECT f.id, m.mv FROM jo_mids m JOIN jo_facts f ON f.fm = m.mk WHERE EXISTS \
-     (SELECT 1 FROM jo_facts o WHERE o.id = f.id AND o.fm IS NOT DISTINCT FROM f.fm GROUP BY o.id HAVING sum(o.v) > 5)",
+    "SELECT f.id, m.mv FROM jo_mids m JOIN jo_facts f ON f.fm = m.mk \
+     WHERE EXISTS (SELECT 1 FROM jo_facts o WHERE o.id = f.id AND o.v = 3)",
 ];
 
 /// The line of the topmost join of a query.
