@@ -17,11 +17,13 @@ const NOTICES_MAX: usize = 100;
 /// The setting that names the next write.
 const WRITE_ID_SETTING: &str = "shoal.write_id";
 /// Settings that the engine's correctness rests on.
-const FIXED_PREFIXES: [&str; 7] = [
+const FIXED_PREFIXES: [&str; 8] = [
     "distributed.",
     "datafusion.catalog.create_default",
     "datafusion.catalog.information_schema",
     "datafusion.execution.target_partitions",
+    // See `datafusion_defaults`: with more, queries can wait for good.
+    "datafusion.execution.max_spill_file_size_bytes",
     // Takes filters away from above scans: `shoal.late_materialization` does not.
     "datafusion.execution.parquet.pushdown_filters",
     "datafusion.optimizer.preserve_file_partitions",
@@ -244,6 +246,7 @@ mod tests {
         for (name, value) in [
             ("datafusion.execution.batch_size", "many"),
             ("datafusion.execution.target_partitions", "1"),
+            ("datafusion.execution.max_spill_file_size_bytes", "1000000"),
             ("datafusion.execution.parquet.pushdown_filters", "true"),
             ("shoal.query_memory", "lots"),
             ("shoal.colour", "red"),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shoal_coordinator::CoordinatorConfig;
 use shoal_worker::WorkerConfig;
 use shoal_worker::lanes::ComputeThreads;
@@ -68,6 +69,7 @@ fn run_node<S>(
         }
     };
     start_logging(&common(&settings).log);
+    open_many_files();
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -181,6 +183,18 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
     ended
 }
 
+/// Lets this process have as many files open as the system grants it. It begins with fewer, for programs
+/// that use `select`; here each connection is one, and each batch of a query that waits on disk.
+fn open_many_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(?current, ?maximum, "no more files can be open than at the start: {error}");
+    }
+}
+
 /// Threads of which others on the same cores come first, where `nice` is more than 0.
 fn runtime(name: &str, threads: usize, nice: i32) -> Result<Runtime> {
     Builder::new_multi_thread()
@@ -285,5 +299,19 @@ fn remove_folder(folder: &Path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
             Ok(()) | Err(_) => std::thread::sleep(Duration::from_millis(25)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_as_many_files_open_as_it_may() {
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let fewer = current.map(|current| current - 1).or(Some(10_000));
+        setrlimit(Resource::Nofile, Rlimit { current: fewer, maximum }).unwrap();
+        open_many_files();
+        assert_eq!(getrlimit(Resource::Nofile), Rlimit { current: maximum, maximum });
     }
 }

@@ -5,19 +5,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use shoal_proto::WorkerId;
+use shoal_proto::{QueryId, WorkerId};
 
 /// Second runs that each first run allows: a tenth of all work at most.
 const SECOND_RUNS_PER_RUN: f64 = 0.1;
 /// Second runs that may have been saved up.
 const SECOND_RUNS_MAX: f64 = 16.0;
-/// How long a worker gets no work after it was overtaken, each time longer.
+/// Queries in a row in which a worker is overtaken before it gets no work: once is what the machine, or another
+/// query, did to it.
+const OVERTAKEN_IN: u32 = 2;
+/// How long a slow worker gets no work, each time longer.
 const EJECTED_FOR: Duration = Duration::from_secs(10);
 /// The longest that it can become.
 const EJECTED_FOR_MAX: Duration = Duration::from_secs(300);
-/// After so long without being overtaken, what was before is forgotten.
+/// After so long without that, what was before is forgotten.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(120);
-/// Two shards of one query say the same of their worker.
+/// Two tasks of one query say the same of their worker.
 const ONCE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is known of slow workers.
@@ -25,15 +28,23 @@ const ONCE_WITHIN: Duration = Duration::from_secs(1);
 pub struct Outliers {
     second_runs: f64,
     overtaken: BTreeMap<WorkerId, Overtaken>,
+    ejected: BTreeMap<WorkerId, Ejected>,
+}
+
+/// A worker that has not kept up since it was overtaken first.
+#[derive(Clone, Copy, Debug)]
+struct Overtaken {
+    last: QueryId,
+    queries: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Overtaken {
+struct Ejected {
     last: Instant,
     times: u32,
 }
 
-impl Overtaken {
+impl Ejected {
     fn until(&self) -> Instant {
         self.last + EJECTED_FOR.saturating_mul(self.times).min(EJECTED_FOR_MAX)
     }
@@ -41,7 +52,7 @@ impl Overtaken {
 
 impl Default for Outliers {
     fn default() -> Self {
-        Self { second_runs: SECOND_RUNS_MAX, overtaken: BTreeMap::new() }
+        Self { second_runs: SECOND_RUNS_MAX, overtaken: BTreeMap::new(), ejected: BTreeMap::new() }
     }
 }
 
@@ -60,26 +71,42 @@ impl Outliers {
         may
     }
 
-    /// A second run that began later ended before the worker's own.
-    pub fn overtook(&mut self, worker: &WorkerId, now: Instant) {
-        let known = self.overtaken.get(worker).copied();
+    /// In this query a second run that began later ended before the worker's own.
+    pub fn overtook(&mut self, worker: &WorkerId, query: QueryId, now: Instant) {
+        let overtaken = self.overtaken.entry(worker.clone());
+        let overtaken = overtaken.and_modify(|known| {
+            known.queries += u32::from(known.last != query);
+            known.last = query;
+        });
+        if overtaken.or_insert(Overtaken { last: query, queries: 1 }).queries >= OVERTAKEN_IN {
+            self.eject(worker, now);
+        }
+    }
+
+    /// The worker was as quick as the others.
+    pub fn kept_up(&mut self, worker: &WorkerId) {
+        self.overtaken.remove(worker);
+    }
+
+    /// The worker gets no work for a while.
+    pub fn eject(&mut self, worker: &WorkerId, now: Instant) {
+        let known = self.ejected.get(worker).copied();
         let times = match known {
             Some(known) if now.saturating_duration_since(known.last) < ONCE_WITHIN => known.times,
             Some(known) if now.saturating_duration_since(known.until()) < FORGIVEN_AFTER => known.times + 1,
             _ => 1,
         };
-        self.overtaken.insert(worker.clone(), Overtaken { last: now, times });
+        self.ejected.insert(worker.clone(), Ejected { last: now, times });
     }
 
-    /// For how long yet a worker that was overtaken gets no work, if there are
-    /// enough others.
+    /// For how long yet a slow worker gets no work, if there are enough others.
     pub fn remaining(&self, worker: &WorkerId, now: Instant) -> Option<Duration> {
-        let left = self.overtaken.get(worker)?.until().saturating_duration_since(now);
+        let left = self.ejected.get(worker)?.until().saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
     }
 
     /// Those of `workers` that get no work now: at most half of them, those
-    /// that were overtaken last.
+    /// that were slow last.
     pub fn ejected<'a>(
         &self,
         workers: impl Iterator<Item = &'a WorkerId>,
@@ -89,8 +116,7 @@ impl Outliers {
         let mut slow: Vec<_> = workers
             .inspect(|_| count += 1)
             .filter(|worker| self.remaining(worker, now).is_some())
-            .filter_map(|worker| Some((self.overtaken.get(worker)?, worker)))
-            .map(|(overtaken, worker)| (overtaken.last, worker.clone()))
+            .filter_map(|worker| Some((self.ejected.get(worker)?.last, worker.clone())))
             .collect();
         slow.sort();
         slow.into_iter().rev().take(count / 2).map(|(_, worker)| worker).collect()
@@ -117,16 +143,36 @@ mod tests {
     }
 
     #[test]
-    fn an_overtaken_worker_gets_no_work_for_longer_each_time() {
+    fn who_is_overtaken_in_one_query_after_the_other_gets_no_work() {
+        let start = Instant::now();
+        let workers = names(&["w1", "w2"]);
+        let slow = &workers[1];
+        let mut outliers = Outliers::default();
+        let is_ejected = |outliers: &Outliers| !outliers.ejected(workers.iter(), start).is_empty();
+        let (first, second) = (QueryId::random(), QueryId::random());
+        outliers.overtook(slow, first, start);
+        // The other shard of the same query.
+        outliers.overtook(slow, first, start);
+        assert!(!is_ejected(&outliers));
+        outliers.kept_up(slow);
+        outliers.overtook(slow, second, start);
+        outliers.kept_up(&workers[0]);
+        assert!(!is_ejected(&outliers));
+        outliers.overtook(slow, first, start);
+        assert!(is_ejected(&outliers));
+    }
+
+    #[test]
+    fn a_slow_worker_gets_no_work_for_longer_each_time() {
         let start = Instant::now();
         let workers = names(&["w1", "w2", "w3", "w4"]);
         let slow = &workers[1];
         let mut outliers = Outliers::default();
         let is_ejected =
             |outliers: &Outliers, now: Instant| outliers.ejected(workers.iter(), now).contains(slow);
-        outliers.overtook(slow, start);
-        // The other shard of the same query.
-        outliers.overtook(slow, start + Duration::from_millis(5));
+        outliers.eject(slow, start);
+        // Another task of the same query.
+        outliers.eject(slow, start + Duration::from_millis(5));
         assert!(is_ejected(&outliers, start + EJECTED_FOR));
         assert_eq!(
             outliers.remaining(slow, start + ONCE_WITHIN),
@@ -135,11 +181,11 @@ mod tests {
         assert_eq!(outliers.remaining(&workers[0], start), None);
         let back = start + EJECTED_FOR + ONCE_WITHIN;
         assert!(!is_ejected(&outliers, back));
-        outliers.overtook(slow, back);
+        outliers.eject(slow, back);
         assert!(is_ejected(&outliers, back + EJECTED_FOR + ONCE_WITHIN));
         assert!(!is_ejected(&outliers, back + EJECTED_FOR * 2));
         let later = back + EJECTED_FOR * 2 + FORGIVEN_AFTER;
-        outliers.overtook(slow, later);
+        outliers.eject(slow, later);
         assert!(!is_ejected(&outliers, later + EJECTED_FOR));
     }
 
@@ -149,7 +195,7 @@ mod tests {
         let mut outliers = Outliers::default();
         let all = names(&["w1", "w2", "w3"]);
         for (turn, worker) in all.iter().enumerate() {
-            outliers.overtook(worker, now + Duration::from_millis(turn as u64));
+            outliers.eject(worker, now + Duration::from_millis(turn as u64));
         }
         let later = now + Duration::from_secs(1);
         assert_eq!(outliers.ejected(all.iter(), later), BTreeSet::from([WorkerId::from("w3")]));

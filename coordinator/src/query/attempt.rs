@@ -338,7 +338,7 @@ pub(super) fn standstill(
     let limit = STILL_MAX.saturating_mul(1 << tries.saturating_sub(1).min(8));
     let stillest = cluster.stillest(options.query, options.attempt, workers);
     let (worker, still) = stillest.filter(|(_, still)| *still >= limit)?;
-    cluster.outliers().lock().overtook(&worker, Instant::now());
+    cluster.outliers().lock().eject(&worker, Instant::now());
     let message = format!("its task has not moved for {:.0} s", still.as_secs_f64());
     Some(Failure::new(ErrorCode::Unavailable, message).at(worker.as_str()))
 }

@@ -1,9 +1,12 @@
 //! Batches that hold no more than their own rows.
 
-use arrow::array::{Array, ArrayRef, MutableArrayData, RecordBatch, RecordBatchOptions, make_array};
+use arrow::array::{
+    Array, ArrayData, ArrayRef, AsArray, MutableArrayData, RecordBatch, RecordBatchOptions, make_array,
+};
 use arrow::datatypes::DataType;
 use datafusion::common::Result;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::TryStreamExt;
 use shoal_proto::exchange;
@@ -13,25 +16,37 @@ use super::hand_on::HandOn;
 /// Gives rows in batches that hold little beyond them. Groups leave their operator as
 /// slices of one batch of all of them, and a sort counts for each slice what it shares
 /// with the others: it would spill after every few, or not begin where memory is little.
-#[derive(Debug)]
-pub struct Compact;
+#[derive(Debug, Default)]
+pub struct Compact {
+    metrics: ExecutionPlanMetricsSet,
+}
 
 impl HandOn for Compact {
     const NAME: &'static str = "CompactExec";
 
     fn of(_partitions: usize) -> Self {
-        Self
+        Self::default()
     }
 
     fn hand_on(
         &self,
-        _partition: usize,
+        partition: usize,
         open: impl FnOnce() -> Result<SendableRecordBatchStream>,
     ) -> Result<SendableRecordBatchStream> {
         let input = open()?;
         let schema = input.schema();
-        let own = input.and_then(|batch| std::future::ready(own_rows(batch)));
+        let metrics = BaselineMetrics::new(&self.metrics, partition);
+        let own = input.and_then(move |batch| {
+            let took = metrics.elapsed_compute().timer();
+            let own = own_rows(batch);
+            took.done();
+            std::future::ready(own.inspect(|own| metrics.record_output(own.num_rows())))
+        });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, own)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
     }
 }
 
@@ -51,6 +66,8 @@ fn own_values(column: &ArrayRef) -> Result<ArrayRef> {
         DataType::Utf8View | DataType::BinaryView | DataType::Dictionary(_, _) => {
             data.buffers().first().map_or((0, 0), |fixed| (fixed.capacity(), fixed.len()))
         }
+        // Of lists that says nothing of how much of their values is their own: they are copied always.
+        nested if nested.is_nested() => (data.get_buffer_memory_size(), 0),
         _ => match data.get_slice_memory_size() {
             Ok(own_bytes) => (data.get_buffer_memory_size(), own_bytes),
             // What cannot be told stays as it is.
@@ -62,9 +79,24 @@ fn own_values(column: &ArrayRef) -> Result<ArrayRef> {
     }
     let mut own = MutableArrayData::new(vec![&data], false, column.len());
     own.try_extend(0, 0, column.len())?;
-    let mut own = make_array(own.freeze());
+    let mut own = make_array(own_text(own.freeze())?);
     own.shrink_to_fit();
     Ok(own)
+}
+
+/// The same with the text of the lists and structs within it: as views it is shared with all that
+/// they were copied from.
+fn own_text(data: ArrayData) -> Result<ArrayData> {
+    if !data.data_type().is_nested() {
+        return Ok(data);
+    }
+    let own = |child: &ArrayData| match child.data_type() {
+        DataType::Utf8View => Ok(make_array(child.clone()).as_string_view().gc().into_data()),
+        DataType::BinaryView => Ok(make_array(child.clone()).as_binary_view().gc().into_data()),
+        _ => own_text(child.clone()),
+    };
+    let children = data.child_data().iter().map(own).collect::<Result<Vec<_>>>()?;
+    Ok(data.into_builder().child_data(children).build()?)
 }
 
 #[cfg(test)]
@@ -72,9 +104,10 @@ mod tests {
     use std::sync::Arc;
 
     use arrow::array::{
-        BooleanArray, Decimal128Array, DictionaryArray, Int64Array, ListArray, StringArray, StringViewArray,
+        BooleanArray, Decimal128Array, DictionaryArray, Int64Array, ListArray, ListBuilder, StringArray,
+        StringViewArray, StringViewBuilder, StructArray,
     };
-    use arrow::datatypes::Int32Type;
+    use arrow::datatypes::{Field, Int32Type};
     use datafusion::common::utils::memory::get_record_batch_memory_size;
 
     use super::*;
@@ -85,14 +118,23 @@ mod tests {
         let numbers = (0..ROWS as i64).map(|n| (n % 7 != 0).then_some(n));
         let texts = |n: i64| (n % 5 != 0).then(|| format!("{n} is longer than what a view has room for"));
         let lists = (0..ROWS as i32).map(|n| (n % 3 != 0).then(|| vec![Some(n), None]));
+        let mut text_lists = ListBuilder::new(StringViewBuilder::new());
+        for n in 0..ROWS as i64 {
+            (0..n % 4).for_each(|of| text_lists.values().append_option(texts(n + of)));
+            text_lists.append(n % 3 != 0);
+        }
+        let text_lists: ArrayRef = Arc::new(text_lists.finish());
+        let within = Arc::new(Field::new("texts", text_lists.data_type().clone(), true));
         let dictionary = (0..ROWS).map(|n| if n % 2 == 0 { "even" } else { "odd" });
-        let columns: [(&str, ArrayRef); 7] = [
+        let columns: [(&str, ArrayRef); 9] = [
             ("number", Arc::new(numbers.collect::<Int64Array>())),
             ("decimal", Arc::new((0..ROWS as i128).map(Some).collect::<Decimal128Array>())),
             ("is", Arc::new((0..ROWS).map(|n| Some(n % 3 == 0)).collect::<BooleanArray>())),
             ("text", Arc::new((0..ROWS as i64).map(texts).collect::<StringArray>())),
             ("view", Arc::new((0..ROWS as i64).map(texts).collect::<StringViewArray>())),
             ("list", Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists))),
+            ("texts", Arc::clone(&text_lists)),
+            ("struct", Arc::new(StructArray::from(vec![(within, text_lists)]))),
             ("name", Arc::new(dictionary.collect::<DictionaryArray<Int32Type>>())),
         ];
         RecordBatch::try_from_iter_with_nullable(columns.map(|(name, values)| (name, values, true))).unwrap()
@@ -117,7 +159,9 @@ mod tests {
         // What builders have room for is left to them.
         let all = own_rows(of_all_types()).unwrap();
         let own = own_rows(all.clone()).unwrap();
-        for (own, all) in own.columns().iter().zip(all.columns()) {
+        let flat = all.columns().iter().filter(|all| !all.data_type().is_nested());
+        let flat_own = own.columns().iter().filter(|own| !own.data_type().is_nested());
+        for (own, all) in flat_own.zip(flat) {
             assert!(own.to_data().ptr_eq(&all.to_data()), "{}", all.data_type());
         }
     }

@@ -8,6 +8,7 @@ use datafusion::common::{Result, Statistics, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::execution_plan::CardinalityEffect;
+use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
@@ -30,6 +31,11 @@ pub trait HandOn: fmt::Debug + Send + Sync + Sized + 'static {
         partition: usize,
         open: impl FnOnce() -> Result<SendableRecordBatchStream>,
     ) -> Result<SendableRecordBatchStream>;
+
+    /// What it took, where it takes anything.
+    fn metrics(&self) -> Option<MetricsSet> {
+        None
+    }
 }
 
 /// Hands its input's rows on as `H` does it. Everything else about it is the
@@ -100,6 +106,10 @@ impl<H: HandOn> ExecutionPlan for HandOnExec<H> {
             (Some(input), true) => Ok(Arc::new(Self::new(input))),
             _ => internal_err!("a {} has one input", H::NAME),
         }
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        self.how.metrics()
     }
 
     fn child_stats_requests(&self, partition: Option<usize>) -> Vec<ChildStats> {

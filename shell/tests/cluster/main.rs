@@ -46,6 +46,8 @@ mod late_materialization;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod little_memory;
+#[cfg(test)]
 mod loading;
 #[cfg(test)]
 mod lookups;

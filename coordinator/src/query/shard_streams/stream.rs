@@ -233,14 +233,24 @@ impl ShardStream {
         self.ready.extend(kept);
         self.reservation = reservation;
         self.is_over = true;
-        self.stragglers.lock().ended(self.waited.div_f64(self.shard.weight));
+        let took = self.waited.div_f64(self.shard.weight);
+        let was_behind = {
+            let mut stragglers = self.stragglers.lock();
+            let was_behind = stragglers.is_behind(took);
+            stragglers.ended(took);
+            was_behind
+        };
+        let query = self.context.query.query;
+        if !run.is_second && !was_behind {
+            self.context.cluster.outliers().lock().kept_up(&run.worker);
+        }
         // A first run that is overtaken says something of its worker; a second
         // one that began too late does not.
         if let Some(slower) = self.runs.pop().filter(|_| run.is_second) {
             let what =
                 format!("shard {}: {} was overtaken by {}", self.shard.shard, slower.worker, run.worker);
-            tracing::info!(query_id = %self.context.query.query, "{what}");
-            self.context.cluster.outliers().lock().overtook(&slower.worker, Instant::now());
+            tracing::info!(query_id = %query, "{what}");
+            self.context.cluster.outliers().lock().overtook(&slower.worker, query, Instant::now());
             if let Some(record) = &self.context.record {
                 record.lost(&what);
             }

@@ -1,0 +1,87 @@
+//! Rows that are dealt out to groups and find no memory lie on disk until somebody reads them: on 1, 2
+//! and 4 workers, and no task ever stands still over them.
+
+use shoal_benches::answer::{FLOAT_TOLERANCE, Numbers};
+use shoal_benches::{Answer, Client, Cluster, Oracle};
+
+use crate::fixture::{in_time, is_distributed, session, shared};
+
+const ROWS: u32 = 200_000;
+/// How often each query runs: without the care that is taken of it about one in ten stood still.
+const TIMES: i64 = 8;
+const QUERIES: [&str; 2] = [
+    "SELECT g, count(DISTINCT t) AS n FROM lm_rows GROUP BY g",
+    "SELECT count(*), sum(n), max(m) FROM \
+     (SELECT g, t, count(*) AS n, max(k) AS m FROM lm_rows GROUP BY g, t) AS grouped",
+];
+
+/// Enough for the groups, and too little for the rows that wait for them.
+fn memory(workers: usize) -> &'static str {
+    if workers < 4 { "6MiB" } else { "4MiB" }
+}
+
+fn setup() -> [String; 2] {
+    [
+        "CREATE TABLE lm_rows (k BIGINT, g BIGINT, t VARCHAR) WITH (shards = 8, shard_key = 'k')".to_owned(),
+        format!(
+            "INSERT INTO lm_rows SELECT value, value % 13, md5(CAST(value % 3370 AS VARCHAR)) \
+             FROM generate_series(1, {ROWS})"
+        ),
+    ]
+}
+
+async fn with_memory(cluster: &Cluster, memory: &str) -> Client {
+    let mut client = session(cluster).await;
+    for (setting, value) in [("shoal.query_memory", memory), ("datafusion.execution.batch_size", "64")] {
+        client.update(&format!("SET {setting} = '{value}'")).await.unwrap();
+    }
+    client
+}
+
+fn check(workers: usize) {
+    let cluster = shared(workers);
+    let _logs = cluster.show_logs_on_failure();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let oracle = Oracle::new(4);
+        let mut client = with_memory(cluster, memory(workers)).await;
+        for sql in setup() {
+            oracle.run(&sql).await.unwrap();
+            client.update(&sql).await.unwrap();
+        }
+        for sql in QUERIES {
+            let expected = oracle.expect(sql, Numbers::Exact).await.unwrap();
+            for _ in 0..TIMES {
+                let (schema, batches) = in_time(client.query_with_schema(sql)).await.unwrap();
+                let answer = Answer::new(&schema, &batches, Numbers::Exact).unwrap();
+                let compared = expected.answer.compare(&answer, expected.order.as_deref(), FLOAT_TOLERANCE);
+                compared.unwrap_or_else(|difference| panic!("{sql}: {difference}"));
+            }
+            // No task was given up for one that stands still.
+            let ended = format!(
+                "SELECT count(*) FROM system.queries WHERE sql = '{sql}' AND state = 'finished' AND attempts = 1"
+            );
+            assert_eq!(client.number(&ended).await.unwrap(), TIMES, "{sql}");
+            let ran = client.text(&format!("EXPLAIN ANALYZE {sql}")).await.unwrap();
+            let has_dealt = |line: &str| line.contains("RepartitionExec") && line.contains("spilled");
+            assert!(ran.lines().any(has_dealt), "there was room for all: {sql}\n{ran}");
+            assert_eq!(is_distributed(&ran), workers > 1, "{ran}");
+        }
+        client.update("DROP TABLE lm_rows").await.unwrap();
+    });
+    assert_eq!(cluster.crashed(), Vec::<String>::new());
+}
+
+#[test]
+fn rows_that_wait_on_disk_hold_nothing_up_on_one_worker() {
+    check(1);
+}
+
+#[test]
+fn rows_that_wait_on_disk_hold_nothing_up_on_two_workers() {
+    check(2);
+}
+
+#[test]
+fn rows_that_wait_on_disk_hold_nothing_up_on_four_workers() {
+    check(4);
+}
