@@ -122,7 +122,7 @@ impl Session {
         };
         if let Some(fixed) = FIXED_PREFIXES.iter().find(|prefix| name.starts_with(*prefix)) {
             return Err(Error::Invalid(format!(
-                "`{name}` cannot be changed: Shoal's plans rest on `{fixed}*` as it is"
+                "`{name}` cannot be changed: Shoal rests on `{fixed}*` as it is"
             )));
         }
         let mut settings = self.settings.lock();

@@ -44,11 +44,12 @@ mod tests {
     /// Too little for rows that are dealt out, enough for the groups.
     const MEMORY_BYTES: usize = 2 << 20;
     const TRIES: usize = 12;
-    /// A query takes a tenth of a second.
+    /// A query takes less than a tenth of a second, and with what DataFusion sets by itself the first one
+    /// waited for good whenever it was tried.
     const WAITS_FOR_GOOD: Duration = Duration::from_secs(20);
 
-    /// The rows of groups whose rows are dealt out to two partitions, and whether some of them lay on disk meanwhile.
-    async fn group() -> Result<(usize, bool)> {
+    /// The rows of groups whose rows are dealt out to two partitions, and the files in which some waited.
+    async fn group() -> Result<(usize, usize)> {
         let mut config = SessionConfig::new().with_target_partitions(2).with_batch_size(64);
         set(config.options_mut());
         let pool = Arc::new(GreedyMemoryPool::new(MEMORY_BYTES));
@@ -61,27 +62,27 @@ mod tests {
         );
         let plan = context.sql(&sql).await?.create_physical_plan().await?;
         let batches = collect(Arc::clone(&plan), context.task_ctx()).await?;
-        Ok((batches.iter().map(|batch| batch.num_rows()).sum(), has_spilled_dealing(&plan)))
+        Ok((batches.iter().map(|batch| batch.num_rows()).sum(), files_of_dealt(&plan)))
     }
 
-    fn has_spilled_dealing(plan: &Arc<dyn ExecutionPlan>) -> bool {
-        let spills = plan.metrics().and_then(|metrics| metrics.spill_count()).unwrap_or(0);
-        (plan.name() == "RepartitionExec" && spills > 0)
-            || plan.children().into_iter().any(has_spilled_dealing)
+    fn files_of_dealt(plan: &Arc<dyn ExecutionPlan>) -> usize {
+        let files = plan.metrics().and_then(|metrics| metrics.spill_count()).unwrap_or(0);
+        let own = if plan.name() == "RepartitionExec" { files } else { 0 };
+        own + plan.children().into_iter().map(files_of_dealt).sum::<usize>()
     }
 
     #[test]
     fn rows_that_are_dealt_out_do_not_wait_for_good_where_memory_is_little() {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut has_spilled = false;
+        let mut files_max = 0;
         for tried in 0..TRIES {
             let ended = runtime.block_on(async { tokio::time::timeout(WAITS_FOR_GOOD, group()).await });
-            let (rows, spilled) = ended.unwrap_or_else(|_| panic!("query {tried} waits for good")).unwrap();
+            let (rows, files) = ended.unwrap_or_else(|_| panic!("query {tried} waits for good")).unwrap();
             assert_eq!(rows, GROUPS);
-            has_spilled |= spilled;
+            files_max = files_max.max(files);
         }
-        assert!(has_spilled, "there was room for all");
+        assert!(files_max > 1, "there was room for all");
         runtime.shutdown_background();
     }
 }

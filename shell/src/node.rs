@@ -27,6 +27,8 @@ use crate::config::{
 
 /// Threads of a worker that talk to the network and never compute.
 const IO_THREADS: usize = 2;
+/// With a lower limit of open files a node says so.
+const FILES_WANTED: u64 = 16_384;
 /// Threads of the smallest coordinator.
 const COORDINATOR_THREADS_MIN: usize = 2;
 /// Stack of each thread: planning is recursive, and statements can be deep.
@@ -183,15 +185,21 @@ fn serve_worker(settings: WorkerSettings) -> Result<()> {
     ended
 }
 
-/// Lets this process have as many files open as the system grants it. It begins with fewer, for programs
+/// Raises this process' limit of open files to what the system grants it. It begins with fewer, for programs
 /// that use `select`; here each connection is one, and each batch of a query that waits on disk.
 fn open_many_files() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current == maximum {
-        return;
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(?current, ?maximum, "the limit of open files stays as it is: {error}");
     }
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(?current, ?maximum, "no more files can be open than at the start: {error}");
+    if let Some(files) = getrlimit(Resource::Nofile).current.filter(|files| *files < FILES_WANTED) {
+        tracing::warn!(
+            files,
+            "few files may be open at once: a large query that spills may fail; \
+             {FILES_WANTED} are enough for most (`ulimit -Hn`, LimitNOFILE of systemd)"
+        );
     }
 }
 

@@ -5,20 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use shoal_proto::{QueryId, WorkerId};
+use shoal_proto::WorkerId;
 
 /// Second runs that each first run allows: a tenth of all work at most.
 const SECOND_RUNS_PER_RUN: f64 = 0.1;
 /// Second runs that may have been saved up.
 const SECOND_RUNS_MAX: f64 = 16.0;
-/// Queries in a row in which a worker is overtaken before it gets no work: once is what the machine, or another
-/// query, did to it.
-const OVERTAKEN_IN: u32 = 2;
+/// How often in a row a worker is overtaken before it gets no work: once may be what its machine did just then.
+const OVERTAKEN_MAX: u32 = 2;
 /// How long a slow worker gets no work, each time longer.
 const EJECTED_FOR: Duration = Duration::from_secs(10);
 /// The longest that it can become.
 const EJECTED_FOR_MAX: Duration = Duration::from_secs(300);
-/// After so long without that, what was before is forgotten.
+/// After so long in which a worker was not slow, what was before is forgotten.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(120);
 /// Two tasks of one query say the same of their worker.
 const ONCE_WITHIN: Duration = Duration::from_secs(1);
@@ -34,8 +33,8 @@ pub struct Outliers {
 /// A worker that has not kept up since it was overtaken first.
 #[derive(Clone, Copy, Debug)]
 struct Overtaken {
-    last: QueryId,
-    queries: u32,
+    last: Instant,
+    times: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,21 +70,28 @@ impl Outliers {
         may
     }
 
-    /// In this query a second run that began later ended before the worker's own.
-    pub fn overtook(&mut self, worker: &WorkerId, query: QueryId, now: Instant) {
-        let overtaken = self.overtaken.entry(worker.clone());
-        let overtaken = overtaken.and_modify(|known| {
-            known.queries += u32::from(known.last != query);
-            known.last = query;
-        });
-        if overtaken.or_insert(Overtaken { last: query, queries: 1 }).queries >= OVERTAKEN_IN {
+    /// A second run that began later ended before the worker's own, which `began` then. What began before the worker
+    /// was overtaken the last time, in the same query or beside it, says nothing new.
+    pub fn overtook(&mut self, worker: &WorkerId, began: Instant, now: Instant) {
+        let known = self.overtaken.get(worker).copied();
+        let times = match known {
+            Some(known) if began < known.last => return,
+            Some(known) if now.saturating_duration_since(known.last) < FORGIVEN_AFTER => known.times + 1,
+            _ => 1,
+        };
+        if times < OVERTAKEN_MAX {
+            self.overtaken.insert(worker.clone(), Overtaken { last: now, times });
+        } else {
+            self.overtaken.remove(worker);
             self.eject(worker, now);
         }
     }
 
-    /// The worker was as quick as the others.
-    pub fn kept_up(&mut self, worker: &WorkerId) {
-        self.overtaken.remove(worker);
+    /// The worker was as quick as the others with what `began` then.
+    pub fn kept_up(&mut self, worker: &WorkerId, began: Instant) {
+        if self.overtaken.get(worker).is_some_and(|known| known.last <= began) {
+            self.overtaken.remove(worker);
+        }
     }
 
     /// The worker gets no work for a while.
@@ -143,23 +149,35 @@ mod tests {
     }
 
     #[test]
-    fn who_is_overtaken_in_one_query_after_the_other_gets_no_work() {
+    fn who_is_overtaken_time_after_time_gets_no_work() {
         let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
         let workers = names(&["w1", "w2"]);
         let slow = &workers[1];
         let mut outliers = Outliers::default();
-        let is_ejected = |outliers: &Outliers| !outliers.ejected(workers.iter(), start).is_empty();
-        let (first, second) = (QueryId::random(), QueryId::random());
-        outliers.overtook(slow, first, start);
-        // The other shard of the same query.
-        outliers.overtook(slow, first, start);
-        assert!(!is_ejected(&outliers));
-        outliers.kept_up(slow);
-        outliers.overtook(slow, second, start);
-        outliers.kept_up(&workers[0]);
-        assert!(!is_ejected(&outliers));
-        outliers.overtook(slow, first, start);
-        assert!(is_ejected(&outliers));
+        let is_ejected = |outliers: &Outliers, now| !outliers.ejected(workers.iter(), now).is_empty();
+        outliers.overtook(slow, at(0), at(2));
+        // Another shard of the same query, and queries beside it.
+        for began in [0, 0, 1] {
+            outliers.overtook(slow, at(began), at(3));
+        }
+        assert!(!is_ejected(&outliers, at(3)));
+        // It kept up, before that and after.
+        outliers.kept_up(slow, at(1));
+        outliers.kept_up(slow, at(4));
+        outliers.overtook(slow, at(5), at(6));
+        assert!(!is_ejected(&outliers, at(6)));
+        outliers.kept_up(slow, at(5));
+        outliers.kept_up(&workers[0], at(7));
+        outliers.overtook(slow, at(7), at(8));
+        assert!(is_ejected(&outliers, at(8)));
+        // It begins anew afterwards, and what is long ago does not count.
+        let mut now = at(8) + EJECTED_FOR;
+        for _ in 0..3 {
+            now += FORGIVEN_AFTER;
+            outliers.overtook(slow, now, now);
+            assert!(!is_ejected(&outliers, now));
+        }
     }
 
     #[test]

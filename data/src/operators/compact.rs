@@ -50,7 +50,7 @@ impl HandOn for Compact {
     }
 }
 
-/// The batch, with columns copied that hold much more than its rows.
+/// The batch, with columns copied that hold much more than its rows, or may do so.
 fn own_rows(batch: RecordBatch) -> Result<RecordBatch> {
     let rows = batch.num_rows();
     let columns = batch.columns().iter().map(own_values).collect::<Result<Vec<_>>>()?;
@@ -84,19 +84,24 @@ fn own_values(column: &ArrayRef) -> Result<ArrayRef> {
     Ok(own)
 }
 
-/// The same with the text of the lists and structs within it: as views it is shared with all that
-/// they were copied from.
+/// The same with text of its own: as views it is shared with all that it was copied from.
 fn own_text(data: ArrayData) -> Result<ArrayData> {
-    if !data.data_type().is_nested() {
+    if !has_views(&data) {
         return Ok(data);
     }
-    let own = |child: &ArrayData| match child.data_type() {
-        DataType::Utf8View => Ok(make_array(child.clone()).as_string_view().gc().into_data()),
-        DataType::BinaryView => Ok(make_array(child.clone()).as_binary_view().gc().into_data()),
-        _ => own_text(child.clone()),
-    };
-    let children = data.child_data().iter().map(own).collect::<Result<Vec<_>>>()?;
-    Ok(data.into_builder().child_data(children).build()?)
+    match data.data_type() {
+        DataType::Utf8View => Ok(make_array(data).as_string_view().gc().into_data()),
+        DataType::BinaryView => Ok(make_array(data).as_binary_view().gc().into_data()),
+        _ => {
+            let children = data.child_data().iter().cloned().map(own_text).collect::<Result<Vec<_>>>()?;
+            Ok(data.into_builder().child_data(children).build()?)
+        }
+    }
+}
+
+fn has_views(data: &ArrayData) -> bool {
+    matches!(data.data_type(), DataType::Utf8View | DataType::BinaryView)
+        || data.child_data().iter().any(has_views)
 }
 
 #[cfg(test)]

@@ -153,6 +153,9 @@ async fn what_a_session_sets_comes_after_our_own_defaults() {
     };
     assert_eq!(range_of(&[]), 1 << 18);
     assert_eq!(range_of(&[("datafusion.execution.perfect_hash_join_small_build_threshold", "7")]), 7);
+    let (context, _scope) = fixture.context(Vec::new());
+    let options = context.session_config().options();
+    assert_eq!(options.execution.max_spill_file_size_bytes.get(), 1);
 }
 
 #[tokio::test]

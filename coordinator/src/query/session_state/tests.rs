@@ -142,6 +142,7 @@ fn options_of_query() -> QueryOptions {
 async fn sessions_start_from_our_own_defaults() {
     let options = template().options();
     assert_eq!(options.execution.perfect_hash_join_small_build_threshold, 1 << 18);
+    assert_eq!(options.execution.max_spill_file_size_bytes.get(), 1);
 }
 
 fn template() -> StateTemplate {

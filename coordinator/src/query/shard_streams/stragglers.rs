@@ -28,13 +28,13 @@ impl Stragglers {
     }
 
     /// Whether a shard that has taken so long is behind: half of them all have
-    /// ended, and it takes clearly longer than they did.
-    pub(super) fn is_behind(&self, so_far: Duration) -> bool {
+    /// ended, and it takes clearly longer than they did. None where fewer have.
+    pub(super) fn is_behind(&self, so_far: Duration) -> Option<bool> {
         if self.took.is_empty() || self.took.len() < self.shards.div_ceil(2) {
-            return false;
+            return None;
         }
         let median = self.took[self.took.len() / 2];
-        so_far >= median.mul_f64(BEHIND_FACTOR).max(median + BEHIND_MIN)
+        Some(so_far >= median.mul_f64(BEHIND_FACTOR).max(median + BEHIND_MIN))
     }
 }
 
@@ -52,17 +52,17 @@ mod tests {
         for took in [400, 380, 420] {
             stragglers.ended(ms(took));
         }
-        assert!(!stragglers.is_behind(ms(60_000)), "three of eight say nothing yet");
+        assert_eq!(stragglers.is_behind(ms(60_000)), None, "three of eight say nothing yet");
         stragglers.ended(ms(390));
-        assert!(!stragglers.is_behind(ms(450)));
-        assert!(stragglers.is_behind(ms(501)));
+        assert_eq!(stragglers.is_behind(ms(450)), Some(false));
+        assert_eq!(stragglers.is_behind(ms(501)), Some(true));
     }
 
     #[test]
     fn what_scatters_by_itself_is_not_behind() {
         let mut stragglers = Stragglers::of(2);
         stragglers.ended(ms(5));
-        assert!(!stragglers.is_behind(ms(44)));
-        assert!(stragglers.is_behind(ms(45)));
+        assert_eq!(stragglers.is_behind(ms(44)), Some(false));
+        assert_eq!(stragglers.is_behind(ms(45)), Some(true));
     }
 }

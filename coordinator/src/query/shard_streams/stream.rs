@@ -62,6 +62,7 @@ pub(super) struct ShardStream {
 /// The shard read on one worker.
 struct Run {
     worker: WorkerId,
+    began: Instant,
     rows: BoxStream<'static, Result<RecordBatch>>,
     /// Rows of the shard before the next that comes.
     at: usize,
@@ -240,17 +241,18 @@ impl ShardStream {
             stragglers.ended(took);
             was_behind
         };
-        let query = self.context.query.query;
-        if !run.is_second && !was_behind {
-            self.context.cluster.outliers().lock().kept_up(&run.worker);
+        if !run.is_second && was_behind == Some(false) {
+            self.context.cluster.outliers().lock().kept_up(&run.worker, run.began);
         }
         // A first run that is overtaken says something of its worker; a second
         // one that began too late does not.
         if let Some(slower) = self.runs.pop().filter(|_| run.is_second) {
             let what =
                 format!("shard {}: {} was overtaken by {}", self.shard.shard, slower.worker, run.worker);
-            tracing::info!(query_id = %query, "{what}");
-            self.context.cluster.outliers().lock().overtook(&slower.worker, query, Instant::now());
+            tracing::info!(query_id = %self.context.query.query, "{what}");
+            let mut outliers = self.context.cluster.outliers().lock();
+            outliers.overtook(&slower.worker, slower.began, Instant::now());
+            drop(outliers);
             if let Some(record) = &self.context.record {
                 record.lost(&what);
             }
@@ -291,7 +293,8 @@ impl ShardStream {
     /// other shards and there is room for it.
     fn begin_twice_if_behind(&mut self) {
         let [run] = self.runs.as_slice() else { return };
-        if self.has_begun_twice || !self.stragglers.lock().is_behind(self.waited.div_f64(self.shard.weight)) {
+        let so_far = self.waited.div_f64(self.shard.weight);
+        if self.has_begun_twice || self.stragglers.lock().is_behind(so_far) != Some(true) {
             return;
         }
         let behind = run.worker.clone();
@@ -352,7 +355,8 @@ impl ShardStream {
         })
         .map_err(named)?;
         let kept = KeptRows::new(&self.reservation);
-        self.runs.push(Run { worker, rows, at: self.rows_given, kept, is_second });
+        let (began, at) = (Instant::now(), self.rows_given);
+        self.runs.push(Run { worker, began, rows, at, kept, is_second });
         Ok(())
     }
 
