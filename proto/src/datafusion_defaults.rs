@@ -1,5 +1,5 @@
 //! Our defaults for settings of DataFusion, the same on coordinators and on workers. What a session sets
-//! comes after them.
+//! comes after them; `max_spill_file_size_bytes` it cannot set.
 
 use datafusion::config::{ConfigNonZeroUsize, ConfigOptions};
 

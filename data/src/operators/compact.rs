@@ -100,8 +100,11 @@ fn own_text(data: ArrayData) -> Result<ArrayData> {
 }
 
 fn has_views(data: &ArrayData) -> bool {
-    matches!(data.data_type(), DataType::Utf8View | DataType::BinaryView)
-        || data.child_data().iter().any(has_views)
+    match data.data_type() {
+        DataType::Utf8View | DataType::BinaryView => true,
+        DataType::Dictionary(_, _) => false,
+        _ => data.child_data().iter().any(has_views),
+    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,9 @@
 //! gives: sharded by numbers, by text and by both, on 1, 2 and 4 workers. How many exchanges there are
 //! is a claim of its own.
 
-use shoal_benches::answer::{FLOAT_TOLERANCE, Numbers};
-use shoal_benches::{Answer, Client, Oracle};
+use shoal_benches::Oracle;
 
-use crate::fixture::{session, shared};
+use crate::fixture::{check_answer, session, shared};
 use crate::in_place::exchanges;
 
 /// Numbers that are in the large table of each pair, and in the other one.
@@ -204,15 +203,6 @@ fn setup() -> Vec<String> {
         digits,
     ]
     .concat()
-}
-
-async fn check_answer(client: &mut Client, oracle: &Oracle, sql: &str) {
-    let expected = oracle.expect(sql, Numbers::Exact).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    let (schema, batches) =
-        client.query_with_schema(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    let answer = Answer::new(&schema, &batches, Numbers::Exact).unwrap();
-    let compared = expected.answer.compare(&answer, expected.order.as_deref(), FLOAT_TOLERANCE);
-    compared.unwrap_or_else(|difference| panic!("{sql}: {difference}"));
 }
 
 fn check(workers: usize) {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use shoal_benches::{Client, Cluster, ClusterOptions, Program};
+use shoal_benches::answer::Numbers;
+use shoal_benches::{Client, Cluster, ClusterOptions, Oracle, Program};
 use shoal_proto::fault::FILE_VARIABLE;
 
 /// How long something that must happen may take on a machine that does other
@@ -146,6 +147,27 @@ pub(crate) async fn session(cluster: &Cluster) -> Client {
     let mut client = cluster.connect().await.unwrap();
     client.update("SET shoal.task_bytes = 1").await.unwrap();
     client
+}
+
+/// The same with so much memory for each query on each worker, and batches of so few
+/// rows that they are small beside that.
+pub(crate) async fn with_memory(cluster: &Cluster, memory: &str, batch_rows: usize) -> Client {
+    let mut client = session(cluster).await;
+    for sql in [
+        format!("SET shoal.query_memory = '{memory}'"),
+        format!("SET datafusion.execution.batch_size = {batch_rows}"),
+    ] {
+        client.update(&sql).await.unwrap();
+    }
+    client
+}
+
+/// Asks both; the answer is what plain DataFusion gives, and comes in time.
+pub(crate) async fn check_answer(client: &mut Client, oracle: &Oracle, sql: &str) {
+    let expected = oracle.expect(sql, Numbers::Exact).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    let answered = in_time(client.query_with_schema(sql)).await;
+    let (schema, batches) = answered.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    expected.check(&schema, &batches).unwrap_or_else(|difference| panic!("{sql}: {difference}"));
 }
 
 /// Waits until this query counts something.

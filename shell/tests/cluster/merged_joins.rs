@@ -1,15 +1,15 @@
 //! Joins and groups for which there is not enough memory: they spill, on 1, 2 and 4 workers,
 //! and give what plain DataFusion gives with all the memory that it wants.
 
-use shoal_benches::answer::{FLOAT_TOLERANCE, Numbers};
-use shoal_benches::{Answer, Client, Cluster, Oracle};
+use shoal_benches::{Cluster, Oracle};
 
-use crate::fixture::{session, shared};
+use crate::fixture::{check_answer, session, shared, with_memory};
 
 /// Rows of some 100 bytes each: on each of four workers the hashed side of a join is expected to be
 /// larger than half of what [`memory`] says.
 const LEFT_ROWS: u32 = 800_000;
 const RIGHT_ROWS: u32 = 700_000;
+const BATCH_ROWS: usize = 512;
 /// What is enough to find out that a hash join needs more than was expected.
 const MEMORY_TO_FIND_OUT: &str = "32MiB";
 /// The same where text is exchanged: a batch of it comes in buffers of 2 MiB, and each sort holds
@@ -67,31 +67,12 @@ fn setup() -> [String; 4] {
     [table("mj_left"), table("mj_right"), rows("mj_left", LEFT_ROWS, 1), rows("mj_right", RIGHT_ROWS, 2)]
 }
 
-/// A session with so much memory for each query on each worker, and batches that are
-/// small beside that.
-async fn with_memory(cluster: &Cluster, memory: &str) -> Client {
-    let mut client = session(cluster).await;
-    for (setting, value) in [("shoal.query_memory", memory), ("datafusion.execution.batch_size", "512")] {
-        client.update(&format!("SET {setting} = '{value}'")).await.unwrap();
-    }
-    client
-}
-
-async fn check_answer(client: &mut Client, oracle: &Oracle, sql: &str) {
-    let expected = oracle.expect(sql, Numbers::Exact).await.unwrap();
-    let (schema, batches) =
-        client.query_with_schema(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    let answer = Answer::new(&schema, &batches, Numbers::Exact).unwrap();
-    let compared = expected.answer.compare(&answer, expected.order.as_deref(), FLOAT_TOLERANCE);
-    compared.unwrap_or_else(|difference| panic!("{sql}: {difference}"));
-}
-
 fn check(workers: usize) {
     let cluster = shared(workers);
     let _logs = cluster.show_logs_on_failure();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let oracle = Oracle::new(4);
-        let mut client = with_memory(cluster, memory(workers)).await;
+        let mut client = with_memory(cluster, memory(workers), BATCH_ROWS).await;
         for sql in setup() {
             oracle.run(&sql).await.unwrap();
             client.update(&sql).await.unwrap();
@@ -104,7 +85,7 @@ fn check(workers: usize) {
             assert!(ran.contains("spilled"), "nothing was too much: {sql}\n{ran}");
         }
         if workers == 1 {
-            let mut client = with_memory(cluster, MEMORY_FOR_TEXT).await;
+            let mut client = with_memory(cluster, MEMORY_FOR_TEXT, BATCH_ROWS).await;
             check_answer(&mut client, &oracle, OF_TEXT).await;
             let ran = client.text(&format!("EXPLAIN ANALYZE {OF_TEXT}")).await.unwrap();
             assert!(ran.contains("SortMergeJoinExec") && ran.contains("spilled"), "{ran}");
@@ -125,7 +106,7 @@ fn check(workers: usize) {
 
 /// A hash join that is larger than was expected is tried again as a merge.
 async fn check_misjudged(cluster: &Cluster, oracle: &Oracle) {
-    let mut client = with_memory(cluster, MEMORY_TO_FIND_OUT).await;
+    let mut client = with_memory(cluster, MEMORY_TO_FIND_OUT, BATCH_ROWS).await;
     let explained = client.text(&format!("EXPLAIN {MISJUDGED}")).await.unwrap();
     assert!(explained.contains("HashJoinExec"), "it is expected to be too large: {explained}");
     check_answer(&mut client, oracle, MISJUDGED).await;

@@ -1,11 +1,10 @@
 //! What is done so that less is computed or sent takes place, and no answer is another than
 //! that of plain DataFusion. Where it stands in plans is with `Planning` of the coordinator.
 
-use shoal_benches::answer::Numbers;
 use shoal_benches::{Client, Cluster, Oracle};
 use shoal_coordinator::query::TimeSplit;
 
-use crate::fixture::{in_time, is_distributed, session, shared};
+use crate::fixture::{check_answer, in_time, is_distributed, session, shared};
 
 /// Runs a test with a session of each kind: one in which little data is cut into tasks, and
 /// one in which one worker gets it whole.
@@ -16,13 +15,6 @@ fn with_sessions(cluster: &Cluster, test: impl AsyncFnOnce(&mut Client, &mut Cli
         test(&mut cut, &mut whole, &Oracle::new(4)).await;
     });
     assert_eq!(cluster.crashed(), Vec::<String>::new());
-}
-
-async fn check_answer(client: &mut Client, oracle: &Oracle, sql: &str) {
-    let expected = oracle.expect(sql, Numbers::Exact).await.unwrap();
-    let (schema, batches) =
-        client.query_with_schema(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    expected.check(&schema, &batches).unwrap_or_else(|difference| panic!("{sql}: {difference}"));
 }
 
 async fn analyzed(client: &mut Client, sql: &str) -> String {

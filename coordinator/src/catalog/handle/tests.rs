@@ -101,11 +101,8 @@ async fn commands_from_many_sides_are_all_there() {
         async move { catalog.apply(commit(&number.to_string(), &segment(id, 0, "w1"))).await.unwrap() }
     });
     // Of so many at once the last would wait longer for a busy disk than any may.
-    let mut outcomes = stream::iter(writes).buffer_unordered(SIDES);
-    while let Some(outcome) = outcomes.next().await {
-        assert_eq!(outcome, Outcome::Done);
-    }
-    drop(outcomes);
+    let outcomes: Vec<_> = stream::iter(writes).buffer_unordered(SIDES).collect().await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Done));
     let before = json(&catalog);
     assert_eq!(catalog.snapshot().table_by_id(id).unwrap().segments.len() as u64, count);
     drop(catalog);

@@ -21,10 +21,12 @@ impl Stragglers {
         Self { shards, took: Vec::with_capacity(shards) }
     }
 
-    /// A shard ended after so long.
-    pub(super) fn ended(&mut self, took: Duration) {
+    /// A shard ended after so long; whether it was behind then.
+    pub(super) fn ended(&mut self, took: Duration) -> Option<bool> {
+        let was_behind = self.is_behind(took);
         let at = self.took.partition_point(|other| *other <= took);
         self.took.insert(at, took);
+        was_behind
     }
 
     /// Whether a shard that has taken so long is behind: half of them all have

@@ -234,13 +234,7 @@ impl ShardStream {
         self.ready.extend(kept);
         self.reservation = reservation;
         self.is_over = true;
-        let took = self.waited.div_f64(self.shard.weight);
-        let was_behind = {
-            let mut stragglers = self.stragglers.lock();
-            let was_behind = stragglers.is_behind(took);
-            stragglers.ended(took);
-            was_behind
-        };
+        let was_behind = self.stragglers.lock().ended(self.waited.div_f64(self.shard.weight));
         if !run.is_second && was_behind == Some(false) {
             self.context.cluster.outliers().lock().kept_up(&run.worker, run.began);
         }
@@ -250,9 +244,7 @@ impl ShardStream {
             let what =
                 format!("shard {}: {} was overtaken by {}", self.shard.shard, slower.worker, run.worker);
             tracing::info!(query_id = %self.context.query.query, "{what}");
-            let mut outliers = self.context.cluster.outliers().lock();
-            outliers.overtook(&slower.worker, slower.began, Instant::now());
-            drop(outliers);
+            self.context.cluster.outliers().lock().overtook(&slower.worker, slower.began, Instant::now());
             if let Some(record) = &self.context.record {
                 record.lost(&what);
             }
