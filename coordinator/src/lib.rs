@@ -21,6 +21,6 @@ pub mod sql;
 pub mod write;
 
 pub use config::CoordinatorConfig;
-pub use engine::{Engine, Ingest, IngestMode, Prepared, QueryOutput};
+pub use engine::{Engine, HeadStart, Ingest, IngestMode, Prepared, QueryOutput};
 pub use error::Error;
 pub use session::Session;

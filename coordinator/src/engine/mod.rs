@@ -7,6 +7,7 @@ mod copy;
 mod create_table;
 mod create_view;
 mod ddl;
+mod head_start;
 mod kept_plans;
 mod lookup;
 mod many_rows;
@@ -51,6 +52,8 @@ use crate::sql::{LookedUp, ShoalConfig, SnapshotCatalogs, SystemTables, with_hin
 use crate::write::WriteContext;
 use crate::{CoordinatorConfig, Error, Session};
 
+pub use head_start::HeadStart;
+use head_start::HeadStarts;
 use kept_plans::KeptPlans;
 pub use prepared::Prepared;
 use runtime::coordinator_runtime;
@@ -72,6 +75,7 @@ pub struct Engine {
     registry: Registry,
     results: ResultCache,
     plans: KeptPlans,
+    head_starts: HeadStarts,
     /// Statements that change something, for as long as each runs.
     changes: TaskTracker,
     system: SystemTables,
@@ -196,6 +200,7 @@ impl Engine {
             registry,
             results,
             plans: KeptPlans::default(),
+            head_starts: HeadStarts::new(),
             imports,
             compute,
             object_stores: config.object_stores.clone().into(),

@@ -7,7 +7,7 @@ use datafusion::logical_expr::LogicalPlan;
 
 use super::Scope;
 use super::lookup::{is_little, is_lookup, takes_values_late};
-use crate::query::{fleeting_part, reads_own_tables};
+use crate::query::{fleeting_part, is_brief, reads_own_tables};
 use crate::session::Settings;
 use crate::sql::LookedUp;
 use crate::{Error, Session};
@@ -24,6 +24,7 @@ pub(super) struct Planned {
     /// its parameters are.
     optimised: Option<LogicalPlan>,
     is_lookup: bool,
+    is_brief: bool,
     reads_own_tables: bool,
     /// The names that were looked up for it.
     looked_up: LookedUp,
@@ -46,6 +47,8 @@ impl Planned {
             takes_values && is_timeless(&plan)
         });
         let is_lookup = optimised.as_ref().is_some_and(is_lookup) && is_little(&plan);
+        let is_brief =
+            is_lookup || optimised.as_ref().is_some_and(|plan| is_brief(plan, scope.planning.state()));
         let types = parameters.iter().flat_map(|known| known.fields().iter());
         Self {
             catalog_version: scope.snapshot.version,
@@ -53,6 +56,7 @@ impl Planned {
             session: session.id().to_owned(),
             parameters: types.map(|field| field.data_type().clone()).collect(),
             is_lookup,
+            is_brief,
             reads_own_tables: reads_own_tables(&plan),
             looked_up: scope.looked_up.clone(),
             plan,
@@ -88,6 +92,11 @@ impl Planned {
     /// written is little, too.
     pub(super) fn is_lookup(&self) -> bool {
         self.is_lookup
+    }
+
+    /// Whether it has an optimised plan that is done with soon, whatever its parameters are.
+    pub(super) fn is_brief(&self) -> bool {
+        self.is_brief
     }
 
     /// Whether it holds rows that were true only when it was made.

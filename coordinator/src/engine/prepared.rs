@@ -21,8 +21,8 @@ use crate::session::Settings;
 use crate::sql::{CopyDirection, CopySource, Statement, parse, with_function_hint};
 use crate::{Error, Session};
 
-/// Bytes that the values of a lookup may take.
-const LOOKUP_VALUES_BYTES_MAX: usize = 64 << 10;
+/// Bytes that the values of a lookup may take, and those of what begins when it is announced.
+pub(super) const VALUES_BYTES_MAX: usize = 64 << 10;
 
 /// A statement that was parsed and planned once.
 pub struct Prepared {
@@ -84,17 +84,26 @@ impl Prepared {
         if !settings.changed.is_empty() {
             return None;
         }
-        let planned = self.planned.lock().clone()?;
-        if !planned.is_lookup()
-            || planned.reads_own_tables()
-            || !planned.is_for(session, settings, catalog_version)
-            || bytes_of(parameters) > LOOKUP_VALUES_BYTES_MAX
-        {
+        let planned = self.kept_for(session, settings, catalog_version)?;
+        if !planned.is_lookup() || bytes_of(parameters) > VALUES_BYTES_MAX {
             return None;
         }
         // Others are planned for anew, and may be compared with all rows.
         let values = self.values(parameters.to_vec()).ok()?;
         planned.takes(&values).then_some(planned)
+    }
+
+    /// The plan that is kept, where it is for this version of the catalog and for this session
+    /// with these settings.
+    pub(super) fn kept_for(
+        &self,
+        session: &Session,
+        settings: &Settings,
+        catalog_version: u64,
+    ) -> Option<Arc<Planned>> {
+        // System tables are filled when they are planned.
+        let planned = self.planned.lock().clone();
+        planned.filter(|kept| kept.is_for(session, settings, catalog_version) && !kept.reads_own_tables())
     }
 
     /// Parameters as they are put into a plan: in the types that the statement needs.
@@ -134,9 +143,8 @@ impl Prepared {
 
     /// What was planned, where that holds in this scope.
     pub(super) fn kept(&self, session: &Session, scope: &Scope) -> Option<Arc<Planned>> {
-        // System tables are filled when they are planned.
-        let planned = self.planned.lock().clone();
-        planned.filter(|kept| kept.is_of(session, scope) && !kept.reads_own_tables())
+        let kept = self.kept_for(session, &scope.settings, scope.snapshot.version);
+        kept.filter(|_| scope.is_caught_up)
     }
 }
 

@@ -58,21 +58,34 @@ impl Engine {
     ) -> Result<QueryOutput, Error> {
         session.touch();
         let running = self.registry.begin(query, session.user(), prepared.sql());
-        let settings = session.settings();
+        self.run_query(running, session, session.settings(), prepared, parameters).await.1
+    }
+
+    /// The same for a query that is known, with these settings; and which version of the
+    /// catalog it reads.
+    pub(super) async fn run_query(
+        &self,
+        running: Running,
+        session: &Arc<Session>,
+        settings: Settings,
+        prepared: &Arc<Prepared>,
+        parameters: Parameters,
+    ) -> (u64, Result<QueryOutput, Error>) {
         let caught_up = self.cluster.catalog().catch_up().await;
         let pinned = self.cluster.pin();
+        let version = pinned.version;
         // A lookup whose plan is kept is run among the threads that talk to clients: to hand
         // it to another one and back would take about as long as the coordinator's part of it.
         let may_be_short = caught_up.is_ok() && self.cluster.live().workers.len() <= WORKERS_OF_LOOKUPS_MAX;
         let lookup = match may_be_short {
-            true => prepared.kept_lookup(session, &settings, pinned.version, &parameters),
+            true => prepared.kept_lookup(session, &settings, version, &parameters),
             false => None,
         };
         let is_short = lookup.is_some();
         let begun = Begun { running, settings, caught_up, pinned, lookup };
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
         let work = async move { engine.query_here(&session, &prepared, parameters, begun).await };
-        if is_short { here(work).await } else { self.on_compute(work).await }
+        (version, if is_short { here(work).await } else { self.on_compute(work).await })
     }
 
     async fn query_here(

@@ -1,5 +1,5 @@
 //! Queries between `GetFlightInfo` and `DoGet`: announced with a ticket, run
-//! when that is brought. A ticket that comes a second time, or from another
+//! when that is brought, and begun before where they are short. A ticket that comes a second time, or from another
 //! coordinator, is planned again from what it says.
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ const ASK_MAX: Duration = Duration::from_secs(1);
 const CHANGED: &str = "the columns of the result are not those that were announced: a table or view has changed \
                        since; prepare the statement again";
 
-/// Announces a query that will run when it is fetched.
+/// Announces a query that will run when it is fetched; a short one begins now.
 ///
 /// # Errors
 /// `Exhausted` where too many wait.
@@ -53,7 +53,8 @@ pub(super) fn announce(
     let schema = result_schema(prepared.columns());
     let asked = Asked::of(session, &prepared, &parameters, &schema);
     let query = QueryId::random();
-    let pending = Pending { session: Arc::clone(session), prepared, parameters, query };
+    let head_start = engine.head_start(session, &prepared, &parameters, query);
+    let pending = Pending { session: Arc::clone(session), prepared, parameters, query, head_start };
     let handle = clients.pending.lock().put(session.id(), pending, Instant::now()).map_err(status)?;
     let ticket = QueryTicket::new(engine.cluster_id(), handle, asked);
     // No coordinator but this one can make anything of a short ticket.
@@ -123,8 +124,9 @@ pub(super) async fn fetch(clients: &Clients, ticket: &Bytes) -> Result<FlightStr
 }
 
 async fn run(clients: &Clients, pending: Pending) -> Result<FlightStream, Status> {
-    let Pending { session, prepared, parameters, query } = pending;
-    let output = clients.engine.query(&session, &prepared, parameters, query).await.map_err(status)?;
+    let Pending { session, prepared, parameters, query, head_start } = pending;
+    let output = clients.engine.query_announced(&session, &prepared, parameters, query, head_start);
+    let output = output.await.map_err(status)?;
     let announced = result_schema(prepared.columns());
     let types = |schema: &Schema| -> Vec<_> {
         schema.fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect()
@@ -163,7 +165,8 @@ async fn again(clients: &Clients, ticket: &QueryTicket) -> Result<Pending, Statu
     if !asked.is_announced(&result_schema(prepared.columns())) {
         return Err(invalid(CHANGED));
     }
-    Ok(Pending { session, prepared, parameters: asked.parameters()?, query: QueryId::random() })
+    let parameters = asked.parameters()?;
+    Ok(Pending { session, prepared, parameters, query: QueryId::random(), head_start: None })
 }
 
 fn unknown(clients: &Clients, handle: &str) -> Status {

@@ -14,7 +14,7 @@ use shoal_proto::QueryId;
 
 use super::home::new_handle;
 use crate::catalog::CoordinatorId;
-use crate::{Error, Prepared, Session};
+use crate::{Error, HeadStart, Prepared, Session};
 
 /// Prepared statements: one client rarely holds more than a few dozen.
 pub(super) const STATEMENT_LIMITS: Limits =
@@ -41,7 +41,7 @@ pub(super) struct Statement {
     pub(super) bound: Mutex<Option<Vec<Vec<ScalarValue>>>>,
 }
 
-/// A query that runs when it is fetched.
+/// A query that runs when it is fetched, or has begun before.
 #[derive(Clone)]
 pub(super) struct Pending {
     pub(super) session: Arc<Session>,
@@ -49,6 +49,8 @@ pub(super) struct Pending {
     pub(super) parameters: Vec<ScalarValue>,
     /// Announced to the client already.
     pub(super) query: QueryId,
+    /// Where it has begun.
+    pub(super) head_start: Option<HeadStart>,
 }
 
 /// How much a [`Shelf`] holds, and for how long.

@@ -75,6 +75,8 @@ pub struct QueryRecord {
     pub cross_zone_bytes: AtomicU64,
     /// The most of them that came to one node.
     pub cross_zone_bytes_most: AtomicU64,
+    /// Whether anybody may see it; see [`Registry::begin_unlisted`].
+    is_listed: AtomicBool,
     changing: Mutex<Changing>,
     cancel: CancellationToken,
 }
@@ -159,6 +161,10 @@ impl QueryRecord {
     fn is_over(&self) -> bool {
         !matches!(self.state(), QueryState::Queued | QueryState::Running)
     }
+
+    fn is_listed(&self) -> bool {
+        self.is_listed.load(Ordering::Relaxed)
+    }
 }
 
 /// All queries of this coordinator. Cheap to clone.
@@ -177,6 +183,17 @@ impl Registry {
     /// Enters a query. It leaves the live ones when the guard is dropped: as
     /// cancelled, unless its end was told before.
     pub fn begin(&self, query: QueryId, user: &str, sql: &str) -> Running {
+        self.enter(query, user, sql, true)
+    }
+
+    /// The same for one that begins before its client asks for its rows, and so may never be
+    /// asked for: until it is [listed](Self::list) nobody sees it, nor can stop it, and when
+    /// it ends it was never there.
+    pub fn begin_unlisted(&self, query: QueryId, user: &str, sql: &str) -> Running {
+        self.enter(query, user, sql, false)
+    }
+
+    fn enter(&self, query: QueryId, user: &str, sql: &str, is_listed: bool) -> Running {
         let mut end = sql.len().min(SQL_BYTES_MAX);
         while !sql.is_char_boundary(end) {
             end -= 1;
@@ -194,6 +211,7 @@ impl Registry {
             segments_total: AtomicU64::default(),
             cross_zone_bytes: AtomicU64::default(),
             cross_zone_bytes_most: AtomicU64::default(),
+            is_listed: AtomicBool::new(is_listed),
             changing: Mutex::new(Changing {
                 state: QueryState::Running,
                 class: None,
@@ -213,17 +231,35 @@ impl Registry {
     /// A query that runs or ended lately.
     pub fn find(&self, query: QueryId) -> Option<Arc<QueryRecord>> {
         let queries = self.inner.lock();
+        let live = queries.live.get(&query).filter(|record| record.is_listed());
         let recent = || queries.recent.iter().rev().find(|record| record.query == query);
-        queries.live.get(&query).or_else(recent).cloned()
+        live.or_else(recent).cloned()
+    }
+
+    /// Shows a query that began unlisted: its rows are asked for. Whether it still lives.
+    pub fn list(&self, query: QueryId) -> bool {
+        self.set_listed(query, true)
+    }
+
+    /// Takes that back: its rows are not used after all.
+    pub fn unlist(&self, query: QueryId) {
+        self.set_listed(query, false);
+    }
+
+    fn set_listed(&self, query: QueryId, is_listed: bool) -> bool {
+        let queries = self.inner.lock();
+        let live = queries.live.get(&query);
+        live.inspect(|record| record.is_listed.store(is_listed, Ordering::Relaxed)).is_some()
     }
 
     /// Every query that is known, the oldest first.
     pub fn all(&self) -> Vec<Arc<QueryRecord>> {
         let queries = self.inner.lock();
-        queries.recent.iter().chain(queries.live.values()).cloned().collect()
+        let live = queries.live.values().filter(|record| record.is_listed());
+        queries.recent.iter().chain(live).cloned().collect()
     }
 
-    /// Queries that wait or run.
+    /// Queries that wait or run, with those that are not listed.
     pub fn live_count(&self) -> usize {
         self.inner.lock().live.len()
     }
@@ -231,7 +267,7 @@ impl Registry {
     /// Asks a query to stop; whether there was one to ask.
     pub fn cancel(&self, query: QueryId) -> bool {
         let live = self.inner.lock().live.get(&query).cloned();
-        live.is_some_and(|record| {
+        live.filter(|record| record.is_listed()).is_some_and(|record| {
             record.cancel.cancel();
             true
         })
@@ -326,7 +362,13 @@ impl Drop for Running {
             self.end(QueryState::Cancelled, None);
         }
         let mut queries = self.registry.inner.lock();
-        queries.live.remove(&self.record.query);
+        // One that began anew may have taken its place.
+        if queries.live.get(&self.record.query).is_some_and(|live| Arc::ptr_eq(live, &self.record)) {
+            queries.live.remove(&self.record.query);
+        }
+        if !self.record.is_listed() {
+            return;
+        }
         if queries.recent.len() == RECENT_MAX {
             queries.recent.pop_front();
         }
@@ -350,6 +392,27 @@ mod tests {
         assert_eq!((state(done), state(dropped)), (QueryState::Finished, QueryState::Cancelled));
         assert_eq!(registry.live_count(), 0);
         assert!(!registry.cancel(done));
+    }
+
+    #[test]
+    fn what_nobody_asked_for_yet_is_not_seen_and_cannot_be_stopped() {
+        let registry = Registry::default();
+        let (unasked, asked, taken_back) = (QueryId::random(), QueryId::random(), QueryId::random());
+        let running: Vec<Running> = [unasked, asked, taken_back]
+            .map(|query| registry.begin_unlisted(query, "ada", "SELECT 1"))
+            .into();
+        assert!(registry.all().is_empty() && registry.find(asked).is_none());
+        assert!(!registry.cancel(asked) && !running[1].cancelled().is_cancelled());
+        assert_eq!(registry.live_count(), 3, "a stop waits for it");
+
+        assert!(registry.list(asked) && registry.list(taken_back));
+        registry.unlist(taken_back);
+        let seen = || registry.all().iter().map(|record| record.query).collect::<Vec<_>>();
+        assert_eq!(seen(), [asked]);
+        assert!(registry.cancel(asked) && running[1].cancelled().is_cancelled());
+        drop(running);
+        assert_eq!(seen(), [asked], "the others were never there");
+        assert!(!registry.list(unasked), "it has ended");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use datafusion::catalog::Session;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err};
 use datafusion::datasource::physical_plan::FileScanConfig;
@@ -24,8 +25,9 @@ use shoal_proto::exchange::{
 use shoal_proto::query::RunRequest;
 use url::Url;
 
+use super::admission::Class;
 use super::shard_table::as_shard_table;
-use super::weight::share;
+use super::weight::{share, weigh};
 
 /// What reads fewer bytes runs on one worker without asking what else could be.
 pub(super) const SMALL_BYTES: u64 = 1024 * 1024;
@@ -175,6 +177,11 @@ pub(crate) fn reads_segments_or_files(plan: &Arc<dyn ExecutionPlan>) -> Result<b
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(reads)
+}
+
+/// Whether an optimised plan is done with soon: it is short, or reads few bytes.
+pub(crate) fn is_brief(plan: &LogicalPlan, session: &dyn Session) -> bool {
+    weigh(plan, session).class == Class::Short || is_small(plan, SMALL_BYTES).unwrap_or_default()
 }
 
 /// Whether an optimised plan reads few bytes and rows of shards, and nothing else, where a task reads so many,

@@ -197,7 +197,7 @@ async fn a_lookup_of_a_large_value_is_not_short() {
     let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
     let text = |bytes: usize| ScalarValue::Utf8(Some("x".repeat(bytes)));
     assert!(is_short(&engine, &session, &prepared, text(100)));
-    assert!(!is_short(&engine, &session, &prepared, text(LOOKUP_VALUES_BYTES_MAX)));
+    assert!(!is_short(&engine, &session, &prepared, text(VALUES_BYTES_MAX)));
 }
 
 #[tokio::test]
