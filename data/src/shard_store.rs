@@ -23,8 +23,10 @@ use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
 
 use crate::{SegmentName, file_stream};
 
+mod kept_reads;
 mod local;
 
+use self::kept_reads::KeptReads;
 pub use local::{LocalSegments, ReportDamage, is_damage};
 
 /// The scheme and host under which sessions register the store: segments are
@@ -80,6 +82,17 @@ pub struct Replica {
     pub zone: String,
 }
 
+/// What the local disk has of a segment.
+#[derive(Debug, PartialEq)]
+enum Local {
+    /// What was asked for.
+    Read(Vec<Bytes>),
+    /// Nothing: it is not one of this node's.
+    Absent,
+    /// Nothing that can be used, or the disk does not answer.
+    Unusable,
+}
+
 /// What was located, and when.
 type Known = HashMap<SegmentName, (Instant, Arc<Located>)>;
 
@@ -93,6 +106,8 @@ pub struct ShardStore {
     avoided: Arc<Mutex<HashMap<WorkerId, Instant>>>,
     /// When the local disk last did not answer.
     silent_disk: Arc<Mutex<Option<Instant>>>,
+    /// Of segments that are not here.
+    kept: KeptReads,
     /// Where bytes from other zones are counted, besides the channels' zone.
     log: Option<Arc<ReadLog>>,
 }
@@ -108,8 +123,14 @@ impl ShardStore {
             located: Arc::default(),
             avoided: Arc::default(),
             silent_disk: Arc::default(),
+            kept: KeptReads::new(0),
             log: None,
         }
+    }
+
+    /// The same store, which keeps up to so many bytes of what it read from peers lately.
+    pub fn keeping(self, bytes_max: u64) -> Self {
+        Self { kept: KeptReads::new(bytes_max), ..self }
     }
 
     /// The same store for one query, which counts there what comes from other
@@ -118,20 +139,27 @@ impl ShardStore {
         Self { log: Some(log), ..self.clone() }
     }
 
-    /// All ranges from the local file, each block verified: at once what is in
-    /// memory, as lookups read it, and else in one hop to a blocking thread. None
-    /// where there is no local file or it is damaged, or the disk does not answer.
-    async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+    /// All ranges that are in memory, as lookups read them, each block verified: of the
+    /// local file, or of what peers sent.
+    fn read_at_hand(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         // Not even what is in memory: where some of it is not, the system begins to read it
         // on this thread, and waits where that disk takes nothing more.
-        if self.is_disk_silent() {
-            return None;
-        }
-        if let Some(read) = self.local.as_ref()?.read_at_hand(name, ranges) {
-            return Some(read);
-        }
+        let local = self.local.as_ref().filter(|_| !self.is_disk_silent());
+        let local = local.and_then(|local| local.read_at_hand(name, ranges));
+        local.or_else(|| self.kept.find(name, ranges))
+    }
+
+    /// All ranges from the local file, each block verified, in one hop to a blocking thread.
+    async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Local {
         let (name, ranges) = (*name, ranges.to_vec());
-        self.ask_disk(&name, move |local| local.read(&name, &ranges)).await
+        let read = self.ask_disk(&name, move |local| {
+            Some(match local.read(&name, &ranges) {
+                Some(read) => Local::Read(read),
+                None if local.is_absent(&name) => Local::Absent,
+                None => Local::Unusable,
+            })
+        });
+        read.await.unwrap_or(Local::Unusable)
     }
 
     /// Whether the local disk did not answer lately.
@@ -261,10 +289,21 @@ impl ShardStore {
     }
 
     async fn read(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, Failure> {
-        if let Some(read) = self.read_local(name, ranges).await {
+        if let Some(read) = self.read_at_hand(name, ranges) {
             return Ok(read);
         }
-        object_store::coalesce_ranges(ranges, |range| self.read_peers(name, range), COALESCE_BYTES).await
+        let local = self.read_local(name, ranges).await;
+        if let Local::Read(read) = local {
+            return Ok(read);
+        }
+        let read =
+            object_store::coalesce_ranges(ranges, |range| self.read_peers(name, range), COALESCE_BYTES)
+                .await?;
+        // What should be here is looked at each time, until it is mended or gone.
+        if local == Local::Absent {
+            self.kept.keep(name, ranges, &read);
+        }
+        Ok(read)
     }
 }
 

@@ -40,6 +40,10 @@ const LEAVE_MAX: Duration = Duration::from_millis(1_500);
 const FOOTERS_SHARE: usize = 32;
 /// What they may take at least.
 const FOOTERS_BYTES_MIN: usize = 64 << 20;
+/// The part of the memory limit that pieces of segments of other workers may take, besides it.
+const KEPT_READS_SHARE: usize = 64;
+/// What they may take at most.
+const KEPT_READS_BYTES_MAX: usize = 64 << 20;
 /// How long nothing must run before a stopping worker takes itself for idle:
 /// between two stages of a query nothing runs either.
 const IDLE_MIN: Duration = Duration::from_millis(300);
@@ -95,10 +99,12 @@ pub async fn run(
     let locate = Arc::new(CoordinatorLocate::new(Arc::clone(&coordinators), channels.clone()));
     let replicator = Replicator::new(Arc::clone(&dir), channels.clone(), Handle::current());
     let local = Arc::new(LocalSegments::new(dir.path().to_owned(), Arc::new(replicator.clone())));
-    let shards = Arc::new(ShardStore::new(Some(Arc::clone(&local)), locate, channels.clone()));
+    let memory = usize::try_from(config.memory_limit_bytes).unwrap_or(usize::MAX);
+    let kept = (memory / KEPT_READS_SHARE).min(KEPT_READS_BYTES_MAX);
+    let shards = ShardStore::new(Some(Arc::clone(&local)), locate, channels.clone()).keeping(kept as u64);
+    let shards = Arc::new(shards);
     let imports = Arc::new(ImportStore::through(coordinators.in_order(), channels.clone()));
 
-    let memory = usize::try_from(config.memory_limit_bytes).unwrap_or(usize::MAX);
     let footers = (memory / FOOTERS_SHARE).max(FOOTERS_BYTES_MIN);
     let spills = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill]));
     let runtime = RuntimeEnvBuilder::new()

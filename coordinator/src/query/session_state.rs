@@ -41,7 +41,7 @@ use super::merge_joins::{MergeLargeJoins, has_mergeable};
 use super::plain_text::with_plain_text;
 use super::registry::QueryRecord;
 use super::rewrite::must_stay;
-use super::row_by_row;
+use super::row_by_row::{self, RowByRow};
 use super::runtime_filters::with_runtime_filters;
 use super::safe_pushdown::SafePushdown;
 use super::scan_tasks::{add_handlers, scan_bytes, shard_scan, tasks_of_scan};
@@ -324,6 +324,9 @@ impl Planning {
             options.execution.sort_spill_reservation_bytes = sort_kept_bytes(query.memory_limit_bytes);
         }
         way.tell(options);
+        if way == Way::Streamed {
+            config = config.with_extension(Arc::new(RowByRow));
+        }
         let node = self.state.runtime_env();
         let pool = QueryPool::new(Arc::clone(&node.memory_pool), "the coordinator", query.memory_limit_bytes);
         let runtime = RuntimeEnv { memory_pool: Arc::new(pool), ..node.as_ref().clone() };

@@ -35,6 +35,7 @@ use super::pruning::{
     merged_statistics, segment_statistics, segments_for, segments_of, shards_for, table_statistics, widened,
     with_distinct,
 };
+use super::row_by_row::RowByRow;
 
 /// Files that are planned each with its own statistics, at most: those of more take
 /// more memory and time, also on their way to workers, than they can save. What all
@@ -105,7 +106,13 @@ impl ShardTable {
             shards.iter().flat_map(|shard| self.facts.places_of_shard(*shard)).copied().collect();
         places.sort_unstable();
         let segments = places.iter().filter_map(|place| table.segments.get(*place as usize)).cloned();
-        segments_for(segments.collect(), &self.schema, filters, session)
+        let segments: Vec<_> = segments.collect();
+        // One is where such rows are, if there are any: it is opened sooner than it is known
+        // whether its bounds rule them out.
+        match segments.len() {
+            1 => Ok(segments),
+            _ => segments_for(segments, &self.schema, filters, session),
+        }
     }
 
     /// Whether segments may have Bloom filters of a column that these filters are about.
@@ -189,9 +196,10 @@ impl TableProvider for ShardTable {
             Some(projection) => projection.clone(),
             None => (0..self.schema.fields().len()).collect(),
         };
-        let are_few = segments.len() <= FILES_KNOWN_MAX;
+        let is_row_by_row = session.config().get_extension::<RowByRow>().is_some();
+        let are_known = segments.len() <= FILES_KNOWN_MAX && !(is_row_by_row && segments.len() == 1);
         // Of a group of files it holds only where it is known of each what is in it.
-        let ordering = if are_few { self.ordering() } else { None };
+        let ordering = if are_known { self.ordering() } else { None };
         let partitions = session.config().target_partitions().max(1);
         let declared = self.layout(session, partitions);
         let per_group = segments.len() / partitions;
@@ -199,7 +207,7 @@ impl TableProvider for ShardTable {
         let mut sizes = vec![0_u64; partitions];
         for segment in &segments {
             let file = segment_file(segment);
-            let file = match are_few {
+            let file = match are_known {
                 true => {
                     let known = segment_statistics(segment, &self.schema, &columns);
                     file.with_statistics(Arc::new(widened(known, &self.schema, &columns)))
@@ -219,6 +227,7 @@ impl TableProvider for ShardTable {
         }
         let statistics = match segments.as_slice() {
             [] => empty_statistics(&self.schema),
+            [_] if !are_known => Statistics::new_unknown(&self.schema),
             segments => {
                 let merged = match segments.len() == self.table().segments.len() {
                     true => table_statistics(&self.facts, &self.schema, &columns)?,

@@ -63,6 +63,11 @@ impl LocalSegments {
         ranges.iter().map(|range| sums.read_at_hand(&file, range.clone())).collect()
     }
 
+    /// Whether there is no file of this segment.
+    pub fn is_absent(&self, name: &SegmentName) -> bool {
+        matches!(self.dir.join(name.to_string()).try_exists(), Ok(false))
+    }
+
     /// Whether the checksums of a segment are on the disk as they were written,
     /// whatever is remembered of them.
     pub fn has_sums(&self, name: &SegmentName) -> bool {

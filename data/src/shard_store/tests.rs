@@ -1,6 +1,7 @@
 //! Claims about reading segments from wherever they are.
 
 use std::io;
+use std::slice::from_ref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::TryStreamExt;
@@ -260,6 +261,27 @@ async fn a_segment_that_is_not_here_comes_from_a_peer() {
     let ranges = fixture.store.get_ranges(&fixture.path(), &[18..20, 0..2]).await.unwrap();
     assert_eq!(ranges, ["ij", "01"]);
     assert_eq!(fixture.located.1.load(Ordering::SeqCst), 1, "each read asks where the segment is");
+}
+
+#[tokio::test]
+async fn a_small_piece_comes_from_a_peer_once() {
+    let fixture = fixture(&[Manner::Honest]).await;
+    let store = fixture.store.clone().keeping(1 << 20);
+    let read = async |ranges: &[Range<u64>]| store.get_ranges(&fixture.path(), ranges).await.unwrap();
+    for _again in 0..3 {
+        assert_eq!(read(&[5..8, 18..20]).await, ["567", "ij"]);
+        assert_eq!(fixture.asked(), [1]);
+    }
+    assert_eq!(read(from_ref(&(5..9))).await, ["5678"]);
+    assert_eq!(fixture.asked(), [2], "another piece");
+
+    // What should be here is looked at each time.
+    fixture.put_local(BYTES);
+    std::fs::write(fixture.local.path().join(fixture.name.to_string()), b"not what was written").unwrap();
+    for again in 1..=2 {
+        assert_eq!(read(from_ref(&(0..3))).await, ["012"]);
+        assert_eq!((fixture.asked(), fixture.damage.0.lock().len()), (vec![2 + again], again));
+    }
 }
 
 #[tokio::test]
