@@ -106,28 +106,33 @@ impl KeptPlans {
         if !planned.is_optimised() || planned.reads_own_tables() || never_kept(planned.plan()).is_some() {
             return;
         }
-        let mut forgotten = HashMap::new();
+        let mut forgotten: Vec<Entry> = Vec::new();
         let mut kept = self.0.lock();
         if catalog_version < kept.catalog_version {
             return;
         }
         if catalog_version > kept.catalog_version {
             kept.catalog_version = catalog_version;
-            forgotten = std::mem::take(&mut kept.by_text);
+            forgotten.extend(std::mem::take(&mut kept.by_text).into_values());
         }
         if kept.by_text.len() >= PLANS_MAX
             && !kept.by_text.contains_key(&key)
             && let Some(oldest) =
                 kept.by_text.iter().min_by_key(|(_, entry)| entry.used_at).map(|(key, _)| key.clone())
         {
-            kept.by_text.remove(&oldest);
+            forgotten.extend(kept.by_text.remove(&oldest));
         }
         kept.now += 1;
+        // As many physical plans are kept as there are entries here.
+        plan.planned.whole().inspect(|whole| whole.open());
         let entry = Entry { plan, used_at: kept.now };
-        kept.by_text.insert(key, entry);
+        forgotten.extend(kept.by_text.insert(key, entry));
         // Many plans are dropped when nobody waits for the lock.
         drop(kept);
-        drop(forgotten);
+        for Entry { plan, .. } in forgotten {
+            // Prepared statements may have them yet.
+            plan.planned.whole().inspect(|whole| whole.close());
+        }
     }
 
     /// How many there are.

@@ -1,13 +1,15 @@
 //! The plan that a prepared statement keeps: for which world it was made, and
 //! whether it can be run as it is.
 
+use std::sync::Arc;
+
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::logical_expr::LogicalPlan;
 
 use super::Scope;
 use super::lookup::{is_little, is_lookup, takes_values_late};
-use crate::query::{fleeting_part, is_brief, reads_own_tables};
+use crate::query::{KeptWhole, fleeting_part, is_brief, reads_own_tables};
 use crate::session::Settings;
 use crate::sql::LookedUp;
 use crate::{Error, Session};
@@ -26,6 +28,8 @@ pub(super) struct Planned {
     is_lookup: bool,
     is_brief: bool,
     reads_own_tables: bool,
+    /// Its physical plan, where that is one for one worker.
+    whole: Arc<KeptWhole>,
     /// The names that were looked up for it.
     looked_up: LookedUp,
 }
@@ -58,6 +62,7 @@ impl Planned {
             is_lookup,
             is_brief,
             reads_own_tables: reads_own_tables(&plan),
+            whole: Arc::default(),
             looked_up: scope.looked_up.clone(),
             plan,
             optimised,
@@ -104,6 +109,11 @@ impl Planned {
         self.reads_own_tables
     }
 
+    /// Where its physical plan is kept; none where that is another one for each run.
+    pub(super) fn whole(&self) -> Option<&Arc<KeptWhole>> {
+        (self.optimised.is_some() && self.parameters.is_empty()).then_some(&self.whole)
+    }
+
     /// The names that were looked up for it.
     pub(super) fn looked_up(&self) -> &LookedUp {
         &self.looked_up
@@ -135,14 +145,14 @@ impl Planned {
 pub(super) enum Asked {
     /// A plan as it was written.
     Plan(LogicalPlan),
-    /// One that is optimised already.
-    Optimised(LogicalPlan),
+    /// One that is optimised already, and where its physical plan is kept.
+    Optimised(LogicalPlan, Option<Arc<KeptWhole>>),
 }
 
 impl Asked {
     pub(super) fn plan(&self) -> &LogicalPlan {
         match self {
-            Self::Plan(plan) | Self::Optimised(plan) => plan,
+            Self::Plan(plan) | Self::Optimised(plan, _) => plan,
         }
     }
 }

@@ -288,7 +288,7 @@ impl Engine {
         };
         let values = prepared.values(parameters)?;
         Ok(match planned.optimised_with(&values)? {
-            Some(optimised) => Asked::Optimised(optimised),
+            Some(optimised) => Asked::Optimised(optimised, planned.whole().cloned()),
             None => Asked::Plan(with_values(planned.plan().clone(), values)?),
         })
     }

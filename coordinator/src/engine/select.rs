@@ -223,9 +223,9 @@ impl Engine {
     ) -> Result<QueryStream, Error> {
         let mut options = self.query_options(running.record().query, &scope.settings)?;
         // Only an optimised plan tells how much it is.
-        let optimised = match asked.into() {
-            Asked::Optimised(plan) => Ok(plan),
-            Asked::Plan(plan) => self.optimised(&scope, plan),
+        let (optimised, kept) = match asked.into() {
+            Asked::Optimised(plan, kept) => (Ok(plan), kept),
+            Asked::Plan(plan) => (self.optimised(&scope, plan), None),
         };
         let plan = optimised.inspect_err(|error| running.failed(&error.to_string()))?;
         timeline.as_ref().inspect(|timeline| timeline.planned());
@@ -249,7 +249,7 @@ impl Engine {
         };
         running.admitted();
         let Scope { pin, planning, .. } = scope;
-        let pinned = Pinned { running, permit, pin, planning, plan, options, timeline, stay };
+        let pinned = Pinned { running, permit, pin, planning, plan, options, timeline, stay, kept };
         self.attempts.run(pinned).await
     }
 

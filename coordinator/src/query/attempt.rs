@@ -38,6 +38,7 @@ use super::session_state::{Failover, PARTITIONS, PhysicalPlan, Planning, facts_o
 use super::shard_streams::streams_of;
 use super::timeline::Timeline;
 use super::view::View;
+use super::whole_plan::KeptWhole;
 use crate::Error;
 use crate::cluster::{Cluster, LiveWorkers, PinGuard};
 use crate::sql::ShoalConfig;
@@ -88,6 +89,8 @@ pub struct Pinned {
     pub timeline: Option<Timeline>,
     /// Where its rows are to stay on workers if they can: then there are none here.
     pub stay: Option<Stay>,
+    /// Where its physical plan is kept, if it is asked again and again.
+    pub(crate) kept: Option<Arc<KeptWhole>>,
 }
 
 impl Pinned {

@@ -66,4 +66,4 @@ pub use shard_table::ShardTable;
 pub use timeline::{Elapsed, Timeline};
 pub use view::{View, ViewWorker};
 pub use weight::{Weight, weigh};
-pub(crate) use whole_plan::is_brief;
+pub(crate) use whole_plan::{KeptWhole, is_brief};

@@ -48,7 +48,7 @@ use super::scan_tasks::{add_handlers, scan_bytes, shard_scan, tasks_of_scan};
 use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, over_one_file, with_streams};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
-use super::whole_plan::{SMALL_BYTES, WholePlanExec, is_small, reads_segments_or_files};
+use super::whole_plan::{KeptWhole, SMALL_BYTES, WholePlanExec, World, is_small, reads_segments_or_files};
 use super::yielding::YieldInJoins;
 use crate::catalog::TableFacts;
 use crate::cluster::{Cluster, TASK_PARTITIONS};
@@ -230,6 +230,29 @@ impl Planning {
         }
         // The first one says it best: it is about what was asked.
         Err(refusal.unwrap_or_else(|| datafusion::common::internal_datafusion_err!("no way to plan")))
+    }
+
+    /// The same for the first attempt at a query whose plan may be `kept`. One that ran whole
+    /// on a worker is not planned again.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) async fn physical_or_kept(
+        &self,
+        kept: &KeptWhole,
+        plan: &LogicalPlan,
+        view: &Arc<View>,
+        query: &QueryOptions,
+        failover: Option<Failover>,
+    ) -> Result<PhysicalPlan> {
+        let world = World::of(view, self.task_bytes(view), query, failover.is_some());
+        if let Some((plan, can_merge)) = kept.find(&world, view, query, &self.channels) {
+            let (_, context) = self.state_for(view, query, false, Way::Whole, Joins::ByRoom)?;
+            return Ok(PhysicalPlan { plan, context, can_merge });
+        }
+        let planned = self.physical(plan, view, query, false, failover, Joins::ByRoom).await?;
+        kept.keep(world, &planned.plan, planned.can_merge)?;
+        Ok(planned)
     }
 
     /// The plan of a scan that reads shard by shard. None where another plan is

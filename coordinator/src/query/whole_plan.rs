@@ -29,6 +29,10 @@ use super::admission::Class;
 use super::shard_table::as_shard_table;
 use super::weight::{share, weigh};
 
+mod kept;
+
+pub(crate) use kept::{KeptWhole, World};
+
 /// What reads fewer bytes runs on one worker without asking what else could be.
 pub(super) const SMALL_BYTES: u64 = 1024 * 1024;
 /// But not more rows: of what is nearly constant there are many in few bytes.

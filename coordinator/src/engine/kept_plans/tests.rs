@@ -119,3 +119,29 @@ async fn plans_that_nobody_asked_for_longest_are_forgotten() {
     assert!(is_kept(&engine, &session, &text(0)).await, "it was asked for since");
     assert!(!is_kept(&engine, &session, &text(1)).await);
 }
+
+#[tokio::test]
+async fn physical_plans_are_kept_for_texts_that_are_kept_and_have_no_parameters() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    let id = make_table(&engine, DataType::Int64).await;
+    let session = engine.open_session("ada");
+    let planned = async |text: &str| {
+        let prepared = engine.prepare(&session, text).await.unwrap();
+        let scope = engine.scope_to_read(&session).await;
+        prepared.kept(&session, &scope).unwrap()
+    };
+    let first = planned(TEXT).await;
+    assert!(first.whole().is_some_and(|whole| whole.is_open()));
+    assert!(planned("SELECT a FROM t WHERE a = $1").await.whole().is_none(), "another one for each value");
+    assert!(planned("SELECT a, now() FROM t").await.whole().is_none());
+    // Those of an older version of the catalog go, whoever has them prepared yet.
+    engine.cluster.catalog().apply(commit("w", &segment(id, 0, "w1"))).await.unwrap();
+    let second = planned(TEXT).await;
+    assert!(!first.whole().unwrap().is_open() && second.whole().unwrap().is_open());
+    // And those that nobody asked for longest.
+    for number in 0..PLANS_MAX {
+        planned(&format!("SELECT a FROM t WHERE a = {number}")).await;
+    }
+    assert!(!second.whole().unwrap().is_open());
+}

@@ -84,7 +84,7 @@ async fn values_are_put_into_the_plan_that_was_optimised() {
     let session = engine.open_session("ada");
     let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
     for value in [number(1), number(-7), ScalarValue::Int32(Some(3)), ScalarValue::Utf8(Some("4".into()))] {
-        let Asked::Optimised(plan) = asked(&engine, &session, &prepared, value.clone()).await else {
+        let Asked::Optimised(plan, _) = asked(&engine, &session, &prepared, value.clone()).await else {
             panic!("{value:?} is planned anew");
         };
         assert_eq!(text(&plan), text(&planned_anew(&engine, &session, &prepared, value).await));
@@ -117,7 +117,7 @@ async fn a_change_of_the_catalog_is_seen_by_what_was_prepared_before() {
     let prepared = engine.prepare(&session, LOOKUP).await.unwrap();
     engine.cluster.catalog().apply(commit("w", &segment(id, 0, "w1"))).await.unwrap();
     for _again in 0..2 {
-        let Asked::Optimised(plan) = asked(&engine, &session, &prepared, number(1)).await else {
+        let Asked::Optimised(plan, _) = asked(&engine, &session, &prepared, number(1)).await else {
             panic!("nothing was kept");
         };
         assert_eq!(tables_of(&plan).unwrap()[0].segments.len(), 1);

@@ -37,5 +37,10 @@ pub(super) async fn planned(
             }
         }
     }
-    planning.physical(plan, view, options, timeline.is_some(), failover, joins).await
+    let kept = pinned.kept.as_ref();
+    // Where the time goes is asked of planning, too.
+    match kept.filter(|_| timeline.is_none() && options.attempt == 1 && joins == Joins::ByRoom) {
+        Some(kept) => planning.physical_or_kept(kept, plan, view, options, failover).await,
+        None => planning.physical(plan, view, options, timeline.is_some(), failover, joins).await,
+    }
 }

@@ -163,6 +163,19 @@ async fn planned_over(
     sql: &str,
     set: impl FnOnce(&mut ConfigOptions),
 ) -> (PhysicalPlan, Arc<View>) {
+    let (planning, logical) = optimised_over(tables, sql, set).await;
+    let view = view_of(&logical, &WORKERS);
+    let planned =
+        planning.physical(&logical, &view, &options_of_query(), false, None, Joins::ByRoom).await.unwrap();
+    (planned, view)
+}
+
+/// An optimised plan, and what it is planned further with.
+async fn optimised_over(
+    tables: Vec<Arc<ShardTable>>,
+    sql: &str,
+    set: impl FnOnce(&mut ConfigOptions),
+) -> (Planning, LogicalPlan) {
     let template = template();
     let schema = MemorySchemaProvider::new();
     for table in tables {
@@ -177,13 +190,15 @@ async fn planned_over(
     let planning = template.planning(&options, Arc::new(catalogs));
     let logical = planning.state().create_logical_plan(sql).await.unwrap();
     let logical = planning.state().optimize(&as_meant(logical).unwrap()).unwrap();
-    let workers = WORKERS.into_iter().map(LiveWorker::named).collect();
+    (planning, logical)
+}
+
+/// What an attempt at a plan sees of these workers.
+fn view_of(logical: &LogicalPlan, workers: &[&str]) -> Arc<View> {
+    let workers = workers.iter().map(|name| LiveWorker::named(*name)).collect();
     let live = LiveWorkers { workers, ..LiveWorkers::default() };
-    let view = View::new(&live, &facts_of(&logical).unwrap(), &BTreeSet::new(), "", 0, PARTITIONS).unwrap();
-    let view = Arc::new(view);
-    let planned =
-        planning.physical(&logical, &view, &options_of_query(), false, None, Joins::ByRoom).await.unwrap();
-    (planned, view)
+    let view = View::new(&live, &facts_of(logical).unwrap(), &BTreeSet::new(), "", 0, PARTITIONS).unwrap();
+    Arc::new(view)
 }
 
 /// The same as text, with the settings of a new session.

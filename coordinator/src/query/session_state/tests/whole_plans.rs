@@ -61,3 +61,63 @@ async fn what_reads_few_bytes_is_planned_as_one_process_would() {
     let plan = plan_over(tables(), &[("shoal.task_bytes", "1")], sql).await;
     assert!(plan.contains(" tasks on w"), "{plan}");
 }
+
+/// The plan of a first attempt, which may be kept, and the worker that runs it if it is one.
+async fn first_attempt(
+    kept: &KeptWhole,
+    planning: &Planning,
+    logical: &LogicalPlan,
+    (workers, memory_limit_bytes): (&[&str], u64),
+) -> (Arc<dyn ExecutionPlan>, Option<String>) {
+    let view = view_of(logical, workers);
+    let query = QueryOptions { memory_limit_bytes, ..options_of_query() };
+    let planned = planning.physical_or_kept(kept, logical, &view, &query, None).await.unwrap();
+    match planned.plan.downcast_ref::<WholePlanExec>() {
+        Some(whole) => {
+            assert_eq!(view.used_workers(), BTreeSet::from([WorkerId::from(whole.worker())]));
+            (Arc::clone(whole.plan()), Some(whole.worker().to_owned()))
+        }
+        None => (planned.plan, None),
+    }
+}
+
+#[tokio::test]
+async fn a_whole_plan_is_kept_for_the_world_that_it_was_made_for() {
+    let tables = || vec![of_numbers(1, "within", ROWS_WITHIN), of_numbers(2, "beyond", ROWS_BEYOND)];
+    let world = (&WORKERS[..], 1 << 30);
+    let sql = "SELECT v, sum(k + s) FROM within GROUP BY v ORDER BY v LIMIT 3";
+    let (planning, logical) = optimised_over(tables(), sql, |_| {}).await;
+    let kept = KeptWhole::default();
+    let (first, _) = first_attempt(&kept, &planning, &logical, world).await;
+    let (second, _) = first_attempt(&kept, &planning, &logical, world).await;
+    assert!(!Arc::ptr_eq(&first, &second) && !kept.is_kept(), "before it is opened");
+
+    kept.open();
+    let (first, worker) = first_attempt(&kept, &planning, &logical, world).await;
+    let (second, same_worker) = first_attempt(&kept, &planning, &logical, world).await;
+    assert!(Arc::ptr_eq(&first, &second), "it is planned again");
+    assert!(worker.is_some() && worker == same_worker);
+    // Whichever worker is not there any more, another one has it.
+    let others: Vec<&str> = WORKERS.into_iter().filter(|it| Some(*it) != worker.as_deref()).collect();
+    for other_world in [(&others[..], 1 << 30), (&WORKERS[..], 1 << 20), world] {
+        let (anew, other) = first_attempt(&kept, &planning, &logical, other_world).await;
+        assert!(!Arc::ptr_eq(&first, &anew) && other.is_some(), "{other_world:?}");
+        let (again, _) = first_attempt(&kept, &planning, &logical, other_world).await;
+        assert!(Arc::ptr_eq(&anew, &again), "{other_world:?}");
+    }
+    kept.close();
+    assert!(!kept.is_kept());
+    let (anew, _) = first_attempt(&kept, &planning, &logical, world).await;
+    assert!(!Arc::ptr_eq(&first, &anew) && !kept.is_kept(), "closed for good");
+}
+
+#[tokio::test]
+async fn a_plan_of_several_tasks_is_not_kept() {
+    let tables = vec![of_numbers(1, "beyond", ROWS_BEYOND)];
+    let sql = "SELECT v, sum(k + s) FROM beyond GROUP BY v";
+    let (planning, logical) = optimised_over(tables, sql, |_| {}).await;
+    let kept = KeptWhole::default();
+    kept.open();
+    let (_, worker) = first_attempt(&kept, &planning, &logical, (&WORKERS, 1 << 30)).await;
+    assert!(worker.is_none() && !kept.is_kept());
+}
