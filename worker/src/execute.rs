@@ -24,7 +24,9 @@ use http::HeaderMap;
 use parking_lot::Mutex;
 use shoal_data::ShardStore;
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
-use shoal_proto::exchange::{QueryOptions, ReadLog, drive_stream, metrics_to_wire, task_metrics_to_wire};
+use shoal_proto::exchange::{
+    QueryOptions, ReadLog, Sending, drive_stream, metrics_to_wire, task_metrics_to_wire,
+};
 use shoal_proto::query::execution_server::{Execution, ExecutionServer};
 use shoal_proto::query::{
     Accepted, Frame, PartitionRequest, RunRequest, RuntimeFilter, TaskMetrics, ToCoordinator, ToWorker,
@@ -124,7 +126,7 @@ impl ExecutionService {
             work.await;
             drop(running);
         });
-        FrameStream { frames, _task: AbortOnDropHandle::new(task) }
+        FrameStream { first: None, frames, _task: AbortOnDropHandle::new(task) }
     }
 }
 
@@ -228,7 +230,8 @@ impl Execution for ExecutionService {
                 let _dropped = open.await;
                 return;
             }
-            drive_stream(open, worker_id.as_str(), compression, frames, || None).await;
+            let sending = Sending::AsTheyCome;
+            drive_stream(open, worker_id.as_str(), compression, sending, frames, || None).await;
         })))
     }
 
@@ -237,7 +240,10 @@ impl Execution for ExecutionService {
         let headers = metadata.into_headers();
         let service = self.clone();
         let options = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?;
-        Ok(Response::new(self.frames(&options, |frames| async move {
+        // Whoever asks where the time goes is told at once that the plan was taken.
+        let goes_together = options.is_short && !request.collect_metrics;
+        let sending = if goes_together { Sending::Together } else { Sending::AsTheyCome };
+        let mut frames = self.frames(&options, |frames| async move {
             let ran: Arc<Mutex<Option<Arc<dyn ExecutionPlan>>>> = Arc::default();
             let open = async {
                 let (plan, context) = service.whole_plan(&headers, &request)?;
@@ -248,8 +254,13 @@ impl Execution for ExecutionService {
                 Ok((plan.execute(0, context)?, reads))
             };
             let metrics = || ran.lock().as_ref().map(plan_metrics);
-            drive_stream(open, service.worker_id.as_str(), request.compression(), frames, metrics).await;
-        })))
+            let worker = service.worker_id.as_str();
+            drive_stream(open, worker, request.compression(), sending, frames, metrics).await;
+        });
+        if goes_together {
+            frames.first().await;
+        }
+        Ok(Response::new(frames))
     }
 }
 
@@ -341,15 +352,27 @@ fn plan_metrics(plan: &Arc<dyn ExecutionPlan>) -> TaskMetrics {
 
 /// Frames of one partition. Dropping it stops the work behind it.
 pub struct FrameStream {
+    /// What was waited for.
+    first: Option<Result<Frame, Status>>,
     frames: mpsc::Receiver<Result<Frame, Status>>,
     _task: AbortOnDropHandle<()>,
+}
+
+impl FrameStream {
+    /// Waits for the first frame, so that the answer begins with it.
+    async fn first(&mut self) {
+        self.first = self.frames.recv().await;
+    }
 }
 
 impl Stream for FrameStream {
     type Item = Result<Frame, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.frames.poll_recv(cx)
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => self.frames.poll_recv(cx),
+        }
     }
 }
 

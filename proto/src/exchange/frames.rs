@@ -32,6 +32,19 @@ use crate::{ErrorCode, Failure};
 /// larger.
 const FRAME_BYTES: usize = 8 * 1024 * 1024;
 
+/// Frames that wait for each other where they are sent [`Together`](Sending::Together).
+const TOGETHER_MAX: usize = 8;
+
+/// When frames are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// Each as soon as it is there, but that the columns wait for the first rows or the end.
+    AsTheyCome,
+    /// As long as the next one is computed without a wait, a few of them together: each packet
+    /// wakes threads on both nodes, which takes longer than a few rows do.
+    Together,
+}
+
 /// Opens a stream, polls it to its end and sends its rows as frames, then the
 /// completion mark with what `metrics` says. With them goes what the log that
 /// comes with the stream holds by then. Rows are compressed as `compression` says,
@@ -42,12 +55,14 @@ pub async fn drive_stream(
     open: impl Future<Output = Result<(SendableRecordBatchStream, Arc<ReadLog>)>>,
     worker: &str,
     compression: Compression,
+    sending: Sending,
     frames: mpsc::Sender<std::result::Result<Frame, Status>>,
     metrics: impl FnOnce() -> Option<TaskMetrics>,
 ) {
+    let mut held = Vec::new();
     let driven = AssertUnwindSafe(async {
         let (stream, reads) = open.await?;
-        send_rows(stream, &reads, compression, &frames).await
+        send_rows(stream, &reads, compression, sending, &frames, &mut held).await
     });
     let failed =
         |failure: Failure| Frame { part: Some(failure_part(failure.at(worker))), ..Frame::default() };
@@ -61,8 +76,19 @@ pub async fn drive_stream(
         Ok(Err(error)) => failed(Failure::from_datafusion(&error)),
         Err(panic) => failed(panic_failure(panic.as_ref())),
     };
+    held.push(end);
     // A reader that is gone needs no end.
-    let _gone = frames.send(Ok(end)).await;
+    let _is_there = send_all(&mut held, &frames).await;
+}
+
+/// Sends frames in their order; false when the reader went away.
+async fn send_all(held: &mut Vec<Frame>, frames: &mpsc::Sender<std::result::Result<Frame, Status>>) -> bool {
+    for frame in held.drain(..) {
+        if frames.send(Ok(frame)).await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// A stream whose rows were all sent.
@@ -74,12 +100,14 @@ struct Sent {
     crossed: Vec<ZoneBytes>,
 }
 
-/// Sends all rows; none when the reader went away.
+/// Sends all rows but what is `held` for the end; none when the reader went away.
 async fn send_rows(
     stream: SendableRecordBatchStream,
     reads: &ReadLog,
     compression: Compression,
+    sending: Sending,
     frames: &mpsc::Sender<std::result::Result<Frame, Status>>,
+    held: &mut Vec<Frame>,
 ) -> Result<Option<Sent>> {
     let (mut told, mut told_crossed) = (0, 0);
     let rows = Arc::new(AtomicU64::new(0));
@@ -101,13 +129,24 @@ async fn send_rows(
         .build(counted);
     // The first message is the columns, which tell a reader nothing: they wait
     // for the first rows or the end, and go with those in one packet.
-    let mut columns = None;
-    let mut is_first = true;
+    let (mut is_after_columns, mut has_rows) = (false, false);
     loop {
-        let data = tokio::select! {
-            biased;
-            () = frames.closed() => return Ok(None),
-            data = encoder.next() => data,
+        let at_hand = match sending {
+            Sending::Together if held.len() < TOGETHER_MAX => encoder.next().now_or_never(),
+            Sending::Together | Sending::AsTheyCome => None,
+        };
+        let data = match at_hand {
+            Some(data) => data,
+            None => {
+                if has_rows && !send_all(held, frames).await {
+                    return Ok(None);
+                }
+                tokio::select! {
+                    biased;
+                    () = frames.closed() => return Ok(None),
+                    data = encoder.next() => data,
+                }
+            }
         };
         let Some(data) = data else { break };
         let data = data.map_err(from_flight)?;
@@ -118,20 +157,9 @@ async fn send_rows(
             reads: reads.news(&mut told),
             crossed: reads.crossed_news(&mut told_crossed),
         };
-        if std::mem::take(&mut is_first) {
-            columns = Some(frame);
-            continue;
-        }
-        for frame in columns.take().into_iter().chain([frame]) {
-            if frames.send(Ok(frame)).await.is_err() {
-                return Ok(None);
-            }
-        }
-    }
-    if let Some(columns) = columns
-        && frames.send(Ok(columns)).await.is_err()
-    {
-        return Ok(None);
+        has_rows |= is_after_columns;
+        is_after_columns = true;
+        held.push(frame);
     }
     Ok(Some(Sent {
         rows: rows.load(Ordering::Relaxed),

@@ -18,7 +18,7 @@ pub use address::{address_of, worker_of, worker_url, zone_of};
 pub use arrivals::{Arrivals, DECODE_TIME, ENCODE_TIME, FirstTask, WIRE_BYTES, WIRE_ROWS};
 pub use client::{Ended, ExchangeResolver, Progress, run_plan};
 pub use compression::ExchangeCompression;
-pub use frames::{compact, decode_frames, drive_stream, panic_failure};
+pub use frames::{Sending, compact, decode_frames, drive_stream, panic_failure};
 pub use metrics::{metrics_from_wire, metrics_to_wire, task_metrics_from_wire, task_metrics_to_wire};
 pub use options::QueryOptions;
 pub use reads::{ReadLog, Reads};

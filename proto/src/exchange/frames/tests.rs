@@ -38,7 +38,7 @@ async fn sent_of(
     open: impl Future<Output = Result<(SendableRecordBatchStream, Arc<ReadLog>)>>,
 ) -> Vec<Frame> {
     let (frames, mut sent) = mpsc::channel(64);
-    drive_stream(open, WORKER, Compression::None, frames, || None).await;
+    drive_stream(open, WORKER, Compression::None, Sending::AsTheyCome, frames, || None).await;
     let mut all = Vec::new();
     while let Some(frame) = sent.recv().await {
         all.push(frame.unwrap());
@@ -100,14 +100,57 @@ async fn what_arrives_is_counted_with_the_time_that_its_sender_took() {
     assert!(sum(DECODE_TIME) > Some(0));
 }
 
+/// How many of these batches at hand were computed when the first frame was sent, and where no
+/// more frames may wait than one.
+async fn computed_before_the_first_is_sent(sending: Sending, batches: usize) -> usize {
+    let computed = Arc::new(AtomicU64::new(0));
+    let counted = {
+        let computed = Arc::clone(&computed);
+        stream::iter(0..batches).map(move |_| {
+            computed.fetch_add(1, Ordering::Relaxed);
+            Ok(batch(1))
+        })
+    };
+    let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema(), counted));
+    let (frames, mut sent) = mpsc::channel(1);
+    let open = async move { Ok((rows, Arc::new(ReadLog::new()))) };
+    let mut driven = Box::pin(drive_stream(open, WORKER, Compression::None, sending, frames, || None));
+    assert!(futures::poll!(&mut driven).is_pending(), "nobody takes them");
+    let before = computed.load(Ordering::Relaxed);
+    let all = async {
+        let mut all = Vec::new();
+        while let Some(frame) = sent.recv().await {
+            all.push(frame.unwrap());
+        }
+        all
+    };
+    let ((), all) = tokio::join!(driven, all);
+    assert_eq!(read(&all, None).await.0.unwrap(), batches);
+    usize::try_from(before).unwrap()
+}
+
 #[tokio::test]
-async fn columns_wait_for_the_first_rows() {
+async fn what_is_at_hand_is_sent_together_where_that_is_wanted() {
+    assert_eq!(computed_before_the_first_is_sent(Sending::AsTheyCome, 3).await, 1);
+    assert_eq!(computed_before_the_first_is_sent(Sending::Together, 3).await, 3);
+    // With the columns.
+    assert_eq!(computed_before_the_first_is_sent(Sending::Together, 100).await, TOGETHER_MAX - 1);
+}
+
+#[tokio::test]
+async fn columns_wait_for_the_first_rows_and_these_for_no_others() {
+    for sending in [Sending::AsTheyCome, Sending::Together] {
+        columns_and_first_rows(sending).await;
+    }
+}
+
+async fn columns_and_first_rows(sending: Sending) {
     let (rows, coming) = mpsc::channel::<Result<RecordBatch>>(1);
     let coming = tokio_stream::wrappers::ReceiverStream::new(coming);
     let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema(), coming));
     let (frames, mut sent) = mpsc::channel(64);
     let open = async move { Ok((stream, Arc::new(ReadLog::new()))) };
-    let mut driven = Box::pin(drive_stream(open, WORKER, Compression::None, frames, || None));
+    let mut driven = Box::pin(drive_stream(open, WORKER, Compression::None, sending, frames, || None));
     assert!(futures::poll!(&mut driven).is_pending());
     assert!(sent.try_recv().is_err(), "something was sent before there were rows");
     rows.send(Ok(batch(2))).await.unwrap();

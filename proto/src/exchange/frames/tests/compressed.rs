@@ -31,7 +31,7 @@ async fn sent_with(compression: Compression) -> Vec<Frame> {
     let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema, stream));
     let (frames, mut sent) = mpsc::channel(64);
     let open = async move { Ok((stream, Arc::new(ReadLog::new()))) };
-    drive_stream(open, WORKER, compression, frames, || None).await;
+    drive_stream(open, WORKER, compression, Sending::AsTheyCome, frames, || None).await;
     let mut all = Vec::new();
     while let Some(frame) = sent.recv().await {
         all.push(frame.unwrap());
