@@ -1,5 +1,5 @@
-//! Queries that begin when they are announced: whoever is told of one comes for its rows
-//! at once, and while that is on its way a short one is half done.
+//! Queries that begin when they are announced, or when values are bound to them: whoever
+//! does that comes for the rows at once, and while that is on its way a short one is done.
 //!
 //! Only where nobody can tell, but by the time that it takes: the query means the same
 //! whenever it is run, and its rows are given only where the catalog and the session's
@@ -29,9 +29,12 @@ const HEAD_STARTS_MAX: usize = 16;
 const HELD_FOR: Duration = Duration::from_secs(1);
 
 /// A query that has begun before its rows are asked for. It ends when the last of its
-/// clones is dropped, or nobody asked for so long.
+/// clones is dropped, or nobody asked for a while.
 #[derive(Clone)]
-pub struct HeadStart(Arc<Mutex<Option<Begun>>>);
+pub struct HeadStart {
+    query: QueryId,
+    begun: Arc<Mutex<Option<Begun>>>,
+}
 
 struct Begun {
     /// The catalog's version that it reads, and what came of it.
@@ -55,6 +58,18 @@ struct Held {
     is_watched: bool,
 }
 
+impl HeadStart {
+    /// The query's id.
+    pub fn query(&self) -> QueryId {
+        self.query
+    }
+
+    /// Whether it is of use yet: nobody took its rows, and it was not let go.
+    pub fn is_there(&self) -> bool {
+        self.begun.lock().is_some()
+    }
+}
+
 impl HeadStarts {
     pub(super) fn new() -> Self {
         Self { places: Arc::new(Semaphore::new(HEAD_STARTS_MAX)), held: Arc::default(), used: Arc::default() }
@@ -66,14 +81,14 @@ impl HeadStarts {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn hold(&self, begun: Begun) -> HeadStart {
-        let head_start = Arc::new(Mutex::new(Some(begun)));
+    fn hold(&self, query: QueryId, begun: Begun) -> HeadStart {
+        let begun = Arc::new(Mutex::new(Some(begun)));
         let mut held = self.held.lock();
-        held.queue.push_back((Instant::now(), Arc::downgrade(&head_start)));
+        held.queue.push_back((Instant::now(), Arc::downgrade(&begun)));
         if !std::mem::replace(&mut held.is_watched, true) {
             tokio::spawn(Self::let_go(Arc::downgrade(&self.held)));
         }
-        HeadStart(head_start)
+        HeadStart { query, begun }
     }
 
     /// Ends those that nobody asked for, for as long as there are any.
@@ -90,8 +105,8 @@ impl HeadStarts {
                 held.is_watched = !held.queue.is_empty();
                 held.is_watched
             };
-            for (_, head_start) in &too_old {
-                let begun = head_start.upgrade().and_then(|head_start| head_start.lock().take());
+            for (_, begun) in &too_old {
+                let begun = begun.upgrade().and_then(|begun| begun.lock().take());
                 drop(begun);
             }
             if !is_watched {
@@ -103,13 +118,12 @@ impl HeadStarts {
 
 impl Engine {
     /// Begins a query before its rows are asked for, where that is of use: it is short,
-    /// its plan is kept, and no matter when it is run. To be called on a runtime.
+    /// its plan is kept, and it means the same whenever it is run. To be called on a runtime.
     pub fn head_start(
         &self,
         session: &Arc<Session>,
         prepared: &Arc<Prepared>,
         parameters: &Parameters,
-        query: QueryId,
     ) -> Option<HeadStart> {
         let settings = session.settings();
         // With settings of its own it may be to be answered with a kept result, or not to be
@@ -126,6 +140,7 @@ impl Engine {
             return None;
         }
         let place = Arc::clone(&self.head_starts.places).try_acquire_owned().ok()?;
+        let query = QueryId::random();
         let running = self.registry.begin_unlisted(query, session.user(), prepared.sql());
         let settings_version = settings.version;
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
@@ -133,11 +148,8 @@ impl Engine {
         let task = tokio::spawn(async move {
             engine.run_query(running, &session, settings, &prepared, parameters).await
         });
-        Some(self.head_starts.hold(Begun {
-            task: AbortOnDropHandle::new(task),
-            settings_version,
-            _place: place,
-        }))
+        let task = AbortOnDropHandle::new(task);
+        Some(self.head_starts.hold(query, Begun { task, settings_version, _place: place }))
     }
 
     /// Runs a query that was announced, and may have begun then.
@@ -152,7 +164,7 @@ impl Engine {
         query: QueryId,
         head_start: Option<HeadStart>,
     ) -> Result<QueryOutput, Error> {
-        let begun = head_start.and_then(|head_start| head_start.0.lock().take());
+        let begun = head_start.and_then(|head_start| head_start.begun.lock().take());
         if let Some(begun) = begun
             && let Some(output) = self.rows_of(begun, session, query).await
         {

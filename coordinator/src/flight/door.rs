@@ -31,9 +31,9 @@ use super::home::other_maker;
 use super::rows::{FlightStream, encoded_batch, result_schema, schema_bytes};
 use super::sessions::Clients;
 use super::status::{guarded, internal, invalid, not_found, status, unsupported};
-use super::tickets::Statement;
+use super::tickets::{Bound, Statement};
 use super::{ingest, metadata, parameters, queries};
-use crate::{Engine, Error, Prepared, Session};
+use crate::{Engine, Error, HeadStart, Prepared, Session};
 
 /// The largest message that is taken or sent: a row of 20 MB is one message.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -101,6 +101,7 @@ impl FlightDoor {
         session: &Arc<Session>,
         prepared: Arc<Prepared>,
         bound: Option<Vec<Vec<ScalarValue>>>,
+        begun: Option<HeadStart>,
         write_id: Option<WriteId>,
     ) -> Result<FlightInfo, Status> {
         if !prepared.returns_rows() {
@@ -108,7 +109,7 @@ impl FlightDoor {
             return queries::announce_done(rows);
         }
         let parameters = parameters::single_row(&prepared, bound)?;
-        queries::announce(&self.clients, session, prepared, parameters)
+        queries::announce(&self.clients, session, prepared, parameters, begun)
     }
 
     /// Runs a statement for each row of parameters: an INSERT of values as one
@@ -184,12 +185,16 @@ impl FlightDoor {
                 without_transaction(command.transaction_id.as_ref())?;
                 let session = self.session(request)?;
                 let prepared = self.prepared(&session, &command.query).await?;
-                self.start(&session, prepared, None, write_id).await
+                self.start(&session, prepared, None, None, write_id).await
             }
             Command::CommandPreparedStatementQuery(command) => {
                 let statement = self.statement(&command.prepared_statement_handle)?;
-                let bound = statement.bound.lock().clone();
-                self.start(&statement.session, Arc::clone(&statement.prepared), bound, write_id).await
+                let (rows, begun) = {
+                    let mut bound = statement.bound.lock();
+                    (bound.rows.clone(), bound.head_start.take())
+                };
+                let prepared = Arc::clone(&statement.prepared);
+                self.start(&statement.session, prepared, rows, begun, write_id).await
             }
             Command::CommandStatementSubstraitPlan(_) => Err(no_substrait()),
             other => Err(unsupported(format!("GetFlightInfo of `{}`", other.type_url()))),
@@ -235,7 +240,7 @@ impl FlightDoor {
             Command::CommandPreparedStatementUpdate(command) => {
                 let statement = self.statement(&command.prepared_statement_handle)?;
                 let sent = parameters::read(&statement.prepared, messages).await?;
-                let bound = sent.or_else(|| statement.bound.lock().clone());
+                let bound = sent.or_else(|| statement.bound.lock().rows.clone());
                 Ok(rows_changed(self.update(&statement.session, &statement.prepared, bound, write_id).await?))
             }
             Command::CommandPreparedStatementQuery(command) => self.bind(command, messages).await,
@@ -259,7 +264,11 @@ impl FlightDoor {
         let handle = command.prepared_statement_handle;
         let statement = self.statement(&handle)?;
         let rows = parameters::read(&statement.prepared, messages).await?;
-        *statement.bound.lock() = rows;
+        // Who binds values to a query runs it next.
+        let single = parameters::single_row(&statement.prepared, rows.clone()).ok();
+        let head_start =
+            single.and_then(|row| self.engine().head_start(&statement.session, &statement.prepared, &row));
+        *statement.bound.lock() = Bound { rows, head_start };
         let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) };
         Ok(PutResult { app_metadata: result.encode_to_vec().into() })
     }

@@ -28,7 +28,7 @@ use super::status::{internal, invalid, not_found, status};
 use super::tickets::Pending;
 use crate::catalog::Coordinator;
 use crate::sql::ShoalConfig;
-use crate::{Prepared, Session};
+use crate::{HeadStart, Prepared, Session};
 
 /// The ticket of a statement that ran already and has no rows: any coordinator
 /// takes it, and none runs anything for it.
@@ -39,7 +39,8 @@ const ASK_MAX: Duration = Duration::from_secs(1);
 const CHANGED: &str = "the columns of the result are not those that were announced: a table or view has changed \
                        since; prepare the statement again";
 
-/// Announces a query that will run when it is fetched; a short one begins now.
+/// Announces a query that will run when it is fetched; a short one begins now, or has
+/// `begun` with these parameters.
 ///
 /// # Errors
 /// `Exhausted` where too many wait.
@@ -48,12 +49,14 @@ pub(super) fn announce(
     session: &Arc<Session>,
     prepared: Arc<Prepared>,
     parameters: Vec<ScalarValue>,
+    begun: Option<HeadStart>,
 ) -> Result<FlightInfo, Status> {
     let engine = &clients.engine;
     let schema = result_schema(prepared.columns());
     let asked = Asked::of(session, &prepared, &parameters, &schema);
-    let query = QueryId::random();
-    let head_start = engine.head_start(session, &prepared, &parameters, query);
+    let head_start =
+        begun.filter(HeadStart::is_there).or_else(|| engine.head_start(session, &prepared, &parameters));
+    let query = head_start.as_ref().map_or_else(QueryId::random, HeadStart::query);
     let pending = Pending { session: Arc::clone(session), prepared, parameters, query, head_start };
     let handle = clients.pending.lock().put(session.id(), pending, Instant::now()).map_err(status)?;
     let ticket = QueryTicket::new(engine.cluster_id(), handle, asked);

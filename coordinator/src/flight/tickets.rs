@@ -37,8 +37,16 @@ pub(super) struct Statement {
     pub(super) session: Arc<Session>,
     /// The plan, for every run.
     pub(super) prepared: Arc<Prepared>,
+    pub(super) bound: Mutex<Bound>,
+}
+
+/// What is bound to a statement.
+#[derive(Default)]
+pub(super) struct Bound {
     /// Rows of parameters; `None` before the first binding.
-    pub(super) bound: Mutex<Option<Vec<Vec<ScalarValue>>>>,
+    pub(super) rows: Option<Vec<Vec<ScalarValue>>>,
+    /// The query with these, where it has begun and was not announced.
+    pub(super) head_start: Option<HeadStart>,
 }
 
 /// A query that runs when it is fetched, or has begun before.

@@ -18,8 +18,8 @@ async fn announced(
     sql: &str,
 ) -> (Arc<Prepared>, Option<HeadStart>, QueryId) {
     let prepared = engine.prepare(session, sql).await.unwrap();
-    let query = QueryId::random();
-    let head_start = engine.head_start(session, &prepared, &Vec::new(), query);
+    let head_start = engine.head_start(session, &prepared, &Vec::new());
+    let query = head_start.as_ref().map_or_else(QueryId::random, HeadStart::query);
     (prepared, head_start, query)
 }
 
@@ -104,7 +104,7 @@ async fn only_what_is_short_and_the_same_at_any_time_begins_early() {
         (ScalarValue::Float64(Some(1.5)), false),
         (ScalarValue::Utf8(Some("7".repeat(VALUES_BYTES_MAX))), false),
     ] {
-        let begun = engine.head_start(&session, &lookup, &vec![value.clone()], QueryId::random());
+        let begun = engine.head_start(&session, &lookup, &vec![value.clone()]);
         assert_eq!(begun.is_some(), begins, "{value:?}");
     }
     session.set("shoal.priority", Some("low")).unwrap();
