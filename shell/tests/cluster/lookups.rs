@@ -2,9 +2,11 @@
 //! give what the same statement gives when it is written out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use arrow_flight::FlightInfo;
 use arrow_flight::sql::client::PreparedStatement;
 use shoal_benches::{Client, ClientError};
 use tonic::transport::Channel;
@@ -123,6 +125,69 @@ fn a_prepared_lookup_sees_what_changed_since() {
         }
         client.update("DROP TABLE lk_changes").await.unwrap();
     });
+}
+
+/// Announces a query as its client does that runs a text.
+async fn announced(client: &mut Client, sql: &str) -> FlightInfo {
+    client.flight().execute(sql.to_owned(), None).await.unwrap()
+}
+
+#[test]
+fn what_began_when_it_was_announced_sees_what_was_written_until_its_rows_are_asked_for() {
+    for workers in [1, 2, 4] {
+        with_client(shared(workers), async |client| {
+            let table = format!("lk_early_{workers}");
+            client
+                .update(&format!("CREATE TABLE {table} {}", TABLE.replace("replicas = 2", "replicas = 1")))
+                .await
+                .unwrap();
+            client
+                .update(&format!("INSERT INTO {table} VALUES (1, 1, 'first'), (2, 2, 'other')"))
+                .await
+                .unwrap();
+            let texts = [
+                format!("SELECT s FROM {table} WHERE k = 1"),
+                format!("SELECT s FROM {table} WHERE n < 100 AND s <> 'other' ORDER BY s"),
+                format!("SELECT max(s) AS s FROM {table} WHERE k = 1"),
+            ];
+            let sql = format!("SELECT s FROM {table} WHERE k = $1");
+            let mut lookup = client.prepare(&sql).await.unwrap();
+            // Their plans are kept, and so they begin at once.
+            for _again in 0..3 {
+                assert_eq!(run(client, &mut lookup, Some(1)).await.unwrap(), ["first"]);
+                for text in &texts {
+                    assert_eq!(lines(&client.query(text).await.unwrap()), ["first"], "{text}");
+                }
+            }
+            let value: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+            lookup.set_parameters(RecordBatch::try_from_iter([("$1", value)]).unwrap()).unwrap();
+            let mut waiting = vec![lookup.execute().await.unwrap()];
+            for text in &texts {
+                waiting.push(announced(client, text).await);
+            }
+            // By now they have run.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let unseen = format!(
+                "SELECT count(*) FROM system.queries WHERE state = 'running' AND sql LIKE '%{table}%' AND sql NOT LIKE '%system%'"
+            );
+            assert_eq!(client.number(&unseen).await.unwrap(), 0, "nobody asked for them yet");
+            client.update(&format!("INSERT INTO {table} VALUES (1, 7, 'second')")).await.unwrap();
+            for (number, info) in waiting.into_iter().enumerate() {
+                let seen = lines(&client.fetch(info).await.unwrap().1);
+                let expected = if number == texts.len() { vec!["second"] } else { vec!["first", "second"] };
+                assert_eq!(seen, expected, "number {number}");
+            }
+            for text in &texts[..2] {
+                assert_eq!(lines(&client.query(text).await.unwrap()), ["first", "second"], "{text}");
+            }
+            // Nor is there an answer of a table that is gone.
+            let gone = [announced(client, &texts[0]).await, announced(client, &texts[2]).await];
+            client.update(&format!("DROP TABLE {table}")).await.unwrap();
+            for info in gone {
+                assert!(client.fetch(info).await.is_err());
+            }
+        });
+    }
 }
 
 #[test]
