@@ -82,17 +82,6 @@ pub struct Replica {
     pub zone: String,
 }
 
-/// What the local disk has of a segment.
-#[derive(Debug, PartialEq)]
-enum Local {
-    /// What was asked for.
-    Read(Vec<Bytes>),
-    /// Nothing: it is not one of this node's.
-    Absent,
-    /// Nothing that can be used, or the disk does not answer.
-    Unusable,
-}
-
 /// What was located, and when.
 type Known = HashMap<SegmentName, (Instant, Arc<Located>)>;
 
@@ -139,27 +128,27 @@ impl ShardStore {
         Self { log: Some(log), ..self.clone() }
     }
 
-    /// All ranges that are in memory, as lookups read them, each block verified: of the
-    /// local file, or of what peers sent.
+    /// Whether a segment is none of this node's. What should be here is looked at each time,
+    /// so that damage is noticed.
+    fn is_of_others(&self, name: &SegmentName) -> bool {
+        self.local.as_ref().is_none_or(|local| !local.has(name))
+    }
+
+    /// All ranges that are in memory, as lookups read them: of the local file, each block
+    /// verified, or of what peers sent.
     fn read_at_hand(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         // Not even what is in memory: where some of it is not, the system begins to read it
         // on this thread, and waits where that disk takes nothing more.
         let local = self.local.as_ref().filter(|_| !self.is_disk_silent());
         let local = local.and_then(|local| local.read_at_hand(name, ranges));
-        local.or_else(|| self.kept.find(name, ranges))
+        local.or_else(|| self.kept.find(name, ranges).filter(|_| self.is_of_others(name)))
     }
 
     /// All ranges from the local file, each block verified, in one hop to a blocking thread.
-    async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Local {
+    /// None where there is no local file or it is damaged, or the disk does not answer.
+    async fn read_local(&self, name: &SegmentName, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         let (name, ranges) = (*name, ranges.to_vec());
-        let read = self.ask_disk(&name, move |local| {
-            Some(match local.read(&name, &ranges) {
-                Some(read) => Local::Read(read),
-                None if local.is_absent(&name) => Local::Absent,
-                None => Local::Unusable,
-            })
-        });
-        read.await.unwrap_or(Local::Unusable)
+        self.ask_disk(&name, move |local| local.read(&name, &ranges)).await
     }
 
     /// Whether the local disk did not answer lately.
@@ -292,15 +281,13 @@ impl ShardStore {
         if let Some(read) = self.read_at_hand(name, ranges) {
             return Ok(read);
         }
-        let local = self.read_local(name, ranges).await;
-        if let Local::Read(read) = local {
+        if let Some(read) = self.read_local(name, ranges).await {
             return Ok(read);
         }
         let read =
             object_store::coalesce_ranges(ranges, |range| self.read_peers(name, range), COALESCE_BYTES)
                 .await?;
-        // What should be here is looked at each time, until it is mended or gone.
-        if local == Local::Absent {
+        if self.is_of_others(name) {
             self.kept.keep(name, ranges, &read);
         }
         Ok(read)

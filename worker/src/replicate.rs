@@ -99,6 +99,10 @@ impl Lane {
 }
 
 impl ReportDamage for Replicator {
+    fn has(&self, name: &SegmentName) -> bool {
+        self.0.dir.bytes_of(name).is_some()
+    }
+
     /// A damaged segment is as good as none: it is set aside, and a coordinator
     /// orders a copy of a peer's.
     fn damaged(&self, name: &SegmentName, what: &io::Error) {

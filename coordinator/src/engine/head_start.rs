@@ -19,13 +19,15 @@ use tokio_util::task::AbortOnDropHandle;
 use super::planned::bytes_of;
 use super::prepared::VALUES_BYTES_MAX;
 use super::{Engine, Parameters, Prepared, QueryOutput};
+use crate::query::QueryRecord;
 use crate::sql::Statement;
 use crate::{Error, Session};
 
 /// How many there are at once: with more clients than that there is other work for
 /// each core while one is on its way.
 const HEAD_STARTS_MAX: usize = 16;
-/// For how long the rows wait. Whoever comes later waits for them to be read.
+/// For how long the rows wait at least, and twice that at most. Whoever comes later waits for
+/// them to be read.
 const HELD_FOR: Duration = Duration::from_secs(1);
 
 /// A query that has begun before its rows are asked for. It ends when the last of its
@@ -33,12 +35,15 @@ const HELD_FOR: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct HeadStart {
     query: QueryId,
-    begun: Arc<Mutex<Option<Begun>>>,
+    early: Arc<Mutex<Option<Early>>>,
 }
 
-struct Begun {
-    /// The catalog's version that it reads, and what came of it.
-    task: AbortOnDropHandle<(u64, Result<QueryOutput, Error>)>,
+struct Early {
+    record: Arc<QueryRecord>,
+    /// What came of it; none where another version of the catalog was the newest already.
+    task: AbortOnDropHandle<Option<Result<QueryOutput, Error>>>,
+    /// The catalog's version that it reads.
+    catalog_version: u64,
     settings_version: u64,
     _place: OwnedSemaphorePermit,
 }
@@ -54,7 +59,7 @@ pub(super) struct HeadStarts {
 /// In the order in which they began.
 #[derive(Default)]
 struct Held {
-    queue: VecDeque<(Instant, Weak<Mutex<Option<Begun>>>)>,
+    queue: VecDeque<(Instant, Weak<Mutex<Option<Early>>>)>,
     is_watched: bool,
 }
 
@@ -66,7 +71,7 @@ impl HeadStart {
 
     /// Whether it is of use yet: nobody took its rows, and it was not let go.
     pub fn is_there(&self) -> bool {
-        self.begun.lock().is_some()
+        self.early.lock().is_some()
     }
 }
 
@@ -81,14 +86,14 @@ impl HeadStarts {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn hold(&self, query: QueryId, begun: Begun) -> HeadStart {
-        let begun = Arc::new(Mutex::new(Some(begun)));
+    fn hold(&self, query: QueryId, early: Early) -> HeadStart {
+        let early = Arc::new(Mutex::new(Some(early)));
         let mut held = self.held.lock();
-        held.queue.push_back((Instant::now(), Arc::downgrade(&begun)));
+        held.queue.push_back((Instant::now(), Arc::downgrade(&early)));
         if !std::mem::replace(&mut held.is_watched, true) {
             tokio::spawn(Self::let_go(Arc::downgrade(&self.held)));
         }
-        HeadStart { query, begun }
+        HeadStart { query, early }
     }
 
     /// Ends those that nobody asked for, for as long as there are any.
@@ -105,9 +110,9 @@ impl HeadStarts {
                 held.is_watched = !held.queue.is_empty();
                 held.is_watched
             };
-            for (_, begun) in &too_old {
-                let begun = begun.upgrade().and_then(|begun| begun.lock().take());
-                drop(begun);
+            for (_, early) in &too_old {
+                let early = early.upgrade().and_then(|early| early.lock().take());
+                drop(early);
             }
             if !is_watched {
                 return;
@@ -131,7 +136,8 @@ impl Engine {
         if !settings.changed.is_empty() || !matches!(prepared.statement, Statement::Query(_)) {
             return None;
         }
-        let planned = prepared.kept_for(session, &settings, self.catalog().version)?;
+        let catalog_version = self.catalog().version;
+        let planned = prepared.kept_for(session, &settings, catalog_version)?;
         if !planned.is_brief() || bytes_of(parameters) > VALUES_BYTES_MAX {
             return None;
         }
@@ -142,14 +148,21 @@ impl Engine {
         let place = Arc::clone(&self.head_starts.places).try_acquire_owned().ok()?;
         let query = QueryId::random();
         let running = self.registry.begin_unlisted(query, session.user(), prepared.sql());
+        let record = Arc::clone(running.record());
         let settings_version = settings.version;
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
         let parameters = parameters.clone();
         let task = tokio::spawn(async move {
-            engine.run_query(running, &session, settings, &prepared, parameters).await
+            let begun = engine.begun(running, &session, settings, &prepared, &parameters).await;
+            // In another version it may mean something that must not begin early.
+            if !begun.reads(catalog_version) && begun.running().give_up() {
+                return None;
+            }
+            Some(engine.run_begun(begun, &session, &prepared, parameters).await)
         });
         let task = AbortOnDropHandle::new(task);
-        Some(self.head_starts.hold(query, Begun { task, settings_version, _place: place }))
+        let early = Early { record, task, catalog_version, settings_version, _place: place };
+        Some(self.head_starts.hold(query, early))
     }
 
     /// Runs a query that was announced, and may have begun then.
@@ -164,40 +177,30 @@ impl Engine {
         query: QueryId,
         head_start: Option<HeadStart>,
     ) -> Result<QueryOutput, Error> {
-        let begun = head_start.and_then(|head_start| head_start.begun.lock().take());
-        if let Some(begun) = begun
-            && let Some(output) = self.rows_of(begun, session, query).await
+        let early = head_start.and_then(|head_start| head_start.early.lock().take());
+        if let Some(early) = early
+            && let Some(output) = self.rows_of(early, session).await
         {
             return output;
         }
         self.query(session, prepared, parameters, query).await
     }
 
-    /// What a query that has begun gives; none where it must be run again.
-    async fn rows_of(
-        &self,
-        begun: Begun,
-        session: &Session,
-        query: QueryId,
-    ) -> Option<Result<QueryOutput, Error>> {
+    /// What a query that has begun gives; none where it must be run again, as if it had not.
+    async fn rows_of(&self, early: Early, session: &Session) -> Option<Result<QueryOutput, Error>> {
         session.touch();
         // As one that begins now: it must read whatever was acknowledged before.
         let is_caught_up = self.cluster.catalog().catch_up().await.is_ok();
-        let newest = self.catalog().version;
-        // Where it has failed already nobody saw it: it fails again, and is seen.
-        let lives = self.registry.list(query);
-        let (version, output) = begun.task.await.ok()?;
-        match output {
-            Ok(output) => {
-                let is_newest = version == newest && begun.settings_version == session.settings().version;
-                if is_caught_up && is_newest {
-                    self.head_starts.used.fetch_add(1, Ordering::Relaxed);
-                    return Some(Ok(output));
-                }
-                self.registry.unlist(query);
-                None
-            }
-            Err(error) => lives.then_some(Err(error)),
+        let is_newest = early.catalog_version == self.catalog().version
+            && early.settings_version == session.settings().version;
+        if !is_caught_up || !is_newest || !self.registry.list(&early.record) {
+            return None;
+        }
+        match early.task.await {
+            Ok(output) => output.inspect(|_| {
+                self.head_starts.used.fetch_add(1, Ordering::Relaxed);
+            }),
+            Err(error) => Some(Err(Error::Internal(format!("the query stopped: {error}")))),
         }
     }
 }

@@ -34,7 +34,7 @@ const WORKERS_OF_LOOKUPS_MAX: usize = 100;
 
 /// A query before anything is planned for it: when its catalog has caught up, or could
 /// not.
-struct Begun {
+pub(super) struct Begun {
     running: Running,
     settings: Settings,
     caught_up: Result<(), Error>,
@@ -42,6 +42,19 @@ struct Begun {
     pinned: cluster::Pinned,
     /// Its plan, where that is a lookup that was kept for this snapshot.
     lookup: Option<Arc<Planned>>,
+}
+
+impl Begun {
+    /// Its hold on its record.
+    pub(super) fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Whether it reads this version of the catalog, and a majority says that no newer one
+    /// was there when it began.
+    pub(super) fn reads(&self, catalog_version: u64) -> bool {
+        self.caught_up.is_ok() && self.pinned.version == catalog_version
+    }
 }
 
 impl Engine {
@@ -58,34 +71,46 @@ impl Engine {
     ) -> Result<QueryOutput, Error> {
         session.touch();
         let running = self.registry.begin(query, session.user(), prepared.sql());
-        self.run_query(running, session, session.settings(), prepared, parameters).await.1
+        let begun = self.begun(running, session, session.settings(), prepared, &parameters).await;
+        self.run_begun(begun, session, prepared, parameters).await
     }
 
-    /// The same for a query that is known, with these settings; and which version of the
-    /// catalog it reads.
-    pub(super) async fn run_query(
+    /// A query that is known, with these settings, when the catalog has caught up.
+    pub(super) async fn begun(
         &self,
         running: Running,
-        session: &Arc<Session>,
+        session: &Session,
         settings: Settings,
-        prepared: &Arc<Prepared>,
-        parameters: Parameters,
-    ) -> (u64, Result<QueryOutput, Error>) {
+        prepared: &Prepared,
+        parameters: &Parameters,
+    ) -> Begun {
         let caught_up = self.cluster.catalog().catch_up().await;
         let pinned = self.cluster.pin();
-        let version = pinned.version;
         // A lookup whose plan is kept is run among the threads that talk to clients: to hand
         // it to another one and back would take about as long as the coordinator's part of it.
         let may_be_short = caught_up.is_ok() && self.cluster.live().workers.len() <= WORKERS_OF_LOOKUPS_MAX;
         let lookup = match may_be_short {
-            true => prepared.kept_lookup(session, &settings, version, &parameters),
+            true => prepared.kept_lookup(session, &settings, pinned.version, parameters),
             false => None,
         };
-        let is_short = lookup.is_some();
-        let begun = Begun { running, settings, caught_up, pinned, lookup };
+        Begun { running, settings, caught_up, pinned, lookup }
+    }
+
+    /// Runs a query that has begun.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub(super) async fn run_begun(
+        &self,
+        begun: Begun,
+        session: &Arc<Session>,
+        prepared: &Arc<Prepared>,
+        parameters: Parameters,
+    ) -> Result<QueryOutput, Error> {
+        let is_short = begun.lookup.is_some();
         let (engine, session, prepared) = (self.clone(), Arc::clone(session), Arc::clone(prepared));
         let work = async move { engine.query_here(&session, &prepared, parameters, begun).await };
-        (version, if is_short { here(work).await } else { self.on_compute(work).await })
+        if is_short { here(work).await } else { self.on_compute(work).await }
     }
 
     async fn query_here(

@@ -179,6 +179,29 @@ struct Queries {
     recent: VecDeque<Arc<QueryRecord>>,
 }
 
+impl Queries {
+    /// Whether this is the live query of its id: one that began anew may have taken its place.
+    fn has_live(&self, record: &Arc<QueryRecord>) -> bool {
+        self.live.get(&record.query).is_some_and(|live| Arc::ptr_eq(live, record))
+    }
+
+    /// Takes it from the live ones; whether it was one of them.
+    fn end(&mut self, record: &Arc<QueryRecord>) -> bool {
+        let lives = self.has_live(record);
+        if lives {
+            self.live.remove(&record.query);
+        }
+        lives
+    }
+
+    fn remember(&mut self, record: &Arc<QueryRecord>) {
+        if self.recent.len() == RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Arc::clone(record));
+    }
+}
+
 impl Registry {
     /// Enters a query. It leaves the live ones when the guard is dropped: as
     /// cancelled, unless its end was told before.
@@ -236,20 +259,18 @@ impl Registry {
         live.or_else(recent).cloned()
     }
 
-    /// Shows a query that began unlisted: its rows are asked for. Whether it still lives.
-    pub fn list(&self, query: QueryId) -> bool {
-        self.set_listed(query, true)
-    }
-
-    /// Takes that back: its rows are not used after all.
-    pub fn unlist(&self, query: QueryId) {
-        self.set_listed(query, false);
-    }
-
-    fn set_listed(&self, query: QueryId, is_listed: bool) -> bool {
-        let queries = self.inner.lock();
-        let live = queries.live.get(&query);
-        live.inspect(|record| record.is_listed.store(is_listed, Ordering::Relaxed)).is_some()
+    /// Shows a query that began unlisted: its rows are asked for. False where it has ended
+    /// otherwise than with all its rows: then it was never there.
+    pub fn list(&self, record: &Arc<QueryRecord>) -> bool {
+        let mut queries = self.inner.lock();
+        let lives = queries.has_live(record);
+        if !lives && record.state() != QueryState::Finished {
+            return false;
+        }
+        if !record.is_listed.swap(true, Ordering::Relaxed) && !lives {
+            queries.remember(record);
+        }
+        true
     }
 
     /// Every query that is known, the oldest first.
@@ -290,6 +311,13 @@ impl Running {
     /// Fires when somebody asks the query to stop.
     pub fn cancelled(&self) -> CancellationToken {
         self.record.cancel.clone()
+    }
+
+    /// Ends one that is not listed, as if it had never begun; whether it was one. It must go
+    /// on if not: its rows are asked for.
+    pub fn give_up(&self) -> bool {
+        let mut queries = self.registry.inner.lock();
+        !self.record.is_listed() && queries.end(&self.record)
     }
 
     /// It is of this class.
@@ -362,17 +390,12 @@ impl Drop for Running {
             self.end(QueryState::Cancelled, None);
         }
         let mut queries = self.registry.inner.lock();
-        // One that began anew may have taken its place.
-        if queries.live.get(&self.record.query).is_some_and(|live| Arc::ptr_eq(live, &self.record)) {
-            queries.live.remove(&self.record.query);
-        }
-        if !self.record.is_listed() {
+        if !queries.end(&self.record) {
             return;
         }
-        if queries.recent.len() == RECENT_MAX {
-            queries.recent.pop_front();
+        if self.record.is_listed() {
+            queries.remember(&self.record);
         }
-        queries.recent.push_back(Arc::clone(&self.record));
     }
 }
 
@@ -397,22 +420,48 @@ mod tests {
     #[test]
     fn what_nobody_asked_for_yet_is_not_seen_and_cannot_be_stopped() {
         let registry = Registry::default();
-        let (unasked, asked, taken_back) = (QueryId::random(), QueryId::random(), QueryId::random());
-        let running: Vec<Running> = [unasked, asked, taken_back]
-            .map(|query| registry.begin_unlisted(query, "ada", "SELECT 1"))
-            .into();
-        assert!(registry.all().is_empty() && registry.find(asked).is_none());
-        assert!(!registry.cancel(asked) && !running[1].cancelled().is_cancelled());
-        assert_eq!(registry.live_count(), 3, "a stop waits for it");
-
-        assert!(registry.list(asked) && registry.list(taken_back));
-        registry.unlist(taken_back);
-        let seen = || registry.all().iter().map(|record| record.query).collect::<Vec<_>>();
-        assert_eq!(seen(), [asked]);
-        assert!(registry.cancel(asked) && running[1].cancelled().is_cancelled());
+        let begin = || registry.begin_unlisted(QueryId::random(), "ada", "SELECT 1");
+        let seen = || registry.all().iter().map(|record| (record.query, record.state())).collect::<Vec<_>>();
+        let running = begin();
+        let record = Arc::clone(running.record());
+        assert!(seen().is_empty() && registry.find(record.query).is_none());
+        assert!(!registry.cancel(record.query) && !running.cancelled().is_cancelled());
+        assert_eq!(registry.live_count(), 1, "a stop waits for it");
+        assert!(registry.list(&record) && registry.list(&record));
+        assert!(!running.give_up(), "it is asked for");
+        assert!(registry.cancel(record.query) && running.cancelled().is_cancelled());
         drop(running);
-        assert_eq!(seen(), [asked], "the others were never there");
-        assert!(!registry.list(unasked), "it has ended");
+        assert_eq!(seen(), [(record.query, QueryState::Cancelled)]);
+
+        // It gave all its rows before they were asked for.
+        let running = begin();
+        let finished = Arc::clone(running.record());
+        running.finished();
+        drop(running);
+        assert_eq!(seen().len(), 1);
+        assert!(registry.list(&finished) && registry.list(&finished));
+        assert_eq!(seen()[1..], [(finished.query, QueryState::Finished)], "once");
+
+        // These were never there.
+        let failed = begin();
+        let of_failed = Arc::clone(failed.record());
+        failed.failed("no");
+        drop(failed);
+        let given_up = begin();
+        let of_given_up = Arc::clone(given_up.record());
+        assert!(given_up.give_up());
+        assert!(!registry.list(&of_failed) && !registry.list(&of_given_up));
+        drop(given_up);
+        assert_eq!((seen().len(), registry.live_count()), (2, 0));
+    }
+
+    #[test]
+    fn one_that_began_anew_under_the_same_id_stays() {
+        let registry = Registry::default();
+        let first = registry.begin_unlisted(QueryId::random(), "ada", "SELECT 1");
+        let second = registry.begin(first.record().query, "ada", "SELECT 1");
+        drop(first);
+        assert!(registry.cancel(second.record().query) && second.cancelled().is_cancelled());
     }
 
     #[test]

@@ -251,7 +251,9 @@ impl Planning {
             return Ok(PhysicalPlan { plan, context, can_merge });
         }
         let planned = self.physical(plan, view, query, false, failover, Joins::ByRoom).await?;
-        kept.keep(world, &planned.plan, planned.can_merge)?;
+        if let Err(error) = kept.keep(world, &planned.plan, planned.can_merge) {
+            tracing::debug!(query_id = %query.query, %error, "the plan is not kept");
+        }
         Ok(planned)
     }
 

@@ -106,13 +106,7 @@ impl ShardTable {
             shards.iter().flat_map(|shard| self.facts.places_of_shard(*shard)).copied().collect();
         places.sort_unstable();
         let segments = places.iter().filter_map(|place| table.segments.get(*place as usize)).cloned();
-        let segments: Vec<_> = segments.collect();
-        // One is where such rows are, if there are any: it is opened sooner than it is known
-        // whether its bounds rule them out.
-        match segments.len() {
-            1 => Ok(segments),
-            _ => segments_for(segments, &self.schema, filters, session),
-        }
+        segments_for(segments.collect(), &self.schema, filters, session)
     }
 
     /// Whether segments may have Bloom filters of a column that these filters are about.

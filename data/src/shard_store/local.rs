@@ -21,8 +21,11 @@ const AT_HAND_BYTES_MAX: u64 = 1024 * 1024;
 /// Ranges that are read so, each with the blocks that it begins and ends in.
 const AT_HAND_RANGES_MAX: usize = 64;
 
-/// Is told of local segments that cannot be used.
+/// Knows which segments should be here, and is told of those that cannot be used.
 pub trait ReportDamage: fmt::Debug + Send + Sync {
+    /// Whether this node has the segment, as far as it knows.
+    fn has(&self, name: &SegmentName) -> bool;
+
     /// The local file of this segment is damaged.
     fn damaged(&self, name: &SegmentName, what: &io::Error);
 }
@@ -63,9 +66,9 @@ impl LocalSegments {
         ranges.iter().map(|range| sums.read_at_hand(&file, range.clone())).collect()
     }
 
-    /// Whether there is no file of this segment.
-    pub fn is_absent(&self, name: &SegmentName) -> bool {
-        matches!(self.dir.join(name.to_string()).try_exists(), Ok(false))
+    /// Whether the segment should be here, whatever the disk says.
+    pub fn has(&self, name: &SegmentName) -> bool {
+        self.report.has(name)
     }
 
     /// Whether the checksums of a segment are on the disk as they were written,

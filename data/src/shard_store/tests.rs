@@ -2,7 +2,7 @@
 
 use std::io;
 use std::slice::from_ref;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
@@ -103,11 +103,15 @@ struct Fixture {
     segments: Arc<LocalSegments>,
 }
 
-/// What was told of damage.
+/// What was told of damage, and whether the segment should be here.
 #[derive(Debug, Default)]
-struct Damage(Mutex<Vec<io::ErrorKind>>);
+struct Damage(Mutex<Vec<io::ErrorKind>>, AtomicBool);
 
 impl ReportDamage for Damage {
+    fn has(&self, _name: &SegmentName) -> bool {
+        self.1.load(Ordering::SeqCst)
+    }
+
     fn damaged(&self, _name: &SegmentName, what: &io::Error) {
         self.0.lock().push(what.kind());
     }
@@ -275,13 +279,22 @@ async fn a_small_piece_comes_from_a_peer_once() {
     assert_eq!(read(from_ref(&(5..9))).await, ["5678"]);
     assert_eq!(fixture.asked(), [2], "another piece");
 
-    // What should be here is looked at each time.
+    // What should be here is looked at each time, also where that came from a peer before.
     fixture.put_local(BYTES);
-    std::fs::write(fixture.local.path().join(fixture.name.to_string()), b"not what was written").unwrap();
-    for again in 1..=2 {
-        assert_eq!(read(from_ref(&(0..3))).await, ["012"]);
-        assert_eq!((fixture.asked(), fixture.damage.0.lock().len()), (vec![2 + again], again));
+    fixture.damage.1.store(true, Ordering::SeqCst);
+    let file = fixture.local.path().join(fixture.name.to_string());
+    std::fs::write(&file, b"not what was written").unwrap();
+    for number in 1..=4 {
+        assert_eq!(read(from_ref(&(5..9))).await, ["5678"]);
+        assert_eq!((fixture.asked(), fixture.damage.0.lock().len()), (vec![2 + number], number));
+        if number == 2 {
+            std::fs::remove_file(&file).unwrap();
+        }
     }
+    // It was moved away.
+    fixture.damage.1.store(false, Ordering::SeqCst);
+    assert_eq!(read(from_ref(&(5..9))).await, ["5678"]);
+    assert_eq!(fixture.asked(), [6]);
 }
 
 #[tokio::test]

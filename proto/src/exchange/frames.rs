@@ -34,6 +34,8 @@ const FRAME_BYTES: usize = 8 * 1024 * 1024;
 
 /// Frames that wait for each other where they are sent [`Together`](Sending::Together).
 const TOGETHER_MAX: usize = 8;
+/// Bytes of them.
+const TOGETHER_BYTES_MAX: usize = 256 * 1024;
 
 /// When frames are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,9 +132,14 @@ async fn send_rows(
     // The first message is the columns, which tell a reader nothing: they wait
     // for the first rows or the end, and go with those in one packet.
     let (mut is_after_columns, mut has_rows) = (false, false);
+    let mut held_bytes = 0;
     loop {
         let at_hand = match sending {
-            Sending::Together if held.len() < TOGETHER_MAX => encoder.next().now_or_never(),
+            Sending::Together
+                if held.len() < TOGETHER_MAX && held_bytes < TOGETHER_BYTES_MAX && !frames.is_closed() =>
+            {
+                encoder.next().now_or_never()
+            }
             Sending::Together | Sending::AsTheyCome => None,
         };
         let data = match at_hand {
@@ -141,6 +148,7 @@ async fn send_rows(
                 if has_rows && !send_all(held, frames).await {
                     return Ok(None);
                 }
+                held_bytes = 0;
                 tokio::select! {
                     biased;
                     () = frames.closed() => return Ok(None),
@@ -151,6 +159,7 @@ async fn send_rows(
         let Some(data) = data else { break };
         let data = data.map_err(from_flight)?;
         let encode_ns = encoding.lock().take(Instant::now()).as_nanos() as u64;
+        held_bytes += data.data_header.len() + data.data_body.len();
         let message = Message { header: data.data_header, body: data.data_body, encode_ns };
         let frame = Frame {
             part: Some(frame::Part::Message(message)),

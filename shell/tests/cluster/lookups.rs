@@ -132,6 +132,11 @@ async fn announced(client: &mut Client, sql: &str) -> FlightInfo {
     client.flight().execute(sql.to_owned(), None).await.unwrap()
 }
 
+fn query_id(info: &FlightInfo) -> String {
+    let told: serde_json::Value = serde_json::from_slice(&info.app_metadata).unwrap();
+    told["query_id"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn what_began_when_it_was_announced_sees_what_was_written_until_its_rows_are_asked_for() {
     for workers in [1, 2, 4] {
@@ -167,16 +172,18 @@ fn what_began_when_it_was_announced_sees_what_was_written_until_its_rows_are_ask
             }
             // By now they have run.
             tokio::time::sleep(Duration::from_millis(200)).await;
-            let unseen = format!(
-                "SELECT count(*) FROM system.queries WHERE state = 'running' AND sql LIKE '%{table}%' AND sql NOT LIKE '%system%'"
-            );
-            assert_eq!(client.number(&unseen).await.unwrap(), 0, "nobody asked for them yet");
+            let ids: Vec<String> = waiting.iter().map(|info| format!("'{}'", query_id(info))).collect();
+            let known = format!("SELECT count(*) FROM system.queries WHERE id IN ({})", ids.join(", "));
+            assert_eq!(client.number(&known).await.unwrap(), 0, "nobody asked for them yet");
             client.update(&format!("INSERT INTO {table} VALUES (1, 7, 'second')")).await.unwrap();
             for (number, info) in waiting.into_iter().enumerate() {
                 let seen = lines(&client.fetch(info).await.unwrap().1);
                 let expected = if number == texts.len() { vec!["second"] } else { vec!["first", "second"] };
                 assert_eq!(seen, expected, "number {number}");
             }
+            let finished = format!("{known} AND state = 'finished'");
+            let ended = (client.number(&known).await.unwrap(), client.number(&finished).await.unwrap());
+            assert_eq!(ended, (4, 4), "each once");
             for text in &texts[..2] {
                 assert_eq!(lines(&client.query(text).await.unwrap()), ["first", "second"], "{text}");
             }

@@ -32,6 +32,10 @@ impl Locate for Alone {
 }
 
 impl ReportDamage for Alone {
+    fn has(&self, _name: &SegmentName) -> bool {
+        true
+    }
+
     fn damaged(&self, _name: &SegmentName, _what: &std::io::Error) {}
 }
 

@@ -58,6 +58,23 @@ async fn what_has_begun_gives_its_rows_and_is_seen_from_when_they_are_asked_for(
 }
 
 #[tokio::test]
+async fn what_ended_before_its_rows_were_asked_for_is_seen_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    let session = engine.open_session("ada");
+    let told = announced(&engine, &session, SEVEN).await;
+    let query = told.2;
+    while engine.registry.live_count() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(seen(&engine).is_empty());
+    assert_eq!(fetched(&engine, &session, told).await, [7]);
+    assert_eq!(engine.head_starts.used(), 1);
+    assert_eq!(seen(&engine), [(query, QueryState::Finished)]);
+    assert!(engine.certificate(query).is_some(), "what its rows rest on");
+}
+
+#[tokio::test]
 async fn what_began_before_a_change_is_run_again() {
     let dir = tempfile::tempdir().unwrap();
     let engine = engine(dir.path()).await;
