@@ -133,7 +133,7 @@ impl Engine {
         let settings = session.settings();
         // With settings of its own it may be to be answered with a kept result, or not to be
         // run on workers that are slow: whatever it is, it is rare.
-        if !settings.changed.is_empty() || !matches!(prepared.statement, Statement::Query(_)) {
+        if settings.all_changed().next().is_some() || !matches!(prepared.statement, Statement::Query(_)) {
             return None;
         }
         let catalog_version = self.catalog().version;

@@ -297,7 +297,7 @@ impl Engine {
     /// Where a running or recent query is.
     pub fn progress(&self, query: QueryId) -> Option<QueryProgress> {
         let record = self.registry.find(query)?;
-        let read = self.cluster.progress(query);
+        let read = self.cluster.progress(record.on_workers);
         let total = record.segments_total.load(std::sync::atomic::Ordering::Relaxed);
         Some(QueryProgress {
             state: record.state().name().to_owned(),

@@ -246,7 +246,7 @@ impl Engine {
         timeline: Option<Timeline>,
         stay: Option<Stay>,
     ) -> Result<QueryStream, Error> {
-        let mut options = self.query_options(running.record().query, &scope.settings)?;
+        let mut options = self.query_options(running.record().on_workers, &scope.settings)?;
         // Only an optimised plan tells how much it is.
         let (optimised, kept) = match asked.into() {
             Asked::Optimised(plan, kept) => (Ok(plan), kept),
@@ -330,7 +330,7 @@ impl Engine {
         }
         let optimised = self.optimised(&scope, plan.clone())?;
         let view = self.attempts.view(&optimised, &BTreeSet::new())?;
-        let options = self.query_options(running.record().query, &scope.settings)?;
+        let options = self.query_options(running.record().on_workers, &scope.settings)?;
         let failover = ShoalConfig::of(&scope.settings.options)
             .failover
             .then(|| Failover { cluster: Arc::clone(&self.cluster), record: None });

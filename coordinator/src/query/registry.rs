@@ -54,6 +54,9 @@ impl QueryState {
 pub struct QueryRecord {
     /// Its id.
     pub query: QueryId,
+    /// The id under which workers know it. Another one where it began early: if it is run again,
+    /// tasks of both may be there at once, and each query's are counted together.
+    pub on_workers: QueryId,
     /// Who asked.
     pub user: String,
     /// What was asked, cut where it is very long.
@@ -206,23 +209,24 @@ impl Registry {
     /// Enters a query. It leaves the live ones when the guard is dropped: as
     /// cancelled, unless its end was told before.
     pub fn begin(&self, query: QueryId, user: &str, sql: &str) -> Running {
-        self.enter(query, user, sql, true)
+        self.enter(query, query, user, sql)
     }
 
     /// The same for one that begins before its client asks for its rows, and so may never be
     /// asked for: until it is [listed](Self::list) nobody sees it, nor can stop it, and when
     /// it ends it was never there.
     pub fn begin_unlisted(&self, query: QueryId, user: &str, sql: &str) -> Running {
-        self.enter(query, user, sql, false)
+        self.enter(query, QueryId::random(), user, sql)
     }
 
-    fn enter(&self, query: QueryId, user: &str, sql: &str, is_listed: bool) -> Running {
+    fn enter(&self, query: QueryId, on_workers: QueryId, user: &str, sql: &str) -> Running {
         let mut end = sql.len().min(SQL_BYTES_MAX);
         while !sql.is_char_boundary(end) {
             end -= 1;
         }
         let record = Arc::new(QueryRecord {
             query,
+            on_workers,
             user: user.to_owned(),
             sql: sql[..end].to_owned(),
             submitted_at: SystemTime::now(),
@@ -234,7 +238,7 @@ impl Registry {
             segments_total: AtomicU64::default(),
             cross_zone_bytes: AtomicU64::default(),
             cross_zone_bytes_most: AtomicU64::default(),
-            is_listed: AtomicBool::new(is_listed),
+            is_listed: AtomicBool::new(query == on_workers),
             changing: Mutex::new(Changing {
                 state: QueryState::Running,
                 class: None,
@@ -424,6 +428,7 @@ mod tests {
         let seen = || registry.all().iter().map(|record| (record.query, record.state())).collect::<Vec<_>>();
         let running = begin();
         let record = Arc::clone(running.record());
+        assert_ne!(record.on_workers, record.query, "it may be run again under its id");
         assert!(seen().is_empty() && registry.find(record.query).is_none());
         assert!(!registry.cancel(record.query) && !running.cancelled().is_cancelled());
         assert_eq!(registry.live_count(), 1, "a stop waits for it");

@@ -197,6 +197,35 @@ fn what_began_when_it_was_announced_sees_what_was_written_until_its_rows_are_ask
     }
 }
 
+/// Rows of the table, half of which is more than one task is worth.
+const WIDE_ROWS: i64 = 480_000;
+const WIDE: &str = "SELECT count(*) AS c FROM (SELECT n, sum(k), sum(m) FROM lk_wide GROUP BY n)";
+
+#[test]
+fn what_began_in_several_tasks_is_run_again_while_these_still_run() {
+    with_client(shared(4), async |client| {
+        client.update("CREATE TABLE lk_wide (k BIGINT, n BIGINT, m BIGINT) WITH (shards = 8, replicas = 2, shard_key = 'k')").await.unwrap();
+        let fill =
+            format!("INSERT INTO lk_wide SELECT value, value, -value FROM generate_series(1, {WIDE_ROWS})");
+        client.update(&fill).await.unwrap();
+        let plan = client.text(&format!("EXPLAIN {WIDE}")).await.unwrap();
+        assert!(plan.contains(" tasks on"), "{plan}");
+        let mut writer = shared(4).connect().await.unwrap();
+        let mut written = WIDE_ROWS;
+        for _again in 0..20 {
+            // The second time its plan is kept.
+            client.query(WIDE).await.unwrap();
+            let info = announced(client, WIDE).await;
+            let next = written + 1;
+            writer.update(&format!("INSERT INTO lk_wide VALUES ({next}, {next}, 0)")).await.unwrap();
+            written = next;
+            let counted = lines(&client.fetch(info).await.unwrap().1);
+            assert_eq!(counted, [written.to_string()]);
+        }
+        client.update("DROP TABLE lk_wide").await.unwrap();
+    });
+}
+
 #[test]
 fn a_lookup_is_known_like_other_queries() {
     with_client(shared(2), async |client| {
