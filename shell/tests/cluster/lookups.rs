@@ -205,8 +205,9 @@ const WIDE: &str = "SELECT count(*) AS c FROM (SELECT n, sum(k), sum(m) FROM lk_
 fn what_began_in_several_tasks_is_run_again_while_these_still_run() {
     with_client(shared(4), async |client| {
         client.update("CREATE TABLE lk_wide (k BIGINT, n BIGINT, m BIGINT) WITH (shards = 8, replicas = 2, shard_key = 'k')").await.unwrap();
-        let fill =
-            format!("INSERT INTO lk_wide SELECT value, value, -value FROM generate_series(1, {WIDE_ROWS})");
+        let fill = format!(
+            "INSERT INTO lk_wide SELECT value, value AS n, -value AS m FROM generate_series(1, {WIDE_ROWS})"
+        );
         client.update(&fill).await.unwrap();
         let plan = client.text(&format!("EXPLAIN {WIDE}")).await.unwrap();
         assert!(plan.contains(" tasks on"), "{plan}");
