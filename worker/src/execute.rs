@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_distributed::{
@@ -20,7 +21,6 @@ use datafusion_proto::bytes::physical_plan_from_bytes_with_proto_converter;
 use datafusion_proto::physical_plan::DeduplicatingProtoConverter;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
-use http::HeaderMap;
 use parking_lot::Mutex;
 use shoal_data::ShardStore;
 use shoal_proto::channel::MESSAGE_BYTES_MAX;
@@ -110,10 +110,12 @@ impl ExecutionService {
         failure.at(self.worker_id.as_str()).to_status()
     }
 
-    /// Runs what makes frames on the threads for this query, until the reader goes.
+    /// Runs what makes frames on the threads for this query, until the reader goes; `at_once`
+    /// on this one, for as long as it need not wait.
     fn frames<F>(
         &self,
         options: &QueryOptions,
+        at_once: bool,
         make: impl FnOnce(mpsc::Sender<Result<Frame, Status>>) -> F,
     ) -> FrameStream
     where
@@ -122,11 +124,16 @@ impl ExecutionService {
         let (sender, frames) = mpsc::channel(FRAMES_WAITING);
         let running = Running::start(&self.tasks_running);
         let work = make(sender);
-        let task = self.lanes.of(options).spawn(options, async move {
+        let task = async move {
             work.await;
             drop(running);
-        });
-        FrameStream { first: None, frames, _task: AbortOnDropHandle::new(task) }
+        };
+        let lane = self.lanes.of(options);
+        let task = match at_once {
+            true => lane.begin(options, task),
+            false => Some(lane.spawn(options, task)),
+        };
+        FrameStream { first: None, frames, _task: task.map(AbortOnDropHandle::new) }
     }
 }
 
@@ -216,7 +223,7 @@ impl Execution for ExecutionService {
         };
         let worker = self.worker.clone();
         let worker_id = self.worker_id.clone();
-        Ok(Response::new(self.frames(&options, |frames| async move {
+        Ok(Response::new(self.frames(&options, false, |frames| async move {
             let open = async {
                 let opened = worker.execute_task(execute).await;
                 let (mut streams, context) = opened.map_err(|error| opening_failure(&error))?;
@@ -237,16 +244,18 @@ impl Execution for ExecutionService {
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<FrameStream>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let headers = metadata.into_headers();
         let service = self.clone();
-        let options = QueryOptions::from_headers(&headers).map_err(|failure| self.refuse(failure))?;
+        let options =
+            QueryOptions::from_headers(&metadata.into_headers()).map_err(|failure| self.refuse(failure))?;
         // Whoever asks where the time goes is told at once that the plan was taken.
         let goes_together = options.is_short && !request.collect_metrics;
         let sending = if goes_together { Sending::Together } else { Sending::AsTheyCome };
-        let mut frames = self.frames(&options, |frames| async move {
+        let at_once = goes_together && request.at_once;
+        let of_query = options.clone();
+        let mut frames = self.frames(&options, at_once, |frames| async move {
             let ran: Arc<Mutex<Option<Arc<dyn ExecutionPlan>>>> = Arc::default();
             let open = async {
-                let (plan, context) = service.whole_plan(&headers, &request)?;
+                let (plan, context) = service.whole_plan(&of_query, &request)?;
                 if request.collect_metrics {
                     *ran.lock() = Some(Arc::clone(&plan));
                 }
@@ -265,12 +274,28 @@ impl Execution for ExecutionService {
 }
 
 impl ExecutionService {
+    /// A plan and what it runs in.
     fn whole_plan(
         &self,
-        headers: &HeaderMap,
+        options: &QueryOptions,
         request: &RunRequest,
-    ) -> Result<(Arc<dyn ExecutionPlan>, Arc<datafusion::execution::TaskContext>)> {
-        let (context, scope) = self.sessions.whole_plan_context(headers)?;
+    ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>)> {
+        // That of a lookup seldom has functions, whose names take a good part of it to copy.
+        if request.at_once
+            && let Ok(without_functions) = self.decoded(options, request, false)
+        {
+            return Ok(without_functions);
+        }
+        self.decoded(options, request, true)
+    }
+
+    fn decoded(
+        &self,
+        options: &QueryOptions,
+        request: &RunRequest,
+        has_functions: bool,
+    ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>)> {
+        let (context, scope) = self.sessions.whole_plan_context(options, has_functions)?;
         let codec = DistributedCodec::new_combined_with_user(context.session_config());
         let converter = DeduplicatingProtoConverter::default();
         let plan =
@@ -355,7 +380,8 @@ pub struct FrameStream {
     /// What was waited for.
     first: Option<Result<Frame, Status>>,
     frames: mpsc::Receiver<Result<Frame, Status>>,
-    _task: AbortOnDropHandle<()>,
+    /// None where it is over.
+    _task: Option<AbortOnDropHandle<()>>,
 }
 
 impl FrameStream {

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use shoal_proto::exchange::QueryOptions;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -38,6 +39,20 @@ impl Lane {
     {
         let attempt = Attempt { query: options.query, number: options.attempt };
         self.threads.spawn(self.pulses.watch(attempt, task))
+    }
+
+    /// Runs a task of this query on the thread that calls this, as far as it comes without a
+    /// wait, and what is left of it then like [`Self::spawn`]. None where it is over.
+    pub(crate) fn begin<F>(&self, options: &QueryOptions, task: F) -> Option<JoinHandle<F::Output>>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let attempt = Attempt { query: options.query, number: options.attempt };
+        let mut task = self.pulses.watch(attempt, task);
+        match (&mut task).now_or_never() {
+            Some(_over) => None,
+            None => Some(self.threads.spawn(task)),
+        }
     }
 
     /// Runs `beat` each `interval` for as long as the threads live: that it does says
@@ -138,6 +153,33 @@ mod tests {
         });
         has_begun.recv_timeout(HAPPENS_WITHIN).unwrap();
         (options, go_on)
+    }
+
+    #[test]
+    fn what_begins_on_the_caller_s_thread_stays_there_until_it_waits() {
+        let (long, short) = (one_thread("long"), one_thread("short"));
+        let threads = ComputeThreads { long: long.handle().clone(), short: short.handle().clone() };
+        let lanes = Lanes::new(threads, INTERVAL, || std::future::ready(()));
+        let options = options(true);
+        let name = || std::thread::current().name().map(str::to_owned);
+        let (sender, ran) = mpsc::channel();
+        let over = sender.clone();
+        assert!(lanes.of(&options).begin(&options, async move { over.send(name()).unwrap() }).is_none());
+        assert_eq!(ran.try_recv().unwrap(), name(), "it is over, and was here");
+
+        let (go_on, waits) = tokio::sync::oneshot::channel::<()>();
+        let rest = lanes.of(&options).begin(&options, async move {
+            sender.send(name()).unwrap();
+            waits.await.unwrap();
+            sender.send(name()).unwrap();
+        });
+        assert_eq!(ran.try_recv().unwrap(), name());
+        let rest = rest.expect("it waits");
+        assert!(lanes.still().iter().any(|still| still.attempt.query == options.query), "it is watched");
+        go_on.send(()).unwrap();
+        assert_eq!(ran.recv_timeout(HAPPENS_WITHIN).unwrap().as_deref(), Some("short"));
+        short.block_on(rest).unwrap();
+        assert!(!lanes.still().iter().any(|still| still.attempt.query == options.query));
     }
 
     #[test]

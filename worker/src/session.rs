@@ -22,7 +22,6 @@ use datafusion_distributed::{
     DistributedExt, WorkerPlanRewriteEvent, WorkerPlanRewriteEventResponse, WorkerQueryContext,
     WorkerSessionBuilder,
 };
-use http::HeaderMap;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 use shoal_data::operators::{OperatorCodec, into_scans};
@@ -209,26 +208,29 @@ impl TaskSessions {
     }
 
     /// A context for a plan that runs here as a whole, without the machinery
-    /// of stages.
+    /// of stages. Without functions no plan that has some can be decoded.
     ///
     /// # Errors
-    /// Where the headers or a setting are not understood.
-    pub fn whole_plan_context(&self, headers: &HeaderMap) -> Result<(Arc<TaskContext>, Arc<QueryScope>)> {
-        let options = QueryOptions::from_headers(headers)?;
-        let scope = self.scope(&options);
+    /// Where a setting is not understood.
+    pub fn whole_plan_context(
+        &self,
+        options: &QueryOptions,
+        has_functions: bool,
+    ) -> Result<(Arc<TaskContext>, Arc<QueryScope>)> {
+        let scope = self.scope(options);
         // Its rows go to one reader, which is told what was read for them alone.
         let reads = Arc::new(ReadLog::new());
-        let config = self.configure(SessionConfig::new(), &options, Arc::clone(&scope), reads)?;
-        let plain = self.plain.as_ref();
-        let scalar_functions = self.scalar_functions(config.options());
+        let config = self.configure(SessionConfig::new(), options, Arc::clone(&scope), reads)?;
+        let plain = has_functions.then_some(self.plain.as_ref());
+        let scalar_functions = plain.map(|_| self.scalar_functions(config.options()).as_ref().clone());
         let context = TaskContext::new(
             None,
             options.query.to_string(),
             config,
-            scalar_functions.as_ref().clone(),
-            plain.higher_order_functions().clone(),
-            plain.aggregate_functions().clone(),
-            plain.window_functions().clone(),
+            scalar_functions.unwrap_or_default(),
+            plain.map(|plain| plain.higher_order_functions().clone()).unwrap_or_default(),
+            plain.map(|plain| plain.aggregate_functions().clone()).unwrap_or_default(),
+            plain.map(|plain| plain.window_functions().clone()).unwrap_or_default(),
             Arc::clone(&scope.runtime),
         );
         Ok((Arc::new(context), scope))

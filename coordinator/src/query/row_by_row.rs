@@ -1,8 +1,10 @@
 //! Physical planning of a scan that gives its rows one by one: most rules have
 //! nothing to do there, and to try them takes longer than the rest of planning.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 
 use super::late_materialization::LateMaterialization;
@@ -29,15 +31,24 @@ const RULES: [&str; 6] = [
 #[derive(Debug)]
 pub(super) struct RowByRow;
 
-/// Of all rules, those that such a plan needs, in their order.
-pub(super) fn rules(all: &[Rule]) -> Vec<Rule> {
-    all.iter().filter(|rule| RULES.contains(&rule.name())).cloned().collect()
+/// The same session with those rules that such a plan needs, in their order, and without
+/// functions: those of a logical plan are in it, and to copy the names of all of them takes
+/// longer than some of the rules.
+pub(super) fn session(state: &SessionState) -> SessionState {
+    let needed = |rule: &&Rule| RULES.contains(&rule.name());
+    SessionStateBuilder::new_from_existing(state.clone())
+        .with_physical_optimizer_rules(state.physical_optimizers().iter().filter(needed).cloned().collect())
+        .with_scalar_functions(Vec::new())
+        .with_higher_order_functions(Vec::new())
+        .with_aggregate_functions(Vec::new())
+        .with_window_functions(Vec::new())
+        .with_table_functions(HashMap::new())
+        .build()
 }
 
 #[cfg(test)]
 mod tests {
     use arrow::datatypes::{DataType, Field, Schema};
-    use datafusion::execution::SessionStateBuilder;
     use datafusion::physical_plan::displayable;
     use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
     use datafusion::prelude::{SessionConfig, SessionContext};
@@ -74,17 +85,14 @@ mod tests {
         let mut all = SafePushdown::in_all(state.physical_optimizers());
         all.push(Arc::new(YieldInJoins));
         all.push(Arc::new(LateMaterialization));
-        let few = rules(&all);
-        let names: Vec<&str> = few.iter().map(|rule| rule.name()).collect();
+        let with_all =
+            SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(all).build();
+        let with_few = session(&with_all);
+        let names: Vec<&str> = with_few.physical_optimizers().iter().map(|rule| rule.name()).collect();
         for rule in RULES {
             assert!(names.contains(&rule), "there is no rule `{rule}` any more: {names:?}");
         }
-        let with = |rules: &[Rule]| {
-            SessionStateBuilder::new_from_existing(state.clone())
-                .with_physical_optimizer_rules(rules.to_vec())
-                .build()
-        };
-        let (with_all, with_few) = (with(&all), with(&few));
+        assert!(with_few.scalar_functions().is_empty() && !with_all.scalar_functions().is_empty());
         for sql in [
             "SELECT * FROM t",
             "SELECT 1 AS one FROM t",
@@ -93,6 +101,7 @@ mod tests {
             "SELECT upper(b) AS u, b FROM t WHERE upper(b) <> 'X' OR a IS NULL",
             "SELECT a, a AS again, c FROM t WHERE a IN (1, 2, 3, 4, 5) AND b LIKE 'x%'",
             "SELECT c, a FROM t WHERE a = 7",
+            "SELECT concat(b, 'x') AS s, round(a / 2.0) AS r, l[1] AS f FROM (SELECT a, b, make_array(a) AS l FROM t) WHERE a = 7",
             "SELECT a FROM t WHERE a = 7 AND a = 8",
         ] {
             let logical = with_all.create_logical_plan(sql).await.unwrap();

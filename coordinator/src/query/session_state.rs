@@ -8,6 +8,7 @@ use datafusion::catalog::CatalogProviderList;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::config::ConfigOptions;
+use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
@@ -48,6 +49,7 @@ use super::scan_tasks::{add_handlers, scan_bytes, shard_scan, tasks_of_scan};
 use super::shard_streams::{Giving, ShardStreamsExec, StreamContext, giving, over_one_file, with_streams};
 use super::shard_table::as_shard_table;
 use super::view::{View, ViewResolver};
+use super::weight::reads_one_key;
 use super::whole_plan::{KeptWhole, SMALL_BYTES, WholePlanExec, World, is_small, reads_segments_or_files};
 use super::yielding::YieldInJoins;
 use crate::catalog::TableFacts;
@@ -62,6 +64,8 @@ pub(crate) const PARTITIONS: usize = TASK_PARTITIONS;
 
 /// The time zone of sessions that set none.
 pub const TIME_ZONE: &str = "+00:00";
+/// Segments of one key that are read on the thread that the request comes to.
+const AT_ONCE_SEGMENTS_MAX: usize = 4;
 /// What each sort keeps for merging; by default it follows from the query's memory.
 const SORT_KEPT_SETTING: &str = "datafusion.execution.sort_spill_reservation_bytes";
 
@@ -69,7 +73,7 @@ const SORT_KEPT_SETTING: &str = "datafusion.execution.sort_spill_reservation_byt
 #[derive(Clone)]
 pub struct StateTemplate {
     state: SessionState,
-    /// The same with the rules of [`row_by_row`] only.
+    /// The same for what [`row_by_row`] is about.
     row_by_row: Arc<SessionState>,
     channels: Channels,
 }
@@ -119,9 +123,7 @@ impl StateTemplate {
             .with_optimizer_rules(ordering)
             .with_physical_optimizer_rules(rules)
             .build();
-        let row_by_row = SessionStateBuilder::new_from_existing(state.clone())
-            .with_physical_optimizer_rules(row_by_row::rules(state.physical_optimizers()))
-            .build();
+        let row_by_row = row_by_row::session(&state);
         Self { state, row_by_row: Arc::new(row_by_row), channels }
     }
 
@@ -279,7 +281,10 @@ impl Planning {
         let task_bytes = self.task_bytes(view);
         let is_one_task = tasks_of_scan(scan, task_bytes)? == 1;
         if scan_bytes(scan) <= SMALL_BYTES.min(task_bytes) || (is_one_task && is_lookup(&plan)?) {
-            let plan = self.whole(plan, &context, view, query, collect_metrics)?;
+            let is_of_one_key = giving == Giving::AsTheyCome
+                && scan.file_groups.iter().map(FileGroup::len).sum::<usize>() <= AT_ONCE_SEGMENTS_MAX
+                && reads_one_key(logical)?;
+            let plan = self.whole(plan, &context, view, query, collect_metrics, is_of_one_key)?;
             return Ok(Some(PhysicalPlan { plan, context, can_merge: false }));
         }
         let can_be_sent = || {
@@ -394,7 +399,7 @@ impl Planning {
         let plan = match way {
             _ if plan.is::<DistributedExec>() || way == Way::Here || !reads_segments_or_files(&plan)? => plan,
             // Small enough for one worker, or impossible to cut: sent whole.
-            _ => self.whole(plan, &context, view, query, collect_metrics)?,
+            _ => self.whole(plan, &context, view, query, collect_metrics, false)?,
         };
         tracing::debug!(query_id = %query.query, "physical plan:\n{}", displayable(plan.as_ref()).indent(false));
         let can_merge = has_mergeable(&plan)?;
@@ -403,7 +408,8 @@ impl Planning {
 }
 
 impl Planning {
-    /// The plan as one worker runs it whole. What cannot be encoded runs here.
+    /// The plan as one worker runs it whole, at once where it reads the rows of one key. What
+    /// cannot be encoded runs here.
     fn whole(
         &self,
         plan: Arc<dyn ExecutionPlan>,
@@ -411,6 +417,7 @@ impl Planning {
         view: &View,
         query: &QueryOptions,
         collect_metrics: bool,
+        is_of_one_key: bool,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let single: Arc<dyn ExecutionPlan> = match plan.output_partitioning().partition_count() {
             1 => plan,
@@ -420,14 +427,9 @@ impl Planning {
             Ok(encoded) => {
                 let url = view.assign_whole(&shards_of(&single)?).url.clone();
                 let channels = self.channels.clone();
-                Arc::new(WholePlanExec::new(
-                    single,
-                    encoded.into(),
-                    url,
-                    query.clone(),
-                    channels,
-                    collect_metrics,
-                ))
+                let whole =
+                    WholePlanExec::new(single, encoded.into(), url, query.clone(), channels, collect_metrics);
+                Arc::new(if is_of_one_key { whole.at_once() } else { whole })
             }
             Err(error) => {
                 tracing::debug!(query_id = %query.query, %error, "plan cannot be sent, runs on the coordinator");

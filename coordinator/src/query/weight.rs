@@ -2,6 +2,7 @@
 //! is done with soon, and how much memory it may take. An estimate: to be wrong costs
 //! others time, and never an answer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use datafusion::catalog::Session;
@@ -156,15 +157,11 @@ fn size_of(table: &ShardTable, scan: &TableScan, session: &dyn Session) -> Resul
         return Ok(Some(Size::default()));
     }
     let of_columns = |size: Size| Size { bytes: share(size.bytes, table, scan), ..size };
-    let (facts, layout) = (table.facts(), &table.table().layout);
+    let facts = table.facts();
     // As a scan is given them: no column says of which table it is.
     let filters = unnormalize_cols(scan.filters.iter().cloned());
     let shards = shards_for(table.table(), &filters);
-    // The rows of one key lie together then, wherever in a large segment.
-    let is_sorted = layout.sort_key.first().is_some_and(|first| layout.shard_key.contains(first));
-    // Of one shard alone all keys are.
-    let is_one_key = layout.shards > 1 && shards.as_ref().is_some_and(|shards| shards.len() <= 1);
-    if is_sorted && is_one_key {
+    if is_one_key(table, shards.as_ref()) {
         return Ok(Some(Size::default()));
     }
     let segments: usize = match &shards {
@@ -182,6 +179,28 @@ fn size_of(table: &ShardTable, scan: &TableScan, session: &dyn Session) -> Resul
         return Ok(Some(of_shards));
     }
     Ok(Some(of_columns(Size::of(table.segments(&filters, session)?.iter()))))
+}
+
+/// Whether what is read of these shards is the rows of one key, which lie together, wherever in
+/// a large segment.
+fn is_one_key(table: &ShardTable, shards: Option<&BTreeSet<u32>>) -> bool {
+    let layout = &table.table().layout;
+    let is_sorted = layout.sort_key.first().is_some_and(|first| layout.shard_key.contains(first));
+    // Of one shard alone all keys are.
+    is_sorted && layout.shards > 1 && shards.is_some_and(|shards| shards.len() <= 1)
+}
+
+/// Whether all that a plan reads is the rows of one key of one table.
+///
+/// # Errors
+/// None in practice; those of walking a plan.
+pub(super) fn reads_one_key(plan: &LogicalPlan) -> Result<bool> {
+    let Some(scans) = plain_scans(plan)? else { return Ok(false) };
+    let [scan] = scans.as_slice() else { return Ok(false) };
+    let provider = source_as_provider(&scan.source)?;
+    let Some(table) = as_shard_table(&provider) else { return Ok(false) };
+    let filters = unnormalize_cols(scan.filters.iter().cloned());
+    Ok(is_one_key(table, shards_for(table.table(), &filters).as_ref()))
 }
 
 /// Of so many bytes of a table, those of the columns that a scan keeps.

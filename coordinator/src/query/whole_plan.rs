@@ -48,6 +48,7 @@ pub(crate) struct WholePlanExec {
     query: QueryOptions,
     channels: Channels,
     collect_metrics: bool,
+    at_once: bool,
     metrics: Arc<Mutex<Option<Vec<MetricsSet>>>>,
     arrived: ExecutionPlanMetricsSet,
 }
@@ -64,7 +65,13 @@ impl WholePlanExec {
         collect_metrics: bool,
     ) -> Self {
         let (metrics, arrived) = (Arc::default(), ExecutionPlanMetricsSet::new());
-        Self { plan, encoded, url, query, channels, collect_metrics, metrics, arrived }
+        Self { plan, encoded, url, query, channels, collect_metrics, at_once: false, metrics, arrived }
+    }
+
+    /// The same of a plan that reads the rows of one key: the worker may run it among the
+    /// threads that talk to the network.
+    pub(crate) fn at_once(self) -> Self {
+        Self { at_once: true, ..self }
     }
 
     /// The plan as the worker runs it.
@@ -146,6 +153,7 @@ impl ExecutionPlan for WholePlanExec {
             plan: self.encoded.clone(),
             worker_url: self.url.to_string(),
             collect_metrics: self.collect_metrics,
+            at_once: self.at_once,
             ..RunRequest::default()
         };
         let metrics = Arc::clone(&self.metrics);

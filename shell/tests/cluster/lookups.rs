@@ -18,8 +18,9 @@ const ROWS: i64 = 20_000;
 const TABLE: &str =
     "(k BIGINT, n INT, s VARCHAR) WITH (shards = 8, replicas = 2, shard_key = 'k', sort_key = 'k')";
 /// Each is prepared as it is, and written out with the value for `$1`.
-const STATEMENTS: [&str; 9] = [
+const STATEMENTS: [&str; 10] = [
     "SELECT k, n, s FROM lk_rows WHERE k = $1",
+    "SELECT upper(s) AS u, round(n / 7.0, 2) AS r FROM lk_rows WHERE k = $1 AND char_length(s) > 6",
     "SELECT s FROM lk_rows AS r WHERE $1 = r.k AND n < 50",
     "SELECT s, n * 2 AS d FROM (SELECT * FROM lk_rows WHERE n >= 0) WHERE k = $1",
     "SELECT count(*) AS c, min(s) AS m FROM lk_rows WHERE k = $1",

@@ -48,13 +48,13 @@ impl ExecutionService {
     /// of the task does not come; those of beginning to run a plan.
     pub(crate) async fn own_rows(&self, headers: HeaderMap, source: Source) -> Result<OwnRows, Failure> {
         let options = QueryOptions::from_headers(&headers)?;
-        let service = self.clone();
+        let (service, of_query) = (self.clone(), options.clone());
         let open = AbortOnDropHandle::new(self.lanes.of(&options).spawn(&options, async move {
             match source {
                 Source::Task(task) => service.open_task(task).await,
                 Source::Plan(plan) => {
                     let request = RunRequest { plan, ..RunRequest::default() };
-                    let opened = service.whole_plan(&headers, &request).and_then(|(plan, context)| {
+                    let opened = service.whole_plan(&of_query, &request).and_then(|(plan, context)| {
                         Ok((vec![plan.execute(0, Arc::clone(&context))?], context))
                     });
                     opened.map_err(|error| Failure::from_datafusion(&error))

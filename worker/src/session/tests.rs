@@ -112,7 +112,7 @@ impl Fixture {
             compression: ExchangeCompression::default(),
             settings,
         };
-        self.sessions.whole_plan_context(&options.to_headers().unwrap()).unwrap()
+        self.sessions.whole_plan_context(&options, true).unwrap()
     }
 
     /// A query's own scan of a segment, for rows above a bound, and what it runs in.

@@ -120,3 +120,21 @@ async fn what_it_may_take_follows_from_all_that_it_reads() {
     );
     assert_eq!(of("SELECT * FROM small x JOIN other y ON x.a = y.a").await, u64::MAX);
 }
+
+#[tokio::test]
+async fn the_rows_of_one_key_are_told_from_those_of_others() {
+    let state = session().state();
+    for (sql, expected) in [
+        ("SELECT * FROM sorted WHERE a = 7", true),
+        ("SELECT b + 1 FROM sorted AS s WHERE s.a = 7 AND c > 9", true),
+        ("SELECT * FROM sorted WHERE a > 7", false),
+        ("SELECT * FROM sorted WHERE b = 7", false),
+        ("SELECT * FROM unsorted WHERE a = 7", false),
+        ("SELECT * FROM small WHERE a = 7", false),
+        ("SELECT a FROM sorted WHERE a = 7 UNION ALL SELECT a FROM sorted WHERE a = 8", false),
+        ("SELECT * FROM other WHERE a = 7", false),
+    ] {
+        let plan = state.optimize(&state.create_logical_plan(sql).await.unwrap()).unwrap();
+        assert_eq!(reads_one_key(&plan).unwrap(), expected, "{sql}");
+    }
+}
