@@ -25,7 +25,7 @@ use crate::config::{
     ConfigError, CoordinatorSettings, Layers, NodeSettings, WorkerSettings, cores, start_logging,
 };
 
-/// Threads of a worker that talk to the network and never compute.
+/// Threads of a worker that talk to the network; one at a time may compute for a lookup.
 const IO_THREADS: usize = 2;
 /// With a lower limit of open files a node says so.
 const FILES_WANTED: u64 = 16_384;

@@ -1,6 +1,6 @@
 //! Task execution: the Execution service over datafusion-distributed's
 //! `Worker`. Plans run on the threads of [`crate::lanes`]; only frames cross to
-//! the runtime that serves the network.
+//! the runtime that serves the network. One lookup at a time begins there.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use shoal_proto::query::{
 };
 use shoal_proto::runtime_filter::RuntimeFilters;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 use url::Url;
@@ -63,6 +63,8 @@ pub struct ExecutionService {
     worker: Worker,
     sessions: TaskSessions,
     lanes: Lanes,
+    /// For what runs on a thread of the network: one at a time, so that others go on.
+    at_once: Arc<Semaphore>,
     tasks_running: Arc<AtomicU32>,
 }
 
@@ -81,7 +83,8 @@ impl ExecutionService {
         let worker = Worker::from_session_builder(sessions.clone()).with_runtime_env(node);
         let forgetting = worker.clone();
         let lanes = Lanes::new(compute, FORGET_INTERVAL, move || forget_ended_tasks(forgetting.clone()));
-        Self { worker_id, worker, sessions, lanes, tasks_running: Arc::default() }
+        let at_once = Arc::new(Semaphore::new(1));
+        Self { worker_id, worker, sessions, lanes, at_once, tasks_running: Arc::default() }
     }
 
     /// The gRPC service, with limits.
@@ -129,9 +132,9 @@ impl ExecutionService {
             drop(running);
         };
         let lane = self.lanes.of(options);
-        let task = match at_once {
-            true => lane.begin(options, task),
-            false => Some(lane.spawn(options, task)),
+        let task = match at_once.then(|| self.at_once.try_acquire()) {
+            Some(Ok(_turn)) => lane.begin(options, task),
+            Some(Err(_)) | None => Some(lane.spawn(options, task)),
         };
         FrameStream { first: None, frames, _task: task.map(AbortOnDropHandle::new) }
     }
@@ -255,7 +258,18 @@ impl Execution for ExecutionService {
         let mut frames = self.frames(&options, at_once, |frames| async move {
             let ran: Arc<Mutex<Option<Arc<dyn ExecutionPlan>>>> = Arc::default();
             let open = async {
-                let (plan, context) = service.whole_plan(&of_query, &request)?;
+                // A lookup seldom has functions, whose names take a good part of it to copy. Nor is
+                // it known of them how long they take.
+                let plain = at_once.then(|| service.whole_plan(&of_query, &request, false));
+                let (plan, context) = match plain {
+                    Some(Ok(plain)) => plain,
+                    Some(Err(_)) => {
+                        // Not on a thread of the network.
+                        tokio::task::yield_now().await;
+                        service.whole_plan(&of_query, &request, true)?
+                    }
+                    None => service.whole_plan(&of_query, &request, true)?,
+                };
                 if request.collect_metrics {
                     *ran.lock() = Some(Arc::clone(&plan));
                 }
@@ -274,22 +288,8 @@ impl Execution for ExecutionService {
 }
 
 impl ExecutionService {
-    /// A plan and what it runs in.
+    /// A plan and what it runs in. Without functions one that has some cannot be decoded.
     fn whole_plan(
-        &self,
-        options: &QueryOptions,
-        request: &RunRequest,
-    ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>)> {
-        // That of a lookup seldom has functions, whose names take a good part of it to copy.
-        if request.at_once
-            && let Ok(without_functions) = self.decoded(options, request, false)
-        {
-            return Ok(without_functions);
-        }
-        self.decoded(options, request, true)
-    }
-
-    fn decoded(
         &self,
         options: &QueryOptions,
         request: &RunRequest,

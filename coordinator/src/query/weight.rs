@@ -10,7 +10,8 @@ use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::expr_rewriter::unnormalize_cols;
-use datafusion::logical_expr::{Expr, LogicalPlan, TableScan};
+use datafusion::logical_expr::utils::split_conjunction;
+use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator, TableScan};
 use shoal_data::Segment;
 
 use super::admission::Class;
@@ -200,7 +201,22 @@ pub(super) fn reads_one_key(plan: &LogicalPlan) -> Result<bool> {
     let provider = source_as_provider(&scan.source)?;
     let Some(table) = as_shard_table(&provider) else { return Ok(false) };
     let filters = unnormalize_cols(scan.filters.iter().cloned());
-    Ok(is_one_key(table, shards_for(table.table(), &filters).as_ref()))
+    // Several keys may be in one shard.
+    let is_given = |column: &String| filters.iter().any(|filter| gives_value(filter, column));
+    let are_given = table.table().layout.shard_key.iter().all(is_given);
+    Ok(are_given && is_one_key(table, shards_for(table.table(), &filters).as_ref()))
+}
+
+/// Whether a filter is that a column is a value.
+fn gives_value(filter: &Expr, name: &str) -> bool {
+    split_conjunction(filter).into_iter().any(|part| match part {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) => {
+            let sides = (left.as_ref(), right.as_ref());
+            matches!(sides, (Expr::Column(column), Expr::Literal(..)) | (Expr::Literal(..), Expr::Column(column))
+                if column.name == name)
+        }
+        _ => false,
+    })
 }
 
 /// Of so many bytes of a table, those of the columns that a scan keeps.

@@ -54,7 +54,7 @@ impl ExecutionService {
                 Source::Task(task) => service.open_task(task).await,
                 Source::Plan(plan) => {
                     let request = RunRequest { plan, ..RunRequest::default() };
-                    let opened = service.whole_plan(&of_query, &request).and_then(|(plan, context)| {
+                    let opened = service.whole_plan(&of_query, &request, true).and_then(|(plan, context)| {
                         Ok((vec![plan.execute(0, Arc::clone(&context))?], context))
                     });
                     opened.map_err(|error| Failure::from_datafusion(&error))

@@ -127,7 +127,12 @@ async fn the_rows_of_one_key_are_told_from_those_of_others() {
     for (sql, expected) in [
         ("SELECT * FROM sorted WHERE a = 7", true),
         ("SELECT b + 1 FROM sorted AS s WHERE s.a = 7 AND c > 9", true),
+        ("SELECT * FROM sorted WHERE 7 = a AND b IN (1, 2)", true),
         ("SELECT * FROM sorted WHERE a > 7", false),
+        // All in one shard, or not.
+        ("SELECT * FROM sorted WHERE a IN (7, 8, 9, 10, 11)", false),
+        ("SELECT * FROM sorted WHERE a = 7 OR a = 8", false),
+        ("SELECT * FROM sorted WHERE a = b", false),
         ("SELECT * FROM sorted WHERE b = 7", false),
         ("SELECT * FROM unsorted WHERE a = 7", false),
         ("SELECT * FROM small WHERE a = 7", false),

@@ -52,6 +52,7 @@ struct Kept {
     encoded: Bytes,
     shards: BTreeMap<(TableId, u32), u64>,
     can_merge: bool,
+    at_once: bool,
 }
 
 impl World {
@@ -90,6 +91,7 @@ impl KeptWhole {
         let url = view.assign_whole(&kept.shards).url.clone();
         let (plan, encoded) = (Arc::clone(&kept.plan), kept.encoded.clone());
         let plan = WholePlanExec::new(plan, encoded, url, query.clone(), channels.clone(), false);
+        let plan = if kept.at_once { plan.at_once() } else { plan };
         Some((Arc::new(plan), kept.can_merge))
     }
 
@@ -103,7 +105,8 @@ impl KeptWhole {
             return Ok(());
         }
         let (plan, encoded) = (Arc::clone(whole.plan()), whole.encoded.clone());
-        let kept = Kept { world, shards: shards_of(&plan)?, plan, encoded, can_merge };
+        let (shards, at_once) = (shards_of(&plan)?, whole.at_once);
+        let kept = Kept { world, shards, plan, encoded, can_merge, at_once };
         let mut state = self.0.lock();
         if state.is_open {
             state.kept = Some(Arc::new(kept));
