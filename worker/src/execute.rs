@@ -34,7 +34,7 @@ use shoal_proto::query::{
 };
 use shoal_proto::runtime_filter::RuntimeFilters;
 use shoal_proto::{Channels, ErrorCode, Failure, WorkerId};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 use url::Url;
@@ -63,8 +63,6 @@ pub struct ExecutionService {
     worker: Worker,
     sessions: TaskSessions,
     lanes: Lanes,
-    /// For what runs on a thread of the network: one at a time, so that others go on.
-    at_once: Arc<Semaphore>,
     tasks_running: Arc<AtomicU32>,
 }
 
@@ -83,8 +81,7 @@ impl ExecutionService {
         let worker = Worker::from_session_builder(sessions.clone()).with_runtime_env(node);
         let forgetting = worker.clone();
         let lanes = Lanes::new(compute, FORGET_INTERVAL, move || forget_ended_tasks(forgetting.clone()));
-        let at_once = Arc::new(Semaphore::new(1));
-        Self { worker_id, worker, sessions, lanes, at_once, tasks_running: Arc::default() }
+        Self { worker_id, worker, sessions, lanes, tasks_running: Arc::default() }
     }
 
     /// The gRPC service, with limits.
@@ -132,10 +129,7 @@ impl ExecutionService {
             drop(running);
         };
         let lane = self.lanes.of(options);
-        let task = match at_once.then(|| self.at_once.try_acquire()) {
-            Some(Ok(_turn)) => lane.begin(options, task),
-            Some(Err(_)) | None => Some(lane.spawn(options, task)),
-        };
+        let task = if at_once { lane.begin(options, task) } else { Some(lane.spawn(options, task)) };
         FrameStream { first: None, frames, _task: task.map(AbortOnDropHandle::new) }
     }
 }
@@ -261,14 +255,15 @@ impl Execution for ExecutionService {
                 // A lookup seldom has functions, whose names take a good part of it to copy. Nor is
                 // it known of them how long they take.
                 let plain = at_once.then(|| service.whole_plan(&of_query, &request, false));
-                let (plan, context) = match plain {
-                    Some(Ok(plain)) => plain,
-                    Some(Err(_)) => {
-                        // Not on a thread of the network.
-                        tokio::task::yield_now().await;
+                let (plan, context) = match plain.transpose() {
+                    Ok(Some(plain)) => plain,
+                    not_plain => {
+                        if not_plain.is_err() {
+                            // Not on a thread of the network.
+                            tokio::task::yield_now().await;
+                        }
                         service.whole_plan(&of_query, &request, true)?
                     }
-                    None => service.whole_plan(&of_query, &request, true)?,
                 };
                 if request.collect_metrics {
                     *ran.lock() = Some(Arc::clone(&plan));

@@ -2,14 +2,16 @@
 //! wait for no task that does not give way for a while. Which is which is said by the
 //! coordinator, and the same for all tasks of a query.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use shoal_proto::exchange::QueryOptions;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::pulse::{Attempt, Pulses, Still};
+use crate::pulse::{Attempt, Pulses, Still, Watched};
 
 /// Where a worker computes.
 #[derive(Clone, Debug)]
@@ -25,11 +27,14 @@ pub struct ComputeThreads {
 pub(crate) struct Lane {
     threads: Handle,
     pulses: Pulses,
+    /// For what runs on a thread that is not of this lane: one at a time, so that what else that
+    /// thread is for goes on.
+    elsewhere: Arc<Semaphore>,
 }
 
 impl Lane {
     fn new(threads: Handle) -> Self {
-        Self { threads, pulses: Pulses::new() }
+        Self { threads, pulses: Pulses::new(), elsewhere: Arc::new(Semaphore::new(1)) }
     }
 
     /// Runs a task of this query.
@@ -37,22 +42,26 @@ impl Lane {
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        let attempt = Attempt { query: options.query, number: options.attempt };
-        self.threads.spawn(self.pulses.watch(attempt, task))
+        self.threads.spawn(self.watched(options, task))
     }
 
     /// Runs a task of this query on the thread that calls this, as far as it comes without a
-    /// wait, and what is left of it then like [`Self::spawn`]. None where it is over.
+    /// wait, and what is left of it then like [`Self::spawn`]: all of it where another one is
+    /// being run so. None where it is over.
     pub(crate) fn begin<F>(&self, options: &QueryOptions, task: F) -> Option<JoinHandle<F::Output>>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        let attempt = Attempt { query: options.query, number: options.attempt };
-        let mut task = self.pulses.watch(attempt, task);
+        let Ok(_turn) = self.elsewhere.try_acquire() else { return Some(self.spawn(options, task)) };
+        let mut task = self.watched(options, task);
         match (&mut task).now_or_never() {
             Some(_over) => None,
             None => Some(self.threads.spawn(task)),
         }
+    }
+
+    fn watched<F: Future>(&self, options: &QueryOptions, task: F) -> Watched<F> {
+        self.pulses.watch(Attempt { query: options.query, number: options.attempt }, task)
     }
 
     /// Runs `beat` each `interval` for as long as the threads live: that it does says
@@ -180,6 +189,45 @@ mod tests {
         assert_eq!(ran.recv_timeout(HAPPENS_WITHIN).unwrap().as_deref(), Some("short"));
         short.block_on(rest).unwrap();
         assert!(!lanes.still().iter().any(|still| still.attempt.query == options.query));
+    }
+
+    #[test]
+    fn one_task_at_a_time_begins_on_the_caller_s_thread() {
+        let (long, short) = (one_thread("long"), one_thread("short"));
+        let threads = ComputeThreads { long: long.handle().clone(), short: short.handle().clone() };
+        let lanes = Lanes::new(threads, INTERVAL, || std::future::ready(()));
+        let name = || std::thread::current().name().map(str::to_owned);
+        let begin = |second: &QueryOptions| {
+            let (sender, ran) = mpsc::channel();
+            let rest = lanes.of(second).begin(second, async move { sender.send(name()).unwrap() });
+            (rest.is_some(), ran.recv_timeout(HAPPENS_WITHIN).unwrap())
+        };
+        let (first, second) = (options(true), options(true));
+        // One that waits is out of the way, on the lane.
+        let waits = lanes.of(&first).begin(&first, std::future::pending::<()>()).unwrap();
+        assert_eq!(begin(&second), (false, name()));
+        waits.abort();
+
+        // The second comes while the first is here, as from another thread of the network.
+        let beside = std::thread::scope(|scope| {
+            let (here, is_here) = mpsc::channel();
+            let (done, is_done) = mpsc::channel();
+            let lane = lanes.of(&first).clone();
+            let first = &first;
+            scope.spawn(move || {
+                let over = lane.begin(first, async move {
+                    here.send(()).unwrap();
+                    is_done.recv_timeout(HAPPENS_WITHIN).unwrap();
+                });
+                assert!(over.is_none());
+            });
+            is_here.recv_timeout(HAPPENS_WITHIN).unwrap();
+            let beside = begin(&second);
+            done.send(()).unwrap();
+            beside
+        });
+        assert_eq!(beside, (true, Some("short".to_owned())));
+        assert_eq!(begin(&second), (false, name()), "and it is free again");
     }
 
     #[test]

@@ -198,12 +198,15 @@ impl Attempts {
                 Decision::Again { suspect } => (suspect, Ok(())),
                 Decision::Fail { failure, suspect } => (suspect, Err(failure)),
             };
-            let why = attempted.why();
+            let why = match &outcome {
+                Ok(()) => attempted.why().to_owned(),
+                Err(failure) => failure.to_string(),
+            };
             tracing::warn!(
                 query_id = %pinned.options.query, attempt, again = outcome.is_ok(), why, "attempt failed"
             );
             if let Some(worker) = suspect {
-                self.cluster.suspect(&worker, why);
+                self.cluster.suspect(&worker, &why);
             }
             outcome?;
         }

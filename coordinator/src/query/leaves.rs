@@ -29,7 +29,7 @@ pub(super) fn only_leaf(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn 
 
 /// Whether a plan restricts the rows of one shard: by the shard key, mostly, so
 /// that few of its pages are read. One worker is as good as many for that.
-pub(super) fn is_lookup(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+pub(super) fn restricts_one_shard(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     let is_restricted = plan.exists(|node| Ok(node.is::<FilterExec>()))?;
     Ok(is_restricted && is_of_one_shard(plan)?)
 }

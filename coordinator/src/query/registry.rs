@@ -209,17 +209,17 @@ impl Registry {
     /// Enters a query. It leaves the live ones when the guard is dropped: as
     /// cancelled, unless its end was told before.
     pub fn begin(&self, query: QueryId, user: &str, sql: &str) -> Running {
-        self.enter(query, query, user, sql)
+        self.enter(query, query, true, user, sql)
     }
 
     /// The same for one that begins before its client asks for its rows, and so may never be
     /// asked for: until it is [listed](Self::list) nobody sees it, nor can stop it, and when
     /// it ends it was never there.
     pub fn begin_unlisted(&self, query: QueryId, user: &str, sql: &str) -> Running {
-        self.enter(query, QueryId::random(), user, sql)
+        self.enter(query, QueryId::random(), false, user, sql)
     }
 
-    fn enter(&self, query: QueryId, on_workers: QueryId, user: &str, sql: &str) -> Running {
+    fn enter(&self, query: QueryId, on_workers: QueryId, is_listed: bool, user: &str, sql: &str) -> Running {
         let mut end = sql.len().min(SQL_BYTES_MAX);
         while !sql.is_char_boundary(end) {
             end -= 1;
@@ -238,7 +238,7 @@ impl Registry {
             segments_total: AtomicU64::default(),
             cross_zone_bytes: AtomicU64::default(),
             cross_zone_bytes_most: AtomicU64::default(),
-            is_listed: AtomicBool::new(query == on_workers),
+            is_listed: AtomicBool::new(is_listed),
             changing: Mutex::new(Changing {
                 state: QueryState::Running,
                 class: None,

@@ -36,7 +36,7 @@ use super::in_place::JoinInPlace;
 use super::join_order::JoinOrder;
 use super::join_room::{JoinRoom, Joins};
 use super::late_materialization::LateMaterialization;
-use super::leaves::{is_lookup, only_leaf, shards_of};
+use super::leaves::{only_leaf, restricts_one_shard, shards_of};
 use super::limited_side::LimitOnce;
 use super::merge_joins::{MergeLargeJoins, has_mergeable};
 use super::plain_text::with_plain_text;
@@ -280,7 +280,7 @@ impl Planning {
         let Some(scan) = shard_scan(&leaf) else { return Ok(None) };
         let task_bytes = self.task_bytes(view);
         let is_one_task = tasks_of_scan(scan, task_bytes)? == 1;
-        if scan_bytes(scan) <= SMALL_BYTES.min(task_bytes) || (is_one_task && is_lookup(&plan)?) {
+        if scan_bytes(scan) <= SMALL_BYTES.min(task_bytes) || (is_one_task && restricts_one_shard(&plan)?) {
             let is_of_one_key = giving == Giving::AsTheyCome
                 && scan.file_groups.iter().map(FileGroup::len).sum::<usize>() <= AT_ONCE_SEGMENTS_MAX
                 && reads_one_key(logical)?;

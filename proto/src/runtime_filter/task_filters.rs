@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use datafusion::common::Result;
 use datafusion::execution::TaskContext;
@@ -21,8 +22,8 @@ const PARTS_WAITING_MAX: usize = 256;
 type Slot = watch::Sender<Option<Arc<KeyFilter>>>;
 
 /// Of one attempt on one worker: in the context of its tasks.
-#[derive(Default)]
 pub struct RuntimeFilters {
+    began: Instant,
     slots: Mutex<HashMap<FilterId, Slot>>,
     parts: Mutex<VecDeque<RuntimeFilter>>,
     news: Notify,
@@ -34,10 +35,21 @@ impl fmt::Debug for RuntimeFilters {
     }
 }
 
+impl Default for RuntimeFilters {
+    fn default() -> Self {
+        Self { began: Instant::now(), slots: Mutex::default(), parts: Mutex::default(), news: Notify::new() }
+    }
+}
+
 impl RuntimeFilters {
     /// Nothing gathered, and nothing come.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// For how long the attempt has had tasks here.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// Those of the attempt that a plan runs in; none where it does not run as

@@ -29,10 +29,12 @@ use super::FilterKeys;
 /// Rows that were left out.
 pub const ROWS_PRUNED_METRIC: &str = "runtime_filter_rows_pruned";
 
-/// How long the first row waits for a filter. What reads this is a join that has
+/// How long the first row waits for a filter at least. What reads this is a join that has
 /// built one of its partitions, and the others are mostly built at the same time:
 /// what is missing then is two messages.
-const FILTER_WAIT: Duration = Duration::from_millis(20);
+const FILTER_WAIT_MIN: Duration = Duration::from_millis(20);
+/// And at most.
+const FILTER_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Of so many rows at least a sixteenth must be left out, or the rest is handed
 /// on without a look.
 const TRIAL_ROWS: usize = 128 * 1024;
@@ -182,7 +184,7 @@ impl ExecutionPlan for RuntimeFilterExec {
             input: Some(self.input.execute(partition, context)?),
             columns: self.keys.columns.clone(),
             slot: filters.slot(self.keys.id),
-            has_waited: false,
+            waits_for: Some(filters),
             known: Known::NotYet,
             in_scan: self.in_scan.clone(),
             looked_at: 0,
@@ -210,13 +212,20 @@ enum Known {
     Nothing,
 }
 
+/// How long to wait for a filter where the first join partition has taken so long to be built:
+/// the last one is seldom built later than in twice that time, and its join cannot end before.
+fn patience(age: Duration) -> Duration {
+    age.clamp(FILTER_WAIT_MIN, FILTER_WAIT_MAX)
+}
+
 /// The rows of a partition.
 struct Filtering {
     /// None at its end.
     input: Option<SendableRecordBatchStream>,
     columns: Vec<usize>,
     slot: watch::Receiver<Option<Arc<KeyFilter>>>,
-    has_waited: bool,
+    /// None once the first row has waited.
+    waits_for: Option<Arc<RuntimeFilters>>,
     known: Known,
     in_scan: Option<InScan>,
     /// Few rows of each batch are put together.
@@ -237,10 +246,10 @@ impl Filtering {
             if self.input.is_none() {
                 return Ok(None);
             }
-            if !std::mem::replace(&mut self.has_waited, true) {
+            if let Some(filters) = self.waits_for.take() {
                 let has_come = self.slot.wait_for(Option::is_some);
                 // Its time may be over: then rows go by without a look.
-                let _in_time = tokio::time::timeout(FILTER_WAIT, has_come).await;
+                let _in_time = tokio::time::timeout(patience(filters.age()), has_come).await;
             }
             self.learn();
             let Some(input) = &mut self.input else { continue };
