@@ -4,13 +4,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use datafusion::common::Result;
 use datafusion::execution::TaskContext;
 use datafusion_distributed::DistributedTaskContext;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::key_filter::{FilterId, KeyFilter};
 use crate::query::RuntimeFilter;

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
@@ -157,13 +158,39 @@ fn a_filter_that_does_not_come_leaves_out_nothing() {
     });
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_first_row_waits_as_long_again_as_its_attempt_has_lasted() {
+    let ms = Duration::from_millis;
+    // For how long there were tasks, when the filter comes after that, and whether that is in time.
+    let cases = [
+        (0, 19, true),
+        (0, 21, false),
+        (300, 299, true),
+        (300, 301, false),
+        (5000, 999, true),
+        (5000, 1001, false),
+    ];
+    for (age, late, in_time) in cases {
+        let whole = told(&[vec![Some(77)]], 0, 1).await;
+        let filters = Arc::new(RuntimeFilters::new());
+        tokio::time::advance(ms(age)).await;
+        let comes = async {
+            tokio::time::sleep(ms(late)).await;
+            filters.deliver(&whole);
+        };
+        let probe: Keys = vec![Some(1), Some(77)];
+        let (given, ()) = tokio::join!(handed_on(&filters, probe), comes);
+        let expected = if in_time { vec![(1, Some(77))] } else { vec![(0, Some(1)), (1, Some(77))] };
+        assert_eq!(given, expected, "{late} ms after {age} ms");
+    }
+}
+
 #[test]
 fn keys_are_told_only_when_all_partitions_are_at_their_end() {
     runs(async {
         let filters = Arc::new(RuntimeFilters::new());
         let partitions = [vec![Some(1); 20], vec![Some(2); 20]];
-        let is_told =
-            async || tokio::time::timeout(std::time::Duration::ZERO, filters.next_part()).await.is_ok();
+        let is_told = async || tokio::time::timeout(Duration::ZERO, filters.next_part()).await.is_ok();
         // One that is dropped half-way, then one that is read twice.
         for again in [false, true] {
             let gathering = JoinKeysExec::new(rows(&partitions), keys());
