@@ -255,15 +255,14 @@ impl Execution for ExecutionService {
                 // A lookup seldom has functions, whose names take a good part of it to copy. Nor is
                 // it known of them how long they take.
                 let plain = at_once.then(|| service.whole_plan(&of_query, &request, false));
-                let (plan, context) = match plain.transpose() {
-                    Ok(Some(plain)) => plain,
-                    not_plain => {
-                        if not_plain.is_err() {
-                            // Not on a thread of the network.
-                            tokio::task::yield_now().await;
-                        }
+                let (plan, context) = match plain {
+                    Some(Ok(plain)) => plain,
+                    Some(Err(_)) => {
+                        // Not on a thread of the network.
+                        tokio::task::yield_now().await;
                         service.whole_plan(&of_query, &request, true)?
                     }
+                    None => service.whole_plan(&of_query, &request, true)?,
                 };
                 if request.collect_metrics {
                     *ran.lock() = Some(Arc::clone(&plan));

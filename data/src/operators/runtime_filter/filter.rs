@@ -29,7 +29,7 @@ use super::FilterKeys;
 /// Rows that were left out.
 pub const ROWS_PRUNED_METRIC: &str = "runtime_filter_rows_pruned";
 
-/// How long the first row waits for a filter at least. What reads this is a join that has
+/// How long the first row waits for a filter at least. What reads this is mostly a join that has
 /// built one of its partitions, and the others are mostly built at the same time:
 /// what is missing then is two messages.
 const FILTER_WAIT_MIN: Duration = Duration::from_millis(20);
@@ -212,8 +212,9 @@ enum Known {
     Nothing,
 }
 
-/// How long to wait for a filter where the first join partition has taken so long to be built:
-/// the last one is seldom built later than in twice that time, and its join cannot end before.
+/// How long to wait for a filter, given for how long the attempt has had tasks here: other
+/// partitions of the join are seldom built later than in twice that time. One that does not come
+/// is waited for as long, in vain.
 fn patience(age: Duration) -> Duration {
     age.clamp(FILTER_WAIT_MIN, FILTER_WAIT_MAX)
 }
