@@ -384,7 +384,7 @@ fn until_over(
 }
 
 /// The next filter for a worker; never where another stream carries them.
-async fn next_filter(filters: &mut Option<mpsc::Receiver<RuntimeFilter>>) -> Option<RuntimeFilter> {
+async fn next_filter(filters: &mut Option<mpsc::UnboundedReceiver<RuntimeFilter>>) -> Option<RuntimeFilter> {
     match filters {
         Some(filters) => filters.recv().await,
         None => std::future::pending().await,

@@ -50,6 +50,24 @@ pub struct KeyFilter {
 }
 
 impl KeyFilter {
+    /// What is known where keys of these types were not gathered: any row may have one.
+    pub fn of_any(types: Vec<DataType>) -> Self {
+        let bounds = vec![None; types.len()];
+        Self { types, rows: u64::MAX, bounds, bloom: None }
+    }
+
+    /// The same where what was gathered cannot be kept.
+    #[must_use]
+    pub fn forgotten(self) -> Self {
+        Self::of_any(self.types)
+    }
+
+    /// Whether any row with a key may have one of these, for all that is known: a look at it
+    /// is in vain, and so is to add to it.
+    pub fn is_of_any(&self) -> bool {
+        self.rows > 0 && self.bloom.is_none() && self.bounds.iter().all(Option::is_none)
+    }
+
     /// Whether keys of a type can be told by their hashes and their order: equal
     /// ones have one hash.
     pub fn takes(data_type: &DataType) -> bool {
@@ -66,7 +84,7 @@ impl KeyFilter {
             )
     }
 
-    /// Rows behind it that have a key.
+    /// Rows behind it that have a key; as many as can be where that is not known.
     pub fn rows(&self) -> u64 {
         self.rows
     }

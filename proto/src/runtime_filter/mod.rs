@@ -3,7 +3,8 @@
 //! It goes over the streams that carry plans, so it ends with its attempt.
 //!
 //! Where filters are gathered and applied is not decided here. A filter that
-//! never comes leaves out no row.
+//! never comes leaves out no row, and whoever knows that it will not come says so:
+//! the filter is then one of any key.
 
 mod bloom;
 mod collector;

@@ -11,9 +11,8 @@ use super::key_filter::{FilterId, KeyFilter};
 use super::union::Union;
 use crate::query::RuntimeFilter;
 
-/// Filters that wait for one worker. One more is not sent to it.
-const WAITING_MAX: usize = 64;
-/// Filters of an attempt that are put together.
+/// Filters of an attempt that are put together. Whoever waits for one more is told that
+/// it comes not.
 const FILTERS_MAX: usize = 256;
 
 /// Of one attempt: in the context of its plan.
@@ -26,7 +25,8 @@ struct Relayed {
     /// For workers that come later.
     whole: Vec<RuntimeFilter>,
     known: HashSet<String>,
-    workers: Vec<mpsc::Sender<RuntimeFilter>>,
+    /// Without a bound of their own: what waits for them is `whole`, whose bytes they share.
+    workers: Vec<mpsc::UnboundedSender<RuntimeFilter>>,
 }
 
 impl fmt::Debug for RuntimeFilterRelay {
@@ -43,14 +43,14 @@ impl RuntimeFilterRelay {
 
     /// The filters for a worker; none where they go there already, by the stream
     /// of another task.
-    pub fn join(&self, worker: &str) -> Option<mpsc::Receiver<RuntimeFilter>> {
+    pub fn join(&self, worker: &str) -> Option<mpsc::UnboundedReceiver<RuntimeFilter>> {
         let mut relayed = self.0.lock();
         if !relayed.known.insert(worker.to_owned()) {
             return None;
         }
-        let (sender, filters) = mpsc::channel(WAITING_MAX);
+        let (sender, filters) = mpsc::unbounded_channel();
         for filter in &relayed.whole {
-            let _not_sent = sender.try_send(filter.clone());
+            let _gone = sender.send(filter.clone());
         }
         relayed.workers.push(sender);
         Some(filters)
@@ -63,16 +63,15 @@ impl RuntimeFilterRelay {
             Err(error) => return tracing::debug!(%error, "run-time filter refused"),
         };
         let mut relayed = self.0.lock();
-        if relayed.unions.len() >= FILTERS_MAX && !relayed.unions.contains_key(&id) {
-            return;
-        }
+        let is_one_more = relayed.unions.len() >= FILTERS_MAX && !relayed.unions.contains_key(&id);
+        let filter = if is_one_more { filter.forgotten() } else { filter };
         let Some(whole) = relayed.unions.entry(id).or_default().add(part.task, part.tasks, filter) else {
             return;
         };
         match whole.folded(1).to_wire(id, 0, 1) {
             Ok(whole) => {
                 for worker in &relayed.workers {
-                    let _not_sent = worker.try_send(whole.clone());
+                    let _gone = worker.send(whole.clone());
                 }
                 relayed.whole.push(whole);
             }
@@ -112,6 +111,27 @@ mod tests {
             let (id, filter) = KeyFilter::from_wire(&filters.try_recv().unwrap()).unwrap();
             assert_eq!((id.plan, filter.rows()), (1, 2));
             assert!(filters.try_recv().is_err());
+        }
+    }
+
+    #[test]
+    fn of_more_filters_than_are_put_together_it_is_told_that_they_do_not_come() {
+        let relay = RuntimeFilterRelay::new();
+        let mut filters = relay.join("a").unwrap();
+        for plan in 0..FILTERS_MAX as u64 {
+            relay.take_in(&part(plan, 0, 10));
+        }
+        assert!(filters.try_recv().is_err());
+        relay.take_in(&part(1000, 0, 10));
+        let (id, filter) = KeyFilter::from_wire(&filters.try_recv().unwrap()).unwrap();
+        assert!((id.plan, filter.is_of_any()) == (1000, true));
+        // Those before come still, however many wait for the worker.
+        for plan in 0..FILTERS_MAX as u64 {
+            relay.take_in(&part(plan, 1, 10));
+        }
+        for plan in 0..FILTERS_MAX as u64 {
+            let (id, filter) = KeyFilter::from_wire(&filters.try_recv().unwrap()).unwrap();
+            assert!((id.plan, filter.is_of_any()) == (plan, false));
         }
     }
 

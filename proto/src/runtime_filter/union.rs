@@ -13,27 +13,29 @@ pub(super) struct Union {
     tasks: Option<u32>,
     seen: BTreeSet<u32>,
     so_far: Option<KeyFilter>,
-    /// It cannot become whole any more.
-    is_broken: bool,
+    /// Nothing that comes now makes a difference.
+    is_whole: bool,
 }
 
 impl Union {
-    /// Takes in the part of a task of so many. The filter, when this makes it
-    /// whole: once. Parts that contradict one another make none.
+    /// Takes in the part of a task of so many. The filter, when this makes it whole:
+    /// once. It is [of any key](KeyFilter::is_of_any) as soon as a part is, and where parts
+    /// contradict one another: nobody is to wait for the others then.
     pub(super) fn add(&mut self, task: u32, tasks: u32, part: KeyFilter) -> Option<KeyFilter> {
-        let is_another = self.tasks.is_some_and(|known| known != tasks) || task >= tasks || tasks > TASKS_MAX;
-        let has_other_keys = self.so_far.as_ref().is_some_and(|so_far| !so_far.fits(part.types.iter()));
-        if self.is_broken || is_another || has_other_keys || !self.seen.insert(task) {
-            self.is_broken = true;
-            self.so_far = None;
+        if self.is_whole {
             return None;
         }
+        let is_another = self.tasks.is_some_and(|known| known != tasks) || task >= tasks || tasks > TASKS_MAX;
+        let has_other_keys = self.so_far.as_ref().is_some_and(|so_far| !so_far.fits(part.types.iter()));
+        let contradicts = is_another || has_other_keys || !self.seen.insert(task);
         self.tasks = Some(tasks);
         let so_far = match self.so_far.take() {
+            _ if contradicts => part.forgotten(),
             Some(so_far) => so_far.union(part),
             None => part,
         };
-        if self.seen.len() == tasks as usize {
+        if self.seen.len() == tasks as usize || so_far.is_of_any() {
+            self.is_whole = true;
             return Some(so_far);
         }
         self.so_far = Some(so_far);
@@ -74,25 +76,28 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_comes_twice_makes_none() {
+    fn a_task_that_has_no_part_makes_it_one_of_any_key_at_once() {
         let mut union = Union::default();
-        assert!(union.add(0, 2, part(vec![1])).is_none());
-        assert!(union.add(0, 2, part(vec![1])).is_none());
-        assert!(union.add(1, 2, part(vec![2])).is_none());
+        assert!(union.add(0, 3, part(vec![1])).is_none());
+        let whole = union.add(1, 3, KeyFilter::of_any(vec![DataType::Int64])).unwrap();
+        assert!(whole.is_of_any());
+        assert_eq!(kept(&whole, vec![1, -6, 32]), 3);
+        assert!(union.add(2, 3, part(vec![2])).is_none(), "once");
     }
 
     #[test]
-    fn tasks_that_contradict_one_another_make_none() {
-        for (task, tasks) in [(1, 3), (2, 2), (1, TASKS_MAX + 1)] {
+    fn tasks_that_contradict_one_another_make_it_one_of_any_key() {
+        // One that comes twice, and those of another count.
+        for (task, tasks) in [(0, 2), (1, 3), (2, 2), (1, TASKS_MAX + 1)] {
             let mut union = Union::default();
             assert!(union.add(0, 2, part(vec![1])).is_none());
-            assert!(union.add(task, tasks, part(vec![2])).is_none());
-            assert!(union.add(1, 2, part(vec![2])).is_none());
+            assert!(union.add(task, tasks, part(vec![2])).unwrap().is_of_any());
+            assert!(union.add(1, 2, part(vec![2])).is_none(), "once");
         }
         let mut union = Union::default();
         assert!(union.add(0, 2, part(vec![1])).is_none());
         let mut other = KeyCollector::new(vec![DataType::Int32]).unwrap();
         other.add(&[Arc::new(Int32Array::from(vec![2]))]).unwrap();
-        assert!(union.add(1, 2, other.finish().unwrap()).is_none());
+        assert!(union.add(1, 2, other.finish().unwrap()).unwrap().is_of_any());
     }
 }

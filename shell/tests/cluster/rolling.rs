@@ -238,8 +238,9 @@ fn a_coordinator_that_stops_ends_what_runs_and_clients_go_on_elsewhere() {
         talk.ask(&format!("SET shoal.task_bytes = '7MiB';\n{sum}"), "sum 3");
         let mut busy = cluster.connect_to(&follower).await.unwrap();
         let long = tokio::spawn(async move { busy.query(LONG).await });
-        let running = "FROM system.queries WHERE state = 'running' AND sql LIKE '%generate_series(1, 1000000) a%' \
-                       AND sql NOT LIKE '%system.queries%'";
+        // One that is not let in yet would be refused.
+        let running = "FROM system.queries WHERE state = 'running' AND attempts > 0 \
+                       AND sql LIKE '%generate_series(1, 1000000) a%' AND sql NOT LIKE '%system.queries%'";
         wait_until(&mut client, &format!("SELECT count(*) {running}")).await;
 
         // It waits for that query.

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::compute::BatchCoalescer;
@@ -21,7 +20,7 @@ use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt;
-use shoal_proto::runtime_filter::{Bounds, KeyFilter, RuntimeFilters};
+use shoal_proto::runtime_filter::{Bounds, FilterId, KeyFilter, RuntimeFilters};
 use tokio::sync::watch;
 
 use super::FilterKeys;
@@ -29,18 +28,13 @@ use super::FilterKeys;
 /// Rows that were left out.
 pub const ROWS_PRUNED_METRIC: &str = "runtime_filter_rows_pruned";
 
-/// How long the first row waits for a filter at least. What reads this is mostly a join that has
-/// built one of its partitions, and the others are mostly built at the same time:
-/// what is missing then is two messages.
-const FILTER_WAIT_MIN: Duration = Duration::from_millis(20);
-/// And at most.
-const FILTER_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Of so many rows at least a sixteenth must be left out, or the rest is handed
 /// on without a look.
 const TRIAL_ROWS: usize = 128 * 1024;
 
 /// Leaves out rows that have no partner in a join, once it is known what there
-/// is. Until then, and where that never comes, it hands on all rows.
+/// is. The first row waits for that until it is [due](RuntimeFilters::due). After that, and
+/// where it never comes, all rows are handed on.
 #[derive(Debug)]
 pub struct RuntimeFilterExec {
     input: Arc<dyn ExecutionPlan>,
@@ -100,6 +94,19 @@ impl RuntimeFilterExec {
 
     pub(super) fn input(&self) -> &Arc<dyn ExecutionPlan> {
         &self.input
+    }
+
+    /// This filter and those of operators below that are asked for their first row when
+    /// this one is.
+    fn stacked(&self) -> Vec<FilterId> {
+        let mut ids = vec![self.keys.id];
+        let mut node = &self.input;
+        loop {
+            ids.extend(node.downcast_ref::<Self>().map(|filter| filter.keys.id));
+            let children = node.children();
+            let [input] = children.as_slice() else { return ids };
+            node = input;
+        }
     }
 
     /// Over an input in whose scan the filter is too.
@@ -185,6 +192,7 @@ impl ExecutionPlan for RuntimeFilterExec {
             columns: self.keys.columns.clone(),
             slot: filters.slot(self.keys.id),
             waits_for: Some(filters),
+            stacked: self.stacked(),
             known: Known::NotYet,
             in_scan: self.in_scan.clone(),
             looked_at: 0,
@@ -212,13 +220,6 @@ enum Known {
     Nothing,
 }
 
-/// How long to wait for a filter, given for how long the attempt has had tasks here: other
-/// partitions of the join are seldom built later than in twice that time. One that does not come
-/// is waited for as long, in vain.
-fn patience(age: Duration) -> Duration {
-    age.clamp(FILTER_WAIT_MIN, FILTER_WAIT_MAX)
-}
-
 /// The rows of a partition.
 struct Filtering {
     /// None at its end.
@@ -227,6 +228,8 @@ struct Filtering {
     slot: watch::Receiver<Option<Arc<KeyFilter>>>,
     /// None once the first row has waited.
     waits_for: Option<Arc<RuntimeFilters>>,
+    /// This filter and those below, which are waited for at the same time.
+    stacked: Vec<FilterId>,
     known: Known,
     in_scan: Option<InScan>,
     /// Few rows of each batch are put together.
@@ -250,7 +253,7 @@ impl Filtering {
             if let Some(filters) = self.waits_for.take() {
                 let has_come = self.slot.wait_for(Option::is_some);
                 // Its time may be over: then rows go by without a look.
-                let _in_time = tokio::time::timeout(patience(filters.age()), has_come).await;
+                let _in_time = tokio::time::timeout_at(filters.due(&self.stacked), has_come).await;
             }
             self.learn();
             let Some(input) = &mut self.input else { continue };
@@ -279,7 +282,7 @@ impl Filtering {
         let schema = self.coalescer.schema();
         let types = self.columns.iter().filter_map(|&column| schema.fields().get(column));
         let types: Vec<_> = types.map(|field| field.data_type()).collect();
-        self.known = match filter.fits(types.into_iter()) {
+        self.known = match filter.fits(types.into_iter()) && !filter.is_of_any() {
             true => Known::Keys(filter),
             false => Known::Nothing,
         };

@@ -19,12 +19,12 @@ use datafusion::physical_plan::{
 };
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use shoal_proto::runtime_filter::{COLLECTOR_BYTES, KeyCollector, KeyFilter, RuntimeFilters};
+use shoal_proto::runtime_filter::{COLLECTOR_BYTES, FilterId, KeyCollector, KeyFilter, RuntimeFilters};
 
 use super::FilterKeys;
 
 /// Hands its input's rows on, and tells of their keys when all partitions of the
-/// task have come to their end. Where one does not, nothing is told.
+/// task have come to their end. Where one does not, it is told that they may be any.
 #[derive(Debug)]
 pub struct JoinKeysExec {
     input: Arc<dyn ExecutionPlan>,
@@ -39,6 +39,8 @@ struct Gathered {
     has_begun: Vec<bool>,
     ended: usize,
     filter: Option<KeyFilter>,
+    /// What they have was told.
+    is_told: bool,
 }
 
 impl Gathered {
@@ -47,14 +49,19 @@ impl Gathered {
         self.has_begun.get_mut(partition).is_some_and(|begun| !std::mem::replace(begun, true))
     }
 
-    /// Takes in a partition that is at its end; what all have, with the last one.
+    /// Takes in a partition that is at its end; what all have, as soon as the others make no
+    /// difference: once.
     fn end(&mut self, filter: KeyFilter) -> Option<KeyFilter> {
         self.ended += 1;
+        if self.is_told {
+            return None;
+        }
         let so_far = match self.filter.take() {
             Some(so_far) => so_far.union(filter),
             None => filter,
         };
-        if self.ended == self.has_begun.len() {
+        if self.ended == self.has_begun.len() || so_far.is_of_any() {
+            self.is_told = true;
             return Some(so_far);
         }
         self.filter = Some(so_far);
@@ -68,7 +75,8 @@ impl JoinKeysExec {
     /// Gathers `keys` of `input`.
     pub fn new(input: Arc<dyn ExecutionPlan>, keys: FilterKeys) -> Self {
         let partitions = input.output_partitioning().partition_count();
-        let gathered = Gathered { has_begun: vec![false; partitions], ended: 0, filter: None };
+        let gathered =
+            Gathered { has_begun: vec![false; partitions], ended: 0, filter: None, is_told: false };
         let gathered = Arc::new(Mutex::new(gathered));
         Self { input, keys, gathered, metrics: ExecutionPlanMetricsSet::new() }
     }
@@ -89,25 +97,26 @@ impl JoinKeysExec {
     }
 
     /// What gathers a partition. None where its keys are not asked for, were
-    /// gathered before, or find no memory: the filter is then never whole.
-    fn collector(&self, partition: usize, context: &Arc<TaskContext>) -> Option<Collecting> {
+    /// gathered before, or find no memory.
+    fn collecting(&self, partition: usize, context: &Arc<TaskContext>) -> Option<Collecting> {
         let filters = RuntimeFilters::of(context)?;
         let types = self.types()?;
         if !self.gathered.lock().begin(partition) {
             return None;
         }
+        let word = Word {
+            id: self.keys.id,
+            types: types.clone(),
+            gathered: Arc::clone(&self.gathered),
+            filters,
+            context: Arc::clone(context),
+            is_given: false,
+        };
         let memory =
             MemoryConsumer::new(format!("{}[{partition}]", Self::NAME)).register(context.memory_pool());
         memory.try_grow(COLLECTOR_BYTES).ok()?;
         let collector = KeyCollector::new(types).ok()?;
-        Some(Collecting {
-            collector,
-            keys: self.keys.clone(),
-            gathered: Arc::clone(&self.gathered),
-            filters,
-            context: Arc::clone(context),
-            _memory: memory,
-        })
+        Some(Collecting { collector, columns: self.keys.columns.clone(), word, _memory: memory })
     }
 }
 
@@ -171,7 +180,7 @@ impl ExecutionPlan for JoinKeysExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let collecting = self.collector(partition, &context);
+        let collecting = self.collecting(partition, &context);
         let input = self.input.execute(partition, context)?;
         let metrics = BaselineMetrics::new(&self.metrics, partition);
         Ok(Box::pin(Keys { input, collecting, metrics }))
@@ -185,25 +194,53 @@ impl ExecutionPlan for JoinKeysExec {
 /// A partition whose keys are gathered.
 struct Collecting {
     collector: KeyCollector,
-    keys: FilterKeys,
-    gathered: Arc<Mutex<Gathered>>,
-    filters: Arc<RuntimeFilters>,
-    context: Arc<TaskContext>,
+    columns: Vec<usize>,
+    word: Word,
     _memory: MemoryReservation,
 }
 
 impl Collecting {
     fn add(&mut self, batch: &RecordBatch) -> Result<()> {
-        let keys: Vec<_> = self.keys.columns.iter().map(|&column| Arc::clone(batch.column(column))).collect();
+        let keys: Vec<_> = self.columns.iter().map(|&column| Arc::clone(batch.column(column))).collect();
         self.collector.add(&keys)
     }
 
     fn end(self) -> Result<()> {
-        let filter = self.collector.finish()?;
+        self.word.give(self.collector.finish()?)
+    }
+}
+
+/// What a partition has to say of its keys. That they may be any, where it is dropped: it
+/// was not read to its end, as when the other side of a join above it is empty, or its keys
+/// were not gathered. Others would wait for them.
+struct Word {
+    id: FilterId,
+    types: Vec<DataType>,
+    gathered: Arc<Mutex<Gathered>>,
+    filters: Arc<RuntimeFilters>,
+    context: Arc<TaskContext>,
+    is_given: bool,
+}
+
+impl Word {
+    fn give(mut self, filter: KeyFilter) -> Result<()> {
+        self.say(filter)
+    }
+
+    fn say(&mut self, filter: KeyFilter) -> Result<()> {
+        self.is_given = true;
         let whole = self.gathered.lock().end(filter);
-        match whole {
-            Some(whole) => self.filters.publish(self.keys.id, &self.context, whole),
-            None => Ok(()),
+        whole.map_or(Ok(()), |whole| self.filters.publish(self.id, &self.context, whole))
+    }
+}
+
+impl Drop for Word {
+    fn drop(&mut self) {
+        if !self.is_given {
+            let any = KeyFilter::of_any(std::mem::take(&mut self.types));
+            if let Err(error) = self.say(any) {
+                tracing::debug!(%error, "no word of a run-time filter");
+            }
         }
     }
 }

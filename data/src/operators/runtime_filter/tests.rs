@@ -3,19 +3,23 @@ use std::time::Duration;
 
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+use datafusion::common::{JoinType, NullEquality};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::TaskContext;
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::physical_plan::{DefaultPhysicalProtoConverter, PhysicalExtensionCodec};
 use futures::{StreamExt, TryStreamExt};
 use proptest::prelude::*;
 use shoal_proto::query::RuntimeFilter;
-use shoal_proto::runtime_filter::{RuntimeFilterRelay, RuntimeFilters};
+use shoal_proto::runtime_filter::{KeyFilter, RuntimeFilterRelay, RuntimeFilters};
 
 use super::*;
 use crate::operators::OperatorCodec;
@@ -190,24 +194,114 @@ fn keys_are_told_only_when_all_partitions_are_at_their_end() {
     runs(async {
         let filters = Arc::new(RuntimeFilters::new());
         let partitions = [vec![Some(1); 20], vec![Some(2); 20]];
-        let is_told = async || tokio::time::timeout(Duration::ZERO, filters.next_part()).await.is_ok();
-        // One that is dropped half-way, then one that is read twice.
-        for again in [false, true] {
-            let gathering = JoinKeysExec::new(rows(&partitions), keys());
-            let first = gathering.execute(0, context(&filters)).unwrap();
-            let _all: Vec<RecordBatch> = first.try_collect().await.unwrap();
-            assert!(!is_told().await);
-            let mut next = gathering.execute(usize::from(!again), context(&filters)).unwrap();
-            if again {
-                while next.next().await.transpose().unwrap().is_some() {}
-            } else {
-                next.next().await.unwrap().unwrap();
-            }
-            drop(next);
-            assert!(!is_told().await);
+        let gathering = JoinKeysExec::new(rows(&partitions), keys());
+        for _again in 0..2 {
+            let stream = gathering.execute(0, context(&filters)).unwrap();
+            let _all: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+            assert!(told_now(&filters).await.is_none());
         }
-        told(&partitions, 0, 1).await;
+        let stream = gathering.execute(1, context(&filters)).unwrap();
+        let _all: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+        assert_eq!(told_now(&filters).await.unwrap().rows(), 40);
     });
+}
+
+/// What waits to be told, if anything does.
+async fn told_now(filters: &RuntimeFilters) -> Option<KeyFilter> {
+    let part = tokio::time::timeout(Duration::ZERO, filters.next_part()).await.ok()?;
+    Some(KeyFilter::from_wire(&part).unwrap().1)
+}
+
+#[test]
+fn of_keys_that_are_not_gathered_it_is_told_at_once_that_they_may_be_any() {
+    runs(async {
+        let filters = Arc::new(RuntimeFilters::new());
+        let partitions = [vec![Some(1); 20], vec![Some(2); 20]];
+        // One partition is dropped half-way, or unread.
+        for batches in [1, 0] {
+            let gathering = JoinKeysExec::new(rows(&partitions), keys());
+            let mut first = gathering.execute(0, context(&filters)).unwrap();
+            for _ in 0..batches {
+                first.next().await.unwrap().unwrap();
+            }
+            assert!(told_now(&filters).await.is_none());
+            drop(first);
+            assert!(told_now(&filters).await.unwrap().is_of_any(), "{batches} batches");
+            // Once, whatever the other one has.
+            let second = gathering.execute(1, context(&filters)).unwrap();
+            let _all: Vec<RecordBatch> = second.try_collect().await.unwrap();
+            assert!(told_now(&filters).await.is_none());
+        }
+        // There is no memory to gather them.
+        let gathering = JoinKeysExec::new(rows(&partitions), keys());
+        let little = RuntimeEnvBuilder::new().with_memory_limit(1000, 1.0).build_arc().unwrap();
+        let poor = Arc::into_inner(context(&filters)).unwrap().with_runtime(little);
+        let stream = gathering.execute(0, Arc::new(poor)).unwrap();
+        assert!(told_now(&filters).await.unwrap().is_of_any());
+        assert_eq!(stream.try_collect::<Vec<RecordBatch>>().await.unwrap().len(), 3);
+    });
+}
+
+#[test]
+fn a_join_that_the_one_above_does_not_read_says_that_its_keys_may_be_any() {
+    runs(async {
+        let filters = Arc::new(RuntimeFilters::new());
+        let joined = |built, probe| -> Arc<dyn ExecutionPlan> {
+            let key = || Arc::new(Column::new("k", 1)) as _;
+            let (mode, nulls) = (PartitionMode::Partitioned, NullEquality::NullEqualsNothing);
+            let on = vec![(key(), key())];
+            let join =
+                HashJoinExec::try_new(built, probe, on, None, &JoinType::Inner, None, mode, nulls, false);
+            Arc::new(join.unwrap())
+        };
+        let both = || rows(&[vec![Some(1)], vec![Some(2)]]);
+        let below = joined(Arc::new(JoinKeysExec::new(both(), keys())), both());
+        let above = joined(rows(&[vec![Some(1)], vec![]]), below);
+        let mut found = 0;
+        for partition in 0..2 {
+            let stream = above.execute(partition, context(&filters)).unwrap();
+            let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+            found += batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+        }
+        assert_eq!(found, 1);
+        assert!(told_now(&filters).await.unwrap().is_of_any());
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn filters_one_above_the_other_are_waited_for_at_the_same_time() {
+    let ms = Duration::from_millis;
+    let filters = Arc::new(RuntimeFilters::new());
+    tokio::time::advance(ms(300)).await;
+    let plan = (1..=3).fold(rows(&[vec![Some(1), Some(2)]]), |input, join| {
+        let keys = FilterKeys { id: FilterId { plan: 3, join }, columns: vec![1] };
+        Arc::new(RuntimeFilterExec::new(input, keys))
+    });
+    let since = tokio::time::Instant::now();
+    let stream = plan.execute(0, context(&filters)).unwrap();
+    let given: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+    assert_eq!((given[0].num_rows(), since.elapsed()), (2, ms(300)));
+    // Nor does a scan wait again that comes later.
+    assert_eq!(handed_on(&filters, vec![Some(1)]).await, [(0, Some(1))]);
+    assert_eq!(since.elapsed(), ms(300));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_filter_of_which_it_is_known_that_it_does_not_come() {
+    let filters = Arc::new(RuntimeFilters::new());
+    let stream = JoinKeysExec::new(rows(&[vec![Some(1)]]), keys()).execute(0, context(&filters)).unwrap();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let since = tokio::time::Instant::now();
+    let given = async {
+        let given = handed_on(&filters, vec![Some(1), None, Some(2)]).await;
+        (given, since.elapsed())
+    };
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        drop(stream);
+    };
+    let (given, ()) = tokio::join!(given, ends);
+    assert_eq!(given, (vec![(0, Some(1)), (1, None), (2, Some(2))], Duration::from_millis(10)));
 }
 
 #[test]
