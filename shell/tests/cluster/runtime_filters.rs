@@ -30,7 +30,7 @@ const EXCHANGED: [&str; 5] = [
 ];
 
 /// Each query, and whether rows are left out for it.
-const QUERIES: [(&str, bool); 19] = [
+const QUERIES: [(&str, bool); 22] = [
     ("SELECT f.id, f.v, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k", true),
     ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.s = d.s AND f.v < 6", true),
     ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k AND f.s = d.s", true),
@@ -59,6 +59,22 @@ const QUERIES: [(&str, bool); 19] = [
     ("SELECT k FROM rf.facts INTERSECT SELECT k FROM rf.few", false),
     ("SELECT f.id, f.s, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k WHERE f.v > 2", true),
     ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.s = d.s WHERE f.s LIKE '%1%' AND f.v < 5", true),
+    // Joins over joins, of which some partitions have nothing.
+    (
+        "SELECT f.id, d.name, e.k FROM rf.facts f JOIN rf.few d ON f.k = d.k JOIN rf.few e ON d.s = e.s \
+         WHERE e.name LIKE 'name 1%'",
+        true,
+    ),
+    (
+        "SELECT f.id, e.s FROM rf.facts f JOIN rf.few d ON f.k = d.k JOIN rf.few e ON d.name = e.name \
+         WHERE e.name = 'name 7'",
+        true,
+    ),
+    (
+        "SELECT f.v, count(*), max(g.id) FROM rf.facts f JOIN rf.facts g ON f.s = g.s AND f.v = 3 AND g.v = 3 \
+         JOIN rf.few d ON g.k = d.k WHERE d.name LIKE 'name 3%' GROUP BY f.v",
+        true,
+    ),
 ];
 
 async fn exchanging(cluster: &shoal_benches::Cluster) -> Client {
