@@ -17,4 +17,4 @@ pub use bloom::Bloom;
 pub use collector::{COLLECTOR_BYTES, KeyCollector};
 pub use key_filter::{Bounds, FilterId, KeyFilter};
 pub use relay::RuntimeFilterRelay;
-pub use task_filters::RuntimeFilters;
+pub use task_filters::{Asker, RuntimeFilters};

@@ -11,8 +11,8 @@ use super::key_filter::{FilterId, KeyFilter};
 use super::union::Union;
 use crate::query::RuntimeFilter;
 
-/// Filters of an attempt that are put together. Whoever waits for one more is told that
-/// it comes not.
+/// Filters of an attempt that are put together. Of one more it is sent that its keys may be
+/// any.
 const FILTERS_MAX: usize = 256;
 
 /// Of one attempt: in the context of its plan.
@@ -25,7 +25,7 @@ struct Relayed {
     /// For workers that come later.
     whole: Vec<RuntimeFilter>,
     known: HashSet<String>,
-    /// Without a bound of their own: what waits for them is `whole`, whose bytes they share.
+    /// Without a bound of their own: what waits in them is of `whole`, whose bytes it shares.
     workers: Vec<mpsc::UnboundedSender<RuntimeFilter>>,
 }
 

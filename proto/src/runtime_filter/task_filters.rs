@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::key_filter::{FilterId, KeyFilter};
 use crate::query::RuntimeFilter;
 
-/// Parts that wait to be sent. Of more it is only sent that they are not there: these are
-/// as many as the attempt's tasks here have joins.
+/// Parts that wait to be sent. Of one more only that is sent that its keys may be any: at most
+/// one for each join of each task here, of some bytes.
 const PARTS_WAITING_MAX: usize = 256;
 
 /// How long a filter is waited for at least. What asks for it is mostly a join that has
@@ -32,8 +32,23 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 struct Slot {
     /// What has come of it: nothing, or the whole.
     come: watch::Sender<Option<Arc<KeyFilter>>>,
-    /// Until when it is waited for; none before somebody asks.
-    due: Option<Instant>,
+    first_asked: Option<Instant>,
+    /// Until when whoever asked waits.
+    due: HashMap<Asker, Instant>,
+}
+
+/// Who reads rows that a filter is to leave out: one partition of one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Asker {
+    task: usize,
+    partition: usize,
+}
+
+impl Asker {
+    /// A partition of the task that runs in this context.
+    pub fn new(context: &Arc<TaskContext>, partition: usize) -> Self {
+        Self { task: DistributedTaskContext::from_ctx(context).task_index, partition }
+    }
 }
 
 /// Of one attempt on one worker: in the context of its tasks.
@@ -62,15 +77,23 @@ impl RuntimeFilters {
         Self::default()
     }
 
-    /// Until when to wait for these filters. For each it is, whoever asks and how often, as
-    /// long again after the first time as the attempt had had tasks here then: other partitions of
-    /// the join are seldom built later.
-    pub fn due(&self, ids: &[FilterId]) -> Instant {
+    /// Until when `asker` is to wait for a filter, and then for those `below`, of which it has
+    /// the first row only after that. It is as long again as the attempt has had tasks here when the
+    /// asker, or the one above, first asks: other partitions of the join are seldom built later.
+    /// All askers together wait no longer than the longest of them may.
+    pub fn due(&self, id: FilterId, below: &[FilterId], asker: Asker) -> Instant {
         let now = Instant::now();
         let due = now + (now - self.began).clamp(WAIT_MIN, WAIT_MAX);
         let mut slots = self.slots.lock();
-        let of_each = ids.iter().map(|id| *slots.entry(*id).or_default().due.get_or_insert(due));
-        of_each.max().unwrap_or(now)
+        let mut of = |id| {
+            let slot: &mut Slot = slots.entry(id).or_default();
+            let last = *slot.first_asked.get_or_insert(now) + WAIT_MAX;
+            *slot.due.entry(asker).or_insert(due.min(last))
+        };
+        below.iter().for_each(|id| {
+            of(*id);
+        });
+        of(id)
     }
 
     /// Those of the attempt that a plan runs in; none where it does not run as
@@ -86,10 +109,8 @@ impl RuntimeFilters {
     pub fn publish(&self, id: FilterId, context: &Arc<TaskContext>, filter: KeyFilter) -> Result<()> {
         let task = DistributedTaskContext::from_ctx(context);
         let (index, count) = (task.task_index as u32, task.task_count as u32);
-        let filter = match self.parts.lock().len() < PARTS_WAITING_MAX {
-            true => filter.folded(task.task_count),
-            false => filter.forgotten(),
-        };
+        let has_room = self.parts.lock().len() < PARTS_WAITING_MAX;
+        let filter = if has_room { filter.folded(task.task_count) } else { filter.forgotten() };
         let part = filter.to_wire(id, index, count)?;
         if count == 1 || filter.is_of_any() {
             // The whole already; other workers get it by way of the coordinator.
@@ -167,12 +188,19 @@ mod tests {
         for (age, wait) in [(0, 20), (5, 20), (300, 300), (5000, 1000)] {
             let (filters, id) = (RuntimeFilters::new(), FilterId { plan: 1, join: 0 });
             tokio::time::advance(ms(age)).await;
-            let due = filters.due(&[id]);
-            assert_eq!(due - Instant::now(), ms(wait), "after {age} ms");
-            tokio::time::advance(ms(30)).await;
-            assert_eq!(filters.due(&[id]), due);
-            let other = FilterId { join: 1, ..id };
-            assert!(filters.due(&[id, other]) > due && filters.due(&[other]) > due);
+            let (asker, below) = (Asker::new(&context(0, 2), 0), FilterId { join: 1, ..id });
+            let began = Instant::now();
+            let due = filters.due(id, &[below], asker);
+            assert_eq!(due - began, ms(wait), "after {age} ms");
+            tokio::time::advance(ms(10)).await;
+            assert_eq!(filters.due(id, &[], asker), due);
+            assert_eq!(filters.due(below, &[], asker), due, "they are waited for at the same time");
+            // Each partition by itself, until nobody waits any more.
+            for later in [Asker::new(&context(0, 2), 1), Asker::new(&context(1, 2), 0)] {
+                tokio::time::advance(ms(10)).await;
+                let last = (began.elapsed() + (Instant::now() - filters.began).max(ms(20))).min(WAIT_MAX);
+                assert_eq!(filters.due(id, &[], later) - began, last);
+            }
         }
     }
 

@@ -13,16 +13,16 @@ pub(super) struct Union {
     tasks: Option<u32>,
     seen: BTreeSet<u32>,
     so_far: Option<KeyFilter>,
-    /// Nothing that comes now makes a difference.
-    is_whole: bool,
+    /// The filter was given: nothing that comes now makes a difference.
+    is_told: bool,
 }
 
 impl Union {
-    /// Takes in the part of a task of so many. The filter, when this makes it whole:
-    /// once. It is [of any key](KeyFilter::is_of_any) as soon as a part is, and where parts
+    /// Takes in the part of a task of so many. The filter, once, as soon as the parts of others
+    /// make no difference to it. It is [of any key](KeyFilter::is_of_any) as soon as a part is, and where parts
     /// contradict one another: nobody is to wait for the others then.
     pub(super) fn add(&mut self, task: u32, tasks: u32, part: KeyFilter) -> Option<KeyFilter> {
-        if self.is_whole {
+        if self.is_told {
             return None;
         }
         let is_another = self.tasks.is_some_and(|known| known != tasks) || task >= tasks || tasks > TASKS_MAX;
@@ -35,7 +35,7 @@ impl Union {
             None => part,
         };
         if self.seen.len() == tasks as usize || so_far.is_of_any() {
-            self.is_whole = true;
+            self.is_told = true;
             return Some(so_far);
         }
         self.so_far = Some(so_far);
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn tasks_that_contradict_one_another_make_it_one_of_any_key() {
         // One that comes twice, and those of another count.
-        for (task, tasks) in [(0, 2), (1, 3), (2, 2), (1, TASKS_MAX + 1)] {
+        for (task, tasks) in [(0, 2), (1, 3), (2, 2), (0, 0), (1, TASKS_MAX + 1)] {
             let mut union = Union::default();
             assert!(union.add(0, 2, part(vec![1])).is_none());
             assert!(union.add(task, tasks, part(vec![2])).unwrap().is_of_any());

@@ -20,7 +20,7 @@ use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt;
-use shoal_proto::runtime_filter::{Bounds, FilterId, KeyFilter, RuntimeFilters};
+use shoal_proto::runtime_filter::{Asker, Bounds, FilterId, KeyFilter, RuntimeFilters};
 use tokio::sync::watch;
 
 use super::FilterKeys;
@@ -96,11 +96,10 @@ impl RuntimeFilterExec {
         &self.input
     }
 
-    /// This filter and those of operators below that are asked for their first row when
-    /// this one is.
-    fn stacked(&self) -> Vec<FilterId> {
-        let mut ids = vec![self.keys.id];
-        let mut node = &self.input;
+    /// The filters of those below that are asked for their first row as soon as this one has
+    /// waited: as far as there is one way down.
+    fn below(&self) -> Vec<FilterId> {
+        let (mut ids, mut node) = (Vec::new(), &self.input);
         loop {
             ids.extend(node.downcast_ref::<Self>().map(|filter| filter.keys.id));
             let children = node.children();
@@ -188,11 +187,10 @@ impl ExecutionPlan for RuntimeFilterExec {
         let schema = self.schema();
         let filtering = Filtering {
             coalescer: BatchCoalescer::new(Arc::clone(&schema), context.session_config().batch_size()),
-            input: Some(self.input.execute(partition, context)?),
-            columns: self.keys.columns.clone(),
+            keys: self.keys.clone(),
             slot: filters.slot(self.keys.id),
-            waits_for: Some(filters),
-            stacked: self.stacked(),
+            waits: Some(Waits { asker: Asker::new(&context, partition), filters, below: self.below() }),
+            input: Some(self.input.execute(partition, context)?),
             known: Known::NotYet,
             in_scan: self.in_scan.clone(),
             looked_at: 0,
@@ -220,16 +218,22 @@ enum Known {
     Nothing,
 }
 
+/// The first row, which is still to wait.
+struct Waits {
+    asker: Asker,
+    filters: Arc<RuntimeFilters>,
+    /// Those that are waited for at the same time.
+    below: Vec<FilterId>,
+}
+
 /// The rows of a partition.
 struct Filtering {
     /// None at its end.
     input: Option<SendableRecordBatchStream>,
-    columns: Vec<usize>,
+    keys: FilterKeys,
     slot: watch::Receiver<Option<Arc<KeyFilter>>>,
     /// None once the first row has waited.
-    waits_for: Option<Arc<RuntimeFilters>>,
-    /// This filter and those below, which are waited for at the same time.
-    stacked: Vec<FilterId>,
+    waits: Option<Waits>,
     known: Known,
     in_scan: Option<InScan>,
     /// Few rows of each batch are put together.
@@ -250,10 +254,10 @@ impl Filtering {
             if self.input.is_none() {
                 return Ok(None);
             }
-            if let Some(filters) = self.waits_for.take() {
-                let has_come = self.slot.wait_for(Option::is_some);
+            if let Some(Waits { asker, filters, below }) = self.waits.take() {
+                let due = filters.due(self.keys.id, &below, asker);
                 // Its time may be over: then rows go by without a look.
-                let _in_time = tokio::time::timeout_at(filters.due(&self.stacked), has_come).await;
+                let _in_time = tokio::time::timeout_at(due, self.slot.wait_for(Option::is_some)).await;
             }
             self.learn();
             let Some(input) = &mut self.input else { continue };
@@ -280,7 +284,7 @@ impl Filtering {
         }
         let Some(filter) = self.slot.borrow().clone() else { return };
         let schema = self.coalescer.schema();
-        let types = self.columns.iter().filter_map(|&column| schema.fields().get(column));
+        let types = self.keys.columns.iter().filter_map(|&column| schema.fields().get(column));
         let types: Vec<_> = types.map(|field| field.data_type()).collect();
         self.known = match filter.fits(types.into_iter()) && !filter.is_of_any() {
             true => Known::Keys(filter),
@@ -313,7 +317,7 @@ impl Filtering {
             return Ok(None);
         };
         let timer = self.metrics.elapsed_compute().timer();
-        let keys: Vec<_> = self.columns.iter().map(|&column| Arc::clone(batch.column(column))).collect();
+        let keys: Vec<_> = self.keys.columns.iter().map(|&column| Arc::clone(batch.column(column))).collect();
         let Ok(keep) = filter.may_have(&keys) else {
             self.known = Known::Nothing;
             self.coalescer.push_batch(batch)?;

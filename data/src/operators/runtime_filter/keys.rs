@@ -44,9 +44,10 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// Whether a partition may be gathered: once.
+    /// Whether a partition is to be gathered: once, and where that makes a difference.
     fn begin(&mut self, partition: usize) -> bool {
-        self.has_begun.get_mut(partition).is_some_and(|begun| !std::mem::replace(begun, true))
+        !self.is_told
+            && self.has_begun.get_mut(partition).is_some_and(|begun| !std::mem::replace(begun, true))
     }
 
     /// Takes in a partition that is at its end; what all have, as soon as the others make no
@@ -97,7 +98,7 @@ impl JoinKeysExec {
     }
 
     /// What gathers a partition. None where its keys are not asked for, were
-    /// gathered before, or find no memory.
+    /// gathered before, make no difference, or find no memory.
     fn collecting(&self, partition: usize, context: &Arc<TaskContext>) -> Option<Collecting> {
         let filters = RuntimeFilters::of(context)?;
         let types = self.types()?;
@@ -200,12 +201,17 @@ struct Collecting {
 }
 
 impl Collecting {
+    /// Whether others have said already that keys may be any.
+    fn is_in_vain(&self) -> bool {
+        self.word.gathered.lock().is_told
+    }
+
     fn add(&mut self, batch: &RecordBatch) -> Result<()> {
         let keys: Vec<_> = self.columns.iter().map(|&column| Arc::clone(batch.column(column))).collect();
         self.collector.add(&keys)
     }
 
-    fn end(self) -> Result<()> {
+    fn end(mut self) -> Result<()> {
         self.word.give(self.collector.finish()?)
     }
 }
@@ -223,11 +229,7 @@ struct Word {
 }
 
 impl Word {
-    fn give(mut self, filter: KeyFilter) -> Result<()> {
-        self.say(filter)
-    }
-
-    fn say(&mut self, filter: KeyFilter) -> Result<()> {
+    fn give(&mut self, filter: KeyFilter) -> Result<()> {
         self.is_given = true;
         let whole = self.gathered.lock().end(filter);
         whole.map_or(Ok(()), |whole| self.filters.publish(self.id, &self.context, whole))
@@ -238,7 +240,7 @@ impl Drop for Word {
     fn drop(&mut self) {
         if !self.is_given {
             let any = KeyFilter::of_any(std::mem::take(&mut self.types));
-            if let Err(error) = self.say(any) {
+            if let Err(error) = self.give(any) {
                 tracing::debug!(%error, "no word of a run-time filter");
             }
         }
@@ -253,11 +255,12 @@ struct Keys {
 }
 
 impl Keys {
-    /// A filter is never worth an error: it is not made then.
+    /// A filter is never worth an error: it is then one of any key.
     fn gather(&mut self, batch: Option<&RecordBatch>) {
         let _timer = self.metrics.elapsed_compute().timer();
         let Some(mut collecting) = self.collecting.take() else { return };
         let gathered = match batch {
+            Some(_) if collecting.is_in_vain() => Ok(()),
             Some(batch) => collecting.add(batch).map(|()| self.collecting = Some(collecting)),
             None => collecting.end(),
         };

@@ -61,11 +61,21 @@ fn context(filters: &Arc<RuntimeFilters>) -> Arc<TaskContext> {
 /// What a task whose partitions have these keys tells the coordinator, as one of
 /// so many tasks.
 async fn told(partitions: &[Keys], task: u32, tasks: u32) -> RuntimeFilter {
+    told_of(partitions, &[], task, tasks).await
+}
+
+/// The same, where partitions are dropped after so many batches before they are read to
+/// their end.
+async fn told_of(partitions: &[Keys], dropped: &[Option<usize>], task: u32, tasks: u32) -> RuntimeFilter {
     let filters = Arc::new(RuntimeFilters::new());
     let gathering: Arc<dyn ExecutionPlan> = Arc::new(JoinKeysExec::new(rows(partitions), keys()));
     for (partition, keys) in partitions.iter().enumerate() {
-        let stream = gathering.execute(partition, context(&filters)).unwrap();
-        let handed_on: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+        let execute = || gathering.execute(partition, context(&filters)).unwrap();
+        if let Some(batches) = dropped.get(partition).copied().flatten() {
+            let mut some = execute().take(batches);
+            while some.next().await.transpose().unwrap().is_some() {}
+        }
+        let handed_on: Vec<RecordBatch> = execute().try_collect().await.unwrap();
         let rows: usize = handed_on.iter().map(RecordBatch::num_rows).sum();
         assert_eq!(rows, keys.len());
     }
@@ -98,22 +108,29 @@ fn some_keys() -> impl Strategy<Value = Keys> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// However keys are dealt to tasks and partitions.
+    /// However keys are dealt to tasks and partitions, also where some of these are dropped and
+    /// read again.
     #[test]
     fn no_row_with_a_partner_is_left_out_and_order_stays(
         tasks in prop::collection::vec(prop::collection::vec(some_keys(), 1..4), 1..5),
+        dropped in prop::collection::vec(prop::option::weighted(0.3, 0..4_usize), 0..3),
         probe in some_keys(),
     ) {
         let (all, given) = runs(async {
             let relay = RuntimeFilterRelay::new();
             let mut whole = relay.join("worker").unwrap();
             let count = tasks.len() as u32;
+            let mut come = None;
             for (task, partitions) in (0..).zip(&tasks) {
-                assert!(whole.try_recv().is_err(), "whole before task {task} of {count}");
-                relay.take_in(&told(partitions, task, count).await);
+                let is_of_any = come.as_ref().is_some_and(|come| KeyFilter::from_wire(come).unwrap().1.is_of_any());
+                assert!(come.is_none() || is_of_any, "whole before task {task} of {count}");
+                let dropped = if task == 0 { &dropped[..] } else { &[] };
+                relay.take_in(&told_of(partitions, dropped, task, count).await);
+                come = come.or(whole.try_recv().ok());
             }
+            assert!(whole.try_recv().is_err(), "once");
             let filters = Arc::new(RuntimeFilters::new());
-            filters.deliver(&whole.try_recv().unwrap());
+            filters.deliver(&come.unwrap());
             let given = handed_on(&filters, probe.clone()).await;
             ((0..).zip(probe).collect::<Vec<(i64, Option<i64>)>>(), given)
         });
@@ -123,7 +140,9 @@ proptest! {
         prop_assert_eq!(needed, given.iter().filter(has_partner).collect::<Vec<_>>());
         let mut in_order = all.iter();
         prop_assert!(given.iter().all(|row| in_order.any(|other| other == row)), "another order, or other rows");
-        prop_assert!(given.iter().all(|row| row.1.is_some()), "a key that is null has no partner");
+        if dropped.iter().all(Option::is_none) {
+            prop_assert!(given.iter().all(|row| row.1.is_some()), "a key that is null has no partner");
+        }
     }
 }
 
@@ -281,27 +300,35 @@ async fn filters_one_above_the_other_are_waited_for_at_the_same_time() {
     let stream = plan.execute(0, context(&filters)).unwrap();
     let given: Vec<RecordBatch> = stream.try_collect().await.unwrap();
     assert_eq!((given[0].num_rows(), since.elapsed()), (2, ms(300)));
-    // Nor does a scan wait again that comes later.
-    assert_eq!(handed_on(&filters, vec![Some(1)]).await, [(0, Some(1))]);
-    assert_eq!(since.elapsed(), ms(300));
 }
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_filter_of_which_it_is_known_that_it_does_not_come() {
-    let filters = Arc::new(RuntimeFilters::new());
-    let stream = JoinKeysExec::new(rows(&[vec![Some(1)]]), keys()).execute(0, context(&filters)).unwrap();
-    tokio::time::advance(Duration::from_secs(5)).await;
-    let since = tokio::time::Instant::now();
-    let given = async {
-        let given = handed_on(&filters, vec![Some(1), None, Some(2)]).await;
-        (given, since.elapsed())
-    };
-    let ends = async {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        drop(stream);
-    };
-    let (given, ()) = tokio::join!(given, ends);
-    assert_eq!(given, (vec![(0, Some(1)), (1, None), (2, Some(2))], Duration::from_millis(10)));
+    let ms = Duration::from_millis;
+    // Where the join is, and on another worker; of one task of the join, and of one of two.
+    for (elsewhere, tasks) in [(false, 1), (true, 1), (true, 2)] {
+        let joining = Arc::new(RuntimeFilters::new());
+        let reading = if elsewhere { Arc::new(RuntimeFilters::new()) } else { Arc::clone(&joining) };
+        let gathering = JoinKeysExec::new(rows(&[vec![Some(1)]]), keys());
+        let stream = gathering.execute(0, context(&joining)).unwrap();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let since = tokio::time::Instant::now();
+        let given = async {
+            let given = handed_on(&reading, vec![Some(1), None, Some(2)]).await;
+            (given, since.elapsed())
+        };
+        let ends = async {
+            tokio::time::sleep(ms(10)).await;
+            drop(stream);
+            let relay = RuntimeFilterRelay::new();
+            let mut whole = relay.join("reading").unwrap();
+            relay.take_in(&RuntimeFilter { tasks, ..joining.next_part().await });
+            reading.deliver(&whole.try_recv().unwrap());
+        };
+        let (given, ()) = tokio::join!(given, ends);
+        let all = vec![(0, Some(1)), (1, None), (2, Some(2))];
+        assert_eq!(given, (all, ms(10)), "elsewhere: {elsewhere}, of {tasks}");
+    }
 }
 
 #[test]
