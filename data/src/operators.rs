@@ -23,7 +23,7 @@ use self::slices::InSlices;
 
 pub use self::plain_filter::is_plain_filter;
 pub use self::runtime_filter::{
-    FilterKeys, JoinKeysExec, ROWS_PRUNED_METRIC, RuntimeFilterExec, into_scans, passage,
+    FilterKeys, JoinKeysExec, ROWS_PRUNED_METRIC, RuntimeFilterExec, WAIT_METRIC, into_scans, passage,
 };
 
 /// An input in batches that hold no more than their own rows.

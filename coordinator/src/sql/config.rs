@@ -160,7 +160,7 @@ impl ExtensionOptions for ShoalConfig {
             entry(
                 "task_bytes",
                 size_text(self.task_bytes),
-                "Bytes that a task reads, decoded, of the columns that are needed. Small queries pay most for being distributed.",
+                "Bytes that one thread of a task reads, decoded, of the columns that are needed. Small queries pay most for being distributed.",
             ),
             entry(
                 "load_task_bytes",

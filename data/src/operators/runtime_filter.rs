@@ -14,7 +14,7 @@ use datafusion::common::{Result, internal_datafusion_err};
 use serde::{Deserialize, Serialize};
 use shoal_proto::runtime_filter::FilterId;
 
-pub use self::filter::{ROWS_PRUNED_METRIC, RuntimeFilterExec};
+pub use self::filter::{ROWS_PRUNED_METRIC, RuntimeFilterExec, WAIT_METRIC};
 pub use self::keys::JoinKeysExec;
 pub use self::passage::passage;
 pub use self::scans::into_scans;

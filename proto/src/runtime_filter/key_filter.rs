@@ -41,7 +41,7 @@ pub struct Bounds {
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyFilter {
     pub(super) types: Vec<DataType>,
-    /// Rows that have a key.
+    /// Rows that have a key; [`u64::MAX`] where it is of any.
     pub(super) rows: u64,
     /// Of each column; none where they are not known.
     pub(super) bounds: Vec<Option<Bounds>>,

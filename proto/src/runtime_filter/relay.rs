@@ -11,8 +11,8 @@ use super::key_filter::{FilterId, KeyFilter};
 use super::union::Union;
 use crate::query::RuntimeFilter;
 
-/// Filters of an attempt that are put together. Of one more it is sent that its keys may be
-/// any.
+/// Filters of an attempt that are put together. Of one more only some bytes are kept: that its
+/// keys may be any.
 const FILTERS_MAX: usize = 256;
 
 /// Of one attempt: in the context of its plan.

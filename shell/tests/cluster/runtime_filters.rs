@@ -59,7 +59,7 @@ const QUERIES: [(&str, bool); 22] = [
     ("SELECT k FROM rf.facts INTERSECT SELECT k FROM rf.few", false),
     ("SELECT f.id, f.s, d.name FROM rf.facts f JOIN rf.few d ON f.k = d.k WHERE f.v > 2", true),
     ("SELECT f.id, d.name FROM rf.facts f JOIN rf.few d ON f.s = d.s WHERE f.s LIKE '%1%' AND f.v < 5", true),
-    // Joins over joins, of which some partitions have nothing.
+    // Joins over joins.
     (
         "SELECT f.id, d.name, e.k FROM rf.facts f JOIN rf.few d ON f.k = d.k JOIN rf.few e ON d.s = e.s \
          WHERE e.name LIKE 'name 1%'",

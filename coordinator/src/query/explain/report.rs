@@ -15,11 +15,11 @@ use datafusion_distributed::{
 };
 
 use shoal_data::SegmentName;
-use shoal_data::operators::ROWS_PRUNED_METRIC;
+use shoal_data::operators::{ROWS_PRUNED_METRIC, WAIT_METRIC};
 use shoal_proto::{TableId, WorkerId};
 
 use super::split::{TimeSplit, count};
-use super::work::{Part, Work, sum_of, times};
+use super::work::{Part, Work, longest_of, sum_of, times};
 use crate::query::shard_streams::{ShardStreamsExec, streams_of};
 use crate::query::timeline::Elapsed;
 use crate::query::view::View;
@@ -58,6 +58,9 @@ pub async fn explain_analyze(
     let split = TimeSplit { elapsed, work: report.work };
     Ok(format!("{}{split}", report.text))
 }
+
+/// Shorter waits for a run-time filter are not told: they are the way of a message.
+const WAIT_TOLD: Duration = Duration::from_millis(1);
 
 struct Report<'a> {
     text: String,
@@ -249,6 +252,10 @@ impl Report<'_> {
             let pruned = sum_of(metrics, ROWS_PRUNED_METRIC);
             if pruned > 0 {
                 notes.push(format!("pruned={}", count(pruned as u64)));
+            }
+            let waited = Duration::from_nanos(longest_of(metrics, WAIT_METRIC) as u64);
+            if waited >= WAIT_TOLD {
+                notes.push(format!("waited={}", time(waited)));
             }
             for (label, name) in [("read", "bytes_scanned"), ("spilled", "spilled_bytes")] {
                 let amount = sum_of(metrics, name);

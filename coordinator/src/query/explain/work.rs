@@ -154,6 +154,12 @@ pub(super) fn times(metrics: &MetricsSet) -> impl Iterator<Item = (&Metric, Dura
     })
 }
 
+/// The largest value of a metric in any partition and task.
+pub(super) fn longest_of(metrics: &MetricsSet, name: &str) -> usize {
+    let values = metrics.iter().map(|metric| metric.value()).filter(|value| value.name() == name);
+    values.map(MetricValue::as_usize).max().unwrap_or(0)
+}
+
 /// The sum of a metric over partitions and tasks.
 pub(super) fn sum_of(metrics: &MetricsSet, name: &str) -> usize {
     metrics

@@ -14,11 +14,13 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{BinaryExpr, DynamicFilterPhysicalExpr, lit};
 use datafusion::physical_plan::execution_plan::CardinalityEffect;
 use datafusion::physical_plan::metrics::{
-    BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet,
+    BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, Time,
 };
 use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
+};
 use futures::StreamExt;
 use shoal_proto::runtime_filter::{Asker, Bounds, FilterId, KeyFilter, RuntimeFilters};
 use tokio::sync::watch;
@@ -27,14 +29,16 @@ use super::FilterKeys;
 
 /// Rows that were left out.
 pub const ROWS_PRUNED_METRIC: &str = "runtime_filter_rows_pruned";
+/// Time that the first row waited.
+pub const WAIT_METRIC: &str = "runtime_filter_wait";
 
 /// Of so many rows at least a sixteenth must be left out, or the rest is handed
 /// on without a look.
 const TRIAL_ROWS: usize = 128 * 1024;
 
 /// Leaves out rows that have no partner in a join, once it is known what there
-/// is. The first row waits for that until it is [due](RuntimeFilters::due). After that, and
-/// where it never comes, all rows are handed on.
+/// is. The first row waits for that until it is [due](RuntimeFilters::due). Rows that go by
+/// before it comes are handed on, and all are where it never does.
 #[derive(Debug)]
 pub struct RuntimeFilterExec {
     input: Arc<dyn ExecutionPlan>,
@@ -96,15 +100,18 @@ impl RuntimeFilterExec {
         &self.input
     }
 
-    /// The filters of those below that are asked for their first row as soon as this one has
-    /// waited: as far as there is one way down.
+    /// The filters of those below of which a partition is asked for its first row as soon as that
+    /// of this one has waited: as far as there is one way down, and the partitions are the same.
     fn below(&self) -> Vec<FilterId> {
         let (mut ids, mut node) = (Vec::new(), &self.input);
+        let partitions = |node: &Arc<dyn ExecutionPlan>| node.output_partitioning().partition_count();
+        let own = partitions(node);
         loop {
             ids.extend(node.downcast_ref::<Self>().map(|filter| filter.keys.id));
-            let children = node.children();
-            let [input] = children.as_slice() else { return ids };
-            node = input;
+            match node.children().as_slice() {
+                [input] if partitions(input) == own => node = input,
+                _ => return ids,
+            }
         }
     }
 
@@ -196,6 +203,7 @@ impl ExecutionPlan for RuntimeFilterExec {
             looked_at: 0,
             left_out: 0,
             rows_pruned: MetricBuilder::new(&self.metrics).counter(ROWS_PRUNED_METRIC, partition),
+            waited: MetricBuilder::new(&self.metrics).subset_time(WAIT_METRIC, partition),
             metrics: BaselineMetrics::new(&self.metrics, partition),
         };
         let rows = futures::stream::try_unfold(filtering, |mut filtering| async move {
@@ -241,6 +249,7 @@ struct Filtering {
     looked_at: usize,
     left_out: usize,
     rows_pruned: Count,
+    waited: Time,
     metrics: BaselineMetrics,
 }
 
@@ -255,6 +264,7 @@ impl Filtering {
                 return Ok(None);
             }
             if let Some(Waits { asker, filters, below }) = self.waits.take() {
+                let _timer = self.waited.timer();
                 let due = filters.due(self.keys.id, &below, asker);
                 // Its time may be over: then rows go by without a look.
                 let _in_time = tokio::time::timeout_at(due, self.slot.wait_for(Option::is_some)).await;
