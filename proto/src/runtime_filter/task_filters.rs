@@ -79,8 +79,8 @@ impl RuntimeFilters {
 
     /// Until when `asker` waits for a filter. The same time holds for those `below`, which it
     /// comes to only after that. It is as long again as the attempt has had tasks here, as other
-    /// partitions of the join are seldom built later: between [`WAIT_MIN`] and [`WAIT_MAX`], and
-    /// not later than [`WAIT_MAX`] after anybody first asked.
+    /// partitions of the join are seldom built later: at least 20 ms, and at most a second after
+    /// anybody first asked.
     pub fn due(&self, id: FilterId, below: &[FilterId], asker: Asker) -> Instant {
         let now = Instant::now();
         let due = now + (now - self.began).clamp(WAIT_MIN, WAIT_MAX);
